@@ -1,0 +1,1 @@
+"""Domain instruction tuning of LLaMA in JAX. Importing this package imports nothing else."""

@@ -1,0 +1,226 @@
+"""Where weights live on disk.
+
+A model directory, made by `convert` or by `train`, holds:
+
+    config.json, tokenizer files ...      as in a Hugging Face model folder
+    checkpoints/STEP/params               Orbax; a converted model is step 0
+    checkpoints/STEP/opt_state            only where training left it
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from alpacare_jax import params as params_lib
+from alpacare_jax import tokenizer as tokenizer_lib
+from alpacare_jax.llama import LlamaConfig, Params
+
+MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_lib.TOKENIZER_FILES)
+"""Files that travel with the weights, unchanged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often training saves, and how much is kept. The best by eval loss is always kept."""
+
+    every_steps: int  # save every so many steps, and at the end; 0: at the end only
+    keep: int  # how many of the latest are kept
+
+    def __post_init__(self):
+        if self.every_steps < 0 or self.keep < 1:
+            raise ValueError(
+                "checkpoint.every_steps must be at least 0, checkpoint.keep at least 1"
+            )
+
+
+def read_config(directory: str | Path) -> LlamaConfig:
+    """The model's shape, from `config.json`."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} has no config.json: not a model directory; make one with "
+            "python -m alpacare_jax.convert from_hf"
+        )
+    try:
+        return LlamaConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error.msg}") from None
+
+
+def load_tokenizer(directory: str | Path) -> tokenizer_lib.Tokenizer:
+    """The tokenizer of a model directory, checked against its config."""
+    config, tokenizer = read_config(directory), tokenizer_lib.load(directory)
+    tokenizer_lib.check_matches(
+        tokenizer,
+        vocab_size=config.vocab_size,
+        eos_token_ids=config.eos_token_ids,
+        bos_token_id=config.bos_token_id,
+    )
+    return tokenizer
+
+
+def copy_model_files(source: str | Path, target: str | Path) -> None:
+    """Copies config and tokenizer files; `target` must exist."""
+    for name in MODEL_FILES:
+        if (file := Path(source) / name).is_file():
+            shutil.copyfile(file, Path(target) / name)
+
+
+def _steps(directory: Path) -> list[ocp.training.CheckpointMetadata]:
+    if not (directory / "checkpoints").is_dir():
+        return []
+    with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer:
+        return list(checkpointer.checkpoints)
+
+
+def _eval_loss(metrics: Any) -> float:
+    return (metrics or {}).get("eval_loss", float("inf"))
+
+
+def find_step(directory: str | Path, step: str = "best") -> int:
+    """Resolves `best` (lowest eval loss, else latest), `latest` or a number to a saved step."""
+    saved = _steps(Path(directory).absolute())
+    if not saved:
+        raise FileNotFoundError(f"{directory} holds no finished checkpoint")
+    if step == "latest":
+        return saved[-1].step
+    if step == "best":
+        return min(reversed(saved), key=lambda c: _eval_loss(c.metrics)).step
+    steps = [c.step for c in saved]
+    if not step.isdigit() or int(step) not in steps:
+        raise ValueError(f"no step {step!r} in {directory}; saved steps are {steps}, best, latest")
+    return int(step)
+
+
+def load_params(
+    directory: str | Path,
+    config: LlamaConfig,
+    *,
+    step: str = "best",
+    dtype: jnp.dtype | None = None,
+    shardings: Params | None = None,
+) -> Params:
+    """Restores the weights of a model directory.
+
+    Args:
+      dtype: cast to it while reading; None keeps each array's stored dtype.
+      shardings: tree of NamedSharding; None puts all on the first device.
+
+    Raises:
+      ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
+    """
+    directory = Path(directory).absolute()
+    path = directory / "checkpoints" / str(find_step(directory, step))
+    stored = params_lib.flatten(ocp.metadata(path, "params").metadata)
+    wanted = params_lib.flatten(params_lib.abstract(config))
+    for name in wanted.keys() | stored.keys():
+        if name not in stored or name not in wanted:
+            raise ValueError(
+                f"{path} {'lacks' if name in wanted else 'has an extra'} weight {name}: "
+                "its config.json belongs to another model"
+            )
+        if stored[name].shape != wanted[name].shape:
+            raise ValueError(
+                f"{path}: weight {name} has shape {stored[name].shape}, config.json asks for "
+                f"{wanted[name].shape}: it belongs to another model"
+            )
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = shardings or jax.tree.map(lambda _: one, wanted)
+    flat_shardings = params_lib.flatten(shardings)
+    target = params_lib.tree(
+        config,
+        lambda w: jax.ShapeDtypeStruct(
+            wanted[w.path].shape, dtype or stored[w.path].dtype, sharding=flat_shardings[w.path]
+        ),
+    )
+    return ocp.load(path, target, checkpointable_name="params")
+
+
+def save_params(directory: str | Path, params: Params) -> None:
+    """Writes the weights as step 0 of a model directory that already has its `config.json`."""
+    path = Path(directory).absolute() / "checkpoints" / "0"
+    ocp.save_checkpointables(path, {"params": params})
+
+
+class TrainingCheckpoints:
+    """Saves and restores {params, opt_state} by step, in the background."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig):
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute() / "checkpoints",
+            save_decision_policy=_SaveWhenAsked(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(config.keep),
+                    policies.BestN(get_metric_fn=lambda metrics: -_eval_loss(metrics), n=1),
+                ]
+            ),
+            cleanup_tmp_directories=True,  # what a killed save left behind
+        )
+        self._directory = directory
+        self._pending: tuple[int, ocp.AsyncResponse] | None = None
+
+    @property
+    def latest(self) -> int | None:
+        """The last step whose save is complete."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Copies the state off the devices and writes it in the background.
+
+        Raises:
+          OSError: this save or the one before failed; earlier checkpoints stay usable.
+        """
+        self.wait()
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._directory).free
+        if free < need:
+            raise OSError(
+                f"step {step} not saved: it needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+                f"free; the last good checkpoint is step {self.latest}; free space and run again"
+            )
+        try:
+            response = self._checkpointer.save_checkpointables_async(step, state, metrics=metrics)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._save_error(step, error) from error
+        self._pending = (step, response) if response else None
+
+    def wait(self) -> None:
+        """Returns when nothing is being written; raises OSError where the last save failed."""
+        if self._pending:
+            (step, response), self._pending = self._pending, None
+            try:
+                response.result()
+            except (OSError, ValueError, RuntimeError) as error:
+                raise self._save_error(step, error) from error
+
+    def _save_error(self, step: int, error: Exception) -> OSError:
+        self._checkpointer.reload()
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return OSError(
+            f"step {step} not saved ({reason}); the last good checkpoint is step {self.latest}; "
+            "free disk space and run again"
+        )
+
+    def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
+        """The state saved at `step`, in the dtypes and shardings of `abstract_state`."""
+        return self._checkpointer.load_checkpointables(step, abstract_state)
+
+    def close(self) -> None:
+        self.wait()
+        self._checkpointer.close()
+
+
+class _SaveWhenAsked:
+    """The training loop decides when to save, not Orbax."""
+
+    def should_save(self, *_, **__) -> bool:
+        return True

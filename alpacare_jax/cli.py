@@ -1,0 +1,48 @@
+"""How every command of this package starts and ends: exit codes and one-line errors."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def fail(error: Exception) -> int:
+    """Prints `error` on stderr in one line and returns exit code 1."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr)
+    return 1
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main(argv)` under absl flags and exits the process.
+
+    Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
+    the traceback instead). 2: wrong flags.
+    """
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error instead of one line.")
+
+    def parse(argv: Sequence[str]) -> Sequence[str]:
+        try:
+            # A .py config runs while flags are parsed, so its errors surface here too.
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            print(f"error: {error} (see --help)", file=sys.stderr)
+            sys.exit(2)
+        except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        return rest
+
+    def guarded(argv: Sequence[str]) -> int:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells its whole story at INFO
+        try:
+            return main(argv) or 0
+        except USER_ERRORS as error:
+            if flags.FLAGS.debug:
+                raise
+            return fail(error)
+
+    app.run(guarded, flags_parser=parse)

@@ -1,0 +1,270 @@
+"""From instruction records to packed batches: `batch(step)` is a pure function.
+
+records -> token ids and loss mask -> shuffled steps -> rows packed exactly -> arrays
+"""
+
+import dataclasses
+import math
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from alpacare_jax.prompts import Template
+from alpacare_jax.records import Example, read_examples
+from alpacare_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    path: str  # Examples: .jsonl or .json, .gz or not
+    eval_path: str  # held-out Examples; "" takes eval_share of path instead
+    eval_share: float  # share of path held out, 0 for none
+    template: str  # key of prompts.TEMPLATES
+    max_length: int  # longest example in tokens, BOS and EOS included
+    overlong: str  # what to do with longer ones: truncate, drop or error
+    row_multiple: int  # packed rows have a multiple of this many tokens
+
+    def __post_init__(self):
+        if self.overlong not in ("truncate", "drop", "error"):
+            raise ValueError(f"data.overlong is {self.overlong!r}; choose truncate, drop or error")
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"data.eval_share is {self.eval_share}; it must be in [0, 1)")
+        if self.eval_share and self.eval_path:
+            raise ValueError("set data.eval_path or data.eval_share, not both")
+        if self.row_multiple < 1 or self.max_length < 2:
+            raise ValueError("data.row_multiple must be at least 1, data.max_length at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Token ids of prompt, response and EOS; loss falls on ids[prompt_length:]."""
+
+    ids: np.ndarray  # int32
+    prompt_length: int
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+
+def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) -> list[int]:
+    """BOS, where the tokenizer has the habit, and the prompt."""
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    return bos + tokenizer.encode(template.prompt(example.instruction, example.input))
+
+
+def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -> Encoded:
+    """Prompt and response are tokenised apart, so no token straddles the boundary.
+
+    ids           = [BOS, 10, 11, 12, 20, 21, EOS]
+    prompt_length = 4
+    """
+    prompt = encode_prompt(example, tokenizer, template)
+    response = tokenizer.encode(example.output, continuation=True)
+    ids = np.array([*prompt, *response, tokenizer.eos_id], np.int32)
+    return Encoded(ids, len(prompt))
+
+
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    template: Template,
+    config: DataConfig,
+    report: Callable[[str], None],
+) -> list[Encoded]:
+    """Encodes every example that can be trained on; `report` is told of each kind left out.
+
+    Truncation cuts the end, EOS included, as the original does: a cut answer must not teach the
+    model to stop there.
+
+    Raises:
+      ValueError: an example is over-long under `overlong="error"`, or none is left.
+    """
+    kept, empty, overlong, promptonly = [], 0, 0, 0
+    for example in examples:
+        if not example.output.strip():
+            empty += 1
+            continue
+        encoded = encode_example(example, tokenizer, template)
+        if len(encoded.ids) > config.max_length:
+            if config.overlong == "error":
+                raise ValueError(
+                    f"example {example.id} is {len(encoded.ids):,} tokens, over data.max_length "
+                    f"{config.max_length:,}; raise it or set data.overlong to truncate or drop"
+                )
+            overlong += 1
+            encoded = Encoded(encoded.ids[: config.max_length], encoded.prompt_length)
+            if config.overlong == "drop":
+                continue
+            if encoded.num_targets <= 0:
+                promptonly += 1
+                continue
+        kept.append(encoded)
+    done = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
+    for number, what in (
+        (empty, "with an empty output dropped"),
+        (overlong, f"over {config.max_length:,} tokens {done}"),
+        (promptonly, "of those dropped: the prompt alone fills the length"),
+    ):
+        if number:
+            report(f"{number:,} of {len(examples):,} examples {what}")
+    if not kept:
+        raise ValueError("no example is left to train on; see data.max_length and data.overlong")
+    return kept
+
+
+def split(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """(training, held-out) examples: a random `share`, rounded up, is held out."""
+    held = math.ceil(share * len(examples))
+    order = _shuffled(len(examples), seed, epoch=-1)
+    chosen = set(order[:held].tolist())
+    return (
+        [example for i, example in enumerate(examples) if i not in chosen],
+        [example for i, example in enumerate(examples) if i in chosen],
+    )
+
+
+def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A random order of n items that depends on (n, seed, epoch) alone; epoch -1 is the split's."""
+    draws = np.random.Generator(np.random.Philox(key=[seed, epoch + 1])).random(n)
+    return np.argsort(draws, kind="stable")
+
+
+def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Best-fit decreasing: puts every item into the fullest row that still holds it.
+
+    >>> pack([5, 3, 4, 2], row_length=7)
+    [[0, 3], [2, 1]]
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = bisect_left(room, (lengths[item], 0))
+        if at == len(room):
+            rows.append([])
+            free, row = row_length, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+        rows[row].append(item)
+        insort(room, (free - lengths[item], row))
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The arrays of one optimiser step, [A, R, T]: A micro-batches of R rows of T tokens.
+
+    One row that packs two examples, prompt lengths 2 and 1, ids [1, 10, 20, 2] and [1, 30, 2]:
+
+        tokens    = [ 1, 10, 20,  2,  1, 30,  2,  0]
+        targets   = [10, 20,  2,  0, 30,  2,  0,  0]
+        weights   = [ 0,  1,  1,  0,  1,  1,  0,  0] / num_targets
+        segments  = [ 1,  1,  1,  1,  2,  2,  2,  0]
+        positions = [ 0,  1,  2,  3,  0,  1,  2,  0]
+
+    Weights are divided by the number of targets of the whole step, so gradients of micro-batches
+    add up to the gradient of the mean over tokens, wherever the rows lie.
+    """
+
+    arrays: dict[str, np.ndarray]
+    num_micro: int  # micro-batches that hold anything; the rest of A is padding
+    num_tokens: int  # real tokens
+    num_computed: int  # tokens the device works on: num_micro * R * T
+    num_targets: int
+    num_pairs: int  # query-key pairs that attention needs: sum of n (n + 1) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Batcher:
+    """Cuts encoded examples into optimiser steps.
+
+    Which examples a step holds depends on (examples, seed, batch_size, step) alone: the same on
+    any mesh, on any number of hosts and after any restart. How they are laid out in rows depends
+    on the device count too, which changes no result beyond rounding.
+    """
+
+    examples: Sequence[Encoded]
+    batch_size: int  # examples a step, over all devices
+    seed: int
+    row_multiple: int
+    row_groups: int  # rows come in multiples of this: the devices that share the batch
+    microbatch_tokens: int  # most tokens of one micro-batch on one device
+    attention_cost: float = 0.0  # cost of a token attending to one more, relative to a token
+
+    def __post_init__(self):
+        if len(self.examples) < self.batch_size:
+            raise ValueError(
+                f"{len(self.examples):,} training examples do not fill one batch of "
+                f"{self.batch_size:,}; lower train.batch_size or add examples"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches only, as in the original: 52,002 examples give 406 of 128."""
+        return len(self.examples) // self.batch_size
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(len(example.ids) for example in self.examples)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which examples step `step` (from 0) holds; every epoch has an order of its own."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = _shuffled(len(self.examples), self.seed, epoch)
+        return order[within * self.batch_size : (within + 1) * self.batch_size]
+
+    def _micro_rows(self, row_length: int) -> int:
+        return self.row_groups * max(1, self.microbatch_tokens // row_length)
+
+    def _layout(self, lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
+        """The row length, a multiple of row_multiple, that costs least, and its rows."""
+        round_up = lambda n: -(-n // self.row_multiple) * self.row_multiple  # noqa: E731
+        best = None
+        for T in range(round_up(max(lengths)), round_up(self._longest) + 1, self.row_multiple):
+            rows = pack(lengths, T)
+            R = self._micro_rows(T)
+            cost = -(-len(rows) // R) * R * T * (1 + self.attention_cost * T)
+            if best is None or cost < best[0]:
+                best = cost, T, rows
+        return best[1:]
+
+    def batch(self, step: int) -> Step:
+        """The arrays of optimiser step `step`, counted from 0."""
+        chosen = [self.examples[i] for i in self.indices(step)]
+        T, rows = self._layout([len(e.ids) for e in chosen])
+        R = self._micro_rows(T)
+        # A covers the worst case, one example a row, so each row length compiles just once; the
+        # step runs only the micro-batches that hold something.
+        A = -(-self.batch_size // R)
+        num_targets = sum(e.num_targets for e in chosen)
+        arrays = {
+            name: np.zeros((A * R, T), np.float32 if name == "weights" else np.int32)
+            for name in ("tokens", "targets", "weights", "segments", "positions")
+        }
+        for row, items in enumerate(rows):
+            start = 0
+            for segment, example in enumerate((chosen[i] for i in items), start=1):
+                n, end = len(example.ids), start + len(example.ids)
+                arrays["tokens"][row, start:end] = example.ids
+                arrays["targets"][row, start : end - 1] = example.ids[1:]
+                arrays["weights"][row, start + example.prompt_length - 1 : end - 1] = (
+                    1 / num_targets
+                )
+                arrays["segments"][row, start:end] = segment
+                arrays["positions"][row, start:end] = np.arange(n)
+                start = end
+        num_micro = -(-len(rows) // R)
+        return Step(
+            arrays={name: array.reshape(A, R, T) for name, array in arrays.items()},
+            num_micro=num_micro,
+            num_tokens=sum(len(e.ids) for e in chosen),
+            num_computed=num_micro * R * T,
+            num_targets=num_targets,
+            num_pairs=sum(len(e.ids) * (len(e.ids) + 1) // 2 for e in chosen),
+        )

@@ -1,0 +1,308 @@
+"""Continuous batching: a fixed number of slots, each refilled as soon as its answer ends.
+
+A batch that waits for its longest answer computes mostly for rows that are done. Here a finished
+row makes room for the next prompt at once, and when no prompt is left the batch shrinks.
+
+No answer depends on its neighbours: prompts are prefilled one at a time, rows of a decode step
+never mix, and a sampled token depends on (seed, request, position) alone.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alpacare_jax.llama import Llama, LlamaConfig, Params
+
+BUCKET = 64
+"""Prompts are padded, and the cache grows, to this times a power of two: few compilations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the logits. Order and meaning are those of transformers:
+    repetition penalty, temperature, top-k, top-p."""
+
+    temperature: float = 0.0  # 0: the most likely token
+    top_k: int = 0  # keep the k most likely; 0: all
+    top_p: float = 1.0  # keep the fewest most likely whose probabilities reach p; 1: all
+    repetition_penalty: float = 1.0  # > 1 makes tokens of prompt and answer less likely
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if self.repetition_penalty <= 0:
+            raise ValueError("repetition_penalty must be above 0; 1 is none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to answer; `index` seeds its random numbers."""
+
+    index: int
+    prompt: Sequence[int]
+    max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Generated ids without EOS, and why they ended: `stop` (an EOS) or `length`."""
+
+    index: int
+    ids: list[int]
+    finish_reason: str
+
+
+def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
+    """Divides positive and multiplies negative logits of seen tokens (arXiv:1909.05858)."""
+    penalised = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return jnp.where(seen_BV, penalised, logits_BV)
+
+
+def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draws one token a row, int32 [B]; the repetition penalty is already applied."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / sampling.temperature
+    if sampling.top_k:
+        kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
+    if sampling.top_p < 1:
+        order = jnp.argsort(-logits_BV, axis=-1)
+        sorted_probs = jax.nn.softmax(jnp.take_along_axis(logits_BV, order, axis=-1), axis=-1)
+        before = jnp.cumsum(sorted_probs, axis=-1) - sorted_probs  # [.6, .3, .1] -> [0, .6, .9]
+        kept = jnp.take_along_axis(before < sampling.top_p, jnp.argsort(order, axis=-1), axis=-1)
+        logits_BV = jnp.where(kept, logits_BV, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def _bucket(length: int) -> int:
+    size = BUCKET
+    while size < length:
+        size *= 2
+    return size
+
+
+class Engine:
+    """Answers requests in `slots` rows at a time.
+
+    Args:
+      params, config, dtype: as for `Llama`.
+      eos_ids: any of them ends an answer.
+      max_length: most tokens of prompt and answer together.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: LlamaConfig,
+        *,
+        dtype: jnp.dtype,
+        eos_ids: Sequence[int],
+        max_length: int,
+        slots: int,
+        sampling: Sampling,
+    ):
+        self.params, self.config, self.dtype = params, config, dtype
+        self.eos_ids, self.max_length, self.slots = tuple(eos_ids), max_length, slots
+        self.sampling = sampling
+        self._prefill = jax.jit(self._prefill_step, donate_argnums=1)
+        self._decode = jax.jit(self._decode_steps, donate_argnums=1)
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        stop_early: Callable[[list[int]], bool] = lambda ids: False,
+        burst: int = 16,
+    ) -> Iterator[Answer]:
+        """Yields answers as they end, in any order.
+
+        Args:
+          stop_early: told an unfinished answer's ids between bursts; True ends it, with
+            finish_reason `stop`.
+          burst: most decode steps between two looks at what has ended.
+        """
+        queue = collections.deque(requests)
+        for request in queue:
+            if not 0 < len(request.prompt) < self.max_length:
+                raise ValueError(
+                    f"prompt {request.index} is {len(request.prompt):,} tokens; it must be 1 to "
+                    f"{self.max_length - 1:,}: raise max_length"
+                )
+        slots: list[Request | None] = [None] * min(self.slots, len(queue))
+        state = self._empty(len(slots), BUCKET)
+        while queue or any(slots):
+            for slot, request in enumerate(slots):
+                if request is None and queue:
+                    slots[slot] = queue.popleft()
+                    state = self._admit(state, slot, slots[slot])
+            state, slots = self._shrink(state, slots)
+            state = self._grow(state, slots, burst)
+            state = self._decode(self.params, state, burst, bool(queue))
+            state, slots, answers = self._collect(state, slots, stop_early)
+            yield from answers
+
+    # Device state, rows B = slots:
+    #   k, v [L, B, S, K, H]    the cache; index = position
+    #   tokens [B]              last token of each row, not yet in the cache
+    #   positions [B]           its position
+    #   active [B]              whether the row's answer goes on
+    #   output [B, O], count [B], limit [B]   generated ids, how many, how many at most
+    #   requests [B]            request index, for the random numbers
+    #   seen [B, V]             tokens of prompt and answer; V is 1 where there is no penalty
+
+    def _empty(self, rows: int, length: int) -> dict[str, Any]:
+        c = self.config
+        cache = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
+        vocabulary = c.vocab_size if self.sampling.repetition_penalty != 1 else 1
+        integers = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+        return {
+            "k": jnp.zeros(cache, self.dtype),
+            "v": jnp.zeros(cache, self.dtype),
+            "tokens": integers(rows),
+            "positions": integers(rows),
+            "active": jnp.zeros(rows, bool),
+            "output": integers(rows, self.max_length),
+            "count": integers(rows),
+            "limit": integers(rows),
+            "requests": integers(rows),
+            "seen": jnp.zeros((rows, vocabulary), bool),
+        }
+
+    def _admit(self, state: dict[str, Any], slot: int, request: Request) -> dict[str, Any]:
+        """Prefills a prompt and puts it, with its first generated token, into a slot."""
+        n = len(request.prompt)
+        state = self._lengthen(state, n + 1)
+        prompt = np.zeros(_bucket(n), np.int32)
+        prompt[:n] = request.prompt
+        limit = min(request.max_new_tokens, self.max_length - n)
+        scalars = np.array([slot, n, limit, request.index], np.int32)
+        return self._prefill(self.params, state, prompt, scalars)
+
+    def _prefill_step(self, params, state, prompt_T, scalars):
+        slot, n, limit, request = scalars
+        T = len(prompt_T)
+        model = Llama(params, self.config, self.dtype)
+        positions = jnp.arange(T)
+        segments = (positions < n).astype(jnp.int32)
+        hidden, k, v = model.prefill(prompt_T[None], positions[None], segments[None])
+        S = state["k"].shape[2]
+        for name, new in (("k", k), ("v", v)):
+            new = new[:, 0, : min(S, T)].astype(self.dtype)
+            state[name] = state[name].at[:, slot, : min(S, T)].set(new)
+        seen = jnp.zeros_like(state["seen"][0])
+        if self.sampling.repetition_penalty != 1:
+            seen = seen.at[jnp.where(segments, prompt_T, len(seen))].set(True, mode="drop")
+        logits_V = model.logits(hidden[0, n - 1])
+        token, seen = self._next(logits_V[None], seen[None], request[None], n[None])
+        state["seen"] = state["seen"].at[slot].set(seen[0])
+        for name, value in (("positions", n), ("limit", limit), ("requests", request)):
+            state[name] = state[name].at[slot].set(value)
+        ended = self._is_eos(token[0])
+        state["tokens"] = state["tokens"].at[slot].set(token[0])
+        state["output"] = state["output"].at[slot, 0].set(token[0])
+        state["count"] = state["count"].at[slot].set(1)
+        state["active"] = state["active"].at[slot].set(~ended & (limit > 1))
+        return state
+
+    def _next(self, logits_BV, seen_BV, requests_B, positions_B):
+        """The token for `positions_B` of each row, and `seen` with it."""
+        if self.sampling.repetition_penalty != 1:
+            logits_BV = penalise(logits_BV, seen_BV, self.sampling.repetition_penalty)
+        root = jax.random.key(self.sampling.seed)
+        fold = jax.vmap(lambda r, p: jax.random.fold_in(jax.random.fold_in(root, r), p))
+        token_B = sample(logits_BV, fold(requests_B, positions_B), self.sampling)
+        if self.sampling.repetition_penalty != 1:
+            seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+        return token_B, seen_BV
+
+    def _is_eos(self, tokens: jax.Array) -> jax.Array:
+        return functools.reduce(jnp.logical_or, [tokens == eos for eos in self.eos_ids])
+
+    def _decode_steps(self, params, state, burst, waiting):
+        """Up to `burst` tokens for each active row; ends early once a row can be refilled."""
+        model = Llama(params, self.config, self.dtype)
+        rows = jnp.arange(len(state["tokens"]))
+        start_active = jnp.sum(state["active"])
+
+        def step(carry):
+            i, s = carry
+            hidden, s["k"], s["v"] = model.decode(s["tokens"], s["positions"], s["k"], s["v"])
+            positions = s["positions"] + s["active"]
+            token, seen = self._next(model.logits(hidden), s["seen"], s["requests"], positions)
+            s["tokens"] = jnp.where(s["active"], token, s["tokens"])
+            s["seen"] = jnp.where(s["active"][:, None], seen, s["seen"])
+            at = jnp.where(s["active"], s["count"], self.max_length)
+            s["output"] = s["output"].at[rows, at].set(token, mode="drop")
+            s["count"] = s["count"] + s["active"]
+            s["positions"] = positions
+            s["active"] = s["active"] & ~self._is_eos(token) & (s["count"] < s["limit"])
+            return i + 1, s
+
+        def going(carry):
+            i, s = carry
+            active = jnp.sum(s["active"])
+            return (i < burst) & (active > 0) & ~(waiting & (active < start_active))
+
+        return jax.lax.while_loop(going, step, (0, state))[1]
+
+    def _collect(self, state, slots, stop_early):
+        """Takes finished rows out of their slots."""
+        active, count, output = jax.device_get((state["active"], state["count"], state["output"]))
+        answers, ended = [], []
+        for i, request in enumerate(slots):
+            if request is None:
+                continue
+            ids = output[i, : count[i]].tolist()
+            stopped = ids[-1] in self.eos_ids
+            early = not stopped and stop_early(ids)
+            if active[i] and not early:
+                continue
+            reason = "stop" if stopped or early else "length"
+            answers.append(Answer(request.index, ids[:-1] if stopped else ids, reason))
+            slots[i] = None
+            ended.append(i)
+        if ended:
+            state["active"] = state["active"].at[np.array(ended)].set(False)
+        return state, slots, answers
+
+    def _shrink(self, state, slots):
+        """Halves the rows while at most half of them are busy: nothing is left to refill them."""
+        busy = [i for i, request in enumerate(slots) if request]
+        rows = len(slots)
+        while busy and rows > 1 and len(busy) <= rows // 2:
+            rows = -(-rows // 2)
+        if not busy or rows == len(slots):
+            return state, slots
+        chosen = (busy + [i for i, request in enumerate(slots) if not request])[:rows]
+        return _take_rows(state, np.array(chosen)), [slots[i] for i in chosen]
+
+    def _grow(self, state, slots, burst):
+        """Makes the cache long enough for the next `burst` tokens of every busy row."""
+        positions = np.asarray(state["positions"])
+        last = max(int(positions[i]) for i, request in enumerate(slots) if request)
+        return self._lengthen(state, min(last + burst + 1, self.max_length))
+
+    def _lengthen(self, state, need: int):
+        missing = min(_bucket(need), _bucket(self.max_length)) - state["k"].shape[2]
+        return _pad_cache(state, missing) if missing > 0 else state
+
+
+@jax.jit
+def _take_rows(state, rows):
+    return {
+        name: jnp.take(array, rows, axis=1 if name in ("k", "v") else 0)
+        for name, array in state.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pad_cache(state, extra: int):
+    widths = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
+    return state | {name: jnp.pad(state[name], widths) for name in ("k", "v")}

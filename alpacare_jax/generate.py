@@ -1,0 +1,257 @@
+"""Answers records with a model.
+
+    python -m alpacare_jax.generate --checkpoint=runs/alpacare-7b --input=test.jsonl \\
+        --output=outputs.json
+
+The output has alpaca_eval's format, in the order of the input. While it runs, answers gather in
+OUTPUT.partial; run again with the same flags, it answers only what is missing.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from absl import flags
+
+from alpacare_jax import checkpoint, cli, decoding, metrics, prompts, provenance
+from alpacare_jax.records import Example, read_examples
+from alpacare_jax.data import encode_prompt
+from alpacare_jax.tokenizer import Tokenizer
+from alpacare_jax.train import compute_dtype
+
+
+def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
+    """All ids that end an answer: the tokenizer's, config.json's and generation_config.json's."""
+    ids = {tokenizer.eos_id, *checkpoint.read_config(directory).eos_token_ids}
+    path = directory / "generation_config.json"
+    if path.is_file():
+        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
+        ids |= set(more if isinstance(more, list) else [more])
+    return sorted(ids)
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+class Partial:
+    """Answers so far, one line each, in OUTPUT.partial; its first line names the run.
+
+    A file of another run is an error, not a surprise: its answers would be mixed up with ours.
+    """
+
+    def __init__(self, output: Path, fingerprint: str):
+        self.path = output.with_name(output.name + ".partial")
+        self.answers: dict[int, dict[str, Any]] = {}
+        if self.path.exists():
+            self._read(fingerprint)
+        whole = [json.dumps({"fingerprint": fingerprint}), *map(self._line, self.answers.items())]
+        provenance.write_text(self.path, "".join(line + "\n" for line in whole))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held for the run
+
+    @staticmethod
+    def _line(item: tuple[int, dict[str, Any]]) -> str:
+        return json.dumps({"index": item[0], "record": item[1]}, ensure_ascii=False)
+
+    def _read(self, fingerprint: str) -> None:
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
+            try:
+                content = json.loads(line)
+            except json.JSONDecodeError:
+                break  # cut short by a kill: this answer is made again
+            if number == 0 and content["fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"{self.path} was made with other flags, input or weights; delete it or choose "
+                    "another --output"
+                )
+            if number:
+                self.answers[content["index"]] = content["record"]
+
+    def add(self, index: int, record: dict[str, Any]) -> None:
+        self.answers[index] = record
+        self._file.write(self._line((index, record)) + "\n")
+        self._file.flush()
+
+    def finish(self, output: Path) -> None:
+        """Writes the whole output, in input order, and removes the partial file."""
+        self._file.close()
+        records = [self.answers[i] for i in sorted(self.answers)]
+        if output.suffix == ".json":
+            text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+        else:
+            text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        provenance.write_text(output, text)
+        self.path.unlink()
+
+
+def encode_prompts(
+    examples: Sequence[Example], tokenizer: Tokenizer, template: prompts.Template, max_length: int
+) -> list[list[int]]:
+    """Prompt ids of every record.
+
+    Raises:
+      ValueError: a prompt leaves no room for an answer.
+    """
+    encoded = [encode_prompt(example, tokenizer, template) for example in examples]
+    for example, ids in zip(examples, encoded, strict=True):
+        if len(ids) >= max_length:
+            raise ValueError(
+                f"prompt of record {example.id} is {len(ids):,} tokens, which leaves no room in "
+                f"max_length {max_length:,}; raise --max_length or shorten the record"
+            )
+    return encoded
+
+
+def run(
+    *,
+    directory: Path,
+    step: str,
+    input_path: Path,
+    output: Path,
+    template: str,
+    max_length: int,
+    max_new_tokens: int,
+    batch_size: int,
+    sampling: decoding.Sampling,
+    stops: Sequence[str],
+    dtype: str,
+    generator: str,
+) -> None:
+    """Answers every record of `input_path`; see the flags for the arguments."""
+    config = checkpoint.read_config(directory)
+    if max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--max_length {max_length:,} is over the model's max_position_embeddings "
+            f"{config.max_position_embeddings:,}; lower it"
+        )
+    tokenizer = checkpoint.load_tokenizer(directory)
+    examples = read_examples(input_path, answered=False)
+    encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)
+    number = checkpoint.find_step(directory, step)
+    settings = {
+        "checkpoint": str(directory.resolve()),
+        "step": number,
+        "input": provenance.sha256(input_path),
+        "template": template,
+        "max_length": max_length,
+        "max_new_tokens": max_new_tokens,
+        "sampling": vars(sampling),
+        "stop": list(stops),
+        "dtype": dtype,
+        "generator": generator,
+    }
+    record = provenance.describe(config=settings)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    partial = Partial(output, fingerprint)
+    todo = [i for i in range(len(examples)) if i not in partial.answers]
+    if len(todo) < len(examples):
+        print(f"{len(examples) - len(todo)} answers are there already", file=sys.stderr)
+    kind = compute_dtype(dtype)
+    engine = decoding.Engine(
+        checkpoint.load_params(directory, config, step=str(number), dtype=kind),
+        config,
+        dtype=kind,
+        eos_ids=eos_ids(directory, tokenizer),
+        max_length=max_length,
+        slots=batch_size,
+        sampling=sampling,
+    )
+    requests = [decoding.Request(i, encoded[i], max_new_tokens or max_length) for i in todo]
+    began, tokens, shown = time.perf_counter(), 0, 0.0
+
+    def stop_early(ids: list[int]) -> bool:
+        return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
+
+    for done, answer in enumerate(engine.run(requests, stop_early), start=1):
+        text, stopped = cut_at_stop(tokenizer.decode(answer.ids, continuation=True), stops)
+        example = examples[answer.index]
+        partial.add(
+            answer.index,
+            {
+                "instruction": example.instruction,
+                "output": text.strip(),
+                "generator": generator,
+                "id": example.id,
+                "input": example.input,
+                "dataset": input_path.name.split(".")[0],
+                "finish_reason": "stop" if stopped else answer.finish_reason,
+                "num_tokens": len(answer.ids),
+            },
+        )
+        tokens += len(answer.ids)
+        seconds = time.perf_counter() - began
+        if seconds - shown > 5 or done == len(requests):
+            shown = seconds
+            left = metrics.duration(seconds / done * (len(requests) - done))
+            print(
+                f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
+                f"tokens/s | {left} left",
+                file=sys.stderr,
+            )
+    cut = sum(answer["finish_reason"] == "length" for answer in partial.answers.values())
+    partial.finish(output)
+    provenance.write_json(
+        output.with_name(output.name + ".run.json"), record | {"end": provenance.now()}
+    )
+    print(
+        f"{output}: {len(examples)} answers, {cut} of them cut at the length limit", file=sys.stderr
+    )
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "Model directory: from convert, or a train workdir.")
+    flags.DEFINE_string("step", "best", "best (by eval loss, else latest), latest or a number.")
+    flags.DEFINE_string("input", None, "Records: .jsonl or .json, .gz or not.")
+    flags.DEFINE_string("output", None, "Answers: .json (alpaca_eval reads it) or .jsonl.")
+    flags.DEFINE_string("template", "alpaca", "Prompt template.")
+    flags.DEFINE_integer("max_length", 1024, "Most tokens of prompt and answer together.")
+    flags.DEFINE_integer(
+        "max_new_tokens", 0, "Most tokens of an answer; 0: what max_length leaves."
+    )
+    flags.DEFINE_integer("batch_size", 16, "Answers generated at a time.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.0, "0: always the most likely token.")
+    flags.DEFINE_integer("top_k", 0, "Draw from the k most likely; 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Draw from the fewest whose probabilities reach p.")
+    flags.DEFINE_float("repetition_penalty", 1.0, "Over 1: repeat less.")
+    flags.DEFINE_integer("seed", 0, "Of the random numbers.")
+    flags.DEFINE_multi_string("stop", [], "End an answer before this text; may be given again.")
+    flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Compute dtype.")
+    flags.DEFINE_string("generator", "", "Name in the output; the checkpoint's folder by default.")
+    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    FLAGS = flags.FLAGS
+    directory = Path(FLAGS.checkpoint)
+    run(
+        directory=directory,
+        step=FLAGS.step,
+        input_path=Path(FLAGS.input),
+        output=Path(FLAGS.output),
+        template=FLAGS.template,
+        max_length=FLAGS.max_length,
+        max_new_tokens=FLAGS.max_new_tokens,
+        batch_size=FLAGS.batch_size,
+        sampling=decoding.Sampling(
+            FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
+        ),
+        stops=FLAGS.stop,
+        dtype=FLAGS.dtype,
+        generator=FLAGS.generator or directory.name,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.run(main)

@@ -1,0 +1,75 @@
+"""AdamW with the learning-rate schedules of the recipes."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+
+from alpacare_jax.llama import Params
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv:1711.05101); the names are Hugging Face's where it has one."""
+
+    learning_rate: float  # the peak
+    schedule: str  # after warm-up: cosine or linear to 0, or constant
+    warmup_ratio: float  # share of all steps with a linear rise from 0
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float  # on matrices only: params.decay_mask
+    max_grad_norm: float  # clip by global norm; 0 is off
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"optimizer.schedule is {self.schedule!r}; choose from {', '.join(SCHEDULES)}"
+            )
+        if not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"optimizer.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
+
+
+def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
+    """ceil(ratio * steps), as transformers counts: 37 of 1,218 and 61 of 2,030 at 0.03."""
+    return math.ceil(config.warmup_ratio * num_steps)
+
+
+def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate of update k, counted from 0, as `get_*_schedule_with_warmup` gives it.
+
+    k < w:  peak * k / w            (the first update has rate 0)
+    else:   peak * (1 + cos(pi * p)) / 2   or   peak * (1 - p),   p = (k - w) / (steps - w)
+    """
+    warmup = warmup_steps(config, num_steps)
+
+    def rate(count):
+        progress = jnp.clip((count - warmup) / max(1, num_steps - warmup), 0.0, 1.0)
+        after = {
+            "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+            "linear": 1 - progress,
+            "constant": jnp.ones_like(progress),
+        }[config.schedule]
+        return config.learning_rate * jnp.where(count < warmup, count / max(1, warmup), after)
+
+    return rate
+
+
+def make(
+    config: OptimizerConfig, num_steps: int, decay_mask: Params
+) -> optax.GradientTransformation:
+    """The whole update rule: clip, Adam moments, masked decay, learning rate."""
+    clip = (
+        optax.clip_by_global_norm(config.max_grad_norm)
+        if config.max_grad_norm
+        else optax.identity()
+    )
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(schedule(config, num_steps)),
+    )

@@ -1,0 +1,65 @@
+"""`run.json`: what made an output, so that a result explains itself."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never half of it."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file, so that a changed data file is noticed."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    git = lambda *args: subprocess.run(  # noqa: E731
+        ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without its repository
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def describe(**content: Any) -> dict[str, Any]:
+    """The content of a `run.json`: `content`, then code, packages, host and start time."""
+    return content | {
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "start": now(),
+        "end": None,
+    }

@@ -1,0 +1,85 @@
+"""The device mesh, and where each array lies on it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from alpacare_jax import params
+from alpacare_jax.llama import LlamaConfig, Params
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""Rows of a batch are spread over both: `fsdp` differs from `data` in sharding weights too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+    """Sizes of the mesh axes, one of which may be -1: whatever is left, and the sharding rules."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    rules: Mapping[str, str | None]  # logical axis of params.WEIGHTS -> mesh axis, None: whole
+
+    def __post_init__(self):
+        sizes = [self.data, self.fsdp, self.tensor]
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(f"sharding sizes are {sizes}; give positive sizes, one may be -1")
+        if unknown := set(self.rules.values()) - {*AXES, None}:
+            raise ValueError(f"sharding.rules name {unknown}; mesh axes are {', '.join(AXES)}")
+
+
+def make_mesh(config: ShardingConfig) -> Mesh:
+    """A mesh over all devices, axes `data, fsdp, tensor`."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    devices = jax.device_count()
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [devices // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != devices:
+        raise ValueError(
+            f"mesh {dict(zip(AXES, sizes, strict=True))} does not cover {devices} devices; "
+            "set one of sharding.data, .fsdp, .tensor to -1"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str | None]) -> Params:
+    """The NamedSharding of each weight.
+
+    Raises:
+      ValueError: a logical axis has no rule, or its length does not divide over the mesh axis.
+    """
+
+    def leaf(weight: params.Weight) -> NamedSharding:
+        spec = []
+        for axis, size in zip(weight.axes.split(), params.shape(weight, config), strict=True):
+            if axis not in rules:
+                raise ValueError(f"sharding.rules lack logical axis {axis!r} of {weight.path}")
+            mesh_axis = rules[axis]
+            if mesh_axis and size % mesh.shape[mesh_axis]:
+                raise ValueError(
+                    f"{weight.path}: axis {axis!r} of length {size} does not divide over mesh axis "
+                    f"{mesh_axis!r} of size {mesh.shape[mesh_axis]}; choose a divisor or set "
+                    f"sharding.rules.{axis} to None"
+                )
+            spec.append(mesh_axis)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return params.tree(config, leaf)
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
+    """[A, R, T]: rows over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_groups(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

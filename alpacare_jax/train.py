@@ -1,0 +1,386 @@
+"""Fine-tunes a model: mesh -> data -> state -> step -> loop.
+
+    python -m alpacare_jax.train --config=configs/alpacare.py:llama-7b --workdir=runs/alpacare-7b
+
+Run again with the same flags, it goes on from the last checkpoint of the workdir.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from jax.sharding import Mesh
+
+from alpacare_jax import checkpoint, cli, data, llama, metrics, optimizer, params, prompts
+from alpacare_jax import loss as loss_lib
+from alpacare_jax import provenance, sharding
+from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.run_config import ModelConfig, RunConfig
+
+State = dict[str, Any]
+"""{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
+
+SAME_RUN = ("model", "data", "optimizer", "train")
+"""Config sections that decide the numbers: a workdir goes on only with the same ones."""
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """`auto` is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def mean_loss(
+    weights: Params, micro: dict[str, jax.Array], shape: LlamaConfig, model: ModelConfig, rows: int
+) -> jax.Array:
+    """This micro-batch's part of the step's mean loss a target token; scalar, float32.
+
+    Args:
+      micro: the arrays of `data.Step`, [R, T] each.
+      rows: how many of the R rows one device holds.
+    """
+    module = llama.Llama(weights, shape, compute_dtype(model.dtype))
+    hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)
+    chunk = max(1, model.loss_tokens // rows)
+    return loss_lib.chunked_cross_entropy(
+        hidden, module.head_VD, micro["targets"], micro["weights"], chunk
+    )
+
+
+def accumulate(
+    step: Callable, arrays: dict[str, jax.Array], num_micro: jax.Array, zero: Any
+) -> Any:
+    """Sum of `step(micro)` over the first `num_micro` of A micro-batches, one at a time."""
+    if arrays["tokens"].shape[0] == 1:
+        return step({name: array[0] for name, array in arrays.items()})
+
+    def add(i, total):
+        micro = {name: array[i] for name, array in arrays.items()}
+        return jax.tree.map(jnp.add, total, step(micro))
+
+    return jax.lax.fori_loop(0, num_micro, add, zero)
+
+
+def make_steps(
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> tuple[Callable, Callable]:
+    """The two compiled programs of a run.
+
+    train_step(state, arrays, num_micro) -> state, {"loss", "grad_norm"};  state is donated
+    eval_step(weights, arrays, num_micro) -> loss
+    """
+
+    def loss_of(weights, micro):
+        rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)
+        return mean_loss(weights, micro, shape, config.model, rows)
+
+    def train_step(state: State, arrays, num_micro):
+        weights = state["params"]
+        loss_and_grads = jax.value_and_grad(functools.partial(loss_of))
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
+        loss, grads = accumulate(
+            lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
+        )
+        updates, opt_state = update.update(grads, state["opt_state"], weights)
+        report = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
+        return state, report
+
+    def eval_step(weights, arrays, num_micro):
+        zero = jnp.zeros((), jnp.float32)
+        return accumulate(lambda micro: loss_of(weights, micro), arrays, num_micro, zero)
+
+    shardings = state_shardings(shape, config, update, mesh)
+    batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)
+    return (
+        jax.jit(
+            train_step,
+            in_shardings=(shardings, batch, whole),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        ),
+        jax.jit(eval_step, in_shardings=(shardings["params"], batch, whole), out_shardings=whole),
+    )
+
+
+def state_shardings(
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """NamedShardings of the state: moments lie where their weights lie."""
+    of_params = sharding.of_params(shape, mesh, config.sharding.rules)
+    abstract = jax.eval_shape(update.init, params.abstract(shape))
+    whole = sharding.replicated(mesh)
+    of_opt_state = optax.tree_map_params(
+        update, lambda _, s: s, abstract, of_params, transform_non_params=lambda _: whole
+    )
+    return {"params": of_params, "opt_state": of_opt_state}
+
+
+def abstract_state(
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """Shapes, dtypes and shardings of the state, with nothing allocated."""
+    weights = params.abstract(shape)
+    state = {"params": weights, "opt_state": jax.eval_shape(update.init, weights)}
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        state,
+        state_shardings(shape, config, update, mesh),
+    )
+
+
+def load_data(
+    config: RunConfig, shape: LlamaConfig, mesh: Mesh, report: Callable[[str], None]
+) -> tuple[data.Batcher, data.Batcher | None]:
+    """Training and held-out batchers; the second is None where nothing is held out."""
+    tokenizer = checkpoint.load_tokenizer(config.model.checkpoint)
+    template = prompts.get(config.data.template)
+    limit = shape.max_position_embeddings
+    if config.data.max_length > limit:
+        raise ValueError(
+            f"data.max_length {config.data.max_length:,} is over the model's "
+            f"max_position_embeddings {limit:,}; lower it"
+        )
+
+    def encode(examples: Sequence[data.Example], what: str) -> list[data.Encoded]:
+        tell = lambda text: report(f"{what}: {text}")  # noqa: E731
+        return data.encode_all(examples, tokenizer, template, config.data, tell)
+
+    examples = data.read_examples(config.data.path)
+    if config.data.eval_path:
+        held_out = data.read_examples(config.data.eval_path)
+    else:
+        examples, held_out = data.split(examples, config.data.eval_share, config.train.seed)
+    # Attention over a full row of T costs 12 L N H T FLOPs a token, the weights 6 P.
+    sizes = shape.sizes
+    attention_cost = 2 * sizes["L"] * sizes["N"] * sizes["H"] / params.count(shape)
+
+    def batcher(encoded: list[data.Encoded], batch_size: int) -> data.Batcher:
+        return data.Batcher(
+            encoded,
+            batch_size,
+            config.train.seed,
+            config.data.row_multiple,
+            sharding.batch_groups(mesh),
+            config.train.microbatch_tokens,
+            attention_cost,
+        )
+
+    train = batcher(encode(examples, "training data"), config.train.batch_size)
+    if not held_out:
+        return train, None
+    encoded = encode(held_out, "held-out data")
+    return train, batcher(encoded, len(encoded))
+
+
+def open_workdir(workdir: Path, config: RunConfig) -> None:
+    """Makes the workdir with its `run.json`, or checks that it belongs to this very run.
+
+    Raises:
+      ValueError: the workdir holds a run of another config or of changed data.
+    """
+    content = json.loads(json.dumps(dataclasses.asdict(config)))
+    digests = {
+        path: provenance.sha256(path) for path in (config.data.path, config.data.eval_path) if path
+    }
+    record = workdir / "run.json"
+    if record.exists():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = [
+            f"{section}.{key}: {before['config'].get(section, {}).get(key)!r} before, {value!r} now"
+            for section in SAME_RUN
+            for key, value in content[section].items()
+            if before["config"].get(section, {}).get(key) != value
+        ]
+        changed += [
+            f"{path} has changed" for path in digests if before["data"].get(path) != digests[path]
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} belongs to another run ({'; '.join(changed)}); "
+                "choose another --workdir or delete it"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint.copy_model_files(config.model.checkpoint, workdir)
+    provenance.write_json(record, provenance.describe(config=content, data=digests))
+
+
+def initial_state(
+    config: RunConfig,
+    shape: LlamaConfig,
+    update: optax.GradientTransformation,
+    mesh: Mesh,
+) -> State:
+    """Base weights in float32 and fresh moments, each on its devices."""
+    shardings = state_shardings(shape, config, update, mesh)
+    weights = checkpoint.load_params(
+        config.model.checkpoint, shape, dtype=jnp.float32, shardings=shardings["params"]
+    )
+    opt_state = jax.jit(update.init, out_shardings=shardings["opt_state"])(weights)
+    return {"params": weights, "opt_state": opt_state}
+
+
+def check_variant(shape: LlamaConfig, config: ModelConfig) -> None:
+    """Raises ValueError where the checkpoint is not of the size the config was written for."""
+    expected = llama.VARIANTS[config.variant].sizes | {"V": shape.vocab_size}
+    if shape.sizes != expected:
+        differ = {k: (shape.sizes[k], v) for k, v in expected.items() if shape.sizes[k] != v}
+        raise ValueError(
+            f"{config.checkpoint} is not a {config.variant}: its sizes differ in "
+            + ", ".join(f"{k} ({a} instead of {b})" for k, (a, b) in differ.items())
+        )
+
+
+class StopRequest:
+    """Remembers SIGTERM, which TPU maintenance and job schedulers send before they kill."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+
+
+def run(config: RunConfig, workdir: Path) -> None:
+    """One training run, from an empty or unfinished workdir to the last checkpoint.
+
+    Raises:
+      ValueError: bad config, data or checkpoint; OSError: a save failed;
+      FloatingPointError: the loss became NaN or infinite; nothing of it is saved.
+    """
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    stop = StopRequest()
+    # mesh
+    mesh = sharding.make_mesh(config.sharding)
+    shape = checkpoint.read_config(config.model.checkpoint)
+    check_variant(shape, config.model)
+    say(
+        f"{params.count(shape):,} parameters on {mesh.size} {jax.devices()[0].device_kind} device(s)"
+    )
+    # data
+    train_data, eval_data = load_data(config, shape, mesh, say)
+    num_steps = train_data.steps_per_epoch * config.train.epochs
+    left_over = len(train_data.examples) % config.train.batch_size
+    say(
+        f"{len(train_data.examples):,} examples, {num_steps:,} steps of {config.train.batch_size} "
+        f"({config.train.epochs} epochs; {left_over} examples sit out each), "
+        f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
+    )
+    # state
+    open_workdir(workdir, config)
+    rate = optimizer.schedule(config.optimizer, num_steps)
+    update = optimizer.make(config.optimizer, num_steps, params.decay_mask(shape))
+    saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
+    first = saved.latest or 0
+    if first == num_steps:
+        say(f"{workdir} is finished: {num_steps:,} steps")
+        return
+    if first:
+        say(f"going on from step {first:,}")
+        state = saved.restore(first, abstract_state(shape, config, update, mesh))
+    else:
+        state = initial_state(config, shape, update, mesh)
+    # step
+    train_step, eval_step = make_steps(shape, config, update, mesh)
+    put = functools.partial(jax.device_put, device=sharding.of_batch(mesh))
+    held_out = eval_data.batch(0) if eval_data else None
+    held_out_arrays = put(held_out.arrays) if held_out else None
+
+    def evaluate(weights: Params) -> float | None:
+        if held_out is None:
+            return None
+        return float(eval_step(weights, held_out_arrays, jnp.int32(held_out.num_micro)))
+
+    # loop
+    peak, peak_source = metrics.peak_flops()
+    writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
+    if not first and (loss := evaluate(state["params"])) is not None:
+        writer.write(0, eval_loss=loss)
+        say(f"step 0/{num_steps} | held-out loss {loss:.4f}")
+    began = lap = time.perf_counter()
+    batch = train_data.batch(first)
+    for step in range(first + 1, num_steps + 1):
+        state, report = train_step(state, put(batch.arrays), jnp.int32(batch.num_micro))
+        this = batch
+        if step < num_steps:  # prepared while the devices work
+            batch = train_data.batch(step)
+        report = {name: float(value) for name, value in report.items()}
+        now = time.perf_counter()
+        seconds, lap = now - lap, now
+        if not all(math.isfinite(value) for value in report.values()):
+            saved.close()
+            raise FloatingPointError(
+                f"loss {report['loss']}, gradient norm {report['grad_norm']} at step {step}; the "
+                f"last good step is {step - 1}, the last checkpoint {saved.latest or 'none'}; "
+                "lower optimizer.learning_rate or look at the data of this step"
+            )
+        needed = metrics.train_flops(shape, this.num_tokens, this.num_pairs, this.num_targets)
+        values = report | {
+            "learning_rate": float(rate(step - 1)),
+            "tokens_per_second": this.num_tokens / seconds,
+            "real_token_share": this.num_tokens / this.num_computed,
+            "mfu": needed / (seconds * mesh.size * peak),
+            "seconds": seconds,
+        }
+        last = step == num_steps
+        every = lambda n: last or stop.asked or (n and step % n == 0)  # noqa: E731
+        if last or (config.train.eval_every and step % config.train.eval_every == 0):
+            if (loss := evaluate(state["params"])) is not None:
+                values["eval_loss"] = loss
+                lap = time.perf_counter()
+        writer.write(step, **values)
+        if last or step == first + 1 or step % config.train.log_every == 0:
+            left = (now - began) / (step - first) * (num_steps - step)
+            held = f" | held-out loss {values['eval_loss']:.4f}" if "eval_loss" in values else ""
+            say(
+                f"step {step}/{num_steps} | loss {values['loss']:.4f} | lr {values['learning_rate']:.2e}"
+                f" | grad norm {values['grad_norm']:.2f} | {values['tokens_per_second']:,.0f} tokens/s"
+                f" | real tokens {values['real_token_share']:.0%} | MFU {values['mfu']:.0%} ({peak_source} peak)"
+                f" | {metrics.duration(left)} left{held}"
+            )
+        if every(config.checkpoint.every_steps):
+            kept = {"eval_loss": values["eval_loss"]} if "eval_loss" in values else {}
+            saved.save(step, state, kept)
+            lap = time.perf_counter()
+        if stop.asked and not last:
+            saved.close()
+            say(f"stopped by SIGTERM at step {step}, which is saved; run the same command to go on")
+            return
+    saved.close()
+    writer.close()
+    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    provenance.write_json(workdir / "run.json", record | {"end": provenance.now()})
+    say(
+        f"finished in {metrics.duration(time.perf_counter() - began)}; checkpoints are in {workdir}"
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    FLAGS = flags.FLAGS
+    run(RunConfig.from_dict(FLAGS.config.to_dict()), Path(FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
+    flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.run(main)

@@ -1,0 +1,60 @@
+"""What the config files share: their string argument and the sections that seldom change."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def parse_arg(arg: str | None, positional: str = "", **defaults) -> ConfigDict:
+    """Parses `config.py:ARG`, a comma-separated list of `key=value` and bare booleans.
+
+    The first item without "=" is the value of `positional`, where that is given:
+
+    >>> parse_arg("llama-7b,data=alpaca", positional="variant", variant="tiny", data="x").variant
+    'llama-7b'
+
+    Raises:
+      ValueError: an unknown key or a value that its default's type does not read.
+    """
+    values = dict(defaults)
+    for i, item in enumerate(filter(None, (arg or "").split(","))):
+        key, equals, text = item.partition("=")
+        if i == 0 and not equals and positional:
+            key, equals, text = positional, "=", key
+        if key not in defaults:
+            raise ValueError(f"unknown config argument {key!r}; choose from {', '.join(defaults)}")
+        kind = type(defaults[key])
+        if kind is bool:
+            if text.lower() not in ("", "true", "1", "false", "0"):
+                raise ValueError(f"config argument {key} is a yes/no, not {text!r}")
+            values[key] = text.lower() in ("", "true", "1")
+        else:
+            try:
+                values[key] = kind(text)
+            except ValueError:
+                raise ValueError(
+                    f"config argument {key} must be {kind.__name__}, not {text!r}"
+                ) from None
+    return ConfigDict(values)
+
+
+def section(**keys) -> ConfigDict:
+    """A section whose keys are fixed: a misspelt override is an error."""
+    return config_dict.create(**keys)
+
+
+def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
+    """Weights sharded over all devices (FSDP) unless told otherwise."""
+    return section(
+        data=data,  # mesh axis: rows of the batch are spread, weights are whole
+        fsdp=fsdp,  # mesh axis: rows of the batch and weights are spread; -1: all that is left
+        tensor=tensor,  # mesh axis: heads and ffn are spread
+        rules=section(  # logical axis of a weight -> mesh axis
+            layers=None,
+            embed="fsdp",
+            vocab="tensor",
+            heads="tensor",
+            kv_heads="tensor",
+            head_dim=None,
+            ffn="tensor",
+            norm=None,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""From a small seed set to instruction-tuning data. Needs neither JAX nor torch."""

@@ -1,0 +1,1 @@
+"""Dual-sided judging and its statistics. Needs neither JAX nor torch."""

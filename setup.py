@@ -1,0 +1,45 @@
+"""Metadata and dependencies; constraints.txt holds the exact versions that CI uses."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="alpacare-jax",
+    version="0.1.0",
+    description="Domain instruction tuning of LLaMA in JAX, medicine first",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["alpacare_jax", "datagen", "evaluation"],
+    package_data={"datagen": ["starter/*"]},
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.22",
+        "openai>=3,<4",
+        "anthropic>=2,<3",
+        "rouge-score>=0.1.2",
+        "absl-py>=2.1",
+        "ml-collections>=1.1",
+        "numpy>=2",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+        "convert": ["safetensors>=0.6", "gguf>=0.17"],
+        "tensorboard": ["tensorboardX>=2.6"],
+        "test": [
+            "hypothesis>=6",
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "ruff==0.17.6",
+            "protobuf>=5",
+            "transformers>=5,<6",
+        ],
+    },
+)

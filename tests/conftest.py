@@ -1,0 +1,82 @@
+"""Tiny models and tokenizers, and eight virtual devices to spread them over."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import jax
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from alpacare_jax import checkpoint, llama, params
+from alpacare_jax.llama import LlamaConfig, Params
+
+REPOSITORY = Path(__file__).parent.parent
+WORDS = "the heart lung pain fever of and is in a treat with drug dose what why how causes".split()
+
+
+def write_tiny_tokenizer(directory: Path) -> None:
+    """A byte-level BPE tokenizer of 300-odd ids: every text can be written, no merges but words."""
+    control = ["<unk>", "<s>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(control + alphabet)}
+    merges = []
+    for word in WORDS:
+        whole = "Ġ"
+        for letter in word:
+            if (merge := (whole, letter)) not in merges:
+                merges.append(merge)
+            whole += letter
+            vocab.setdefault(whole, len(vocab))
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(control)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | names))
+
+
+def make_model(directory: Path, config: LlamaConfig, weights: Params | None = None) -> Path:
+    """A model directory with random weights and the tiny tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config.to_hf()))
+    write_tiny_tokenizer(directory)
+    if weights is None:
+        weights = params.init(config, jax.random.key(0))
+    checkpoint.save_params(directory, weights)
+    return directory
+
+
+def write_examples(path: Path, count: int) -> Path:
+    """`count` made-up examples of different lengths."""
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(count):
+            record = {
+                "id": f"e{i}",
+                "instruction": " ".join(WORDS[(i + k) % len(WORDS)] for k in range(2 + i % 5)),
+                "input": "" if i % 3 else "fever and pain",
+                "output": " ".join(
+                    WORDS[(3 * i + k) % len(WORDS)] for k in range(1 + (7 * i) % 11)
+                ),
+            }
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LlamaConfig:
+    return llama.VARIANTS["tiny"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"), tiny)
