@@ -1,7 +1,7 @@
 """Weights in and out: Hugging Face safetensors both ways, and GGUF in.
 
     python -m alpacare_jax.convert from_hf   --source=HF_FOLDER  --target=MODEL_DIR
-    python -m alpacare_jax.convert to_hf     --source=MODEL_DIR  --target=HF_FOLDER [--dtype=bfloat16]
+    python -m alpacare_jax.convert to_hf     --source=MODEL_DIR  --target=HF_FOLDER
     python -m alpacare_jax.convert from_gguf --source=FILE.gguf  --target=MODEL_DIR
 
 Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only when it is whole.

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from alpacare_jax.prompts import Template
-from alpacare_jax.records import Example, read_examples
+from alpacare_jax.records import Example
 from alpacare_jax.tokenizer import Tokenizer
 
 

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from absl import flags
 
 from alpacare_jax import checkpoint, cli, decoding, metrics, prompts, provenance
-from alpacare_jax.records import Example, read_examples
 from alpacare_jax.data import encode_prompt
+from alpacare_jax.records import Example, read_examples
 from alpacare_jax.tokenizer import Tokenizer
 from alpacare_jax.train import compute_dtype
 

@@ -173,25 +173,25 @@ _ONLY_IMPLEMENTED = {
     "quantization_config": None,
 }
 
-_LLAMA1 = dict(vocab_size=32_000, max_position_embeddings=2048, rms_norm_eps=1e-6)
-_LLAMA2 = dict(vocab_size=32_000, max_position_embeddings=4096, rms_norm_eps=1e-5)
-_LLAMA3 = dict(
-    vocab_size=128_256,
-    rms_norm_eps=1e-5,
-    rope_theta=500_000.0,
-    bos_token_id=128_000,
-    eos_token_ids=(128_001,),
-)
+_LLAMA1 = {"vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+_LLAMA2 = {"vocab_size": 32_000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAMA3 = {
+    "vocab_size": 128_256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "bos_token_id": 128_000,
+    "eos_token_ids": (128_001,),
+}
 
 
 def _shape(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 0) -> dict[str, int]:
-    return dict(
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-    )
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
 
 
 # Sizes as in the released config.json files.

@@ -40,7 +40,7 @@ def chunked_cross_entropy(
 
 
 def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, chunk, gradients):
-    B, T, D = hidden_BTD.shape
+    T = hidden_BTD.shape[1]
     chunk = min(chunk, T)
     padding = -T % chunk
     # [1, 0, 2, 0] -> order [0, 2, 1, 3]: counted positions first, each row for itself, so that

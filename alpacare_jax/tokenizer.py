@@ -323,8 +323,9 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Draws the first records of a file, then counts the tokens of all of it."""
-    from alpacare_jax.data import encode_example, read_examples  # data imports this module
+    from alpacare_jax.data import encode_example  # data imports this module
     from alpacare_jax.prompts import TEMPLATES
+    from alpacare_jax.records import read_examples
 
     args = flags.FLAGS
     on_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org

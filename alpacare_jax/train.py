@@ -23,9 +23,20 @@ import optax
 from absl import flags
 from jax.sharding import Mesh
 
-from alpacare_jax import checkpoint, cli, data, llama, metrics, optimizer, params, prompts
+from alpacare_jax import (
+    checkpoint,
+    cli,
+    data,
+    llama,
+    metrics,
+    optimizer,
+    params,
+    prompts,
+    provenance,
+    records,
+    sharding,
+)
 from alpacare_jax import loss as loss_lib
-from alpacare_jax import provenance, sharding
 from alpacare_jax.llama import LlamaConfig, Params
 from alpacare_jax.run_config import ModelConfig, RunConfig
 
@@ -155,13 +166,13 @@ def load_data(
             f"max_position_embeddings {limit:,}; lower it"
         )
 
-    def encode(examples: Sequence[data.Example], what: str) -> list[data.Encoded]:
+    def encode(examples: Sequence[records.Example], what: str) -> list[data.Encoded]:
         tell = lambda text: report(f"{what}: {text}")  # noqa: E731
         return data.encode_all(examples, tokenizer, template, config.data, tell)
 
-    examples = data.read_examples(config.data.path)
+    examples = records.read_examples(config.data.path)
     if config.data.eval_path:
-        held_out = data.read_examples(config.data.eval_path)
+        held_out = records.read_examples(config.data.eval_path)
     else:
         examples, held_out = data.split(examples, config.data.eval_share, config.train.seed)
     # Attention over a full row of T costs 12 L N H T FLOPs a token, the weights 6 P.
@@ -245,6 +256,29 @@ def check_variant(shape: LlamaConfig, config: ModelConfig) -> None:
         )
 
 
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def progress_line(
+    step: int, num_steps: int, values: dict[str, float], peak_source: str, left: float
+) -> str:
+    """One line for people; `left` in seconds. metrics.jsonl has the same numbers for programs."""
+    parts = [
+        f"step {step:,}/{num_steps:,}",
+        f"loss {values['loss']:.4f}",
+        f"lr {values['learning_rate']:.2e}",
+        f"grad norm {values['grad_norm']:.2f}",
+        f"{values['tokens_per_second']:,.0f} tokens/s",
+        f"real tokens {values['real_token_share']:.0%}",
+        f"MFU {values['mfu']:.0%} of {peak_source} peak",
+        f"{metrics.duration(left)} left",
+    ]
+    if "eval_loss" in values:
+        parts.append(f"held-out loss {values['eval_loss']:.4f}")
+    return " | ".join(parts)
+
+
 class StopRequest:
     """Remembers SIGTERM, which TPU maintenance and job schedulers send before they kill."""
 
@@ -269,9 +303,8 @@ def run(config: RunConfig, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.sharding)
     shape = checkpoint.read_config(config.model.checkpoint)
     check_variant(shape, config.model)
-    say(
-        f"{params.count(shape):,} parameters on {mesh.size} {jax.devices()[0].device_kind} device(s)"
-    )
+    kind = jax.devices()[0].device_kind
+    say(f"{params.count(shape):,} parameters on {mesh.size} {kind} device(s)")
     # data
     train_data, eval_data = load_data(config, shape, mesh, say)
     num_steps = train_data.steps_per_epoch * config.train.epochs
@@ -301,17 +334,18 @@ def run(config: RunConfig, workdir: Path) -> None:
     held_out = eval_data.batch(0) if eval_data else None
     held_out_arrays = put(held_out.arrays) if held_out else None
 
-    def evaluate(weights: Params) -> float | None:
+    def evaluate(weights: Params) -> dict[str, float]:
         if held_out is None:
-            return None
-        return float(eval_step(weights, held_out_arrays, jnp.int32(held_out.num_micro)))
+            return {}
+        loss = eval_step(weights, held_out_arrays, jnp.int32(held_out.num_micro))
+        return {"eval_loss": float(loss)}
 
     # loop
     peak, peak_source = metrics.peak_flops()
     writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
-    if not first and (loss := evaluate(state["params"])) is not None:
-        writer.write(0, eval_loss=loss)
-        say(f"step 0/{num_steps} | held-out loss {loss:.4f}")
+    if not first and (values := evaluate(state["params"])):
+        writer.write(0, **values)
+        say(f"step 0/{num_steps} | held-out loss {values['eval_loss']:.4f}")
     began = lap = time.perf_counter()
     batch = train_data.batch(first)
     for step in range(first + 1, num_steps + 1):
@@ -321,7 +355,7 @@ def run(config: RunConfig, workdir: Path) -> None:
             batch = train_data.batch(step)
         report = {name: float(value) for name, value in report.items()}
         now = time.perf_counter()
-        seconds, lap = now - lap, now
+        seconds = now - lap
         if not all(math.isfinite(value) for value in report.values()):
             saved.close()
             raise FloatingPointError(
@@ -338,25 +372,15 @@ def run(config: RunConfig, workdir: Path) -> None:
             "seconds": seconds,
         }
         last = step == num_steps
-        every = lambda n: last or stop.asked or (n and step % n == 0)  # noqa: E731
-        if last or (config.train.eval_every and step % config.train.eval_every == 0):
-            if (loss := evaluate(state["params"])) is not None:
-                values["eval_loss"] = loss
-                lap = time.perf_counter()
+        if last or _due(step, config.train.eval_every):
+            values |= evaluate(state["params"])
         writer.write(step, **values)
-        if last or step == first + 1 or step % config.train.log_every == 0:
+        if last or step == first + 1 or _due(step, config.train.log_every):
             left = (now - began) / (step - first) * (num_steps - step)
-            held = f" | held-out loss {values['eval_loss']:.4f}" if "eval_loss" in values else ""
-            say(
-                f"step {step}/{num_steps} | loss {values['loss']:.4f} | lr {values['learning_rate']:.2e}"
-                f" | grad norm {values['grad_norm']:.2f} | {values['tokens_per_second']:,.0f} tokens/s"
-                f" | real tokens {values['real_token_share']:.0%} | MFU {values['mfu']:.0%} ({peak_source} peak)"
-                f" | {metrics.duration(left)} left{held}"
-            )
-        if every(config.checkpoint.every_steps):
-            kept = {"eval_loss": values["eval_loss"]} if "eval_loss" in values else {}
-            saved.save(step, state, kept)
-            lap = time.perf_counter()
+            say(progress_line(step, num_steps, values, peak_source, left))
+        if last or stop.asked or _due(step, config.checkpoint.every_steps):
+            saved.save(step, state, {k: v for k, v in values.items() if k == "eval_loss"})
+        lap = time.perf_counter()
         if stop.asked and not last:
             saved.close()
             say(f"stopped by SIGTERM at step {step}, which is saved; run the same command to go on")
