@@ -7,7 +7,6 @@ import dataclasses
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -192,6 +191,7 @@ class Batcher:
     examples: Sequence[Encoded]
     batch_size: int  # examples a step, over all devices
     seed: int
+    max_length: int  # longest row in tokens; no example is longer
     row_multiple: int
     row_groups: int  # rows come in multiples of this: the devices that share the batch
     microbatch_tokens: int  # most tokens of one micro-batch on one device
@@ -209,10 +209,6 @@ class Batcher:
         """Whole batches only, as in the original: 52,002 examples give 406 of 128."""
         return len(self.examples) // self.batch_size
 
-    @cached_property
-    def _longest(self) -> int:
-        return max(len(example.ids) for example in self.examples)
-
     def indices(self, step: int) -> np.ndarray:
         """Which examples step `step` (from 0) holds; every epoch has an order of its own."""
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -226,7 +222,7 @@ class Batcher:
         """The row length, a multiple of row_multiple, that costs least, and its rows."""
         round_up = lambda n: -(-n // self.row_multiple) * self.row_multiple  # noqa: E731
         best = None
-        for T in range(round_up(max(lengths)), round_up(self._longest) + 1, self.row_multiple):
+        for T in range(round_up(max(lengths)), round_up(self.max_length) + 1, self.row_multiple):
             rows = pack(lengths, T)
             R = self._micro_rows(T)
             cost = -(-len(rows) // R) * R * T * (1 + self.attention_cost * T)

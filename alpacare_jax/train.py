@@ -184,6 +184,7 @@ def load_data(
             encoded,
             batch_size,
             config.train.seed,
+            config.data.max_length,
             config.data.row_multiple,
             sharding.batch_groups(mesh),
             config.train.microbatch_tokens,
