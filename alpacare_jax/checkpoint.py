@@ -83,6 +83,12 @@ def _eval_loss(metrics: Any) -> float:
     return (metrics or {}).get("eval_loss", float("inf"))
 
 
+def latest_step(directory: str | Path) -> int | None:
+    """The last step whose save is complete, None where there is none."""
+    saved = _steps(Path(directory).absolute())
+    return saved[-1].step if saved else None
+
+
 def find_step(directory: str | Path, step: str = "best") -> int:
     """Resolves `best` (lowest eval loss, else latest), `latest` or a number to a saved step."""
     saved = _steps(Path(directory).absolute())

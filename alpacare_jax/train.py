@@ -46,6 +46,12 @@ State = dict[str, Any]
 SAME_RUN = ("model", "data", "optimizer", "train")
 """Config sections that decide the numbers: a workdir goes on only with the same ones."""
 
+MAY_CHANGE = {
+    *("model.remat", "model.loss_tokens", "train.microbatch_tokens"),  # memory against time
+    *("train.log_every", "train.eval_every", "train.tensorboard"),
+}
+"""Keys of those sections that may differ when a run goes on."""
+
 
 def compute_dtype(name: str) -> jnp.dtype:
     """`auto` is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
@@ -100,7 +106,7 @@ def make_steps(
 
     def train_step(state: State, arrays, num_micro):
         weights = state["params"]
-        loss_and_grads = jax.value_and_grad(functools.partial(loss_of))
+        loss_and_grads = jax.value_and_grad(loss_of)
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
         loss, grads = accumulate(
             lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
@@ -198,37 +204,45 @@ def load_data(
     return train, batcher(encoded, len(encoded))
 
 
-def open_workdir(workdir: Path, config: RunConfig) -> None:
-    """Makes the workdir with its `run.json`, or checks that it belongs to this very run.
+def describe_run(config: RunConfig) -> dict[str, Any]:
+    """The content of this run's `run.json`."""
+    content = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as read
+    paths = [path for path in (config.data.path, config.data.eval_path) if path]
+    digests = {path: provenance.sha256(path) for path in paths}
+    return provenance.describe(config=content, data=digests)
 
-    Raises:
-      ValueError: the workdir holds a run of another config or of changed data.
-    """
-    content = json.loads(json.dumps(dataclasses.asdict(config)))
-    digests = {
-        path: provenance.sha256(path) for path in (config.data.path, config.data.eval_path) if path
-    }
-    record = workdir / "run.json"
-    if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = [
-            f"{section}.{key}: {before['config'].get(section, {}).get(key)!r} before, {value!r} now"
-            for section in SAME_RUN
-            for key, value in content[section].items()
-            if before["config"].get(section, {}).get(key) != value
-        ]
-        changed += [
-            f"{path} has changed" for path in digests if before["data"].get(path) != digests[path]
-        ]
-        if changed:
-            raise ValueError(
-                f"{workdir} belongs to another run ({'; '.join(changed)}); "
-                "choose another --workdir or delete it"
-            )
+
+def check_workdir(workdir: Path, run: dict[str, Any]) -> None:
+    """Raises ValueError where the workdir holds a run of another config or of changed data."""
+    path = workdir / "run.json"
+    if not path.exists():
         return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if "train" not in before.get("config", {}):
+        raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
+    changed = [
+        f"{section}.{key}: {before['config'][section].get(key)!r} before, {value!r} now"
+        for section in SAME_RUN
+        for key, value in run["config"][section].items()
+        if before["config"][section].get(key) != value and f"{section}.{key}" not in MAY_CHANGE
+    ]
+    changed += [
+        f"{name} has changed"
+        for name, digest in run["data"].items()
+        if before["data"].get(name, digest) != digest
+    ]
+    if changed:
+        raise ValueError(
+            f"{workdir} belongs to another run ({'; '.join(changed)}); "
+            "choose another --workdir or delete it"
+        )
+
+
+def make_workdir(workdir: Path, config: RunConfig, run: dict[str, Any]) -> None:
+    """Once nothing can be wrong with the input any more: config, tokenizer and `run.json`."""
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.copy_model_files(config.model.checkpoint, workdir)
-    provenance.write_json(record, provenance.describe(config=content, data=digests))
+    provenance.write_json(workdir / "run.json", run)
 
 
 def initial_state(
@@ -316,19 +330,21 @@ def run(config: RunConfig, workdir: Path) -> None:
         f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
     # state
-    open_workdir(workdir, config)
+    description = describe_run(config)
+    check_workdir(workdir, description)
     rate = optimizer.schedule(config.optimizer, num_steps)
     update = optimizer.make(config.optimizer, num_steps, params.decay_mask(shape))
-    saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
-    first = saved.latest or 0
+    first = checkpoint.latest_step(workdir) or 0
     if first == num_steps:
         say(f"{workdir} is finished: {num_steps:,} steps")
         return
+    if not first:
+        state = initial_state(config, shape, update, mesh)
+        make_workdir(workdir, config, description)
+    saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
     if first:
         say(f"going on from step {first:,}")
         state = saved.restore(first, abstract_state(shape, config, update, mesh))
-    else:
-        state = initial_state(config, shape, update, mesh)
     # step
     train_step, eval_step = make_steps(shape, config, update, mesh)
     put = functools.partial(jax.device_put, device=sharding.of_batch(mesh))
