@@ -2,19 +2,20 @@
 
 A machine's speed moves by a third from hour to hour, so only ratios within one round count. Each
 contender is launched and warmed up once, alone; then A, B, C, A, B, C ... work one at a time while
-the others sleep on their input. A round is timed inside the worker, around the work only. Memory is
-the process's own highest resident size, compilation included.
+the others wait for their turn. A round is timed inside the worker, around the work only. Memory is
+the process's own highest resident size, set-up and compilation included.
 
-The parent sends a line, the worker answers with a line of JSON:
+The parent writes a line to the worker's stdin, the worker answers with a line of JSON:
 
-    parent: work      worker: {"seconds": 1.23, "result": {...}}      the first one includes set-up
-    parent: memory    worker: {"peak_bytes": 3000000000}
+    work      {"seconds": 1.23, "result": {...}}      the first one sets up, before its clock starts
+    memory    {"peak_bytes": 3000000000}
 """
 
 import dataclasses
 import importlib.metadata
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -22,15 +23,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 Result = dict[str, Any]
 Work = Callable[[], Result]
-"""One round's work, done when it returns. `peak_bytes` in the result replaces the process's."""
+"""Works for one round and returns when it is done, device work included. `peak_bytes` in what it
+returns, for example a GPU's, stands for the process's."""
 
 PAUSE_SECONDS = 0.3
-"""Before each turn: thread pools of the one before spin for a while when they run dry."""
+"""Before each turn: the thread pools of the one before spin for a while when they run dry."""
 
 
 @dataclasses.dataclass
@@ -47,46 +49,37 @@ class Lane:
 
 
 def serve(set_up: Callable[[], Work]) -> None:
-    """The worker's side: answers on stdout until stdin closes."""
+    """The worker's side: answers until stdin closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
-    work, peak_bytes = None, 0
+    os.dup2(2, 1)  # what libraries print on stdout must not mix with the answers
+    work, result = None, {}
     for question in sys.stdin:
-        if question.strip() == "memory":
-            answer = {
-                "peak_bytes": peak_bytes or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            }
+        if question == "memory\n":
+            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            answer = {"peak_bytes": result.get("peak_bytes", resident)}
         else:
             work = work or set_up()
             start = time.perf_counter()
             result = work()
             answer = {"seconds": time.perf_counter() - start, "result": result}
-            peak_bytes = result.get("peak_bytes", 0)
         print(json.dumps(answer), file=answers, flush=True)
 
 
 class Worker:
     """The parent's side of one contender."""
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str]):
-        self.lane = Lane(name)
+    def __init__(self, name: str, command: Sequence[str], env: dict[str, str], limit_s: float):
+        self.lane, self.limit_s = Lane(name), limit_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - held for the race
+        pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=env,
-            text=True,
+            command, stdin=pipe, stdout=pipe, stderr=self._errors, env=env, text=True
         )
 
-    def ask(self, question: str, limit_s: float) -> dict[str, Any]:
-        """The worker's answer.
-
-        Raises:
-          ChildProcessError: it died, or was killed after `limit_s` seconds.
-        """
-        timer = threading.Timer(limit_s, self._process.kill)
+    def ask(self, question: str) -> dict[str, Any]:
+        """The answer; a ChildProcessError where the worker died or took over `limit_s`."""
+        overdue = threading.Event()
+        timer = threading.Timer(self.limit_s, lambda: (overdue.set(), self._process.kill()))
         timer.start()
         try:
             self._process.stdin.write(question + "\n")
@@ -94,24 +87,23 @@ class Worker:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        finally:
-            timer.cancel()
-        if not line.endswith("\n"):
-            code = self._process.wait()
-            self._errors.seek(0)
-            tail = self._errors.read().decode(errors="replace").strip().splitlines()[-25:]
-            print(f"--- stderr of {self.lane.name!r} ends:", *tail, sep="\n", file=sys.stderr)
-            why = f"over {limit_s:.0f} s" if timer.finished.is_set() and code == -9 else tail[-1:]
-            raise ChildProcessError(f"{self.lane.name!r} died, exit code {code}: {why}")
-        return json.loads(line)
+        timer.cancel()
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        self._errors.seek(0)
+        tail = self._errors.read().decode(errors="replace").strip().splitlines()[-20:]
+        tell(f"the end of what {self.lane.name!r} wrote on stderr:", *tail, sep="\n    ")
+        why = f"no answer in {self.limit_s:.0f} s" if overdue.is_set() else (tail or ["?"])[-1]
+        raise ChildProcessError(f"{self.lane.name!r} died with exit code {code}: {why}")
 
     def close(self) -> None:
-        self._process.stdin.close()
+        """Ends the process; what it had still to flush to a dead one is lost, and may be."""
         try:
-            self._process.wait(timeout=30)
+            self._process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.stdout.close()
+            self._process.wait()
         self._errors.close()
 
 
@@ -121,42 +113,40 @@ def run(
     *,
     rounds: int,
     warm_ups: int,
-    threads: int = 0,
-    arguments: Iterable[str] = (),
-    optional: Iterable[str] = (),
+    arguments: Sequence[str] = (),
+    optional: Collection[str] = (),
     limit_s: float = 1800.0,
 ) -> list[Lane]:
-    """Races `python -m MODULE (this command's flags) ARGUMENTS --worker=NAME` for each name.
+    """Races `python -m MODULE THIS_COMMAND'S_FLAGS ARGUMENTS --worker=NAME` for each name.
 
     Args:
       warm_ups: works before the first round, at least 1.
-      threads: cores and threads of each worker; 0 is all that this process may use.
-      optional: names that may fail; their lane tells why.
-      limit_s: longest that one answer may take, set-up and compilation included.
+      optional: names that may fail while they warm up; their lane tells why.
+      limit_s: seconds that one answer may take, set-up and compilation included.
     """
-    cores = sorted(os.sched_getaffinity(0))[: threads or None]
     workers: list[Worker] = []
-    with tempfile.TemporaryDirectory() as compiled:
+    with tempfile.TemporaryDirectory() as caches:
+
+        def launch(name: str) -> Worker:
+            env = os.environ | {
+                "OMP_NUM_THREADS": str(cores()),
+                "TORCHINDUCTOR_CACHE_DIR": f"{caches}/{len(workers)}",  # all compile afresh
+                "JAX_ENABLE_COMPILATION_CACHE": "false",
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+            }
+            flags = [*sys.argv[1:], *arguments, "--debug", f"--worker={name}"]
+            return Worker(name, [sys.executable, "-m", module, *flags], env, limit_s)
+
         try:
             for name in names:
-                env = os.environ | {
-                    "OMP_NUM_THREADS": str(len(cores)),
-                    # Every contender compiles afresh.
-                    "TORCHINDUCTOR_CACHE_DIR": os.path.join(compiled, name.replace(" ", "_")),
-                    "JAX_ENABLE_COMPILATION_CACHE": "false",
-                    "TF_CPP_MIN_LOG_LEVEL": "2",
-                }
-                command = [sys.executable, "-m", module, *sys.argv[1:], *arguments, "--debug"]
                 tell(f"warming up {name}")
                 start = time.perf_counter()
-                with _on_cores(cores):
-                    worker = Worker(name, [*command, f"--worker={name}"], env)
-                workers.append(worker)
+                workers.append(worker := launch(name))
                 try:
-                    worker.lane.first = worker.ask("work", limit_s)["result"]
+                    worker.lane.first = worker.ask("work")["result"]
                     worker.lane.first_seconds = time.perf_counter() - start
                     for _ in range(warm_ups - 1):
-                        worker.ask("work", limit_s)
+                        worker.ask("work")
                 except ChildProcessError as error:
                     if name not in optional:
                         raise
@@ -165,14 +155,73 @@ def run(
             for number in range(1, rounds + 1):
                 for worker in racing:
                     time.sleep(PAUSE_SECONDS)
-                    answer = worker.ask("work", limit_s)
+                    answer = worker.ask("work")
                     worker.lane.seconds.append(answer["seconds"])
                     worker.lane.results.append(answer["result"])
                 took = ", ".join(f"{w.lane.name} {w.lane.seconds[-1]:.2f} s" for w in racing)
                 tell(f"round {number}/{rounds}: {took}")
             for worker in racing:
-                worker.lane.peak_bytes = worker.ask("memory", limit_s)["peak_bytes"]
+                worker.lane.peak_bytes = worker.ask("memory")["peak_bytes"]
         finally:
             for worker in workers:
                 worker.close()
     return [worker.lane for worker in workers]
+
+
+def cores() -> int:
+    """Cores that this process, and so each worker, may use; `taskset` sets fewer."""
+    return len(os.sched_getaffinity(0))
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """ "median [min, max]"."""
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def ratios(ours: Lane, theirs: Lane, value: Callable[[float, Result], float]) -> list[float]:
+    """value(ours) / value(theirs) of each round; value takes its seconds and its result."""
+    of = lambda lane: map(value, lane.seconds, lane.results)  # noqa: E731
+    return [a / b for a, b in zip(of(ours), of(theirs), strict=True)]
+
+
+def report(
+    title: str, lanes: Sequence[Lane], unit: str, value: Callable[[float, Result], float]
+) -> None:
+    """Prints the table; the first lane is ours, `value` is what is compared, in `unit`."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch")]
+    print(f"\n{title}; {cores()} cores ({platform.machine()}), {', '.join(versions)}")
+    if (load := os.getloadavg()[0]) > 1.5 * cores():
+        print(
+            f"BUSY MACHINE (load {load:.1f}): other work disturbs this; repeat it when it is quiet"
+        )
+    row = "{:<22}{:>28}{:>24}{:>14}{:>8}{:>14}".format
+    print(row("median [min, max]", unit, "ours / it", "peak memory", "ours/it", "to first step"))
+    ours = lanes[0]
+    for lane in lanes:
+        if lane.failure:
+            print(f"{lane.name:<22}  out of the race: {lane.failure}")
+            continue
+        values = [value(*round_) for round_ in zip(lane.seconds, lane.results, strict=True)]
+        other = lane is not ours
+        print(
+            row(
+                lane.name,
+                spread(values, 1),
+                spread(ratios(ours, lane, value), 2) if other else "",
+                f"{lane.peak_bytes / 1e9:.2f} GB",
+                f"{ours.peak_bytes / lane.peak_bytes:.2f}" if other else "",
+                f"{lane.first_seconds:.0f} s",
+            )
+        )
+
+
+def verdict(what: str, ratio: float, target: float, *, at_most: bool) -> None:
+    """Prints whether a ratio reaches its target."""
+    met = ratio <= target if at_most else ratio >= target
+    bound = "at most" if at_most else "at least"
+    print(f"{what}: {ratio:.2f}, target {bound} {target:.2f}: {'met' if met else 'MISSED'}")
+
+
+def tell(*lines: str, sep: str = "\n") -> None:
+    print(*lines, sep=sep, file=sys.stderr, flush=True)

@@ -654,13 +654,13 @@ def examples_file(tmp_path_factory) -> Path:
 
 
 def test_command_draws_and_counts(sentencepiece_dir, examples_file):
-    data = pytest.importorskip("alpacare_jax.data")
+    from alpacare_jax import data, records
     from alpacare_jax.prompts import TEMPLATES
 
     ours = load(sentencepiece_dir)
     records = [
         data.encode_example(example, ours, TEMPLATES["alpaca"])
-        for example in data.read_examples(examples_file)
+        for example in records.read_examples(examples_file)
     ]
     lengths = [len(record.ids) for record in records]
     loss = sum(len(record.ids) - record.prompt_length for record in records)
@@ -699,7 +699,6 @@ def test_command_fails_in_one_line(examples_file, tmp_path):
 def test_colour_choice(
     sentencepiece_dir, examples_file, monkeypatch, choice, terminal, no_color, expected
 ):
-    pytest.importorskip("alpacare_jax.data")
     values = flags.FlagValues()
     monkeypatch.setattr(flags, "FLAGS", values)
     monkeypatch.setenv("NO_COLOR", no_color)

@@ -1,0 +1,166 @@
+"""Claim: training on a GPU reaches half of what its matrix products reach.
+
+    python -m benchmarks.gpu                                    1B, Llama 3.2's shape
+    python -m benchmarks.gpu --variant=llama-7b --layers=8      7B's width, fewer layers
+
+Our real training step in bfloat16 with float32 master weights, random ones, on rows full of one
+example each. Model FLOPs utilisation = metrics.train_flops / time / the peak that
+metrics.measure_peak_flops finds on the same GPU just before; recomputation does not count. Where
+torch sees the GPU, transformers' model takes turns: autocast to bfloat16, AdamW(fused), eager and
+under torch.compile, without rematerialisation. Memory is the GPU's. One GPU is used.
+
+Target: MFU of at least 50 %. Without a GPU it prints one line and ends.
+"""
+
+import dataclasses
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from alpacare_jax import cli
+from benchmarks import models, race
+
+SIZE = 8192
+"""Rows and columns of the matrices that measure the peak; small ones measure the launch."""
+
+
+def setting():
+    """The model's shape and the step's batch, as our training gets it."""
+    from alpacare_jax import data, llama
+
+    FLAGS = flags.FLAGS
+    shape = llama.VARIANTS[FLAGS.variant]
+    if FLAGS.layers:
+        shape = dataclasses.replace(shape, num_hidden_layers=FLAGS.layers)
+    count = FLAGS.rows * FLAGS.accumulation
+    ids = np.random.default_rng(0).integers(3, shape.vocab_size, (count, FLAGS.length))
+    batcher = data.Batcher(
+        [data.Encoded(row.astype(np.int32), prompt_length=1) for row in ids],
+        batch_size=count,
+        seed=0,
+        max_length=FLAGS.length,
+        row_multiple=FLAGS.length,
+        row_groups=1,
+        microbatch_tokens=FLAGS.rows * FLAGS.length,
+    )
+    return shape, batcher.batch(0)
+
+
+def ours() -> race.Work:
+    import jax
+
+    from alpacare_jax import metrics
+
+    FLAGS = flags.FLAGS
+    peak = metrics.measure_peak_flops(SIZE, seconds=2.0)
+    shape, batch = setting()
+    model = {"variant": FLAGS.variant, "dtype": "bfloat16"}
+    if FLAGS.remat:
+        model["remat"] = FLAGS.remat
+    training = models.OurTraining(models.run_config(FLAGS.config, model=model), shape, random=True)
+    sizes = batch.num_tokens, batch.num_pairs, batch.num_targets
+    facts = {
+        "peak_flops": peak,
+        "flops": FLAGS.steps * metrics.train_flops(shape, *sizes),
+        "device": jax.devices()[0].device_kind,
+    }
+
+    def work() -> race.Result:
+        loss = [training.step(batch) for _ in range(FLAGS.steps)][-1]
+        memory = jax.devices()[0].memory_stats()  # None on CPU
+        used = {"peak_bytes": memory["peak_bytes_in_use"]} if memory else {}
+        return {"loss": loss} | facts | used
+
+    return work
+
+
+def theirs(options: dict[str, object] | None) -> race.Work:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    FLAGS = flags.FLAGS
+    shape, batch = setting()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig.from_dict(shape.to_hf()))
+    training = models.TorchTraining(model.float(), options, autocast=True)
+    tokens = torch.from_numpy(batch.arrays["tokens"]).long()
+    micro = []
+    for rows in tokens:
+        labels = rows.clone()
+        labels[:, 0] = models.IGNORED
+        micro.append({"input_ids": rows, "labels": labels})
+
+    def work() -> race.Result:
+        loss = [training.step(micro) for _ in range(FLAGS.steps)][-1]
+        used = {"peak_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {}
+        return {"loss": loss} | used
+
+    return work
+
+
+CONTENDERS = {
+    "ours": ours,
+    "torch eager": lambda: theirs(None),
+    "torch.compile": lambda: theirs({}),
+}
+
+
+def sees_gpu(code: str) -> bool:
+    """What a Python process of its own prints, so that this one takes no memory on the GPU."""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return answer.stdout.strip() in ("gpu", "True")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    FLAGS = flags.FLAGS
+    if FLAGS.worker:
+        race.serve(CONTENDERS[FLAGS.worker])
+        return
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    if not FLAGS.anyway and not sees_gpu("import jax; print(jax.default_backend())"):
+        print("skipped: jax sees no GPU here")
+        return
+    names = ["ours"]
+    if FLAGS.anyway or sees_gpu("import torch; print(torch.cuda.is_available())"):
+        names += ["torch eager"] + ["torch.compile"] * (FLAGS.skip != "compile")
+    else:
+        print("torch sees no GPU: no comparison")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(names):.2f}")
+    lanes = race.run("benchmarks.gpu", names, rounds=FLAGS.rounds, warm_ups=2)
+    facts = lanes[0].first
+    utilisation = lambda seconds, _: 100 * facts["flops"] / seconds / facts["peak_flops"]  # noqa: E731
+    title = (
+        f"training step, {FLAGS.variant}, {FLAGS.layers or 'all'} layers, {FLAGS.accumulation} x "
+        f"{FLAGS.rows} x {FLAGS.length} tokens, bfloat16, {facts['device']}, "
+        f"peak {facts['peak_flops'] / 1e12:.0f} TFLOP/s"
+    )
+    race.report(title, lanes, "MFU %", utilisation)
+    print("last loss:", ", ".join(f"{x.name} {x.results[-1]['loss']:.3f}" for x in lanes))
+    share = statistics.median(utilisation(seconds, None) for seconds in lanes[0].seconds) / 100
+    race.verdict("MFU", share, 0.5, at_most=False)
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", "configs/alpacare.py:llama-7b", "Our settings.")
+    flags.DEFINE_string("variant", "llama3.2-1b", "Shape: a key of llama.VARIANTS.")
+    flags.DEFINE_integer("layers", 0, "Fewer layers than the variant has; 0: all.")
+    flags.DEFINE_integer("rows", 8, "Rows of a micro-batch.", lower_bound=1)
+    flags.DEFINE_integer("length", 1024, "Tokens of a row.", lower_bound=2)
+    flags.DEFINE_integer("accumulation", 1, "Micro-batches of a step.", lower_bound=1)
+    flags.DEFINE_integer("steps", 10, "Steps of a round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)
+    flags.DEFINE_string("remat", "", "Our rematerialisation policy; the config's by default.")
+    flags.DEFINE_enum("skip", "", ["", "compile"], "Leave a contender out.")
+    flags.DEFINE_bool("anyway", False, "Run without a GPU, to try the script with --variant=tiny.")
+    flags.DEFINE_string("worker", "", "Internal.")
+    cli.run(main)

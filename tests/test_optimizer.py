@@ -1,0 +1,155 @@
+"""AdamW and its schedules, against transformers and against a few lines of NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alpacare_jax import llama, optimizer, params
+from alpacare_jax.optimizer import OptimizerConfig
+
+RECIPE = OptimizerConfig(
+    learning_rate=2e-5,
+    schedule="cosine",
+    warmup_ratio=0.03,
+    beta1=0.9,
+    beta2=0.999,
+    epsilon=1e-8,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+)
+
+
+def rates(config: OptimizerConfig, num_steps: int) -> np.ndarray:
+    return np.asarray(jax.jit(optimizer.schedule(config, num_steps))(jnp.arange(num_steps)))
+
+
+@pytest.mark.parametrize("schedule", optimizer.SCHEDULES)
+@pytest.mark.parametrize("num_steps, ratio", [(1218, 0.03), (2030, 0.03), (7, 0.5), (5, 0), (1, 0)])
+def test_every_rate_is_that_of_transformers(schedule, num_steps, ratio):
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers.optimization")
+    config = dataclasses.replace(RECIPE, schedule=schedule, warmup_ratio=ratio)
+    warmup = optimizer.warmup_steps(config, num_steps)
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    if schedule == "constant":
+        peer = hf.get_constant_schedule_with_warmup(sgd, warmup)
+    else:
+        make = getattr(hf, f"get_{schedule}_schedule_with_warmup")
+        peer = make(sgd, warmup, num_steps)
+    (factor,) = peer.lr_lambdas
+    want = [config.learning_rate * factor(k) for k in range(num_steps)]
+    np.testing.assert_allclose(rates(config, num_steps), want, rtol=0, atol=2e-7 * max(want))
+
+
+def test_landmarks_of_the_recipe():
+    got = rates(RECIPE, 1218)
+    assert optimizer.warmup_steps(RECIPE, 1218) == 37
+    assert got[0] == 0
+    assert got[1] == pytest.approx(2e-5 / 37)
+    assert got[37] == pytest.approx(2e-5)
+    assert got.argmax() == 37
+    assert np.all(np.diff(got[37:]) < 0)
+    assert 0 < got[-1] < 1e-10
+
+
+@pytest.mark.parametrize(
+    "num_steps, ratio, warmup", [(1218, 0.03, 37), (2030, 0.03, 61), (100, 0.03, 3), (9, 0, 0)]
+)
+def test_warm_up_steps_are_rounded_up(num_steps, ratio, warmup):
+    config = dataclasses.replace(RECIPE, warmup_ratio=ratio)
+    assert optimizer.warmup_steps(config, num_steps) == warmup
+
+
+WEIGHTS = {"matrix": np.linspace(-1, 1, 12).reshape(3, 4), "norm": np.linspace(0.5, 1.5, 4)}
+MASK = {"matrix": True, "norm": False}
+
+
+def gradients(step: int, scale: float = 1.0) -> dict[str, np.ndarray]:
+    return {
+        name: scale * np.sin(np.linspace(step, step + 9, w.size)).reshape(w.shape)
+        for name, w in WEIGHTS.items()
+    }
+
+
+def run(config: OptimizerConfig, grads_of_step, num_steps: int) -> dict[str, np.ndarray]:
+    update = optimizer.make(config, num_steps, MASK)
+    weights = {name: jnp.asarray(w, jnp.float32) for name, w in WEIGHTS.items()}
+    state = update.init(weights)
+    apply = jax.jit(update.update)
+    for step in range(num_steps):
+        grads = {name: jnp.asarray(g, jnp.float32) for name, g in grads_of_step(step).items()}
+        updates, state = apply(grads, state, weights)
+        weights = {name: w + updates[name] for name, w in weights.items()}
+    return weights
+
+
+def adamw(config: OptimizerConfig, grads_of_step, num_steps: int) -> dict[str, np.ndarray]:
+    """Algorithm 2 of arXiv:1711.05101 in float64, with clipping and the decay mask."""
+    weights = {name: w.copy() for name, w in WEIGHTS.items()}
+    m = {name: np.zeros_like(w) for name, w in weights.items()}
+    v = {name: np.zeros_like(w) for name, w in weights.items()}
+    for step, rate in enumerate(rates(config, num_steps).astype(np.float64), start=1):
+        grads = grads_of_step(step - 1)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        for name, g in grads.items():
+            g = g * min(1, config.max_grad_norm / norm) if config.max_grad_norm else g
+            m[name] = config.beta1 * m[name] + (1 - config.beta1) * g
+            v[name] = config.beta2 * v[name] + (1 - config.beta2) * g**2
+            m_hat = m[name] / (1 - config.beta1**step)
+            v_hat = v[name] / (1 - config.beta2**step)
+            decay = config.weight_decay * weights[name] if MASK[name] else 0
+            weights[name] -= rate * (m_hat / (np.sqrt(v_hat) + config.epsilon) + decay)
+    return weights
+
+
+@pytest.mark.parametrize(
+    "changes, scale",
+    [
+        ({}, 1.0),
+        ({"weight_decay": 0.1}, 1.0),
+        ({"beta1": 0.7, "beta2": 0.95, "epsilon": 1e-3}, 1.0),
+        ({"max_grad_norm": 0.0}, 100.0),
+        ({"max_grad_norm": 1.0, "epsilon": 1e-1}, 100.0),
+        ({"max_grad_norm": 1.0, "epsilon": 1e-1}, 0.01),
+    ],
+)
+def test_updates_are_adamw(changes, scale):
+    config = dataclasses.replace(RECIPE, learning_rate=1e-2, warmup_ratio=0.2, **changes)
+    got = run(config, lambda step: gradients(step, scale), 8)
+    want = adamw(config, lambda step: gradients(step, scale), 8)
+    for name in WEIGHTS:
+        assert np.abs(want[name] - WEIGHTS[name]).max() > 1e-3
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=2e-6)
+
+
+def test_decay_touches_masked_weights_only():
+    config = dataclasses.replace(
+        RECIPE, learning_rate=0.1, weight_decay=0.5, warmup_ratio=0, schedule="constant"
+    )
+    got = run(config, lambda step: gradients(step, scale=0.0), 2)
+    np.testing.assert_allclose(got["matrix"], WEIGHTS["matrix"] * 0.95**2, rtol=1e-6)
+    np.testing.assert_array_equal(got["norm"], WEIGHTS["norm"].astype(np.float32))
+
+
+def test_matrices_decay_and_norms_and_biases_do_not():
+    shape = dataclasses.replace(llama.VARIANTS["tiny"], attention_bias=True, mlp_bias=True)
+    mask = params.flatten(params.decay_mask(shape))
+    kept = {path for path, decays in mask.items() if not decays}
+    assert kept == {path for path in mask if "norm" in path or "bias" in path}
+    assert len(kept) == 10
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"schedule": "wsd"}, "optimizer.schedule is 'wsd'; choose from cosine, linear, constant"),
+        ({"warmup_ratio": 1.0}, r"optimizer.warmup_ratio is 1.0; it must be in \[0, 1\)"),
+        ({"warmup_ratio": -0.1}, "optimizer.warmup_ratio is -0.1"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RECIPE, **changes)

@@ -1,0 +1,131 @@
+"""Mesh and shardings: what fits, what raises and by which name."""
+
+import jax
+import numpy as np
+import pytest
+from configs import common
+from jax.sharding import PartitionSpec as P
+
+from alpacare_jax import llama, params, sharding
+from alpacare_jax.sharding import ShardingConfig
+
+RULES = common.sharding().rules.to_dict()
+
+
+def config(data=1, fsdp=1, tensor=1, **rules) -> ShardingConfig:
+    return ShardingConfig(data, fsdp, tensor, RULES | rules)
+
+
+def specs(variant: str, mesh, **rules) -> dict[str, P]:
+    tree = sharding.of_params(llama.VARIANTS[variant], mesh, RULES | rules)
+    return {path: s.spec for path, s in params.flatten(tree).items()}
+
+
+@pytest.mark.parametrize(
+    "sizes, shape",
+    [
+        ((1, -1, 1), (1, 8, 1)),
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 2, -1), (1, 2, 4)),
+        ((8, -1, 1), (8, 1, 1)),
+        ((2, 2, 2), (2, 2, 2)),
+    ],
+)
+def test_minus_one_is_what_is_left(sizes, shape):
+    mesh = sharding.make_mesh(config(*sizes))
+    assert mesh.devices.shape == shape
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.size == jax.device_count() == 8
+    assert len(set(mesh.devices.flat)) == 8
+    assert sharding.batch_groups(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (16, 1, 1), (3, -1, 1), (-1, 16, 1), (1, 1, 1)])
+def test_a_mesh_that_does_not_cover_the_devices(sizes):
+    with pytest.raises(ValueError, match=r"does not cover 8 devices; set one of sharding\.data"):
+        sharding.make_mesh(config(*sizes))
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 8, 1), (-2, 1, 1)])
+def test_bad_sizes(sizes):
+    with pytest.raises(ValueError, match="give positive sizes, one may be -1"):
+        config(*sizes)
+
+
+def test_a_rule_to_an_unknown_mesh_axis():
+    with pytest.raises(ValueError, match=r"sharding\.rules name .*'model'.*; choose from data"):
+        config(heads="model")
+
+
+def test_specs_are_as_expected():
+    mesh = sharding.make_mesh(config(2, 2, 2))
+    assert specs("tiny", mesh) == {
+        "embed_tokens": P("tensor", "fsdp"),
+        "layers.input_layernorm": P(None, None),
+        "layers.self_attn.q_proj": P(None, "fsdp", "tensor", None),
+        "layers.self_attn.k_proj": P(None, "fsdp", "tensor", None),
+        "layers.self_attn.v_proj": P(None, "fsdp", "tensor", None),
+        "layers.self_attn.o_proj": P(None, "tensor", None, "fsdp"),
+        "layers.post_attention_layernorm": P(None, None),
+        "layers.mlp.gate_proj": P(None, "fsdp", "tensor"),
+        "layers.mlp.up_proj": P(None, "fsdp", "tensor"),
+        "layers.mlp.down_proj": P(None, "tensor", "fsdp"),
+        "norm": P(None),
+        "lm_head": P("tensor", "fsdp"),
+    }
+    assert sharding.of_batch(mesh).spec == P(None, ("data", "fsdp"), None)
+    assert sharding.replicated(mesh).spec == P()
+
+
+@pytest.mark.parametrize("variant", llama.VARIANTS)
+def test_every_variant_is_spread_over_eight_devices(variant):
+    shape = llama.VARIANTS[variant]
+    mesh = sharding.make_mesh(config(1, -1, 1))
+    tree = params.flatten(sharding.of_params(shape, mesh, RULES))
+    for weight in params.weights(shape):
+        whole = params.shape(weight, shape)
+        part = tree[weight.path].shard_shape(whole)
+        if weight.decay:  # matrices
+            assert np.prod(part) * 8 == np.prod(whole), weight.path
+
+
+def test_a_batch_is_spread_by_rows():
+    mesh = sharding.make_mesh(config(2, 2, 2))
+    array = jax.device_put(np.arange(3 * 4 * 5).reshape(3, 4, 5), sharding.of_batch(mesh))
+    parts = {str(shard.index): shard.data.shape for shard in array.addressable_shards}
+    assert set(parts.values()) == {(3, 1, 5)}
+    assert len(parts) == 4, "data and fsdp share the rows, tensor has copies"
+
+
+def test_an_axis_without_a_rule():
+    mesh = sharding.make_mesh(config(1, 8, 1))
+    rules = {axis: rule for axis, rule in RULES.items() if axis != "ffn"}
+    with pytest.raises(ValueError, match=r"sharding\.rules lack logical axis 'ffn' of layers\.mlp"):
+        sharding.of_params(llama.VARIANTS["tiny"], mesh, rules)
+
+
+@pytest.mark.parametrize(
+    "variant, sizes, message",
+    [
+        ("smollm2-135m", (1, 4, 2), r"q_proj: axis 'heads' of length 9 .* 'tensor' of size 2"),
+        ("tiny", (1, 2, 4), r"k_proj: axis 'kv_heads' of length 2 .* 'tensor' of size 4"),
+    ],
+)
+def test_a_length_that_does_not_divide_is_named(variant, sizes, message):
+    mesh = sharding.make_mesh(config(*sizes))
+    with pytest.raises(ValueError, match=message):
+        specs(variant, mesh)
+
+
+def test_the_remedy_for_a_length_that_does_not_divide():
+    mesh = sharding.make_mesh(config(1, 2, 4))
+    got = specs("tiny", mesh, kv_heads="")
+    assert got["layers.self_attn.k_proj"] == P(None, "fsdp", None, None)
+    assert got["layers.self_attn.q_proj"] == P(None, "fsdp", "tensor", None)
+
+
+def test_two_axes_of_one_weight_on_one_mesh_axis():
+    mesh = sharding.make_mesh(config(1, 8, 1))
+    with pytest.raises(ValueError, match=r"embed_tokens: .*'vocab' and 'embed' .*'fsdp'"):
+        specs("tiny", mesh, vocab="fsdp")

@@ -1,0 +1,766 @@
+"""The training run: its mathematics on any mesh, its restarts, its reports."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from configs import quickstart
+from conftest import REPOSITORY, make_model, write_examples
+from orbax.checkpoint import v1 as ocp
+
+from alpacare_jax import checkpoint, data, llama, metrics, optimizer, params, sharding, train
+from alpacare_jax.data import Batcher, Encoded
+from alpacare_jax.run_config import RunConfig
+
+TINY = llama.VARIANTS["tiny"]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+# A small run. test_checkpoint.py uses these too.
+
+
+def settings(folder: Path, **changes) -> dict:
+    """What a run on the files of `make_corpus` changes in the quickstart's config: 10 steps."""
+    return {
+        "model.checkpoint": str(folder / "base"),
+        "model.variant": "tiny",
+        "model.loss_tokens": 64,
+        "data.path": str(folder / "train.jsonl"),
+        "data.eval_path": str(folder / "eval.jsonl"),
+        "data.row_multiple": 512,  # one shape, hence one compilation
+        "optimizer.learning_rate": 1e-3,
+        "train.batch_size": 8,
+        "train.microbatch_tokens": 1024,
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def run_config(folder: Path, **changes) -> RunConfig:
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(settings(folder, **changes))
+    return RunConfig.from_dict(config.to_dict())
+
+
+def make_corpus(folder: Path) -> Path:
+    make_model(folder / "base", TINY)
+    write_examples(folder / "train.jsonl", 40)
+    write_examples(folder / "eval.jsonl", 6)
+    return folder
+
+
+@contextlib.contextmanager
+def small_machine():
+    """One device, a peak that needs no measuring, and SIGTERM as it was afterwards."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)  # the mesh covers the first device only
+        patch.setattr(metrics, "peak_flops", lambda: (1e12, "table"))
+        yield patch
+    signal.signal(signal.SIGTERM, handler)
+
+
+@functools.cache
+def _compiled(key: str) -> list:
+    return []
+
+
+def compile_once(patch: pytest.MonkeyPatch) -> None:
+    """Lets runs of the same config share their compiled steps."""
+    make_steps = train.make_steps
+
+    def cached(shape, config, update, mesh):
+        key = repr((shape, config.model, config.optimizer, config.train, config.data, mesh))
+        if not (steps := _compiled(key)):
+            steps.extend(make_steps(shape, config, update, mesh))
+        return tuple(steps)
+
+    patch.setattr(train, "make_steps", cached)
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(workdir: Path) -> list[tuple]:
+    """What must not depend on restarts."""
+    keys = ("step", "loss", "grad_norm", "learning_rate", "real_token_share", "eval_loss")
+    return [tuple(line.get(key) for key in keys) for line in lines(workdir)]
+
+
+def saved_state(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    content = ocp.load_checkpointables(workdir / "checkpoints" / str(step))
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {name: content[name] for name in ("params", "opt_state")}
+    )
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_end(workdir: Path, reference: Path, step: int) -> None:
+    assert curve(workdir) == curve(reference)
+    ours, theirs = saved_state(workdir, step), saved_state(reference, step)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 3 * len(params.weights(TINY))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def record_reads(patch: pytest.MonkeyPatch) -> set[str]:
+    """Collects which config keys are read, except by `dataclasses.asdict` for run.json."""
+    read = set()
+    for section in dataclasses.fields(RunConfig):
+
+        def getattribute(self, name, section=section.name):
+            if sys._getframe(1).f_code.co_filename != dataclasses.__file__:
+                read.add(f"{section}.{name}")
+            return object.__getattribute__(self, name)
+
+        patch.setattr(section.type, "__getattribute__", getattribute, raising=False)
+    return read
+
+
+class Rules(dict):
+    """Sharding rules that remember which were looked up."""
+
+    read: set[str] = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+
+@pytest.fixture(scope="module")
+def finished(corpus) -> SimpleNamespace:
+    """A whole run, and what was seen while it ran."""
+    config = run_config(
+        corpus,
+        data__eval_path="",
+        data__eval_share=0.15,
+        train__batch_size=6,
+        train__eval_every=2,
+        train__tensorboard=True,
+        checkpoint__every_steps=4,
+    )
+    rules = Rules(config.sharding.rules)
+    config = dataclasses.replace(
+        config, sharding=dataclasses.replace(config.sharding, rules=rules)
+    )
+    workdir = corpus / "finished"
+    out, err = open(corpus / "out", "w+"), open(corpus / "err", "w+")
+    with small_machine() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "stderr", err)
+        read = record_reads(patch)
+        train.run(config, workdir)
+    with out, err:
+        texts = [file.seek(0) or file.read() for file in (out, err)]
+    return SimpleNamespace(
+        config=config, workdir=workdir, read=read, rules=rules, out=texts[0], err=texts[1]
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(corpus) -> Path:
+    """The workdir of a run of 10 steps that nothing disturbs."""
+    with small_machine() as patch:
+        compile_once(patch)
+        train.run(run_config(corpus, train__eval_every=5), corpus / "reference")
+    return corpus / "reference"
+
+
+# What a run leaves behind.
+
+
+def test_every_config_key_is_read(finished):
+    known = {
+        f"{section.name}.{key.name}"
+        for section in dataclasses.fields(RunConfig)
+        for key in dataclasses.fields(section.type)
+    }
+    assert sorted(known - finished.read) == []
+    assert sorted(set(finished.rules) - Rules.read) == []
+
+
+def test_metrics_are_all_there_and_finite(finished):
+    steps = lines(finished.workdir)
+    assert [line["step"] for line in steps] == list(range(11))
+    always = {"loss", "grad_norm", "learning_rate", "tokens_per_second", "real_token_share"}
+    always |= {"mfu", "seconds"}
+    rate = optimizer.schedule(finished.config.optimizer, 10)
+    for line in steps:
+        held_out = {"eval_loss"} if line["step"] % 2 == 0 else set()
+        assert line.keys() == {"step"} | held_out | (always if line["step"] else set())
+        assert all(math.isfinite(value) for value in line.values())
+        if line["step"]:
+            assert line["learning_rate"] == pytest.approx(float(rate(line["step"] - 1)))
+            assert 0 < line["real_token_share"] <= 1
+            assert min(line[key] for key in always - {"learning_rate"}) > 0
+
+
+def test_loss_falls_and_the_best_is_kept(finished):
+    held_out = {line["step"]: line["eval_loss"] for line in lines(finished.workdir)[::2]}
+    assert held_out[10] < held_out[0] - 0.1
+    assert list(held_out.values()) == sorted(held_out.values(), reverse=True)
+    assert checkpoint.find_step(finished.workdir, "best") == min(held_out, key=held_out.get)
+    kept = sorted(path.name for path in (finished.workdir / "checkpoints").iterdir())
+    assert kept == ["10"]
+
+
+def test_progress_goes_to_stderr(finished):
+    assert finished.out == ""
+    assert "34 examples, 10 steps of 6 (2 epochs; 4 examples sit out each), 1 of them warm-up" in (
+        finished.err
+    )
+    assert "step 0/10 | held-out loss 6." in finished.err
+    for step in (1, 2, 4, 6, 8, 10):
+        assert finished.err.count(f"\nstep {step}/10 | loss ") == 1
+    assert "step 3/10" not in finished.err
+    assert "finished in" in finished.err
+
+
+def test_run_json_explains_the_run(finished):
+    record = json.loads((finished.workdir / "run.json").read_text())
+    assert record["config"] == json.loads(json.dumps(dataclasses.asdict(finished.config)))
+    assert {"git_commit", "python", "packages", "host", "start", "data"} <= record.keys()
+    assert record["packages"]["jax"] == jax.__version__
+    assert record["end"] >= record["start"]
+
+
+def test_the_workdir_is_a_model_directory(finished):
+    shape = checkpoint.read_config(finished.workdir)
+    assert shape == TINY
+    checkpoint.load_tokenizer(finished.workdir)
+    weights = params.flatten(checkpoint.load_params(finished.workdir, shape))
+    state = saved_state(finished.workdir, 10)
+    for name, array in weights.items():
+        key = "['params']" + "".join(f"['{part}']" for part in name.split("."))
+        np.testing.assert_array_equal(array, state[key])
+
+
+def test_tensorboard_files(finished):
+    pytest.importorskip("tensorboardX")
+    (file,) = (finished.workdir / "tensorboard").iterdir()
+    content = file.read_bytes()
+    for name in (b"loss", b"eval_loss", b"mfu", b"learning_rate"):
+        assert name in content
+
+
+def test_a_finished_run_does_nothing_more(finished, capsys):
+    before = (finished.workdir / "metrics.jsonl").read_bytes()
+    with small_machine() as patch:
+        patch.setattr(train, "make_steps", None)
+        train.run(finished.config, finished.workdir)
+    assert "is finished: 10 steps" in capsys.readouterr().err
+    assert (finished.workdir / "metrics.jsonl").read_bytes() == before
+
+
+# Mathematics.
+
+
+def encoded(count: int) -> list[Encoded]:
+    return [
+        Encoded((7 * i + 3 * np.arange(10 + 9 * i) ** 2) % 500 + 3, 2 + 3 * i) for i in range(count)
+    ]
+
+
+def batcher(examples, batch_size, row_groups=1, microbatch_tokens=256, max_length=128) -> Batcher:
+    return Batcher(
+        examples,
+        batch_size,
+        seed=1,
+        max_length=max_length,
+        row_multiple=128,
+        row_groups=row_groups,
+        microbatch_tokens=microbatch_tokens,
+    )
+
+
+def hand_made_weights() -> llama.Params:
+    """Weights without a random number: sines of squares for matrices, a slope for norms."""
+    rows = {weight.path: i for i, weight in enumerate(params.WEIGHTS)}
+
+    def leaf(weight):
+        shape = params.shape(weight, TINY)
+        size = math.prod(shape)
+        if weight.init == "ones":
+            return jnp.asarray(np.linspace(0.8, 1.2, size).reshape(shape), jnp.float32)
+        wave = np.sin(np.linspace(0, 100 + rows[weight.path], size) ** 2)
+        return jnp.asarray(0.06 * wave.reshape(shape), jnp.float32)
+
+    return params.tree(TINY, leaf)
+
+
+MODEL = run_config(Path()).model
+
+
+@functools.cache
+def gradient_of_micro():
+    def loss(weights, micro):
+        return train.mean_loss(weights, micro, TINY, MODEL, rows=1)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def total_gradient(weights, arrays) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradient of all micro-batches, added up in float64."""
+    loss, total = 0.0, {}
+    for a in range(len(arrays["tokens"])):
+        part, grads = gradient_of_micro()(weights, {k: v[a] for k, v in arrays.items()})
+        loss += float(part)
+        for path, grad in params.flatten(grads).items():
+            total[path] = total.get(path, 0) + np.asarray(grad, np.float64)
+    return loss, total
+
+
+def relative(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
+    """The largest relative distance of any weight's gradient."""
+    return max(np.linalg.norm(got[p] - want[p]) / np.linalg.norm(want[p]) for p in want)
+
+
+def test_packed_gradient_is_the_unpacked_one():
+    examples, weights = encoded(8), hand_made_weights()
+    packed = batcher(examples, 8).batch(0)
+    assert packed.arrays["segments"].max() >= 3
+    one_row = {name: array.reshape(-1, 1, 128) for name, array in packed.arrays.items()}
+    loss, gradient = total_gradient(weights, one_row)
+    alone = [batcher([e], 1, microbatch_tokens=128).batch(0) for e in examples]
+    shares = [step.num_targets / packed.num_targets for step in alone]
+    unpacked = {
+        name: np.concatenate([step.arrays[name] for step in alone]) for name in packed.arrays
+    }
+    unpacked["weights"] *= np.asarray(shares, np.float32)[:, None, None]
+    want_loss, want = total_gradient(weights, unpacked)
+    assert loss == pytest.approx(want_loss, rel=1e-6)
+    assert relative(gradient, want) <= 1e-5
+    # The same rows without segments: examples see each other, and the test must see that.
+    blurred = dict(one_row, segments=np.minimum(one_row["segments"], 1))
+    assert relative(total_gradient(weights, blurred)[1], want) > 1e-2
+
+
+def test_accumulation_of_four_is_accumulation_of_one():
+    weights = hand_made_weights()
+    four = batcher(encoded(8), 8, microbatch_tokens=128).batch(0)
+    arrays = {name: array[: four.num_micro] for name, array in four.arrays.items()}
+    assert arrays["tokens"].shape == (4, 1, 128)
+
+    @functools.partial(jax.jit, static_argnames="rows")
+    def gradient(weights, arrays, num_micro, rows):
+        def step(micro):
+            loss = functools.partial(train.mean_loss, shape=TINY, model=MODEL, rows=rows)
+            return jax.value_and_grad(loss)(weights, micro)
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
+        loss, grads = train.accumulate(step, arrays, num_micro, zero)
+        return loss, params.flatten(grads)
+
+    loss, grads = gradient(weights, arrays, 4, rows=1)
+    together = {name: array.reshape(1, 4, 128) for name, array in arrays.items()}
+    one_loss, one_grads = gradient(weights, together, 1, rows=4)
+    assert float(loss) == pytest.approx(float(one_loss), rel=1e-6)
+    assert relative(grads, one_grads) <= 1e-6
+    # Micro-batches beyond num_micro are not looked at.
+    loss_of_three, _ = gradient(weights, arrays, 3, rows=1)
+    poisoned = dict(arrays, tokens=arrays["tokens"].copy())
+    poisoned["tokens"][3] = 1
+    assert gradient(weights, poisoned, 3, rows=1)[0] == loss_of_three != loss
+
+
+def loss_curve(folder: Path, mesh_sizes: dict, devices: int, steps: int = 8) -> np.ndarray:
+    """Loss and gradient norm of the first steps on a mesh, [steps, 2]."""
+    config = run_config(folder, model__remat="full", train__microbatch_tokens=512)
+    mesh = jax.make_mesh(
+        tuple(mesh_sizes.get(axis, 1) for axis in sharding.AXES),
+        sharding.AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:devices],
+    )
+    batches, _ = train.load_data(config, TINY, mesh, report=pytest.fail)
+    update = optimizer.make(config.optimizer, 10, params.decay_mask(TINY))
+    step, _ = train.make_steps(TINY, config, update, mesh)
+    state = train.initial_state(config, TINY, update, mesh)
+    rows = []
+    for i in range(steps):
+        batch = batches.batch(i)
+        arrays = jax.device_put(batch.arrays, sharding.of_batch(mesh))
+        state, report = step(state, arrays, jnp.int32(batch.num_micro))
+        rows.append([float(report["loss"]), float(report["grad_norm"])])
+    assert rows[-1][0] < rows[0][0] - 0.1
+    return np.asarray(rows)
+
+
+@pytest.fixture(scope="module")
+def curve_of_one_device(corpus) -> np.ndarray:
+    return loss_curve(corpus, {}, devices=1)
+
+
+@pytest.mark.parametrize(
+    "mesh_sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+)
+def test_loss_curve_is_the_same_on_any_mesh(corpus, curve_of_one_device, mesh_sizes):
+    np.testing.assert_allclose(loss_curve(corpus, mesh_sizes, 8), curve_of_one_device, rtol=1e-5)
+
+
+def test_compute_dtype():
+    assert train.compute_dtype("auto") == jnp.float32, "bfloat16 is slower on CPU"
+    assert train.compute_dtype("bfloat16") == jnp.bfloat16
+
+
+# A loss curve that must never change.
+
+GOLDEN_RATE = 2e-3
+
+
+def golden_examples() -> list[Encoded]:
+    """tests/golden/tiny_tokens.json: 40 rows, prompt_length first, then the ids."""
+    rows = json.loads((GOLDEN / "tiny_tokens.json").read_text())
+    return [Encoded(np.asarray(ids, np.int32), length) for length, *ids in rows]
+
+
+def golden_config() -> RunConfig:
+    return run_config(
+        Path(), optimizer__learning_rate=GOLDEN_RATE, optimizer__weight_decay=0.01
+    )
+
+
+def golden_curve() -> dict[str, list[float]]:
+    """10 steps of 4 examples each from hand-made weights; no random number anywhere."""
+    config, examples = golden_config(), golden_examples()
+    mesh = jax.make_mesh(
+        (1, 1, 1),
+        sharding.AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
+    update = optimizer.make(config.optimizer, 10, params.decay_mask(TINY))
+    train_step, _ = train.make_steps(TINY, config, update, mesh)
+    weights = hand_made_weights()
+    state = {"params": weights, "opt_state": update.init(weights)}
+    result = {"loss": [], "grad_norm": []}
+    for i in range(10):
+        batch = batcher(examples[4 * i : 4 * i + 4], 4, microbatch_tokens=128).batch(0)
+        state, report = train_step(state, batch.arrays, jnp.int32(batch.num_micro))
+        for name, values in result.items():
+            values.append(float(report[name]))
+    return result
+
+
+def test_golden_loss_curve():
+    """Where a change of the mathematics is meant, the slow test below has the last word."""
+    golden = json.loads((GOLDEN / "tiny_loss.json").read_text())
+    curve = golden_curve()
+    for name, values in curve.items():
+        np.testing.assert_allclose(values, golden[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_golden_loss_curve_is_that_of_torch():
+    """transformers' model, torch's AdamW, one unpadded example at a time."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from alpacare_jax.convert import params_to_hf
+
+    golden = json.loads((GOLDEN / "tiny_loss.json").read_text())
+    config = golden_config().optimizer
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**TINY.to_hf(), attn_implementation="eager")
+    )
+    tensors = params_to_hf(jax.device_get(hand_made_weights()), TINY)
+    state = {key: torch.from_numpy(array.copy()) for key, array in tensors}
+    model.load_state_dict(state, strict=True)
+    names = dict(model.named_parameters())
+    matrices = [p for n, p in names.items() if "norm" not in n]
+    norms = [p for n, p in names.items() if "norm" in n]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
+    betas = (config.beta1, config.beta2)
+    adamw = torch.optim.AdamW(groups, lr=GOLDEN_RATE, betas=betas, eps=config.epsilon)
+    warmup = optimizer.warmup_steps(config, 10)
+    schedule = transformers.get_cosine_schedule_with_warmup(adamw, warmup, 10)
+    examples = golden_examples()
+    for i in range(10):
+        batch = examples[4 * i : 4 * i + 4]
+        count = sum(e.num_targets for e in batch)
+        total = 0.0
+        for e in batch:
+            ids = torch.from_numpy(e.ids).long()[None]
+            logits = model(ids).logits[0, e.prompt_length - 1 : -1]
+            targets = ids[0, e.prompt_length :]
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / count
+            loss.backward()
+            total += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        adamw.step()
+        schedule.step()
+        adamw.zero_grad()
+        assert total == pytest.approx(golden["loss"][i], rel=1e-5)
+        assert float(norm) == pytest.approx(golden["grad_norm"][i], rel=1e-4)
+
+
+# Stops and restarts.
+
+
+def after_write(patch: pytest.MonkeyPatch, step: int, action) -> None:
+    """Calls `action` once, when the metrics of `step` have been written."""
+    write = metrics.MetricsWriter.write
+
+    def wrapped(self, at, **values):
+        write(self, at, **values)
+        if at == step:
+            action()
+
+    patch.setattr(metrics.MetricsWriter, "write", wrapped)
+
+
+def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, reference, capsys):
+    config, workdir = run_config(corpus, train__eval_every=5), corpus / "halves"
+    with small_machine() as patch:
+        after_write(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train.run(config, workdir)
+    message = "stopped by SIGTERM at step 5, which is saved; run the same command to go on"
+    assert message in capsys.readouterr().err
+    assert [line["step"] for line in lines(workdir)] == [0, 1, 2, 3, 4, 5]
+    assert json.loads((workdir / "run.json").read_text())["end"] is None
+    with small_machine():
+        train.run(config, workdir)
+    err = capsys.readouterr().err
+    assert "going on from step 5" in err
+    assert "step 6/10" in err
+    assert "step 5/10" not in err
+    assert_same_end(workdir, reference, 10)
+
+
+def test_a_save_in_mid_run_changes_nothing(corpus, reference):
+    """Evaluation and checkpoint fall on the same step 5."""
+    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=1)
+    with small_machine() as patch:
+        compile_once(patch)
+        train.run(config, corpus / "saves")
+    assert_same_end(corpus / "saves", reference, 10)
+
+
+class Killed(BaseException):
+    """Leaves a run as SIGKILL does: nothing catches it."""
+
+
+@pytest.mark.parametrize("killed_after, goes_on_from", [(2, 0), (7, 6)])
+def test_what_was_logged_beyond_the_checkpoint_is_logged_anew(
+    corpus, reference, tmp_path, capsys, killed_after, goes_on_from
+):
+    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=3)
+
+    def kill():
+        raise Killed
+
+    with small_machine() as patch, pytest.raises(Killed):
+        compile_once(patch)
+        after_write(patch, killed_after, kill)
+        train.run(config, tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')  # the kill cut a line short
+    capsys.readouterr()
+    with small_machine() as patch:
+        compile_once(patch)
+        train.run(config, tmp_path)
+    assert (f"going on from step {goes_on_from}" in capsys.readouterr().err) == bool(goes_on_from)
+    assert_same_end(tmp_path, reference, 10)
+
+
+def test_what_a_killed_save_leaves_is_not_used(corpus, reference, tmp_path, capsys):
+    config = run_config(corpus, train__eval_every=5)
+    with small_machine() as patch:
+        compile_once(patch)
+        after_write(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train.run(config, tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    half = checkpoints / "6.orbax-checkpoint-tmp"
+    shutil.copytree(checkpoints / "4", half)
+    shutil.rmtree(half / "opt_state")
+    (half / "params" / "manifest.ocdbt").write_bytes(b"")
+    assert checkpoint.find_step(tmp_path, "latest") == 4
+    with small_machine() as patch:
+        compile_once(patch)
+        train.run(config, tmp_path)
+    assert "going on from step 4" in capsys.readouterr().err
+    assert not half.exists()
+    assert_same_end(tmp_path, reference, 10)
+
+
+def test_sigterm_between_two_looks_does_not_lose_the_step(corpus, tmp_path, capsys):
+    """The message promises that its step is saved, whenever the signal comes."""
+
+    class AskedAtTheSecondLook:
+        looks = 0
+
+        @property
+        def asked(self):
+            self.looks += 1
+            return self.looks >= 2
+
+    with small_machine() as patch:
+        compile_once(patch)
+        patch.setattr(train, "StopRequest", AskedAtTheSecondLook)
+        train.run(run_config(corpus, train__eval_every=5), tmp_path)
+    err = capsys.readouterr().err
+    (promised,) = (line for line in err.splitlines() if "stopped by SIGTERM" in line)
+    assert f"at step {checkpoint.find_step(tmp_path, 'latest')}, which is saved" in promised
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(corpus, reference, tmp_path, capsys):
+    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=3)
+    batch = Batcher.batch
+
+    def poisoned(self, step):
+        one = batch(self, step)
+        if step == 7 and self.batch_size == 8:  # step 8, counted from 1, of the training data
+            one.arrays["weights"][one.arrays["weights"] > 0] = np.nan
+        return one
+
+    with small_machine() as patch:
+        compile_once(patch)
+        patch.setattr(Batcher, "batch", poisoned)
+        with pytest.raises(FloatingPointError) as raised:
+            train.run(config, tmp_path)
+    for part in ("at step 8", "last good step is 7", "last checkpoint 6", "lower optimizer.learn"):
+        assert part in str(raised.value)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(8))
+    assert checkpoint.find_step(tmp_path, "latest") == 6
+    weights = checkpoint.load_params(tmp_path, TINY)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+    capsys.readouterr()
+    with small_machine() as patch:  # the checkpoint is good: without the poison the run goes on
+        compile_once(patch)
+        train.run(config, tmp_path)
+    assert "going on from step 6" in capsys.readouterr().err
+    assert_same_end(tmp_path, reference, 10)
+
+
+def test_a_held_out_loss_that_is_not_a_number_is_not_saved(corpus, tmp_path):
+    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=5)
+    with small_machine() as patch:
+        make_steps = train.make_steps
+
+        def poisoned(*args):
+            step, evaluate = make_steps(*args)
+            return step, lambda *inputs: evaluate(*inputs) * (np.nan if patched else 1)
+
+        patched = False
+
+        def poison():
+            nonlocal patched
+            patched = True
+
+        compile_once(patch)
+        make_steps = train.make_steps
+        patch.setattr(train, "make_steps", poisoned)
+        after_write(patch, 8, poison)
+        with pytest.raises(FloatingPointError, match=r"eval_loss nan at step 10.*checkpoint 5"):
+            train.run(config, tmp_path)
+    assert checkpoint.find_step(tmp_path, "latest") == 5
+
+
+# The command itself.
+
+
+def command(folder: Path, workdir: Path, **changes) -> list[str]:
+    flags = [f"--config.{key}={value}" for key, value in settings(folder, **changes).items()]
+    return [
+        *(sys.executable, "-m", "alpacare_jax.train", "--config=configs/quickstart.py"),
+        *(f"--workdir={workdir}", *flags),
+    ]
+
+
+def start(args: list[str], **options) -> subprocess.Popen:
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        args, cwd=REPOSITORY, env=env, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> bool:
+    """Whether the run got that far; False where it ended before."""
+    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_sigterm_saves_and_exits_0(corpus, tmp_path):
+    process = start(command(corpus, tmp_path, train__epochs=400))
+    assert wait_for_step(process, tmp_path, 3), process.communicate()[1]
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    last = lines(tmp_path)[-1]["step"]
+    assert err.splitlines()[-1] == (
+        f"stopped by SIGTERM at step {last}, which is saved; run the same command to go on"
+    )
+    assert checkpoint.find_step(tmp_path) == last
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sigkill_at_random_moments_leaves_the_same_curve(corpus, tmp_path, seed):
+    changes = {"train__epochs": 6, "train__eval_every": 4, "checkpoint__every_steps": 2}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    process = start(command(corpus, undisturbed, **changes))
+    assert process.communicate()[1].count("finished in") == 1
+    draw, kills = random.Random(seed), 0
+    for step in (1, 5, 12, 21):
+        process = start(command(corpus, killed, **changes))
+        if wait_for_step(process, killed, step):
+            time.sleep(draw.uniform(0, 0.2))
+            process.kill()
+            kills += 1
+        process.communicate()
+        if checkpoint.latest_step(killed):
+            weights = checkpoint.load_params(killed, TINY, step="latest")
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+    process = start(command(corpus, killed, **changes))
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert kills >= 3
+    assert_same_end(killed, undisturbed, 30)
+
+
+def test_nan_through_the_command(corpus, tmp_path):
+    """A rate that blows the model up: one line, exit code 1."""
+    process = start(
+        command(corpus, tmp_path, optimizer__learning_rate=1e30, checkpoint__every_steps=1)
+    )
+    _, err = process.communicate()
+    assert process.returncode == 1
+    (line,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "the last good step is" in line
+    assert "lower optimizer.learning_rate" in line
+    assert "Traceback" not in err
+    checkpoint.load_params(tmp_path, TINY, step="latest")
+
+
+def write_golden() -> None:
+    """Remakes the golden files: python -c "import test_train; test_train.write_golden()"."""
+    rows = []
+    for i in range(40):
+        length, prompt = 9 + (5 * i) % 23, 2 + i % 6
+        rows.append([prompt, 1, *((11 * i + 7 * j * j + 3 * j) % 509 + 3 for j in range(length)), 2])
+    text = ",\n".join(json.dumps(row) for row in rows)
+    (GOLDEN / "tiny_tokens.json").write_text(f"[\n{text}\n]\n")
+    (GOLDEN / "tiny_loss.json").write_text(json.dumps(golden_curve(), indent=1) + "\n")
