@@ -7,12 +7,17 @@ import dataclasses
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from alpacare_jax.prompts import Template
 from alpacare_jax.records import Example
 from alpacare_jax.tokenizer import Tokenizer
+
+MICRO_COST = 256
+"""What a micro-batch costs a device beyond its tokens, in tokens: weights are read, gathered and
+their gradients added up once more. A guess between CPU (25) and FSDP over a pod (300)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,26 +220,44 @@ class Batcher:
         order = _shuffled(len(self.examples), self.seed, epoch)
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
-    def _micro_rows(self, row_length: int) -> int:
-        return self.row_groups * max(1, self.microbatch_tokens // row_length)
+    @cached_property
+    def _rows_per_device(self) -> dict[int, int]:
+        """For each row length, the rows of a micro-batch on one device that waste least.
+
+        One number for a row length, fitted to the first epoch, so that each compiles once. More
+        rows mean fewer micro-batches, fewer rows mean less of the last one is padding.
+        """
+        steps = range(min(self.steps_per_epoch, 256))
+        lengths = [[len(self.examples[i].ids) for i in self.indices(step)] for step in steps]
+        longest = -(-self.max_length // self.row_multiple) * self.row_multiple
+        fitted = {}
+        for T in range(self.row_multiple, longest + 1, self.row_multiple):
+            needed = [len(pack(step, T)) for step in lengths if max(step) <= T]
+            most = max(1, self.microbatch_tokens // T)
+            costs = {r: sum(self._cost(T, r, rows) for rows in needed) for r in range(1, most + 1)}
+            if needed or T + self.row_multiple > longest:
+                fitted[T] = min(costs, key=lambda r: (costs[r], -r))
+        return fitted
+
+    def _cost(self, T: int, rows_per_device: int, rows: int) -> float:
+        """What `rows` rows of T tokens cost a device, in tokens."""
+        micro = -(-rows // (rows_per_device * self.row_groups))
+        return micro * (MICRO_COST + rows_per_device * T * (1 + self.attention_cost * T))
 
     def _layout(self, lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
-        """The row length, a multiple of row_multiple, that costs least, and its rows."""
-        round_up = lambda n: -(-n // self.row_multiple) * self.row_multiple  # noqa: E731
-        best = None
-        for T in range(round_up(max(lengths)), round_up(self.max_length) + 1, self.row_multiple):
-            rows = pack(lengths, T)
-            R = self._micro_rows(T)
-            cost = -(-len(rows) // R) * R * T * (1 + self.attention_cost * T)
-            if best is None or cost < best[0]:
-                best = cost, T, rows
-        return best[1:]
+        """The row length that costs least for these examples, and its rows."""
+        wide_enough = [T for T in self._rows_per_device if max(lengths) <= T]
+        layouts = {T: pack(lengths, T) for T in wide_enough}
+        cheapest = min(
+            layouts, key=lambda T: self._cost(T, self._rows_per_device[T], len(layouts[T]))
+        )
+        return cheapest, layouts[cheapest]
 
     def batch(self, step: int) -> Step:
         """The arrays of optimiser step `step`, counted from 0."""
         chosen = [self.examples[i] for i in self.indices(step)]
         T, rows = self._layout([len(e.ids) for e in chosen])
-        R = self._micro_rows(T)
+        R = self._rows_per_device[T] * self.row_groups
         # A covers the worst case, one example a row, so each row length compiles just once; the
         # step runs only the micro-batches that hold something.
         A = -(-self.batch_size // R)

@@ -7,6 +7,7 @@ The output has alpaca_eval's format, in the order of the input. While it runs, a
 OUTPUT.partial; run again with the same flags, it answers only what is missing.
 """
 
+import bisect
 import hashlib
 import json
 import os
@@ -35,6 +36,22 @@ def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
     return sorted(ids)
 
 
+def answer_text(
+    ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]
+) -> tuple[str, int, bool]:
+    """(text, tokens it took, whether a stop string ended it).
+
+    The stop string that was complete first counts, so the result does not depend on how many more
+    tokens were generated before somebody looked.
+    """
+    decode = lambda n: tokenizer.decode(ids[:n], continuation=True)  # noqa: E731
+    used = 1 + bisect.bisect_left(
+        range(1, len(ids) + 1), True, key=lambda n: cut_at_stop(decode(n), stops)[1]
+    )
+    text, stopped = cut_at_stop(decode(used), stops)
+    return text.strip(), min(used, len(ids)), stopped
+
+
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop string, and whether there was one."""
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
@@ -61,11 +78,11 @@ class Partial:
         return json.dumps({"index": item[0], "record": item[1]}, ensure_ascii=False)
 
     def _read(self, fingerprint: str) -> None:
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")):
             try:
                 content = json.loads(line)
-            except json.JSONDecodeError:
-                break  # cut short by a kill: this answer is made again
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                break  # the end, or cut short by a kill: this answer is made again
             if number == 0 and content["fingerprint"] != fingerprint:
                 raise ValueError(
                     f"{self.path} was made with other flags, input or weights; delete it or choose "
@@ -109,6 +126,28 @@ def encode_prompts(
     return encoded
 
 
+def run_json(output: Path) -> Path:
+    return output.with_name(output.name + ".run.json")
+
+
+def is_finished(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether these very settings made `output` already.
+
+    Raises:
+      ValueError: something else did, so that it must not be overwritten.
+    """
+    if not output.exists():
+        return False
+    record = run_json(output)
+    made_with = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if made_with.get("config") == settings:
+        return True
+    raise ValueError(
+        f"{output} exists and was made with other flags, input or weights; choose another --output "
+        "or delete it"
+    )
+
+
 def run(
     *,
     directory: Path,
@@ -125,6 +164,10 @@ def run(
     generator: str,
 ) -> None:
     """Answers every record of `input_path`; see the flags for the arguments."""
+    if output.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"--output {output} must end in .json or .jsonl")
+    if not all(stops):
+        raise ValueError("--stop is empty; give the text that ends an answer")
     config = checkpoint.read_config(directory)
     if max_length > config.max_position_embeddings:
         raise ValueError(
@@ -139,6 +182,7 @@ def run(
         "checkpoint": str(directory.resolve()),
         "step": number,
         "input": provenance.sha256(input_path),
+        "dataset": input_path.name.split(".")[0],
         "template": template,
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
@@ -147,6 +191,9 @@ def run(
         "dtype": dtype,
         "generator": generator,
     }
+    if is_finished(output, settings):
+        print(f"{output} is finished", file=sys.stderr)
+        return
     record = provenance.describe(config=settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -171,22 +218,22 @@ def run(
         return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
 
     for done, answer in enumerate(engine.run(requests, stop_early), start=1):
-        text, stopped = cut_at_stop(tokenizer.decode(answer.ids, continuation=True), stops)
+        text, used, stopped = answer_text(answer.ids, tokenizer, stops)
         example = examples[answer.index]
         partial.add(
             answer.index,
             {
                 "instruction": example.instruction,
-                "output": text.strip(),
+                "output": text,
                 "generator": generator,
                 "id": example.id,
                 "input": example.input,
-                "dataset": input_path.name.split(".")[0],
+                "dataset": settings["dataset"],
                 "finish_reason": "stop" if stopped else answer.finish_reason,
-                "num_tokens": len(answer.ids),
+                "num_tokens": used,
             },
         )
-        tokens += len(answer.ids)
+        tokens += used
         seconds = time.perf_counter() - began
         if seconds - shown > 5 or done == len(requests):
             shown = seconds
@@ -197,10 +244,8 @@ def run(
                 file=sys.stderr,
             )
     cut = sum(answer["finish_reason"] == "length" for answer in partial.answers.values())
+    provenance.write_json(run_json(output), record | {"end": provenance.now()})
     partial.finish(output)
-    provenance.write_json(
-        output.with_name(output.name + ".run.json"), record | {"end": provenance.now()}
-    )
     print(
         f"{output}: {len(examples)} answers, {cut} of them cut at the length limit", file=sys.stderr
     )

@@ -49,7 +49,9 @@ def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, chunk, gradients):
     sort = lambda x: jnp.take_along_axis(x, order_BT, axis=1)  # noqa: E731
     pad = lambda x: jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))  # noqa: E731
     hidden = pad(jnp.take_along_axis(hidden_BTD, order_BT[..., None], axis=1))
-    targets, weights = pad(sort(targets_BT)), pad(sort(weights_BT))
+    # An id that does not count may be anything, also -100 as elsewhere.
+    counted_BT = jnp.where(weights_BT == 0, 0, targets_BT)
+    targets, weights = pad(sort(counted_BT)), pad(sort(weights_BT))
     num_chunks = -(-jnp.max(jnp.sum(weights_BT != 0, axis=1)) // chunk)
 
     def piece(x, i):

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _objects(path: Path) -> Iterator[tuple[str, Any]]:
         raise FileNotFoundError(f"no such file: {path}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from None
 
 
@@ -65,10 +66,13 @@ def read_examples(path: str | Path, *, answered: bool = True) -> list[Example]:
         for field in fields:
             if field not in record:
                 raise ValueError(f"{where}: field {field!r} is missing")
-        texts = {k: record.get(k) or "" for k in ("instruction", "input", "output")}
+        texts = {k: record.get(k, "") for k in ("instruction", "input", "output")}
+        texts = {k: "" if text is None else text for k, text in texts.items()}
         for field, text in texts.items():
             if not isinstance(text, str):
                 raise ValueError(f"{where}: field {field!r} must be a string, not {text!r:.40}")
+            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(f"{where}: field {field!r} is not valid Unicode: half a surrogate")
         if texts["input"].strip().lower() in NO_INPUT:
             texts["input"] = ""
         if not (texts["instruction"].strip() or texts["input"].strip()):

@@ -22,14 +22,16 @@ class ShardingConfig:
     data: int
     fsdp: int
     tensor: int
-    rules: Mapping[str, str | None]  # logical axis of params.WEIGHTS -> mesh axis, None: whole
+    rules: Mapping[str, str]  # logical axis of params.WEIGHTS -> mesh axis, empty: not spread
 
     def __post_init__(self):
         sizes = [self.data, self.fsdp, self.tensor]
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
             raise ValueError(f"sharding sizes are {sizes}; give positive sizes, one may be -1")
-        if unknown := set(self.rules.values()) - {*AXES, None}:
-            raise ValueError(f"sharding.rules name {unknown}; mesh axes are {', '.join(AXES)}")
+        if unknown := set(self.rules.values()) - {*AXES, ""}:
+            raise ValueError(
+                f"sharding.rules name mesh axes {sorted(unknown)}; choose from {', '.join(AXES)}"
+            )
 
 
 def make_mesh(config: ShardingConfig) -> Mesh:
@@ -46,7 +48,7 @@ def make_mesh(config: ShardingConfig) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str | None]) -> Params:
+def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]) -> Params:
     """The NamedSharding of each weight.
 
     Raises:
@@ -63,9 +65,15 @@ def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str | None]) 
                 raise ValueError(
                     f"{weight.path}: axis {axis!r} of length {size} does not divide over mesh axis "
                     f"{mesh_axis!r} of size {mesh.shape[mesh_axis]}; choose a divisor or set "
-                    f"sharding.rules.{axis} to None"
+                    f"sharding.rules.{axis} to empty"
                 )
-            spec.append(mesh_axis)
+            if mesh_axis and mesh_axis in spec:
+                other = weight.axes.split()[spec.index(mesh_axis)]
+                raise ValueError(
+                    f"{weight.path}: sharding.rules put both {other!r} and {axis!r} on mesh axis "
+                    f"{mesh_axis!r}"
+                )
+            spec.append(mesh_axis or None)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return params.tree(config, leaf)

@@ -164,8 +164,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", "quickstart/base", "Model directory.")
     flags.DEFINE_string("data", "", "Examples; $ALPACARE_DATA's Alpaca, else the starter set.")
     flags.DEFINE_integer("max_length", 512, "Longer examples are cut.")
-    flags.DEFINE_integer("batch_size", 16, "Examples of an optimiser step.", lower_bound=COLLATED)
-    flags.DEFINE_integer("steps", 3, "Optimiser steps of a round.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 32, "Examples of an optimiser step.", lower_bound=COLLATED)
+    flags.DEFINE_integer("steps", 2, "Optimiser steps of a round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)
     flags.DEFINE_enum(
         "skip", "", ["", "compile"], "Leave a contender out: it compiles for minutes."

@@ -47,14 +47,14 @@ def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
         data=data,  # mesh axis: rows of the batch are spread, weights are whole
         fsdp=fsdp,  # mesh axis: rows of the batch and weights are spread; -1: all that is left
         tensor=tensor,  # mesh axis: heads and ffn are spread
-        rules=section(  # logical axis of a weight -> mesh axis
-            layers=None,
+        rules=section(  # logical axis of a weight -> mesh axis; empty: not spread
+            layers="",
             embed="fsdp",
             vocab="tensor",
             heads="tensor",
             kv_heads="tensor",
-            head_dim=None,
+            head_dim="",
             ffn="tensor",
-            norm=None,
+            norm="",
         ),
     )

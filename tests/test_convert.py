@@ -403,7 +403,7 @@ def test_truncated_file_is_one_clear_error(kept, source, tmp_path):
 def test_other_models_checkpoint_is_named(source, tmp_path):
     convert.from_hf(source, tmp_path / "ours")
     for change, named in [
-        ({"intermediate_size": 128}, ["_proj", "(3, ", "128", "another model"]),
+        ({"intermediate_size": 128}, ["layers.mlp.", "(3, ", "128", "another model"]),
         ({"num_hidden_layers": 2}, ["layers.", "(3, ", "(2, ", "another model"]),
         ({"mlp_bias": False}, ["has an extra weight layers.mlp.", "_bias"]),
         ({"tie_word_embeddings": True}, ["has an extra weight lm_head"]),

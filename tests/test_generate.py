@@ -18,7 +18,7 @@ from alpacare_jax.decoding import Answer, Request, Sampling
 FIELDS = ["instruction", "output", "generator", "id", "input", "dataset"]
 FIELDS += ["finish_reason", "num_tokens"]  # the first three are alpaca_eval's
 EOS_IDS = [2, *range(400, 406)]  # so many that some answers end before the limit
-SAMPLING = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=7)
+SAMPLING = Sampling(temperature=0.9, seed=7)
 RECORDS = [
     {"id": "a", "instruction": "what is fever", "input": "", "output": "a reference answer"},
     {"id": "b", "instruction": "Fill {instruction} and {0} in {}", "input": "{input} {{x}} %s"},
@@ -300,7 +300,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(answer, asked, tmp_path, 
     lines = partial_of(output).read_bytes().split(b"\n")[1:-1]
     there = [json.loads(line)["index"] for line in lines]
     assert len(there) == 4
-    assert answer(output.name, batch_size=2).read_bytes() == whole
+    assert answer(output.name, batch_size=1).read_bytes() == whole
     assert asked[-1] == [i for i in range(7) if i not in there]
     assert "4 answers are there already" in capsys.readouterr().err
     assert not partial_of(output).exists()

@@ -64,7 +64,7 @@ def test_train_flops_against_xla(monkeypatch, kv_heads):
     counted = compiled.cost_analysis()["flops"]
     n = rows * length
     expected = train_flops(config, tokens=n, pairs=rows * length**2, targets=n) / 3
-    assert counted == pytest.approx(expected, rel=0.03)
+    assert counted == pytest.approx(expected, rel=0.01)
 
 
 def test_an_example_twice_as_long_needs_four_times_the_pairs():
@@ -113,7 +113,8 @@ def test_an_unknown_device_is_measured(monkeypatch):
 def test_the_measured_peak_is_the_best_product(monkeypatch):
     """With a clock of our own: products take 4, 2 and 3 s of the 9 s there are."""
     times = iter([0.0, 0.0, 0.0, 4.0, 4.0, 4.0, 6.0, 6.0, 6.0, 9.0, 9.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(metrics, "time", clock)
     assert metrics.measure_peak_flops(size=64, seconds=9.0) == 2 * 64**3 / 2.0
 
 

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from configs import common
 from jax.sharding import PartitionSpec as P
 
 from alpacare_jax import llama, params, sharding
 from alpacare_jax.sharding import ShardingConfig
+from configs import common
 
 RULES = common.sharding().rules.to_dict()
 

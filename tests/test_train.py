@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs import quickstart
 from conftest import REPOSITORY, make_model, write_examples
 from orbax.checkpoint import v1 as ocp
 
-from alpacare_jax import checkpoint, data, llama, metrics, optimizer, params, sharding, train
+from alpacare_jax import checkpoint, llama, metrics, optimizer, params, provenance, sharding, train
 from alpacare_jax.data import Batcher, Encoded
 from alpacare_jax.run_config import RunConfig
+from configs import quickstart
 
 TINY = llama.VARIANTS["tiny"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,6 +42,7 @@ def settings(folder: Path, **changes) -> dict:
         "model.loss_tokens": 64,
         "data.path": str(folder / "train.jsonl"),
         "data.eval_path": str(folder / "eval.jsonl"),
+        "data.max_length": 512,
         "data.row_multiple": 512,  # one shape, hence one compilation
         "optimizer.learning_rate": 1e-3,
         "train.batch_size": 8,
@@ -55,7 +56,9 @@ def run_config(folder: Path, **changes) -> RunConfig:
     return RunConfig.from_dict(config.to_dict())
 
 
+@functools.cache
 def make_corpus(folder: Path) -> Path:
+    """A tiny model and its examples, the same ones for every test module."""
     make_model(folder / "base", TINY)
     write_examples(folder / "train.jsonl", 40)
     write_examples(folder / "eval.jsonl", 6)
@@ -83,7 +86,9 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
     make_steps = train.make_steps
 
     def cached(shape, config, update, mesh):
-        key = repr((shape, config.model, config.optimizer, config.train, config.data, mesh))
+        loop = dataclasses.replace(config.train, log_every=1, eval_every=0, tensorboard=False)
+        examples = dataclasses.replace(config.data, path=provenance.sha256(config.data.path))
+        key = repr((shape, config.model, config.optimizer, loop, examples, mesh))
         if not (steps := _compiled(key)):
             steps.extend(make_steps(shape, config, update, mesh))
         return tuple(steps)
@@ -120,7 +125,7 @@ def assert_same_end(workdir: Path, reference: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
+    return make_corpus(tmp_path_factory.getbasetemp() / "corpus")
 
 
 def record_reads(patch: pytest.MonkeyPatch) -> set[str]:
@@ -140,49 +145,66 @@ def record_reads(patch: pytest.MonkeyPatch) -> set[str]:
 class Rules(dict):
     """Sharding rules that remember which were looked up."""
 
-    read: set[str] = set()
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.read = set()
 
     def __getitem__(self, key):
         self.read.add(key)
         return super().__getitem__(key)
 
 
-@pytest.fixture(scope="module")
-def finished(corpus) -> SimpleNamespace:
-    """A whole run, and what was seen while it ran."""
-    config = run_config(
-        corpus,
-        data__eval_path="",
-        data__eval_share=0.15,
-        train__batch_size=6,
-        train__eval_every=2,
-        train__tensorboard=True,
-        checkpoint__every_steps=4,
-    )
-    rules = Rules(config.sharding.rules)
-    config = dataclasses.replace(
-        config, sharding=dataclasses.replace(config.sharding, rules=rules)
-    )
+def ten_steps(folder: Path, **changes) -> RunConfig:
+    """The run that the tests of restarts interrupt."""
+    changes = {"data__eval_path": "", "data__eval_share": 0.15, "train__batch_size": 6} | changes
+    return run_config(folder, train__eval_every=2, **changes)
+
+
+@functools.cache
+def finished_run(corpus: Path) -> SimpleNamespace:
+    """A whole run of 10 steps that nothing disturbs, and what was seen while it ran."""
     workdir = corpus / "finished"
-    out, err = open(corpus / "out", "w+"), open(corpus / "err", "w+")
-    with small_machine() as patch, contextlib.redirect_stdout(out):
+    config = ten_steps(corpus, train__tensorboard=True, checkpoint__every_steps=4)
+    rules = Rules(config.sharding.rules)
+    config = dataclasses.replace(config, sharding=dataclasses.replace(config.sharding, rules=rules))
+    with (
+        small_machine() as patch,
+        open(corpus / "out", "w") as out,
+        open(corpus / "err", "w") as err,
+    ):
+        compile_once(patch)
+        patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
         read = record_reads(patch)
         train.run(config, workdir)
-    with out, err:
-        texts = [file.seek(0) or file.read() for file in (out, err)]
     return SimpleNamespace(
-        config=config, workdir=workdir, read=read, rules=rules, out=texts[0], err=texts[1]
+        config=config,
+        workdir=workdir,
+        read=read,
+        out=(corpus / "out").read_text(),
+        err=(corpus / "err").read_text(),
     )
 
 
 @pytest.fixture(scope="module")
-def reference(corpus) -> Path:
-    """The workdir of a run of 10 steps that nothing disturbs."""
+def finished(corpus) -> SimpleNamespace:
+    return finished_run(corpus)
+
+
+def stopped_run(corpus: Path, workdir: Path, step: int, **changes) -> RunConfig:
+    """Makes a workdir whose run was stopped by SIGTERM at `step`."""
+    config = ten_steps(corpus, **changes)
     with small_machine() as patch:
         compile_once(patch)
-        train.run(run_config(corpus, train__eval_every=5), corpus / "reference")
-    return corpus / "reference"
+        after_write(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        train.run(config, workdir)
+    return config
+
+
+def go_on(config: RunConfig, workdir: Path) -> None:
+    with small_machine() as patch:
+        compile_once(patch)
+        train.run(config, workdir)
 
 
 # What a run leaves behind.
@@ -195,7 +217,8 @@ def test_every_config_key_is_read(finished):
         for key in dataclasses.fields(section.type)
     }
     assert sorted(known - finished.read) == []
-    assert sorted(set(finished.rules) - Rules.read) == []
+    rules = finished.config.sharding.rules
+    assert sorted(rules.keys() - rules.read) == []
 
 
 def test_metrics_are_all_there_and_finite(finished):
@@ -274,10 +297,11 @@ def test_a_finished_run_does_nothing_more(finished, capsys):
 # Mathematics.
 
 
-def encoded(count: int) -> list[Encoded]:
-    return [
-        Encoded((7 * i + 3 * np.arange(10 + 9 * i) ** 2) % 500 + 3, 2 + 3 * i) for i in range(count)
-    ]
+EXAMPLES = [
+    Encoded((7 * i + 3 * np.arange(length) ** 2) % 500 + 3, 2 + i)
+    for i, length in enumerate([70, 40, 15, 60, 50, 12, 90, 25, 33, 20])
+]
+"""They pack into 4 rows of 128 with 2 or 3 in each."""
 
 
 def batcher(examples, batch_size, row_groups=1, microbatch_tokens=256, max_length=128) -> Batcher:
@@ -335,12 +359,12 @@ def relative(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
 
 
 def test_packed_gradient_is_the_unpacked_one():
-    examples, weights = encoded(8), hand_made_weights()
-    packed = batcher(examples, 8).batch(0)
-    assert packed.arrays["segments"].max() >= 3
+    weights = hand_made_weights()
+    packed = batcher(EXAMPLES, 10).batch(0)
+    assert packed.arrays["segments"].max() == 3
     one_row = {name: array.reshape(-1, 1, 128) for name, array in packed.arrays.items()}
     loss, gradient = total_gradient(weights, one_row)
-    alone = [batcher([e], 1, microbatch_tokens=128).batch(0) for e in examples]
+    alone = [batcher([e], 1, microbatch_tokens=128).batch(0) for e in EXAMPLES]
     shares = [step.num_targets / packed.num_targets for step in alone]
     unpacked = {
         name: np.concatenate([step.arrays[name] for step in alone]) for name in packed.arrays
@@ -356,8 +380,9 @@ def test_packed_gradient_is_the_unpacked_one():
 
 def test_accumulation_of_four_is_accumulation_of_one():
     weights = hand_made_weights()
-    four = batcher(encoded(8), 8, microbatch_tokens=128).batch(0)
-    arrays = {name: array[: four.num_micro] for name, array in four.arrays.items()}
+    four = batcher(EXAMPLES, 10, microbatch_tokens=128).batch(0)
+    assert four.num_micro == 4
+    arrays = {name: array[:4] for name, array in four.arrays.items()}
     assert arrays["tokens"].shape == (4, 1, 128)
 
     @functools.partial(jax.jit, static_argnames="rows")
@@ -382,41 +407,6 @@ def test_accumulation_of_four_is_accumulation_of_one():
     assert gradient(weights, poisoned, 3, rows=1)[0] == loss_of_three != loss
 
 
-def loss_curve(folder: Path, mesh_sizes: dict, devices: int, steps: int = 8) -> np.ndarray:
-    """Loss and gradient norm of the first steps on a mesh, [steps, 2]."""
-    config = run_config(folder, model__remat="full", train__microbatch_tokens=512)
-    mesh = jax.make_mesh(
-        tuple(mesh_sizes.get(axis, 1) for axis in sharding.AXES),
-        sharding.AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
-        devices=jax.devices()[:devices],
-    )
-    batches, _ = train.load_data(config, TINY, mesh, report=pytest.fail)
-    update = optimizer.make(config.optimizer, 10, params.decay_mask(TINY))
-    step, _ = train.make_steps(TINY, config, update, mesh)
-    state = train.initial_state(config, TINY, update, mesh)
-    rows = []
-    for i in range(steps):
-        batch = batches.batch(i)
-        arrays = jax.device_put(batch.arrays, sharding.of_batch(mesh))
-        state, report = step(state, arrays, jnp.int32(batch.num_micro))
-        rows.append([float(report["loss"]), float(report["grad_norm"])])
-    assert rows[-1][0] < rows[0][0] - 0.1
-    return np.asarray(rows)
-
-
-@pytest.fixture(scope="module")
-def curve_of_one_device(corpus) -> np.ndarray:
-    return loss_curve(corpus, {}, devices=1)
-
-
-@pytest.mark.parametrize(
-    "mesh_sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
-)
-def test_loss_curve_is_the_same_on_any_mesh(corpus, curve_of_one_device, mesh_sizes):
-    np.testing.assert_allclose(loss_curve(corpus, mesh_sizes, 8), curve_of_one_device, rtol=1e-5)
-
-
 def test_compute_dtype():
     assert train.compute_dtype("auto") == jnp.float32, "bfloat16 is slower on CPU"
     assert train.compute_dtype("bfloat16") == jnp.bfloat16
@@ -428,45 +418,63 @@ GOLDEN_RATE = 2e-3
 
 
 def golden_examples() -> list[Encoded]:
-    """tests/golden/tiny_tokens.json: 40 rows, prompt_length first, then the ids."""
+    """tests/golden/tiny_tokens.json: 80 rows, prompt_length first, then the ids."""
     rows = json.loads((GOLDEN / "tiny_tokens.json").read_text())
     return [Encoded(np.asarray(ids, np.int32), length) for length, *ids in rows]
 
 
 def golden_config() -> RunConfig:
-    return run_config(
-        Path(), optimizer__learning_rate=GOLDEN_RATE, optimizer__weight_decay=0.01
-    )
+    return run_config(Path(), optimizer__learning_rate=GOLDEN_RATE, optimizer__weight_decay=0.01)
 
 
-def golden_curve() -> dict[str, list[float]]:
-    """10 steps of 4 examples each from hand-made weights; no random number anywhere."""
-    config, examples = golden_config(), golden_examples()
+def golden_curve(**mesh_sizes) -> dict[str, list[float]]:
+    """10 steps of 8 examples each from hand-made weights; no random number anywhere."""
+    sizes = tuple(mesh_sizes.get(axis, 1) for axis in sharding.AXES)
     mesh = jax.make_mesh(
-        (1, 1, 1),
+        sizes,
         sharding.AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
-        devices=jax.devices()[:1],
+        devices=jax.devices()[: math.prod(sizes)],
     )
+    config, examples = golden_config(), golden_examples()
     update = optimizer.make(config.optimizer, 10, params.decay_mask(TINY))
     train_step, _ = train.make_steps(TINY, config, update, mesh)
     weights = hand_made_weights()
-    state = {"params": weights, "opt_state": update.init(weights)}
+    state = jax.device_put(
+        {"params": weights, "opt_state": update.init(weights)},
+        train.state_shardings(TINY, config, update, mesh),
+    )
     result = {"loss": [], "grad_norm": []}
     for i in range(10):
-        batch = batcher(examples[4 * i : 4 * i + 4], 4, microbatch_tokens=128).batch(0)
-        state, report = train_step(state, batch.arrays, jnp.int32(batch.num_micro))
+        groups = sharding.batch_groups(mesh)
+        one = batcher(examples[8 * i : 8 * i + 8], 8, row_groups=groups, microbatch_tokens=128)
+        batch = one.batch(0)
+        arrays = jax.device_put(batch.arrays, sharding.of_batch(mesh))
+        state, report = train_step(state, arrays, jnp.int32(batch.num_micro))
         for name, values in result.items():
             values.append(float(report[name]))
     return result
 
 
-def test_golden_loss_curve():
+@pytest.fixture(scope="module")
+def curve_of_one_device() -> dict[str, list[float]]:
+    return golden_curve()
+
+
+def test_golden_loss_curve(curve_of_one_device):
     """Where a change of the mathematics is meant, the slow test below has the last word."""
     golden = json.loads((GOLDEN / "tiny_loss.json").read_text())
-    curve = golden_curve()
-    for name, values in curve.items():
+    for name, values in curve_of_one_device.items():
         np.testing.assert_allclose(values, golden[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "mesh_sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+)
+def test_loss_curve_is_the_same_on_any_mesh(curve_of_one_device, mesh_sizes):
+    curve = golden_curve(**mesh_sizes)
+    for name, values in curve.items():
+        np.testing.assert_allclose(values, curve_of_one_device[name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
@@ -494,7 +502,7 @@ def test_golden_loss_curve_is_that_of_torch():
     schedule = transformers.get_cosine_schedule_with_warmup(adamw, warmup, 10)
     examples = golden_examples()
     for i in range(10):
-        batch = examples[4 * i : 4 * i + 4]
+        batch = examples[8 * i : 8 * i + 8]
         count = sum(e.num_targets for e in batch)
         total = 0.0
         for e in batch:
@@ -527,31 +535,18 @@ def after_write(patch: pytest.MonkeyPatch, step: int, action) -> None:
     patch.setattr(metrics.MetricsWriter, "write", wrapped)
 
 
-def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, reference, capsys):
-    config, workdir = run_config(corpus, train__eval_every=5), corpus / "halves"
-    with small_machine() as patch:
-        after_write(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        train.run(config, workdir)
+def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, finished, tmp_path, capsys):
+    config = stopped_run(corpus, tmp_path, step=5)
     message = "stopped by SIGTERM at step 5, which is saved; run the same command to go on"
     assert message in capsys.readouterr().err
-    assert [line["step"] for line in lines(workdir)] == [0, 1, 2, 3, 4, 5]
-    assert json.loads((workdir / "run.json").read_text())["end"] is None
-    with small_machine():
-        train.run(config, workdir)
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    assert json.loads((tmp_path / "run.json").read_text())["end"] is None
+    go_on(config, tmp_path)
     err = capsys.readouterr().err
     assert "going on from step 5" in err
     assert "step 6/10" in err
     assert "step 5/10" not in err
-    assert_same_end(workdir, reference, 10)
-
-
-def test_a_save_in_mid_run_changes_nothing(corpus, reference):
-    """Evaluation and checkpoint fall on the same step 5."""
-    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=1)
-    with small_machine() as patch:
-        compile_once(patch)
-        train.run(config, corpus / "saves")
-    assert_same_end(corpus / "saves", reference, 10)
+    assert_same_end(tmp_path, finished.workdir, 10)
 
 
 class Killed(BaseException):
@@ -560,9 +555,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("killed_after, goes_on_from", [(2, 0), (7, 6)])
 def test_what_was_logged_beyond_the_checkpoint_is_logged_anew(
-    corpus, reference, tmp_path, capsys, killed_after, goes_on_from
+    corpus, finished, tmp_path, capsys, killed_after, goes_on_from
 ):
-    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=3)
+    config = ten_steps(corpus, checkpoint__every_steps=3)
 
     def kill():
         raise Killed
@@ -574,31 +569,24 @@ def test_what_was_logged_beyond_the_checkpoint_is_logged_anew(
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "lo')  # the kill cut a line short
     capsys.readouterr()
-    with small_machine() as patch:
-        compile_once(patch)
-        train.run(config, tmp_path)
+    go_on(config, tmp_path)
     assert (f"going on from step {goes_on_from}" in capsys.readouterr().err) == bool(goes_on_from)
-    assert_same_end(tmp_path, reference, 10)
+    assert_same_end(tmp_path, finished.workdir, 10)
 
 
-def test_what_a_killed_save_leaves_is_not_used(corpus, reference, tmp_path, capsys):
-    config = run_config(corpus, train__eval_every=5)
-    with small_machine() as patch:
-        compile_once(patch)
-        after_write(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        train.run(config, tmp_path)
+def test_what_a_killed_save_leaves_is_not_used(corpus, finished, tmp_path, capsys):
+    config = stopped_run(corpus, tmp_path, step=4)
     checkpoints = tmp_path / "checkpoints"
     half = checkpoints / "6.orbax-checkpoint-tmp"
     shutil.copytree(checkpoints / "4", half)
     shutil.rmtree(half / "opt_state")
     (half / "params" / "manifest.ocdbt").write_bytes(b"")
     assert checkpoint.find_step(tmp_path, "latest") == 4
-    with small_machine() as patch:
-        compile_once(patch)
-        train.run(config, tmp_path)
+    capsys.readouterr()
+    go_on(config, tmp_path)
     assert "going on from step 4" in capsys.readouterr().err
     assert not half.exists()
-    assert_same_end(tmp_path, reference, 10)
+    assert_same_end(tmp_path, finished.workdir, 10)
 
 
 def test_sigterm_between_two_looks_does_not_lose_the_step(corpus, tmp_path, capsys):
@@ -615,19 +603,19 @@ def test_sigterm_between_two_looks_does_not_lose_the_step(corpus, tmp_path, caps
     with small_machine() as patch:
         compile_once(patch)
         patch.setattr(train, "StopRequest", AskedAtTheSecondLook)
-        train.run(run_config(corpus, train__eval_every=5), tmp_path)
+        train.run(ten_steps(corpus), tmp_path)
     err = capsys.readouterr().err
     (promised,) = (line for line in err.splitlines() if "stopped by SIGTERM" in line)
     assert f"at step {checkpoint.find_step(tmp_path, 'latest')}, which is saved" in promised
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(corpus, reference, tmp_path, capsys):
-    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=3)
+def test_a_loss_that_is_not_a_number_stops_the_run(corpus, finished, tmp_path, capsys):
+    config = ten_steps(corpus, checkpoint__every_steps=3)
     batch = Batcher.batch
 
     def poisoned(self, step):
         one = batch(self, step)
-        if step == 7 and self.batch_size == 8:  # step 8, counted from 1, of the training data
+        if step == 7:  # step 8, counted from 1
             one.arrays["weights"][one.arrays["weights"] > 0] = np.nan
         return one
 
@@ -643,35 +631,37 @@ def test_a_loss_that_is_not_a_number_stops_the_run(corpus, reference, tmp_path, 
     weights = checkpoint.load_params(tmp_path, TINY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
     capsys.readouterr()
-    with small_machine() as patch:  # the checkpoint is good: without the poison the run goes on
-        compile_once(patch)
-        train.run(config, tmp_path)
+    go_on(config, tmp_path)  # the checkpoint is good: without the poison there is nothing amiss
     assert "going on from step 6" in capsys.readouterr().err
-    assert_same_end(tmp_path, reference, 10)
+    assert_same_end(tmp_path, finished.workdir, 10)
 
 
 def test_a_held_out_loss_that_is_not_a_number_is_not_saved(corpus, tmp_path):
-    config = run_config(corpus, train__eval_every=5, checkpoint__every_steps=5)
+    config = ten_steps(corpus, checkpoint__every_steps=5)
+    poison = []
     with small_machine() as patch:
+        compile_once(patch)
         make_steps = train.make_steps
 
         def poisoned(*args):
             step, evaluate = make_steps(*args)
-            return step, lambda *inputs: evaluate(*inputs) * (np.nan if patched else 1)
+            return step, lambda *inputs: evaluate(*inputs) * (np.nan if poison else 1)
 
-        patched = False
-
-        def poison():
-            nonlocal patched
-            patched = True
-
-        compile_once(patch)
-        make_steps = train.make_steps
         patch.setattr(train, "make_steps", poisoned)
-        after_write(patch, 8, poison)
-        with pytest.raises(FloatingPointError, match=r"eval_loss nan at step 10.*checkpoint 5"):
+        after_write(patch, 7, lambda: poison.append(True))
+        with pytest.raises(FloatingPointError, match=r"eval_loss nan.* at step 8;.*checkpoint 5"):
             train.run(config, tmp_path)
     assert checkpoint.find_step(tmp_path, "latest") == 5
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path):
+    config = stopped_run(corpus, tmp_path, step=5)
+    with small_machine() as patch:
+        patch.setattr(jax, "device_count", lambda: 8)
+        train.run(config, tmp_path)
+    loss = lambda workdir: [line.get("loss", 0) for line in lines(workdir)]  # noqa: E731
+    np.testing.assert_allclose(loss(tmp_path), loss(finished.workdir), rtol=1e-5)
 
 
 # The command itself.
@@ -703,7 +693,7 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> bool:
 
 
 def test_sigterm_saves_and_exits_0(corpus, tmp_path):
-    process = start(command(corpus, tmp_path, train__epochs=400))
+    process = start(command(corpus, tmp_path, train__epochs=400, data__eval_path=""))
     assert wait_for_step(process, tmp_path, 3), process.communicate()[1]
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -741,6 +731,7 @@ def test_sigkill_at_random_moments_leaves_the_same_curve(corpus, tmp_path, seed)
     assert_same_end(killed, undisturbed, 30)
 
 
+@pytest.mark.slow
 def test_nan_through_the_command(corpus, tmp_path):
     """A rate that blows the model up: one line, exit code 1."""
     process = start(
@@ -758,9 +749,9 @@ def test_nan_through_the_command(corpus, tmp_path):
 def write_golden() -> None:
     """Remakes the golden files: python -c "import test_train; test_train.write_golden()"."""
     rows = []
-    for i in range(40):
-        length, prompt = 9 + (5 * i) % 23, 2 + i % 6
-        rows.append([prompt, 1, *((11 * i + 7 * j * j + 3 * j) % 509 + 3 for j in range(length)), 2])
+    for i in range(80):
+        length, prompt = 9 + (17 * i) % 53, 2 + i % 6
+        rows.append([prompt, 1, *((i % 8 + j * j) % 40 + 3 for j in range(length)), 2])
     text = ",\n".join(json.dumps(row) for row in rows)
     (GOLDEN / "tiny_tokens.json").write_text(f"[\n{text}\n]\n")
     (GOLDEN / "tiny_loss.json").write_text(json.dumps(golden_curve(), indent=1) + "\n")
