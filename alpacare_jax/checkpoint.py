@@ -165,7 +165,11 @@ class TrainingCheckpoints:
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(config.keep),
-                    policies.BestN(get_metric_fn=lambda metrics: -_eval_loss(metrics), n=1),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: -_eval_loss(metrics),
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
                 ]
             ),
             cleanup_tmp_directories=True,  # what a killed save left behind
@@ -194,7 +198,10 @@ class TrainingCheckpoints:
                 f"free; the last good checkpoint is step {self.latest}; free space and run again"
             )
         try:
-            response = self._checkpointer.save_checkpointables_async(step, state, metrics=metrics)
+            # A copy: Orbax adds the metrics to the dict it is given.
+            response = self._checkpointer.save_checkpointables_async(
+                step, dict(state), metrics=metrics
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(step, error) from error
         self._pending = (step, response) if response else None

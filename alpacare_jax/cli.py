@@ -28,19 +28,20 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             app.usage(writeto_stdout=True)
             sys.exit(0)
         try:
-            # A .py config runs while flags are parsed, so its errors surface here too.
             rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            print(f"error: {error} (see --help)", file=sys.stderr)
-            sys.exit(2)
-        except (ValueError, OSError, AttributeError, KeyError, TypeError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+            # ml_collections raises all of these for a bad key or value of --config.KEY.
+            # An error inside a config file brings its traceback, whose last line says it all.
+            text = str(error).strip()
+            said = text.splitlines()[-1] if "Traceback" in text else " ".join(text.split())
+            print(f"error: {said} (see --help)", file=sys.stderr)
             sys.exit(2)
         return rest
 
     def guarded(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells its whole story at INFO
+            # Orbax logs its whole story, failures with a traceback; they reach us as exceptions.
+            logging.set_verbosity(logging.FATAL)
         try:
             return main(argv) or 0
         except USER_ERRORS as error:

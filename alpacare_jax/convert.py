@@ -107,6 +107,8 @@ def params_from_hf(tensors: Iterable[tuple[str, np.ndarray]], config: LlamaConfi
             continue
         if key not in rows:
             raise ValueError(f"left-over key {key}: config.json does not describe this model")
+        if key in seen:
+            raise ValueError(f"{key} is there twice, in two files")
         weight, layer = rows[key]
         if tensor.shape != params.hf_shape(weight, config):
             raise ValueError(

@@ -112,7 +112,7 @@ def make_steps(
             lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
         )
         updates, opt_state = update.update(grads, state["opt_state"], weights)
-        report = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        report = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
         return state, report
 
@@ -294,6 +294,20 @@ def progress_line(
     return " | ".join(parts)
 
 
+def require_finite(
+    values: dict[str, float], step: int, saved: checkpoint.TrainingCheckpoints
+) -> None:
+    """Raises FloatingPointError, once no save is under way, where a value is NaN or infinite."""
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    saved.close()
+    found = ", ".join(f"{name} {value}" for name, value in values.items())
+    raise FloatingPointError(
+        f"{found} at step {step}; the last good step is {step - 1}, the last checkpoint "
+        f"{saved.latest or 'none'}; lower optimizer.learning_rate or look at the data of this step"
+    )
+
+
 class StopRequest:
     """Remembers SIGTERM, which TPU maintenance and job schedulers send before they kill."""
 
@@ -373,13 +387,7 @@ def run(config: RunConfig, workdir: Path) -> None:
         report = {name: float(value) for name, value in report.items()}
         now = time.perf_counter()
         seconds = now - lap
-        if not all(math.isfinite(value) for value in report.values()):
-            saved.close()
-            raise FloatingPointError(
-                f"loss {report['loss']}, gradient norm {report['grad_norm']} at step {step}; the "
-                f"last good step is {step - 1}, the last checkpoint {saved.latest or 'none'}; "
-                "lower optimizer.learning_rate or look at the data of this step"
-            )
+        require_finite(report, step, saved)
         needed = metrics.train_flops(shape, this.num_tokens, this.num_pairs, this.num_targets)
         values = report | {
             "learning_rate": float(rate(step - 1)),
@@ -391,14 +399,16 @@ def run(config: RunConfig, workdir: Path) -> None:
         last = step == num_steps
         if last or _due(step, config.train.eval_every):
             values |= evaluate(state["params"])
+            require_finite({k: values[k] for k in values if k == "eval_loss"}, step, saved)
         writer.write(step, **values)
         if last or step == first + 1 or _due(step, config.train.log_every):
             left = (now - began) / (step - first) * (num_steps - step)
             say(progress_line(step, num_steps, values, peak_source, left))
-        if last or stop.asked or _due(step, config.checkpoint.every_steps):
+        stopping = stop.asked  # looked at once a step: what is promised below is saved here
+        if last or stopping or _due(step, config.checkpoint.every_steps):
             saved.save(step, state, {k: v for k, v in values.items() if k == "eval_loss"})
         lap = time.perf_counter()
-        if stop.asked and not last:
+        if stopping and not last:
             saved.close()
             say(f"stopped by SIGTERM at step {step}, which is saved; run the same command to go on")
             return

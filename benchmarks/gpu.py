@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
         return
     names = ["ours"]
     if FLAGS.anyway or sees_gpu("import torch; print(torch.cuda.is_available())"):
-        names += ["torch eager"] + ["torch.compile"] * (FLAGS.skip != "compile")
+        names = race.left(CONTENDERS, FLAGS.skip)
     else:
         print("torch sees no GPU: no comparison")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(names):.2f}")
@@ -160,7 +160,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 10, "Steps of a round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)
     flags.DEFINE_string("remat", "", "Our rematerialisation policy; the config's by default.")
-    flags.DEFINE_enum("skip", "", ["", "compile"], "Leave a contender out.")
+    flags.DEFINE_list("skip", [], "Leave contenders out by a word: compile, which takes minutes.")
     flags.DEFINE_bool("anyway", False, "Run without a GPU, to try the script with --variant=tiny.")
     flags.DEFINE_string("worker", "", "Internal.")
     cli.run(main)

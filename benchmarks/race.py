@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 Result = dict[str, Any]
@@ -166,6 +166,15 @@ def run(
             for worker in workers:
                 worker.close()
     return [worker.lane for worker in workers]
+
+
+def left(names: Iterable[str], skip: Sequence[str]) -> list[str]:
+    """`names` without those that hold a word of `skip`; each word must be in one."""
+    names = list(names)
+    for word in skip:
+        if not any(word in name for name in names[1:]):
+            raise ValueError(f"--skip={word} is in none of: {'; '.join(names[1:])}")
+    return names[:1] + [name for name in names[1:] if not any(word in name for word in skip)]
 
 
 def cores() -> int:

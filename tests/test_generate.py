@@ -339,6 +339,19 @@ def test_a_run_killed_before_the_output_was_written_only_writes_it(answer, asked
     assert asked[-1] == []
 
 
+def test_each_answer_is_in_the_file_before_the_next_is_made(answer, monkeypatch, tmp_path):
+    lines, real = [], Engine.run
+
+    def run(self, *args):
+        for found in real(self, *args):
+            yield found
+            lines.append(partial_of(tmp_path / "a.json").read_bytes().count(b"\n"))
+
+    monkeypatch.setattr(Engine, "run", run)
+    answer("a.json")
+    assert lines == [2, 3, 4, 5, 6, 7, 8]
+
+
 def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model, tmp_path):
     interrupt(answer, asked, "cut.json")
     partial = partial_of(tmp_path / "cut.json")
