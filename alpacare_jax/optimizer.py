@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -58,12 +59,27 @@ def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return rate
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)), as torch's `clip_grad_norm_`.
+
+    optax's own divides and selects in every element, which XLA stores as a second gradient tree; a
+    product with one scalar it computes again where it is needed.
+    """
+
+    def update(grads, state, params=None):
+        del params
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: g * scale, grads), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
 def make(
     config: OptimizerConfig, num_steps: int, decay_mask: Params
 ) -> optax.GradientTransformation:
     """The whole update rule: clip, Adam moments, masked decay, learning rate."""
     clip = (
-        optax.clip_by_global_norm(config.max_grad_norm)
+        clip_by_global_norm(config.max_grad_norm)
         if config.max_grad_norm
         else optax.identity()
     )

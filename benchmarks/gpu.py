@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
         names = race.left(CONTENDERS, FLAGS.skip)
     else:
         print("torch sees no GPU: no comparison")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / len(names):.2f}")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the contenders share it
     lanes = race.run("benchmarks.gpu", names, rounds=FLAGS.rounds, warm_ups=2)
     facts = lanes[0].first
     utilisation = lambda seconds, _: 100 * facts["flops"] / seconds / facts["peak_flops"]  # noqa: E731

@@ -31,6 +31,11 @@ def both_forms(checkpoint: str, size: str = "") -> Iterator[Path]:
     Args:
       checkpoint: model directory; "" makes random weights of the variant `size`.
     """
+    if checkpoint and not (Path(checkpoint) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"--checkpoint={checkpoint} is no model directory; make one with "
+            "python -m alpacare_jax.convert"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # In a process of its own, so that this one stays small.

@@ -15,8 +15,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             checkpoint=f"{arg.dir}/base",  # model directory from alpacare_jax.convert
             variant="smollm2-135m",  # the size that directory must have
             dtype="auto",  # compute dtype: bfloat16 on accelerators, float32 on CPU
-            remat="dots",  # kept for the backward pass: none (all), dots, full (nothing)
-            loss_tokens=512,  # tokens a device holds logits of at a time
+            remat="full",  # kept for the backward pass: none (all), dots, full (nothing)
+            loss_tokens=256,  # tokens a device holds logits of at a time
         ),
         data=common.section(
             path="datagen/starter/train.jsonl",

@@ -16,7 +16,10 @@ from alpacare_jax import checkpoint, llama, params
 from alpacare_jax.llama import LlamaConfig, Params
 
 REPOSITORY = Path(__file__).parent.parent
-WORDS = "the heart lung pain fever of and is in a treat with drug dose what why how causes".split()
+WORDS = (
+    *("the", "heart", "lung", "pain", "fever", "of", "and", "is", "in", "a"),
+    *("treat", "with", "drug", "dose", "what", "why", "how", "causes"),
+)
 
 
 def write_tiny_tokenizer(directory: Path) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from alpacare_jax import convert, decoding, params
@@ -415,37 +416,61 @@ def test_sampling_draws_from_what_transformers_draws_from(sampling, monkeypatch)
 # Sampling
 
 
+def shares_of(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that may be drawn and their probabilities, by hand."""
+    kept = np.argsort(-logits)[: sampling.top_k]
+    shares = scipy.special.softmax(logits[kept].astype(np.float64) / sampling.temperature)
+    inside = np.cumsum(shares) - shares < sampling.top_p
+    return kept[inside], shares[inside] / shares[inside].sum()
+
+
+def assert_drawn_from(tokens: np.ndarray, kept: np.ndarray, shares: np.ndarray) -> None:
+    assert set(tokens.tolist()) <= set(kept.tolist())
+    observed = np.array([(tokens == token).sum() for token in kept])
+    assert scipy.stats.chisquare(observed, shares * len(tokens)).pvalue > 1e-3
+
+
 def test_frequencies_follow_the_distribution():
     logits = np.linspace(-1.5, 2.0, 12)[np.random.default_rng(3).permutation(12)]
     sampling = Sampling(temperature=0.8, top_k=9, top_p=0.9)
-    kept = np.argsort(-logits)[:9]
-    shares = np.exp(logits[kept] / 0.8) / np.exp(logits[kept] / 0.8).sum()
-    kept = kept[np.cumsum(shares) - shares < 0.9]
-    expected = np.exp(logits[kept] / 0.8) / np.exp(logits[kept] / 0.8).sum()
-    assert 3 <= len(kept) < 9
-
+    kept, shares = shares_of(logits, sampling)
+    assert 3 <= len(kept) < 9, "top_p must leave out some of the nine"
     draws = 20_000
     keys = jax.random.split(jax.random.key(5), draws)
     rows = jnp.broadcast_to(jnp.array(logits, jnp.float32), (draws, len(logits)))
     tokens = np.asarray(jax.jit(decoding.sample, static_argnums=2)(rows, keys, sampling))
-    assert set(tokens) == set(kept)
-    observed = np.array([(tokens == token).sum() for token in kept])
-    assert scipy.stats.chisquare(observed, expected * draws).pvalue > 1e-3
+    assert set(tokens.tolist()) == set(kept.tolist())
+    assert_drawn_from(tokens, kept, shares)
 
 
-def test_requests_draw_independently(weights):
-    """One prompt asked 200 times: the first tokens follow the model's own probabilities."""
+@pytest.fixture(scope="module")
+def other_seed(weights):
+    """An engine that samples like SAMPLED, with another seed and without EOS."""
+    sampling = dataclasses.replace(SAMPLED, seed=SAMPLED.seed + 1)
+    return make_engine(weights, slots=1, sampling=sampling)
+
+
+def test_the_seed_decides(free, other_seed):
+    requests = [dataclasses.replace(r, max_new_tokens=8) for r in REQUESTS[:3]]
+    answers = answers_of(other_seed, requests)
+    assert answers_of(other_seed, requests) == answers
+    for request in requests:
+        assert answers[request.index].ids != free[SAMPLED][request.index][:8]
+
+
+def test_equal_prompts_get_answers_of_their_own(weights, other_seed):
+    """One prompt asked 200 times: first tokens are spread as the model's probabilities are."""
     prompt = REQUESTS[4].prompt
-    engine = make_engine(weights, slots=1, sampling=Sampling(temperature=2.0, top_k=5))
-    answers = answers_of(engine, [Request(i, prompt, 1) for i in range(200)])
-    tokens = np.array([answer.ids[0] for answer in answers.values()])
+    answers = answers_of(other_seed, [Request(i, prompt, 1) for i in range(200)])
+    drawn = np.array([answer.ids[0] for answer in answers.values()])
     forward = jax.jit(full_forward(weights))
-    logits = np.asarray(forward(pad([prompt]), np.array([len(prompt)]))[0], np.float64)
-    kept = np.argsort(-logits)[:5]
-    shares = np.exp(logits[kept] / 2) / np.exp(logits[kept] / 2).sum()
-    observed = np.array([(tokens == token).sum() for token in kept])
-    assert observed.sum() == 200
-    assert scipy.stats.chisquare(observed, shares * 200).pvalue > 1e-3
+    logits = np.array(forward(pad([prompt]), np.array([len(prompt)]))[0])
+    seen = np.unique(prompt)
+    factor = np.where(logits[seen] < 0, SAMPLED.repetition_penalty, 1 / SAMPLED.repetition_penalty)
+    logits[seen] *= factor
+    kept, shares = shares_of(logits, SAMPLED)
+    assert len(kept) >= 4
+    assert_drawn_from(drawn, kept, shares)
 
 
 @pytest.mark.parametrize(
@@ -456,17 +481,6 @@ def test_narrow_sampling_is_greedy(sampling):
     tokens = decoding.sample(jnp.array(logits), jax.random.split(jax.random.key(0), 200), sampling)
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
-
-
-def test_the_seed_decides(weights, cases):
-    requests = [dataclasses.replace(r, max_new_tokens=8) for r in REQUESTS[:3]]
-    engine, _ = cases[SAMPLED]
-    engine.slots = 1
-    first = answers_of(engine, requests)
-    assert answers_of(engine, requests) == first
-    sampling = dataclasses.replace(SAMPLED, seed=SAMPLED.seed + 1)
-    other = make_engine(weights, slots=1, eos_ids=engine.eos_ids, sampling=sampling)
-    assert answers_of(other, requests) != first
 
 
 # Errors

@@ -463,13 +463,15 @@ def test_the_command(model, records, tmp_path):
     assert "max_new_token" in unknown.stderr and "Traceback" not in unknown.stderr
     assert not output.exists()
 
+    short = tmp_path / "short.json"
+    short.write_text(json.dumps([RECORDS[0], RECORDS[6]]))
     limits = ["--max_new_tokens=2", "--batch_size=1", "--stop=a", "--stop=b"]
-    done = command(*required, f"--input={records}", *limits)
+    done = command(*required, f"--input={short}", *limits)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert f"{output}: 7 answers" in done.stderr
+    assert f"{output}: 2 answers" in done.stderr
     rows = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
-    assert [row["id"] for row in rows] == IDS
+    assert [row["id"] for row in rows] == ["a", "g"]
     assert {row["generator"] for row in rows} == {"tiny-medic"}, "the checkpoint's folder"
     config = read(output.with_name("answers.jsonl.run.json"))["config"]
     assert config["stop"] == ["a", "b"]

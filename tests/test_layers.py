@@ -105,16 +105,16 @@ def functions_that_name(path: Path, name: str) -> Iterator[tuple[str, int]]:
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), "")
 
 
-def test_flags_are_read_in_main_only():
+@pytest.mark.parametrize("package", PACKAGES)
+def test_flags_are_read_in_main_only(package):
     read = 0
-    for package in PACKAGES:
-        for path in sources(package):
-            if path.name == "cli.py":  # parses them for every command
-                continue
-            for function, line in functions_that_name(path, "FLAGS"):
-                assert function in ("main", "define_flags"), f"{path}:{line}"
-                read += 1
-    assert read >= len(COMMANDS)
+    for path in sources(package):
+        if path.name == "cli.py":  # parses them for every command
+            continue
+        for function, line in functions_that_name(path, "FLAGS"):
+            assert function in ("main", "define_flags"), f"{path}:{line} in {function}"
+            read += 1
+    assert read >= len(COMMANDS) or package != "alpacare_jax"
 
 
 # In processes of their own.

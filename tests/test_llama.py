@@ -118,7 +118,9 @@ def targets_of(tokens: np.ndarray, prompt: int) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="session")
 def torch():
-    return pytest.importorskip("torch", reason="torch is what the numbers are compared with")
+    torch = pytest.importorskip("torch", reason="torch is what the numbers are compared with")
+    torch.set_num_threads(1)  # threads of a tiny model mostly wait for each other and for XLA's
+    return torch
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +202,14 @@ def test_gradients_equal_torch(shape, reference, torch):
         np.testing.assert_allclose(actual[name], grad, rtol=0, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("shape", ["grouped_query", "tied", "biases"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "biases",
+        pytest.param("tied", marks=pytest.mark.slow),
+        pytest.param("grouped_query", marks=pytest.mark.slow),
+    ],
+)
 def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
     num_steps, prompt = 20, 100
     settings = optimizer.OptimizerConfig(
@@ -470,6 +479,33 @@ def test_rope_settings_of_both_styles(hf, theta, scaling):
         assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
     else:
         assert config.rope_scaling == (RopeScaling("linear", 2) if scaling else None)
+
+
+def test_llama3_scaling_falls_back_to_the_context_length():
+    """As transformers does where a config.json leaves the original length out."""
+    scaling = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
+    config = LlamaConfig.from_hf(BASE | {"rope_scaling": scaling})
+    assert config.rope_scaling.original_max_position_embeddings == BASE["max_position_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary"),
+        ({"rope_type": "linear"}, "factor"),
+        ({"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}, "low_freq_factor"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "high_freq_factor"),
+    ],
+)
+def test_rope_settings_that_are_wrong_are_named(rope, named):
+    with pytest.raises(ValueError, match=named):
+        LlamaConfig.from_hf(BASE | {"rope_parameters": rope})
+
+
+def test_partial_rotary_factor_of_one_is_no_setting():
+    rope = {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 1.0}
+    assert LlamaConfig.from_hf(BASE | {"rope_parameters": rope}).rope_scaling.factor == 2.0
 
 
 @pytest.mark.parametrize(("ids", "expected"), [(2, (2,)), ([5, 0], (5, 0)), (None, ()), (0, (0,))])

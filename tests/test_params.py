@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +69,8 @@ def test_abstract_is_what_init_would_make(config, dtype):
 
 def test_init_draws_normal_matrices_and_leaves_norms_and_biases_plain():
     config = dataclasses.replace(VARIANTS["tiny"], attention_bias=True, initializer_range=0.05)
-    made = params.flatten(params.init(config, jax.random.key(0)))
+    init = jax.jit(lambda key: params.flatten(params.init(config, key)))
+    made, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
     assert made.keys() == {w.path for w in params.weights(config)}
     for path, array in made.items():
         if path.endswith("norm"):
@@ -78,14 +78,12 @@ def test_init_draws_normal_matrices_and_leaves_norms_and_biases_plain():
         elif path.endswith("_bias"):
             assert (array == 0).all(), path
         else:
-            assert abs(float(jnp.std(array)) - 0.05) < 0.002, path
-            assert abs(float(jnp.mean(array))) < 0.002, path
-    matrices = [array.ravel()[:100].tolist() for path, array in made.items() if "proj" in path]
-    assert len({tuple(m) for m in matrices}) == len(matrices) == 7, "each has its own key"
-    again = params.flatten(params.init(config, jax.random.key(0)))
-    assert all((again[path] == array).all() for path, array in made.items())
-    other = params.flatten(params.init(config, jax.random.key(1)))
-    assert (other["embed_tokens"] != made["embed_tokens"]).any()
+            assert abs(np.std(array) - 0.05) < 0.002, path
+            assert abs(np.mean(array)) < 0.002, path
+            assert (array == again[path]).all(), path
+            assert (array != other[path]).mean() > 0.99, path
+    starts = {np.asarray(array).ravel()[:8].tobytes() for p, array in made.items() if "proj" in p}
+    assert len(starts) == 7, "each matrix has its own random numbers"
 
 
 @every_weight
@@ -195,8 +193,3 @@ def test_keys_and_shapes_are_transformers(variant):
         for layer in (range(2) if weight.stacked else [None])
     }
     assert ours == theirs
-
-
-def test_readable_names():
-    """Dotted paths in words of Hugging Face; nothing that a rule or a filter would stumble over."""
-    assert all(re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", w.path) for w in params.WEIGHTS)

@@ -30,7 +30,7 @@ MOST_TIMES_THEIR_ERROR = 1.5
 
 QUESTIONS = [
     ("What is the capital of France?", ""),
-    ("List three common symptoms of a heart attack.", ""),
+    ("Explain to a patient what high blood pressure is and why it should be treated.", ""),
     ("Summarise the note for the patient in plain words.", "BP 150/95 mmHg, HR 104, T 38.5 °C."),
 ]
 NOTE = """\
@@ -129,7 +129,7 @@ def test_greedy_answers_equal_transformers(model_dir, weights, reference):
         assert answers[i].finish_reason == ("stop" if stopped else "length")
     # Weights whose rotary pairs are shuffled would answer alike in both, and know nothing.
     assert "Paris" in text_of.decode(answers[0].ids)
-    assert max(len(answer.ids) for answer in answers.values()) == 64
+    assert {answer.finish_reason for answer in answers.values()} == {"stop", "length"}
 
 
 def double_norm(self, x):
@@ -211,8 +211,11 @@ def test_tokenizer_equals_transformers(model_dir, hf_dir, gguf_file):
                 pieces += [character, ""]
             else:
                 pieces[-1] += character
-        expected = [own(piece, add_special_tokens=False).input_ids for piece in pieces if piece]
-        assert ids == sum(expected, [])
+        assert ids == [
+            token
+            for piece in filter(None, pieces)
+            for token in own(piece, add_special_tokens=False).input_ids
+        ]
 
 
 def test_digits_are_tokens_of_their_own(model_dir):
