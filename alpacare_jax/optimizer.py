@@ -78,11 +78,7 @@ def make(
     config: OptimizerConfig, num_steps: int, decay_mask: Params
 ) -> optax.GradientTransformation:
     """The whole update rule: clip, Adam moments, masked decay, learning rate."""
-    clip = (
-        clip_by_global_norm(config.max_grad_norm)
-        if config.max_grad_norm
-        else optax.identity()
-    )
+    clip = clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
     return optax.chain(
         clip,
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),

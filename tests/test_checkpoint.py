@@ -361,7 +361,7 @@ def test_the_command_on_a_disk_that_fills_up(corpus, stopped, tmp_path):
     }
     args = command(corpus, workdir, **flat, checkpoint__every_steps=1)
     process = start(["bash", "-c", 'ulimit -f 200 && exec "$@"', "bash", *args])  # 200 KiB a file
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode == 1, err
     (line,) = (line for line in err.splitlines() if "error" in line.lower())
     assert line.startswith("error: step 5 not saved")
@@ -403,7 +403,7 @@ def commands(corpus, tmp_path_factory) -> dict:
         processes[name] = start([*args, *flags])
     results = {}
     for name, process in processes.items():
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate()
         results[name] = process.returncode, err
     assert [path.name for path in folder.iterdir()] == ["bad.jsonl"], "nothing is half-written"
     return results

@@ -638,12 +638,12 @@ def test_sigterm_between_two_looks_does_not_lose_the_step(corpus, tmp_path, caps
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(corpus, finished, tmp_path, capsys):
-    config = ten_steps(corpus, checkpoint__every_steps=3)
+    config = ten_steps(corpus, checkpoint__every_steps=4)
     batch = Batcher.batch
 
     def poisoned(self, step):
         one = batch(self, step)
-        if step == 7:  # step 8, counted from 1
+        if step == 6:  # step 7, counted from 1: no evaluation, no checkpoint
             one.arrays["weights"][one.arrays["weights"] > 0] = np.nan
         return one
 
@@ -652,15 +652,15 @@ def test_a_loss_that_is_not_a_number_stops_the_run(corpus, finished, tmp_path, c
         patch.setattr(Batcher, "batch", poisoned)
         with pytest.raises(FloatingPointError) as raised:
             train.run(config, tmp_path)
-    for part in ("at step 8", "last good step is 7", "last checkpoint 6", "lower optimizer.learn"):
+    for part in ("at step 7", "last good step is 6", "last checkpoint 4", "lower optimizer.learn"):
         assert part in str(raised.value)
-    assert [line["step"] for line in lines(tmp_path)] == list(range(8))
-    assert checkpoint.find_step(tmp_path, "latest") == 6
+    assert [line["step"] for line in lines(tmp_path)] == list(range(7))
+    assert checkpoint.find_step(tmp_path, "latest") == 4
     weights = checkpoint.load_params(tmp_path, TINY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
     capsys.readouterr()
     go_on(config, tmp_path)  # the checkpoint is good: without the poison there is nothing amiss
-    assert "going on from step 6" in capsys.readouterr().err
+    assert "going on from step 4" in capsys.readouterr().err
     assert_same_end(tmp_path, finished.workdir, 10)
 
 
@@ -712,8 +712,8 @@ def start(args: list[str], **options) -> subprocess.Popen:
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> bool:
     """Whether the run got that far; False where it ended before."""
-    path, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    path = workdir / "metrics.jsonl"
+    while process.poll() is None:
         if path.exists() and f'"step": {step},' in path.read_text():
             return True
         time.sleep(0.01)
@@ -724,7 +724,7 @@ def test_sigterm_saves_and_exits_0(corpus, tmp_path):
     process = start(command(corpus, tmp_path, train__epochs=400, data__eval_path=""))
     assert wait_for_step(process, tmp_path, 3), process.communicate()[1]
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 0, err
     last = lines(tmp_path)[-1]["step"]
     assert err.splitlines()[-1] == (
