@@ -47,8 +47,6 @@ class GgufModel:
         }
         for tensor in self.reader.tensors:
             *prefix, name, kind = tensor.name.split(".")
-            if name == "rope_freqs":
-                continue  # llama3 scaling as a table; it follows from the config
             if name not in HF_NAMES:
                 raise ValueError(f"GGUF tensor {tensor.name} is not part of a LLaMA")
             array = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -126,9 +124,10 @@ def open_gguf(path: Path) -> GgufModel:
         return _field(reader, f"llama.{key}")
 
     heads, hidden = get("attention.head_count"), get("embedding_length")
-    if get("rope.scaling.type") not in (None, "none"):
-        raise ValueError(f"{path} uses rope scaling, which is not read from GGUF; convert from_hf")
     names = {tensor.name for tensor in reader.tensors}
+    # llama.cpp writes Llama 3.1's scaling as a table of divisors, without its settings.
+    if get("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in names:
+        raise ValueError(f"{path} uses rope scaling, which is not read from GGUF; convert from_hf")
     # float32 metadata: 9.999999747378752e-06 is 1e-5
     eps = float(f"{get('attention.layer_norm_rms_epsilon'):.6g}")
     config = {

@@ -55,6 +55,26 @@ class RopeScaling:
             )
 
 
+def _rope_scaling(rope: dict[str, Any], context_length: int | None) -> RopeScaling | None:
+    """Reads the scaling of a `config.json`, None for plain rotary embedding."""
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    settings = {k: v for k, v in rope.items() if k not in ("rope_type", "type")}
+    if settings.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("rope scaling sets partial_rotary_factor: not implemented")
+    if rope_type == "default":
+        return None
+    needed = ["factor"]
+    if rope_type == "llama3":
+        needed += ["low_freq_factor", "high_freq_factor"]
+        if context_length:  # transformers falls back to it
+            settings.setdefault("original_max_position_embeddings", context_length)
+    if missing := [key for key in needed if key not in settings]:
+        raise ValueError(f"rope scaling of type {rope_type} lacks {', '.join(missing)}")
+    if unknown := set(settings) - {field.name for field in dataclasses.fields(RopeScaling)}:
+        raise ValueError(f"rope scaling sets {', '.join(sorted(unknown))}: not implemented")
+    return RopeScaling(rope_type=rope_type, **settings)
+
+
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
     """The shape of a model, in the words of Hugging Face's `LlamaConfig`."""
@@ -140,13 +160,7 @@ class LlamaConfig:
         # transformers 5 writes one group "rope_parameters"; 4 wrote theta beside "rope_scaling".
         rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
         kwargs["rope_theta"] = float(rope.pop("rope_theta", hf.get("rope_theta") or 10_000.0))
-        rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-        rope.pop("type", None)
-        if rope_type != "default":
-            fields = {f.name for f in dataclasses.fields(RopeScaling)}
-            if unknown := set(rope) - fields:
-                raise ValueError(f"rope scaling sets {', '.join(sorted(unknown))}: not implemented")
-            kwargs["rope_scaling"] = RopeScaling(rope_type=rope_type, **rope)
+        kwargs["rope_scaling"] = _rope_scaling(rope, hf.get("max_position_embeddings"))
         return cls(**kwargs)
 
     def to_hf(self) -> dict[str, Any]:

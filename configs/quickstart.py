@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             row_multiple=320,  # packed rows are a multiple of this: one shape here
         ),
         optimizer=common.section(
-            learning_rate=1e-4,  # peak; small models take more than 7B's 2e-5
+            learning_rate=2e-4,  # peak; small models take more than 7B's 2e-5
             schedule="cosine",  # cosine, linear or constant
             warmup_ratio=0.1,  # share of steps, rounded up
             beta1=0.9,
@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         ),
         train=common.section(
             batch_size=16,  # examples a step, over all devices
-            epochs=2,
+            epochs=1,
             microbatch_tokens=640,  # most tokens of one device at a time
             log_every=2,  # steps between progress lines
             eval_every=0,  # steps between evaluations; 0: start and end only
