@@ -19,7 +19,8 @@ from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax import params as params_lib
 from alpacare_jax import tokenizer as tokenizer_lib
-from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.llama import Params
+from alpacare_jax.llama_config import LlamaConfig
 
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_lib.TOKENIZER_FILES)
 """Files that travel with the weights, unchanged."""

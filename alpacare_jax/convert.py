@@ -23,7 +23,8 @@ import numpy as np
 from absl import flags
 
 from alpacare_jax import checkpoint, cli, params, provenance
-from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.llama import Params
+from alpacare_jax.llama_config import LlamaConfig
 
 MAX_SHARD_BYTES = 5_000_000_000
 """transformers' own default shard size."""

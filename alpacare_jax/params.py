@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.llama import Params
+from alpacare_jax.llama_config import LlamaConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax import params
-from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.llama import Params
+from alpacare_jax.llama_config import LlamaConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

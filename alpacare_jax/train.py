@@ -37,7 +37,8 @@ from alpacare_jax import (
     sharding,
 )
 from alpacare_jax import loss as loss_lib
-from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.llama import Params
+from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.run_config import ModelConfig, RunConfig
 
 State = dict[str, Any]

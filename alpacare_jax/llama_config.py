@@ -1,0 +1,209 @@
+"""The shape of a LLaMA: read from a Hugging Face config, or one of the published sizes."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for longer contexts.
+
+    `linear` divides every frequency by `factor`. `llama3` divides the low ones only
+    (Llama 3.1, `_compute_llama3_parameters` in transformers).
+    """
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self):
+        if self.rope_type not in ("linear", "llama3"):
+            raise ValueError(
+                f"rope scaling {self.rope_type!r} is not implemented; choose linear or llama3"
+            )
+
+
+def _rope_scaling(rope: dict[str, Any], context_length: int | None) -> RopeScaling | None:
+    """Reads the scaling of a `config.json`, None for plain rotary embedding."""
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    settings = {k: v for k, v in rope.items() if k not in ("rope_type", "type")}
+    if settings.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("rope scaling sets partial_rotary_factor: not implemented")
+    if rope_type == "default":
+        return None
+    needed = ["factor"]
+    if rope_type == "llama3":
+        needed += ["low_freq_factor", "high_freq_factor"]
+        if context_length:  # transformers falls back to it
+            settings.setdefault("original_max_position_embeddings", context_length)
+    if missing := [key for key in needed if key not in settings]:
+        raise ValueError(f"rope scaling of type {rope_type} lacks {', '.join(missing)}")
+    if unknown := set(settings) - {field.name for field in dataclasses.fields(RopeScaling)}:
+        raise ValueError(f"rope scaling sets {', '.join(sorted(unknown))}: not implemented")
+    return RopeScaling(rope_type=rope_type, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a model, in the words of Hugging Face's `LlamaConfig`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int = 0  # 0: as many as query heads
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_ids: tuple[int, ...] = (2,)
+
+    def __post_init__(self):
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads or 0
+        object.__setattr__(self, "num_key_value_heads", kv_heads or heads)
+        if not self.head_dim:
+            if self.hidden_size % heads:
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                    f"{heads}; set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // heads)
+        if heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: rotary embedding turns pairs")
+
+    @property
+    def untied_embeddings(self) -> bool:
+        return not self.tie_word_embeddings
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of each letter of the legend that a weight can have."""
+        return {
+            "V": self.vocab_size,
+            "D": self.hidden_size,
+            "F": self.intermediate_size,
+            "L": self.num_hidden_layers,
+            "N": self.num_attention_heads,
+            "K": self.num_key_value_heads,
+            "H": self.head_dim,
+        }
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> "LlamaConfig":
+        """Reads the content of a Hugging Face `config.json`, of transformers 4 or 5.
+
+        Raises:
+          ValueError: not a LLaMA, a required key is missing, or a setting that changes the
+            mathematics is not implemented; the message names it.
+        """
+        if hf.get("model_type") != "llama":
+            raise ValueError(f"config.json has model_type {hf.get('model_type')!r}, not 'llama'")
+        for key, only in _ONLY_IMPLEMENTED.items():
+            if hf.get(key, only) not in (only, None):
+                raise ValueError(
+                    f"config.json sets {key}={hf[key]!r}; only {only!r} is implemented"
+                )
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        if missing := [key for key in required if key not in hf]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}")
+        known = {f.name for f in dataclasses.fields(cls)} - {"rope_scaling"}
+        kwargs = {k: v for k, v in hf.items() if k in known and v is not None}
+        kwargs["bos_token_id"] = hf.get("bos_token_id")
+        eos = hf.get("eos_token_id")
+        kwargs["eos_token_ids"] = (
+            tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+        )
+        # transformers 5 writes one group "rope_parameters"; 4 wrote theta beside "rope_scaling".
+        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+        kwargs["rope_theta"] = float(rope.pop("rope_theta", hf.get("rope_theta") or 10_000.0))
+        kwargs["rope_scaling"] = _rope_scaling(rope, hf.get("max_position_embeddings"))
+        return cls(**kwargs)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a `config.json` that transformers 4 and 5 both open."""
+        hf = dataclasses.asdict(self) | {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+        }
+        eos = hf.pop("eos_token_ids")
+        hf["eos_token_id"] = eos[0] if len(eos) == 1 else list(eos) or None
+        scaling = hf["rope_scaling"]
+        if scaling and scaling["rope_type"] == "linear":
+            hf["rope_scaling"] = {"rope_type": "linear", "factor": scaling["factor"]}
+        return hf
+
+
+_ONLY_IMPLEMENTED = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "rope_interleaved": False,
+    "partial_rotary_factor": 1.0,
+    "sliding_window": None,
+    "quantization_config": None,
+}
+
+_LLAMA1 = {"vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+_LLAMA2 = {"vocab_size": 32_000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAMA3 = {
+    "vocab_size": 128_256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "bos_token_id": 128_000,
+    "eos_token_ids": (128_001,),
+}
+
+
+def _shape(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 0) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
+# Sizes as in the released config.json files.
+VARIANTS: dict[str, LlamaConfig] = {
+    "llama-7b": LlamaConfig(**_LLAMA1, **_shape(4096, 11_008, 32, 32)),
+    "llama-13b": LlamaConfig(**_LLAMA1, **_shape(5120, 13_824, 40, 40)),
+    "llama-30b": LlamaConfig(**_LLAMA1, **_shape(6656, 17_920, 60, 52)),
+    "llama-65b": LlamaConfig(**(_LLAMA1 | {"rms_norm_eps": 1e-5}), **_shape(8192, 22_016, 80, 64)),
+    "llama2-7b": LlamaConfig(**_LLAMA2, **_shape(4096, 11_008, 32, 32)),
+    "llama2-13b": LlamaConfig(**_LLAMA2, **_shape(5120, 13_824, 40, 40)),
+    "llama2-70b": LlamaConfig(**_LLAMA2, **_shape(8192, 28_672, 80, 64, 8)),
+    "llama3-8b": LlamaConfig(
+        **_LLAMA3, **_shape(4096, 14_336, 32, 32, 8), max_position_embeddings=8192
+    ),
+    "llama3.2-1b": LlamaConfig(
+        **_LLAMA3,
+        **_shape(2048, 8192, 16, 32, 8),
+        max_position_embeddings=131_072,
+        tie_word_embeddings=True,
+        rope_scaling=RopeScaling("llama3", factor=32.0),
+    ),
+    "smollm2-135m": LlamaConfig(
+        **_shape(576, 1536, 30, 9, 3),
+        vocab_size=49_152,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=100_000.0,
+        tie_word_embeddings=True,
+    ),
+    "tiny": LlamaConfig(**_shape(64, 128, 2, 4, 2), vocab_size=512, max_position_embeddings=512),
+}
