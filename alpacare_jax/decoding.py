@@ -4,7 +4,8 @@ A batch that waits for its longest answer computes mostly for rows that are done
 row makes room for the next prompt at once, and when no prompt is left the batch shrinks.
 
 No answer depends on its neighbours: prompts are prefilled one at a time, rows of a decode step
-never mix, and a sampled token depends on (seed, request, position) alone.
+never mix, and a sampled token depends on (seed, request, position) alone. Rounding is left: with
+another number of rows XLA may sum in another order, which in bfloat16 can turn a near tie.
 """
 
 import collections
@@ -35,7 +36,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ValueError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
         if self.repetition_penalty <= 0:
             raise ValueError("repetition_penalty must be above 0; 1 is none")
@@ -112,7 +113,8 @@ class Engine:
         self.params, self.config, self.dtype = params, config, dtype
         self.eos_ids, self.max_length, self.slots = tuple(eos_ids), max_length, slots
         self.sampling = sampling
-        self._prefill = jax.jit(self._prefill_step, donate_argnums=1)
+        self._prefill = jax.jit(self._prefill_step)
+        self._insert = jax.jit(_insert_row, donate_argnums=0)
         self._decode = jax.jit(self._decode_steps, donate_argnums=1)
 
     def run(
@@ -157,10 +159,13 @@ class Engine:
     #   requests [B]            request index, for the random numbers
     #   seen [B, V]             tokens of prompt and answer; V is 1 where there is no penalty
 
+    @property
+    def _seen_size(self) -> int:
+        return self.config.vocab_size if self.sampling.repetition_penalty != 1 else 1
+
     def _empty(self, rows: int, length: int) -> dict[str, Any]:
         c = self.config
         cache = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
-        vocabulary = c.vocab_size if self.sampling.repetition_penalty != 1 else 1
         integers = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
         return {
             "k": jnp.zeros(cache, self.dtype),
@@ -172,7 +177,7 @@ class Engine:
             "count": integers(rows),
             "limit": integers(rows),
             "requests": integers(rows),
-            "seen": jnp.zeros((rows, vocabulary), bool),
+            "seen": jnp.zeros((rows, self._seen_size), bool),
         }
 
     def _admit(self, state: dict[str, Any], slot: int, request: Request) -> dict[str, Any]:
@@ -182,34 +187,29 @@ class Engine:
         prompt = np.zeros(_bucket(n), np.int32)
         prompt[:n] = request.prompt
         limit = min(request.max_new_tokens, self.max_length - n)
-        scalars = np.array([slot, n, limit, request.index], np.int32)
-        return self._prefill(self.params, state, prompt, scalars)
+        row = self._prefill(self.params, prompt, n, request.index)
+        return self._insert(state, slot, row | {"limit": limit, "requests": request.index})
 
-    def _prefill_step(self, params, state, prompt_T, scalars):
-        slot, n, limit, request = scalars
+    def _prefill_step(self, params, prompt_T, n, request):
+        """What a row holds after its first token; compiled once for each T."""
         T = len(prompt_T)
         model = Llama(params, self.config, self.dtype)
         positions = jnp.arange(T)
         segments = (positions < n).astype(jnp.int32)
         hidden, k, v = model.prefill(prompt_T[None], positions[None], segments[None])
-        S = state["k"].shape[2]
-        for name, new in (("k", k), ("v", v)):
-            new = new[:, 0, : min(S, T)].astype(self.dtype)
-            state[name] = state[name].at[:, slot, : min(S, T)].set(new)
-        seen = jnp.zeros_like(state["seen"][0])
+        seen = jnp.zeros(self._seen_size, bool)
         if self.sampling.repetition_penalty != 1:
             seen = seen.at[jnp.where(segments, prompt_T, len(seen))].set(True, mode="drop")
         logits_V = model.logits(hidden[0, n - 1])
         token, seen = self._next(logits_V[None], seen[None], request[None], n[None])
-        state["seen"] = state["seen"].at[slot].set(seen[0])
-        for name, value in (("positions", n), ("limit", limit), ("requests", request)):
-            state[name] = state[name].at[slot].set(value)
-        ended = self._is_eos(token[0])
-        state["tokens"] = state["tokens"].at[slot].set(token[0])
-        state["output"] = state["output"].at[slot, 0].set(token[0])
-        state["count"] = state["count"].at[slot].set(1)
-        state["active"] = state["active"].at[slot].set(~ended & (limit > 1))
-        return state
+        return {
+            "k": k[:, 0].astype(self.dtype),
+            "v": v[:, 0].astype(self.dtype),
+            "tokens": token[0],
+            "positions": n,
+            "active": ~self._is_eos(token[0]),
+            "seen": seen[0],
+        }
 
     def _next(self, logits_BV, seen_BV, requests_B, positions_B):
         """The token for `positions_B` of each row, and `seen` with it."""
@@ -223,13 +223,13 @@ class Engine:
         return token_B, seen_BV
 
     def _is_eos(self, tokens: jax.Array) -> jax.Array:
-        return functools.reduce(jnp.logical_or, [tokens == eos for eos in self.eos_ids])
+        none = jnp.zeros(tokens.shape, bool)
+        return functools.reduce(jnp.logical_or, [tokens == eos for eos in self.eos_ids], none)
 
     def _decode_steps(self, params, state, burst, waiting):
         """Up to `burst` tokens for each active row; ends early once a row can be refilled."""
         model = Llama(params, self.config, self.dtype)
         rows = jnp.arange(len(state["tokens"]))
-        start_active = jnp.sum(state["active"])
 
         def step(carry):
             i, s = carry
@@ -248,14 +248,14 @@ class Engine:
         def going(carry):
             i, s = carry
             active = jnp.sum(s["active"])
-            return (i < burst) & (active > 0) & ~(waiting & (active < start_active))
+            return (i < burst) & (active > 0) & ~(waiting & (active < len(rows)))
 
         return jax.lax.while_loop(going, step, (0, state))[1]
 
     def _collect(self, state, slots, stop_early):
         """Takes finished rows out of their slots."""
         active, count, output = jax.device_get((state["active"], state["count"], state["output"]))
-        answers, ended = [], []
+        answers, kept = [], np.ones(len(slots), bool)
         for i, request in enumerate(slots):
             if request is None:
                 continue
@@ -267,9 +267,8 @@ class Engine:
             reason = "stop" if stopped or early else "length"
             answers.append(Answer(request.index, ids[:-1] if stopped else ids, reason))
             slots[i] = None
-            ended.append(i)
-        if ended:
-            state["active"] = state["active"].at[np.array(ended)].set(False)
+            kept[i] = False
+        state["active"] = jnp.asarray(active & kept)
         return state, slots, answers
 
     def _shrink(self, state, slots):
@@ -292,6 +291,19 @@ class Engine:
     def _lengthen(self, state, need: int):
         missing = min(_bucket(need), _bucket(self.max_length)) - state["k"].shape[2]
         return _pad_cache(state, missing) if missing > 0 else state
+
+
+def _insert_row(state, slot, row):
+    """Puts a prefilled prompt and its first token into a slot."""
+    for name in ("k", "v"):
+        end = min(row[name].shape[1], state[name].shape[2])
+        state[name] = state[name].at[:, slot, :end].set(row[name][:, :end])
+    for name in ("tokens", "positions", "limit", "requests", "seen"):
+        state[name] = state[name].at[slot].set(row[name])
+    state["output"] = state["output"].at[slot, 0].set(row["tokens"])
+    state["count"] = state["count"].at[slot].set(1)
+    state["active"] = state["active"].at[slot].set(row["active"] & (row["limit"] > 1))
+    return state
 
 
 @jax.jit

@@ -188,7 +188,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "sampling": vars(sampling),
         "stop": list(stops),
-        "dtype": dtype,
+        "dtype": str(compute_dtype(dtype)),  # "auto" differs between machines
         "generator": generator,
     }
     if is_finished(output, settings):
@@ -257,9 +257,11 @@ def define_flags() -> None:
     flags.DEFINE_string("input", None, "Records: .jsonl or .json, .gz or not.")
     flags.DEFINE_string("output", None, "Answers: .json (alpaca_eval reads it) or .jsonl.")
     flags.DEFINE_string("template", "alpaca", "Prompt template.")
-    flags.DEFINE_integer("max_length", 1024, "Most tokens of prompt and answer together.")
     flags.DEFINE_integer(
-        "max_new_tokens", 0, "Most tokens of an answer; 0: what max_length leaves."
+        "max_length", 1024, "Most tokens of prompt and answer together.", lower_bound=2
+    )
+    flags.DEFINE_integer(
+        "max_new_tokens", 0, "Most tokens of an answer; 0: what max_length leaves.", lower_bound=0
     )
     flags.DEFINE_integer("batch_size", 16, "Answers generated at a time.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: always the most likely token.")
@@ -274,7 +276,8 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    if argv[1:]:
+        raise ValueError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     FLAGS = flags.FLAGS
     directory = Path(FLAGS.checkpoint)
     run(
@@ -291,7 +294,7 @@ def main(argv: Sequence[str]) -> None:
         ),
         stops=FLAGS.stop,
         dtype=FLAGS.dtype,
-        generator=FLAGS.generator or directory.name,
+        generator=FLAGS.generator or directory.resolve().name,
     )
 
 

@@ -77,7 +77,9 @@ def read_examples(path: str | Path, *, answered: bool = True) -> list[Example]:
             texts["input"] = ""
         if not (texts["instruction"].strip() or texts["input"].strip()):
             raise ValueError(f"{where}: field 'instruction' is empty")
-        examples.append(Example(id=str(record.get("id", len(examples))), **texts))
+        given = record.get("id")
+        name = str(len(examples) if given is None else given)
+        examples.append(Example(id=name, **texts))
     if not examples:
         raise ValueError(f"{path}: holds no record")
     return examples
