@@ -24,9 +24,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error instead of one line.")
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
-        if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(
-            argv[1:]
-        ):  # before a required flag is missed
+        # Asked for help, a required flag must not be missed first.
+        if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
             app.usage(writeto_stdout=True)
             sys.exit(0)
         try:
