@@ -228,6 +228,12 @@ class TrainingCheckpoints:
         """The state saved at `step`, in the dtypes and shardings of `abstract_state`."""
         return self._checkpointer.load_checkpointables(step, abstract_state)
 
+    def __enter__(self) -> "TrainingCheckpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.wait()
+
     def close(self) -> None:
         self.wait()
         self._checkpointer.close()

@@ -301,7 +301,7 @@ def require_finite(
     """Raises FloatingPointError, once no save is under way, where a value is NaN or infinite."""
     if all(math.isfinite(value) for value in values.values()):
         return
-    saved.close()
+    saved.wait()
     found = ", ".join(f"{name} {value}" for name, value in values.items())
     raise FloatingPointError(
         f"{found} at step {step}; the last good step is {step - 1}, the last checkpoint "
@@ -357,69 +357,69 @@ def run(config: RunConfig, workdir: Path) -> None:
         state = initial_state(config, shape, update, mesh)
         make_workdir(workdir, config, description)
     saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
-    if first:
-        say(f"going on from step {first:,}")
-        state = saved.restore(first, abstract_state(shape, config, update, mesh))
-    # step
-    train_step, eval_step = make_steps(shape, config, update, mesh)
-    put = functools.partial(jax.device_put, device=sharding.of_batch(mesh))
-    held_out = eval_data.batch(0) if eval_data else None
-    held_out_arrays = put(held_out.arrays) if held_out else None
+    with saved:  # whatever happens, a save under way is finished
+        if first:
+            say(f"going on from step {first:,}")
+            state = saved.restore(first, abstract_state(shape, config, update, mesh))
+        # step
+        train_step, eval_step = make_steps(shape, config, update, mesh)
+        put = functools.partial(jax.device_put, device=sharding.of_batch(mesh))
+        held_out = eval_data.batch(0) if eval_data else None
+        held_out_arrays = put(held_out.arrays) if held_out else None
 
-    def evaluate(weights: Params) -> dict[str, float]:
-        if held_out is None:
-            return {}
-        loss = eval_step(weights, held_out_arrays, jnp.int32(held_out.num_micro))
-        return {"eval_loss": float(loss)}
+        def evaluate(weights: Params) -> dict[str, float]:
+            if held_out is None:
+                return {}
+            loss = eval_step(weights, held_out_arrays, jnp.int32(held_out.num_micro))
+            return {"eval_loss": float(loss)}
 
-    # loop
-    peak, peak_source = metrics.peak_flops()
-    writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
-    if not first and (values := evaluate(state["params"])):
-        writer.write(0, **values)
-        say(f"step 0/{num_steps} | held-out loss {values['eval_loss']:.4f}")
-    began = lap = time.perf_counter()
-    batch = train_data.batch(first)
-    for step in range(first + 1, num_steps + 1):
-        state, report = train_step(state, put(batch.arrays), jnp.int32(batch.num_micro))
-        this = batch
-        if step < num_steps:  # prepared while the devices work
-            batch = train_data.batch(step)
-        report = {name: float(value) for name, value in report.items()}
-        now = time.perf_counter()
-        seconds = now - lap
-        require_finite(report, step, saved)
-        needed = metrics.train_flops(shape, this.num_tokens, this.num_pairs, this.num_targets)
-        values = report | {
-            "learning_rate": float(rate(step - 1)),
-            "tokens_per_second": this.num_tokens / seconds,
-            "real_token_share": this.num_tokens / this.num_computed,
-            "mfu": needed / (seconds * mesh.size * peak),
-            "seconds": seconds,
-        }
-        last = step == num_steps
-        if last or _due(step, config.train.eval_every):
-            values |= evaluate(state["params"])
-            require_finite({k: values[k] for k in values if k == "eval_loss"}, step, saved)
-        writer.write(step, **values)
-        if last or step == first + 1 or _due(step, config.train.log_every):
-            left = (now - began) / (step - first) * (num_steps - step)
-            say(progress_line(step, num_steps, values, peak_source, left))
-        stopping = stop.asked  # looked at once a step: what is promised below is saved here
-        if last or stopping or _due(step, config.checkpoint.every_steps):
-            saved.save(step, state, {k: v for k, v in values.items() if k == "eval_loss"})
-        lap = time.perf_counter()
-        if stopping and not last:
-            saved.close()
-            say(f"stopped by SIGTERM at step {step}, which is saved; run the same command to go on")
-            return
-    saved.close()
-    writer.close()
-    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
-    provenance.write_json(workdir / "run.json", record | {"end": provenance.now()})
-    say(
-        f"finished in {metrics.duration(time.perf_counter() - began)}; checkpoints are in {workdir}"
-    )
+        # loop
+        peak, peak_source = metrics.peak_flops()
+        writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
+        if not first and (values := evaluate(state["params"])):
+            writer.write(0, **values)
+            say(f"step 0/{num_steps} | held-out loss {values['eval_loss']:.4f}")
+        began = lap = time.perf_counter()
+        batch = train_data.batch(first)
+        for step in range(first + 1, num_steps + 1):
+            state, report = train_step(state, put(batch.arrays), jnp.int32(batch.num_micro))
+            this = batch
+            if step < num_steps:  # prepared while the devices work
+                batch = train_data.batch(step)
+            report = {name: float(value) for name, value in report.items()}
+            now = time.perf_counter()
+            seconds = now - lap
+            require_finite(report, step, saved)
+            needed = metrics.train_flops(shape, this.num_tokens, this.num_pairs, this.num_targets)
+            values = report | {
+                "learning_rate": float(rate(step - 1)),
+                "tokens_per_second": this.num_tokens / seconds,
+                "real_token_share": this.num_tokens / this.num_computed,
+                "mfu": needed / (seconds * mesh.size * peak),
+                "seconds": seconds,
+            }
+            last = step == num_steps
+            if last or _due(step, config.train.eval_every):
+                values |= evaluate(state["params"])
+                require_finite({k: values[k] for k in values if k == "eval_loss"}, step, saved)
+            writer.write(step, **values)
+            if last or step == first + 1 or _due(step, config.train.log_every):
+                left = (now - began) / (step - first) * (num_steps - step)
+                say(progress_line(step, num_steps, values, peak_source, left))
+            stopping = stop.asked  # looked at once a step: what is promised below is saved here
+            if last or stopping or _due(step, config.checkpoint.every_steps):
+                saved.save(step, state, {k: v for k, v in values.items() if k == "eval_loss"})
+            lap = time.perf_counter()
+            if stopping and not last:
+                saved.close()
+                say(f"stopped by SIGTERM at step {step}, which is saved; run again to go on")
+                return
+        saved.close()
+        writer.close()
+        record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+        provenance.write_json(workdir / "run.json", record | {"end": provenance.now()})
+        took = metrics.duration(time.perf_counter() - began)
+        say(f"finished in {took}; checkpoints are in {workdir}")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -564,7 +564,7 @@ def after_write(patch: pytest.MonkeyPatch, step: int, action) -> None:
 
 def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, finished, tmp_path, capsys):
     config = stopped_run(corpus, tmp_path, step=5)
-    message = "stopped by SIGTERM at step 5, which is saved; run the same command to go on"
+    message = "stopped by SIGTERM at step 5, which is saved; run again to go on"
     assert message in capsys.readouterr().err
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "run.json").read_text())["end"] is None
@@ -682,6 +682,24 @@ def test_a_held_out_loss_that_is_not_a_number_is_not_saved(corpus, tmp_path):
     assert checkpoint.find_step(tmp_path, "latest") == 5
 
 
+def test_an_error_does_not_lose_the_save_that_is_under_way(corpus, finished, tmp_path):
+    config = ten_steps(corpus, checkpoint__every_steps=1)
+    batch = Batcher.batch
+
+    def failing(self, step):
+        if step == 6:  # asked for while step 6 runs and the state after step 5 is written
+            raise OSError("the data are gone")
+        return batch(self, step)
+
+    with small_machine() as patch, pytest.raises(OSError, match="the data are gone"):
+        compile_once(patch)
+        patch.setattr(Batcher, "batch", failing)
+        train.run(config, tmp_path)
+    assert checkpoint.latest_step(tmp_path) == 5
+    go_on(config, tmp_path)
+    assert_same_end(tmp_path, finished.workdir, 10)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path):
     config = stopped_run(corpus, tmp_path, step=5)
@@ -728,7 +746,7 @@ def test_sigterm_saves_and_exits_0(corpus, tmp_path):
     assert process.returncode == 0, err
     last = lines(tmp_path)[-1]["step"]
     assert err.splitlines()[-1] == (
-        f"stopped by SIGTERM at step {last}, which is saved; run the same command to go on"
+        f"stopped by SIGTERM at step {last}, which is saved; run again to go on"
     )
     assert checkpoint.find_step(tmp_path) == last
     assert "Traceback" not in err
