@@ -266,6 +266,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 def stopped(corpus, tmp_path_factory) -> Path:
     """The workdir of a run that was stopped at step 4; copy it before going on."""
     workdir = tmp_path_factory.mktemp("stopped")
+    finished_run(corpus)  # compiles for all of them
     stopped_run(corpus, workdir, step=4)
     return workdir
 

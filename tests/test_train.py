@@ -168,6 +168,7 @@ def ten_steps(folder: Path, **changes) -> RunConfig:
 @functools.cache
 def finished_run(corpus: Path) -> SimpleNamespace:
     """A whole run of 10 steps that nothing disturbs, and what was seen while it ran."""
+    _compiled.cache_clear()  # the model's settings are read while it is traced
     workdir = corpus / "finished"
     board = importlib.util.find_spec("tensorboardX") is not None
     config = ten_steps(corpus, train__tensorboard=board, checkpoint__every_steps=4)
