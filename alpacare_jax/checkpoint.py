@@ -7,6 +7,7 @@ A model directory, made by `convert` or by `train`, holds:
     checkpoints/STEP/opt_state            only where training left it
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -28,7 +29,11 @@ MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_lib.TOKENIZER
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How often training saves, and how much is kept. The best by eval loss is always kept."""
+    """How often training saves, and how much is kept.
+
+    The best by held-out loss is always kept, of the saves that were evaluated: set train.eval_every
+    to every_steps, or a run that goes astray slowly may leave only what it strayed to.
+    """
 
     every_steps: int  # save every so many steps, and at the end; 0: at the end only
     keep: int  # how many of the latest are kept
@@ -177,6 +182,7 @@ class TrainingCheckpoints:
         )
         self._directory = directory
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
+        self._closed = False
 
     @property
     def latest(self) -> int | None:
@@ -232,10 +238,24 @@ class TrainingCheckpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        self.wait()
+        self.close()
 
     def close(self) -> None:
-        self.wait()
+        """Finishes a save under way and lets go of the folder; may be called again.
+
+        Raises:
+          OSError: that save failed; earlier checkpoints stay usable.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.wait()
+        except OSError:
+            # Orbax raises the failure of its background thread once more when it is closed.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                self._checkpointer.close()
+            raise
         self._checkpointer.close()
 
 

@@ -15,8 +15,10 @@ def fail(error: Exception) -> int:
     return 1
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False) -> None:
     """Runs `main(argv)` under absl flags and exits the process.
+
+    Only a command that is `positional` takes arguments that are no flags.
 
     Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
     the traceback instead). 2: wrong flags.
@@ -33,9 +35,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             # ml_collections raises all of these for a bad key or value of --config.KEY.
             # An error inside a config file brings its traceback, whose last line says it all.
-            text = str(error).strip()
+            while error.args and isinstance(error.args[0], Exception):
+                error = error.args[0]  # its AttributeError holds the KeyError that tells
+            text = str(error.args[0] if error.args else error).strip()
             said = text.splitlines()[-1] if "Traceback" in text else " ".join(text.split())
             print(f"error: {said} (see --help)", file=sys.stderr)
+            sys.exit(2)
+        if rest[1:] and not positional:
+            print(
+                f"error: unexpected argument {rest[1]!r}; flags are written --name=value",
+                file=sys.stderr,
+            )
             sys.exit(2)
         return rest
 

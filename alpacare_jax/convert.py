@@ -259,4 +259,4 @@ if __name__ == "__main__":
         "dtype", "", ["", "float32", "bfloat16", "float16"], "to_hf: cast to it; empty keeps."
     )
     flags.mark_flags_as_required(["source", "target"])
-    cli.run(main)
+    cli.run(main, positional=True)

@@ -50,6 +50,13 @@ class Request:
     prompt: Sequence[int]
     max_new_tokens: int
 
+    def __post_init__(self):
+        if not len(self.prompt) or self.max_new_tokens < 1:
+            raise ValueError(
+                f"request {self.index} needs a prompt of at least one token and max_new_tokens of "
+                "at least 1"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -130,12 +137,14 @@ class Engine:
             finish_reason `stop`.
           burst: most decode steps between two looks at what has ended.
         """
+        if burst < 1:
+            raise ValueError("burst must be at least 1")
         queue = collections.deque(requests)
         for request in queue:
-            if not 0 < len(request.prompt) < self.max_length:
+            if len(request.prompt) >= self.max_length:
                 raise ValueError(
-                    f"prompt {request.index} is {len(request.prompt):,} tokens; it must be 1 to "
-                    f"{self.max_length - 1:,}: raise max_length"
+                    f"prompt {request.index} is {len(request.prompt):,} tokens, which leaves no "
+                    f"room in max_length {self.max_length:,}; raise it or shorten the prompt"
                 )
         slots: list[Request | None] = [None] * min(self.slots, len(queue))
         state = self._empty(len(slots), BUCKET)

@@ -19,11 +19,10 @@ from typing import Any
 
 from absl import flags
 
-from alpacare_jax import checkpoint, cli, decoding, metrics, prompts, provenance
+from alpacare_jax import checkpoint, cli, decoding, llama, metrics, prompts, provenance
 from alpacare_jax.data import encode_prompt
 from alpacare_jax.records import Example, read_examples
 from alpacare_jax.tokenizer import Tokenizer
-from alpacare_jax.train import compute_dtype
 
 
 def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
@@ -83,7 +82,7 @@ class Partial:
                 content = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 break  # the end, or cut short by a kill: this answer is made again
-            if number == 0 and content["fingerprint"] != fingerprint:
+            if number == 0 and content.get("fingerprint") != fingerprint:
                 raise ValueError(
                     f"{self.path} was made with other flags, input or weights; delete it or choose "
                     "another --output"
@@ -124,6 +123,18 @@ def encode_prompts(
                 f"max_length {max_length:,}; raise --max_length or shorten the record"
             )
     return encoded
+
+
+def require_unique_ids(examples: Sequence[Example]) -> None:
+    """Raises ValueError where two records share an id: answers are paired with records by it."""
+    first: dict[str, int] = {}
+    for number, example in enumerate(examples):
+        if example.id in first:
+            raise ValueError(
+                f"records {first[example.id]} and {number} share the id {example.id!r}; answers "
+                "are paired by id: give every record its own, or none"
+            )
+        first[example.id] = number
 
 
 def run_json(output: Path) -> Path:
@@ -176,6 +187,7 @@ def run(
         )
     tokenizer = checkpoint.load_tokenizer(directory)
     examples = read_examples(input_path, answered=False)
+    require_unique_ids(examples)
     encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)
     number = checkpoint.find_step(directory, step)
     settings = {
@@ -188,7 +200,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "sampling": vars(sampling),
         "stop": list(stops),
-        "dtype": str(compute_dtype(dtype)),  # "auto" differs between machines
+        "dtype": str(llama.compute_dtype(dtype)),  # "auto" differs between machines
         "generator": generator,
     }
     if is_finished(output, settings):
@@ -201,7 +213,7 @@ def run(
     todo = [i for i in range(len(examples)) if i not in partial.answers]
     if len(todo) < len(examples):
         print(f"{len(examples) - len(todo)} answers are there already", file=sys.stderr)
-    kind = compute_dtype(dtype)
+    kind = llama.compute_dtype(dtype)
     engine = decoding.Engine(
         checkpoint.load_params(directory, config, step=str(number), dtype=kind),
         config,
@@ -276,8 +288,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise ValueError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    del argv
     FLAGS = flags.FLAGS
     directory = Path(FLAGS.checkpoint)
     run(

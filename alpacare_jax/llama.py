@@ -23,7 +23,7 @@ from flax import nnx
 from alpacare_jax import attention
 from alpacare_jax.llama_config import VARIANTS, LlamaConfig, RopeScaling
 
-__all__ = ["VARIANTS", "Llama", "LlamaConfig", "Params", "RopeScaling"]
+__all__ = ["VARIANTS", "Llama", "LlamaConfig", "Params", "RopeScaling", "compute_dtype"]
 
 Params = dict[str, Any]
 """Nested dict of arrays: the tree that `params.py` declares."""
@@ -34,6 +34,13 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 """What the backward pass keeps of each layer: everything, nothing, or the projections' outputs."""
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """`auto` is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
 def rms_norm(x_MD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

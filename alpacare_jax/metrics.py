@@ -21,7 +21,10 @@ PEAK_BF16_FLOPS = {
     "TPU v6e": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
 }
 """Dense bf16 FLOP/s of one device, from the makers' data sheets; keys begin `device_kind`."""
 
@@ -47,9 +50,10 @@ def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> f
     return 6.0 * layers * tokens + attention * pairs + 6.0 * vocabulary * targets
 
 
-def measure_peak_flops(size: int = 2048, seconds: float = 0.5) -> float:
+def measure_peak_flops(size: int | None = None, seconds: float = 0.5) -> float:
     """FLOP/s of one device in a square matrix product, best of what fits into `seconds`."""
     on_cpu = jax.default_backend() == "cpu"
+    size = size or (2048 if on_cpu else 8192)  # a big GPU is not filled by less
     x = jnp.ones((size, size), jnp.float32 if on_cpu else jnp.bfloat16)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
@@ -87,7 +91,7 @@ class MetricsWriter:
                 raise ValueError(
                     "train.tensorboard needs the extra: pip install 'alpacare-jax[tensorboard]'"
                 ) from None
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def _forget_after(self, step: int) -> None:
         """Drops what a killed run logged beyond the checkpoint that this one starts from."""
@@ -109,6 +113,12 @@ class MetricsWriter:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
         self._file.close()

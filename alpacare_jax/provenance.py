@@ -32,11 +32,13 @@ def sha256(path: str | Path) -> str:
 
 
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
     git = lambda *args: subprocess.run(  # noqa: E731
         ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
     ).stdout.strip()
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
+            return None  # an environment inside somebody else's repository
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None  # installed without its repository

@@ -5,7 +5,6 @@
 Run again with the same flags, it goes on from the last checkpoint of the workdir.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -15,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,129 +33,13 @@ from alpacare_jax import (
     provenance,
     records,
     sharding,
+    train_step,
 )
-from alpacare_jax import loss as loss_lib
+from alpacare_jax import workdir as workdir_lib
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.run_config import ModelConfig, RunConfig
-
-State = dict[str, Any]
-"""{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
-
-SAME_RUN = ("model", "data", "optimizer", "train")
-"""Config sections that decide the numbers: a workdir goes on only with the same ones."""
-
-MAY_CHANGE = {
-    *("model.remat", "model.loss_tokens", "train.microbatch_tokens"),  # memory against time
-    *("train.log_every", "train.eval_every", "train.tensorboard"),
-}
-"""Keys of those sections that may differ when a run goes on."""
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """`auto` is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
-def mean_loss(
-    weights: Params, micro: dict[str, jax.Array], shape: LlamaConfig, model: ModelConfig, rows: int
-) -> jax.Array:
-    """This micro-batch's part of the step's mean loss a target token; scalar, float32.
-
-    Args:
-      micro: the arrays of `data.Step`, [R, T] each.
-      rows: how many of the R rows one device holds.
-    """
-    module = llama.Llama(weights, shape, compute_dtype(model.dtype))
-    hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)
-    chunk = max(1, model.loss_tokens // rows)
-    return loss_lib.chunked_cross_entropy(
-        hidden, module.head_VD, micro["targets"], micro["weights"], chunk
-    )
-
-
-def accumulate(
-    step: Callable, arrays: dict[str, jax.Array], num_micro: jax.Array, zero: Any
-) -> Any:
-    """Sum of `step(micro)` over the first `num_micro` of A micro-batches, one at a time."""
-    if arrays["tokens"].shape[0] == 1:
-        return step({name: array[0] for name, array in arrays.items()})
-
-    def add(i, total):
-        micro = {name: array[i] for name, array in arrays.items()}
-        return jax.tree.map(jnp.add, total, step(micro))
-
-    return jax.lax.fori_loop(0, num_micro, add, zero)
-
-
-def make_steps(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Callable, Callable]:
-    """The two compiled programs of a run.
-
-    train_step(state, arrays, num_micro) -> state, {"loss", "grad_norm"};  state is donated
-    eval_step(weights, arrays, num_micro) -> loss
-    """
-
-    def loss_of(weights, micro):
-        rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)
-        return mean_loss(weights, micro, shape, config.model, rows)
-
-    def train_step(state: State, arrays, num_micro):
-        weights = state["params"]
-        loss_and_grads = jax.value_and_grad(loss_of)
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
-        loss, grads = accumulate(
-            lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
-        )
-        updates, opt_state = update.update(grads, state["opt_state"], weights)
-        report = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
-        return state, report
-
-    def eval_step(weights, arrays, num_micro):
-        zero = jnp.zeros((), jnp.float32)
-        return accumulate(lambda micro: loss_of(weights, micro), arrays, num_micro, zero)
-
-    shardings = state_shardings(shape, config, update, mesh)
-    batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)
-    return (
-        jax.jit(
-            train_step,
-            in_shardings=(shardings, batch, whole),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-        ),
-        jax.jit(eval_step, in_shardings=(shardings["params"], batch, whole), out_shardings=whole),
-    )
-
-
-def state_shardings(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
-) -> State:
-    """NamedShardings of the state: moments lie where their weights lie."""
-    of_params = sharding.of_params(shape, mesh, config.sharding.rules)
-    abstract = jax.eval_shape(update.init, params.abstract(shape))
-    whole = sharding.replicated(mesh)
-    of_opt_state = optax.tree_map_params(
-        update, lambda _, s: s, abstract, of_params, transform_non_params=lambda _: whole
-    )
-    return {"params": of_params, "opt_state": of_opt_state}
-
-
-def abstract_state(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
-) -> State:
-    """Shapes, dtypes and shardings of the state, with nothing allocated."""
-    weights = params.abstract(shape)
-    state = {"params": weights, "opt_state": jax.eval_shape(update.init, weights)}
-    return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        state,
-        state_shardings(shape, config, update, mesh),
-    )
+from alpacare_jax.train_step import State
 
 
 def load_data(
@@ -205,47 +87,6 @@ def load_data(
     return train, batcher(encoded, len(encoded))
 
 
-def describe_run(config: RunConfig) -> dict[str, Any]:
-    """The content of this run's `run.json`."""
-    content = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as read
-    paths = [path for path in (config.data.path, config.data.eval_path) if path]
-    digests = {path: provenance.sha256(path) for path in paths}
-    return provenance.describe(config=content, data=digests)
-
-
-def check_workdir(workdir: Path, run: dict[str, Any]) -> None:
-    """Raises ValueError where the workdir holds a run of another config or of changed data."""
-    path = workdir / "run.json"
-    if not path.exists():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if "train" not in before.get("config", {}):
-        raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
-    changed = [
-        f"{section}.{key}: {before['config'][section].get(key)!r} before, {value!r} now"
-        for section in SAME_RUN
-        for key, value in run["config"][section].items()
-        if before["config"][section].get(key) != value and f"{section}.{key}" not in MAY_CHANGE
-    ]
-    changed += [
-        f"{name} has changed"
-        for name, digest in run["data"].items()
-        if before["data"].get(name, digest) != digest
-    ]
-    if changed:
-        raise ValueError(
-            f"{workdir} belongs to another run ({'; '.join(changed)}); "
-            "choose another --workdir or delete it"
-        )
-
-
-def make_workdir(workdir: Path, config: RunConfig, run: dict[str, Any]) -> None:
-    """Once nothing can be wrong with the input any more: config, tokenizer and `run.json`."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.copy_model_files(config.model.checkpoint, workdir)
-    provenance.write_json(workdir / "run.json", run)
-
-
 def initial_state(
     config: RunConfig,
     shape: LlamaConfig,
@@ -253,7 +94,7 @@ def initial_state(
     mesh: Mesh,
 ) -> State:
     """Base weights in float32 and fresh moments, each on its devices."""
-    shardings = state_shardings(shape, config, update, mesh)
+    shardings = train_step.state_shardings(shape, config, update, mesh)
     weights = checkpoint.load_params(
         config.model.checkpoint, shape, dtype=jnp.float32, shardings=shardings["params"]
     )
@@ -345,8 +186,8 @@ def run(config: RunConfig, workdir: Path) -> None:
         f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
     # state
-    description = describe_run(config)
-    check_workdir(workdir, description)
+    description = workdir_lib.describe(config)
+    workdir_lib.check(workdir, description)
     rate = optimizer.schedule(config.optimizer, num_steps)
     update = optimizer.make(config.optimizer, num_steps, params.decay_mask(shape))
     first = checkpoint.latest_step(workdir) or 0
@@ -355,14 +196,15 @@ def run(config: RunConfig, workdir: Path) -> None:
         return
     if not first:
         state = initial_state(config, shape, update, mesh)
-        make_workdir(workdir, config, description)
+        workdir_lib.make(workdir, config, description)
     saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
-    with saved:  # whatever happens, a save under way is finished
+    writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
+    with writer, saved:  # whatever happens, a save under way is finished
         if first:
             say(f"going on from step {first:,}")
-            state = saved.restore(first, abstract_state(shape, config, update, mesh))
+            state = saved.restore(first, train_step.abstract_state(shape, config, update, mesh))
         # step
-        train_step, eval_step = make_steps(shape, config, update, mesh)
+        step_once, eval_step = train_step.make_steps(shape, config, update, mesh)
         put = functools.partial(jax.device_put, device=sharding.of_batch(mesh))
         held_out = eval_data.batch(0) if eval_data else None
         held_out_arrays = put(held_out.arrays) if held_out else None
@@ -375,14 +217,13 @@ def run(config: RunConfig, workdir: Path) -> None:
 
         # loop
         peak, peak_source = metrics.peak_flops()
-        writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
         if not first and (values := evaluate(state["params"])):
             writer.write(0, **values)
             say(f"step 0/{num_steps} | held-out loss {values['eval_loss']:.4f}")
         began = lap = time.perf_counter()
         batch = train_data.batch(first)
         for step in range(first + 1, num_steps + 1):
-            state, report = train_step(state, put(batch.arrays), jnp.int32(batch.num_micro))
+            state, report = step_once(state, put(batch.arrays), jnp.int32(batch.num_micro))
             this = batch
             if step < num_steps:  # prepared while the devices work
                 batch = train_data.batch(step)
@@ -411,11 +252,10 @@ def run(config: RunConfig, workdir: Path) -> None:
                 saved.save(step, state, {k: v for k, v in values.items() if k == "eval_loss"})
             lap = time.perf_counter()
             if stopping and not last:
-                saved.close()
+                saved.wait()
                 say(f"stopped by SIGTERM at step {step}, which is saved; run again to go on")
                 return
-        saved.close()
-        writer.close()
+        saved.wait()
         record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
         provenance.write_json(workdir / "run.json", record | {"end": provenance.now()})
         took = metrics.duration(time.perf_counter() - began)

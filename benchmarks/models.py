@@ -86,14 +86,14 @@ class OurTraining:
     def __init__(self, config: "RunConfig", shape: "LlamaConfig", random: bool = False):
         import jax
 
-        from alpacare_jax import optimizer, params, sharding, train
+        from alpacare_jax import optimizer, params, sharding, train, train_step
 
         self.mesh = mesh = sharding.make_mesh(config.sharding)
         update = optimizer.make(config.optimizer, 1000, params.decay_mask(shape))
-        self._step, _ = train.make_steps(shape, config, update, mesh)
+        self._step, _ = train_step.make_steps(shape, config, update, mesh)
         self._batch = sharding.of_batch(mesh)
         if random:
-            shardings = train.state_shardings(shape, config, update, mesh)
+            shardings = train_step.state_shardings(shape, config, update, mesh)
 
             def init(key):
                 weights = params.init(shape, key)

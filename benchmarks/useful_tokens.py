@@ -3,10 +3,11 @@
     python -m benchmarks.useful_tokens --checkpoint=quickstart/base [--data=examples.json]
 
 Each optimiser step holds the same examples in the same order on both sides. Ours packs them into
-full rows (`train.load_data`, `train.make_steps`). The peer does what the original did: its collator
-pads 4 examples to the longest of the four, gradients are accumulated over the step, transformers
-and torch eager and under torch.compile(dynamic=True). A round is the first `--steps` steps, batches
-built included; useful tokens are real ones, not padding. First losses must agree to 1e-4.
+full rows (`train.load_data`, `train_step.make_steps`). The peer does what the original did: its
+collator pads 4 examples to the longest of the four and gradients are accumulated over the step, in
+transformers and torch, eager and under torch.compile(dynamic=True). A round is the first `--steps`
+steps, batches built included; useful tokens are real ones, not padding. First losses must agree to
+1e-4.
 
 Target: at least 1.4 x the useful tokens a second, against eager and against torch.compile.
 Ratios within a round count; absolute times tell of the machine and the hour.

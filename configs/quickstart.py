@@ -52,3 +52,10 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         ),
         sharding=common.sharding(),
     )
+
+
+def sweep(add):
+    """Learning rates and schedules around the quickstart's; `add(**overrides)` queues one run."""
+    for learning_rate in (1e-4, 2e-4, 4e-4):
+        for schedule in ("cosine", "linear"):
+            add(**{"optimizer.learning_rate": learning_rate, "optimizer.schedule": schedule})

@@ -75,6 +75,28 @@ def test_what_is_saved_comes_back(tmp_path):
     np.testing.assert_array_equal(restored["opt_state"]["m"], np.full(4, -3.0))
 
 
+def test_a_save_that_failed_is_told_once_and_closing_again_is_harmless(tmp_path, monkeypatch):
+    saved = open_checkpoints(tmp_path)
+    saved.save(1, state(1), {})
+    saved.wait()
+
+    class Failing:
+        def result(self):
+            raise ValueError("No space left on device")
+
+    saved._pending = (2, Failing())
+
+    def raw():
+        raise RuntimeError("Orbax's own words")
+
+    monkeypatch.setattr(saved._checkpointer, "close", raw)
+    with pytest.raises(
+        OSError, match=r"step 2 not saved \(No space.*last good checkpoint is step 1"
+    ):
+        saved.close()
+    saved.close()
+
+
 def test_saving_leaves_the_state_alone(tmp_path):
     saved, mine = open_checkpoints(tmp_path), state(1)
     saved.save(1, mine, {"eval_loss": 2.0})

@@ -105,6 +105,8 @@ def test_a_bug_is_not_dressed_up_as_an_error_of_the_user(command):
         (["--kind=other"], "kind"),
         (["--steps"], "steps"),
         (["--nodebug=3"], "debug"),
+        (["kind=fine"], "kind=fine"),
+        (["--kind=fine", "extra"], "extra"),
     ],
 )
 def test_wrong_flags_are_2_and_one_line(command, arguments, named):

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -260,6 +261,22 @@ def test_a_misspelt_override_is_an_error():
     path = REPOSITORY / "configs" / "quickstart.py"
     with pytest.raises(AttributeError, match="learning_rate"):
         from_flags(f"--config={path}", "--config.optimizer.learning_rat=1")
+
+
+def test_a_misspelt_override_is_one_readable_line(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "alpacare_jax.train", "--config=configs/quickstart.py"),
+            *(f"--workdir={tmp_path}/w", "--config.optimizer.learning_rat=1"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "learning_rate" in done.stderr
+    assert "AttributeError" not in done.stderr and "\\n" not in done.stderr
 
 
 # The quickstart's data.

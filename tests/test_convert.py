@@ -20,7 +20,7 @@ import safetensors
 from conftest import REPOSITORY, write_tiny_tokenizer
 from safetensors.numpy import save_file
 
-from alpacare_jax import checkpoint, convert
+from alpacare_jax import checkpoint, convert, gguf_reader
 from alpacare_jax.llama import Llama, LlamaConfig
 
 CONFIG = LlamaConfig(
@@ -480,7 +480,7 @@ def test_failure_half_way_leaves_nothing(error, source, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from alpacare_jax import checkpoint, convert
+from alpacare_jax import checkpoint, convert, gguf_reader
 
 save = checkpoint.save_params
 def save_then_die(directory, tree):
@@ -587,7 +587,9 @@ def write_gguf(gguf, path: Path, config: LlamaConfig, kind: str, **changes) -> d
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
-    write_gguf_tokenizer(gguf, writer, config.vocab_size, changes.pop("pre", "smollm"))
+    write_gguf_tokenizer(
+        gguf, writer, config.vocab_size, changes.pop("pre", "smollm"), changes.pop("unknown", 0)
+    )
     if scaling := changes.pop("rope_scaling", None):
         writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
     quantised = gguf.GGMLQuantizationType[kind]
@@ -619,7 +621,7 @@ def write_gguf(gguf, path: Path, config: LlamaConfig, kind: str, **changes) -> d
     return expected
 
 
-def write_gguf_tokenizer(gguf, writer, vocab_size: int, pre: str) -> None:
+def write_gguf_tokenizer(gguf, writer, vocab_size: int, pre: str, unknown: int) -> None:
     from tokenizers import pre_tokenizers
 
     tokens = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -634,7 +636,7 @@ def write_gguf_tokenizer(gguf, writer, vocab_size: int, pre: str) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    writer.add_unk_token_id(0)
+    writer.add_unk_token_id(unknown)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
@@ -695,6 +697,15 @@ def test_gguf_tokenizer(gguf, tmp_path):
     assert settings["chat_template"] == "{{ messages }}"
     generation = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(("unknown", "pad"), [(0, 0), (2, 1)])
+def test_padding_of_a_gguf_is_never_its_eos(unknown, pad, gguf, tmp_path):
+    write_gguf(gguf, tmp_path / "tiny.gguf", PLAIN, "F32", unknown=unknown)
+    files = gguf_reader.open_gguf(tmp_path / "tiny.gguf").files()
+    assert files["config.json"]["pad_token_id"] == pad
+    assert files["generation_config.json"]["pad_token_id"] == pad
+    assert files["tokenizer_config.json"]["pad_token"] == ["<unk>", "<s>"][pad]
 
 
 @pytest.mark.parametrize(

@@ -487,13 +487,22 @@ def test_narrow_sampling_is_greedy(sampling):
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("length", "said"), [(60, "60 tokens"), (75, "75 tokens"), (0, "0 tokens")]
-)
-def test_a_prompt_must_leave_room(weights, length, said):
+@pytest.mark.parametrize("length", [60, 75])
+def test_a_prompt_must_leave_room(weights, length):
     requests = [REQUESTS[0], Request(77, [1] * length, 5)]
-    with pytest.raises(ValueError, match=f"prompt 77 is {said}.* 1 to 59.*max_length"):
+    with pytest.raises(ValueError, match=f"prompt 77 is {length} tokens.* max_length 60; raise"):
         next(make_engine(weights).run(requests))
+
+
+@pytest.mark.parametrize(("prompt", "new"), [([], 5), ([1, 2], 0), ([1, 2], -1)])
+def test_a_request_asks_something_and_for_something(prompt, new):
+    with pytest.raises(ValueError, match="request 77 needs a prompt of at least one token and"):
+        Request(77, prompt, new)
+
+
+def test_a_burst_has_at_least_one_step(weights):
+    with pytest.raises(ValueError, match="burst must be at least 1"):
+        next(make_engine(weights).run(REQUESTS[:1], burst=0))
 
 
 @pytest.mark.parametrize(

@@ -378,6 +378,19 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
             answer("cut.json", **changes)
         assert partial.read_bytes() == before, changes
     assert len(asked) == 1
+    foreign = partial_of(tmp_path / "foreign.json")
+    foreign.write_text('{"index": 0, "record": {}}\n')
+    with pytest.raises(ValueError, match=r"foreign\.json\.partial .*other flags.*delete"):
+        answer("foreign.json")
+
+
+def test_records_that_share_an_id_are_an_error(answer, tmp_path):
+    path = tmp_path / "same.jsonl"
+    ids = ['"id": "a"', '"id": 2', '"id": "b"', '"id": "2"']
+    path.write_text("".join(f'{{"instruction": "why", {each}}}\n' for each in ids))
+    with pytest.raises(ValueError, match=r"records 1 and 3 share the id '2'; .* its own"):
+        answer("same.json", input_path=path)
+    assert not (tmp_path / "same.json").exists()
 
 
 def test_a_finished_run_is_not_made_again(answer, asked, capsys):

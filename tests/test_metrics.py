@@ -189,7 +189,7 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
     writer = MetricsWriter(tmp_path, 3, tensorboard=True)
     writer.write(4, loss=1.5, note="text")
     writer.close()
-    assert board == [(str(tmp_path / "tensorboard"), 3), ("loss", 1.5, 4), "closed"]
+    assert board == [(str(tmp_path / "tensorboard"), 4), ("loss", 1.5, 4), "closed"]
 
 
 # Durations

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 
 import jax
@@ -107,31 +108,56 @@ def test_a_package_that_is_not_there_has_no_version(monkeypatch):
     assert packages == {"jax": jax.__version__, "no-such-package-anywhere": None}
 
 
-def git_that(answers):
-    def run(command, **_):
-        answer = answers[command[1]]
-        if isinstance(answer, Exception):
-            raise answer
-        return types_of(command, answer)
+def git(folder, *args):
+    environment = {"GIT_AUTHOR_NAME": "a", "GIT_COMMITTER_NAME": "a", "HOME": str(folder)}
+    environment |= {"GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_EMAIL": "a@b"}
+    command = ["git", "-C", str(folder), *args]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
-    return run
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """A repository with a package in it, and what `describe` says of its commit."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    module = tmp_path / "project" / "package" / "provenance.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    return module, lambda: provenance.describe()["git_commit"]
 
 
-def types_of(command, text):
-    return subprocess.CompletedProcess(command, 0, stdout=text, stderr="")
+def test_the_commit_and_whether_it_is_all(code):
+    module, commit = code
+    assert commit() is None, "no repository"
+    project = module.parent.parent
+    git(project, "init")
+    git(project, "add", ".")
+    git(project, "commit", "-m", "first")
+    head = git(project, "rev-parse", "HEAD")
+    assert commit() == head
+    module.write_text("# changed")
+    assert commit() == head + "-dirty"
+
+
+def test_a_repository_around_the_project_is_not_its_own(code):
+    module, commit = code
+    around = module.parent.parent.parent
+    git(around, "init")
+    git(around, "add", ".")
+    git(around, "commit", "-m", "somebody else's")
+    assert commit() is None
 
 
 @pytest.mark.parametrize(
-    ("answers", "commit"),
-    [
-        ({"rev-parse": "0123abc\n", "status": ""}, "0123abc"),
-        ({"rev-parse": "0123abc\n", "status": " M train.py\n"}, "0123abc-dirty"),
-        ({"rev-parse": FileNotFoundError("git")}, None),
-        ({"rev-parse": subprocess.CalledProcessError(128, "git")}, None),
-        ({"rev-parse": subprocess.TimeoutExpired("git", 10)}, None),
-    ],
-    ids=["clean", "dirty", "no git", "no repository", "hangs"],
+    "error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)], ids=["none", "hangs"]
 )
-def test_the_commit_and_whether_it_is_all(monkeypatch, answers, commit):
-    monkeypatch.setattr(subprocess, "run", git_that(answers))
-    assert provenance.describe()["git_commit"] == commit
+def test_a_git_that_does_not_answer(monkeypatch, error):
+    def run(*_, **__):
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert provenance.describe()["git_commit"] is None

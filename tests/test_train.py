@@ -23,7 +23,17 @@ import pytest
 from conftest import REPOSITORY, make_model, write_examples
 from orbax.checkpoint import v1 as ocp
 
-from alpacare_jax import checkpoint, llama, metrics, optimizer, params, provenance, sharding, train
+from alpacare_jax import (
+    checkpoint,
+    llama,
+    metrics,
+    optimizer,
+    params,
+    provenance,
+    sharding,
+    train,
+    train_step,
+)
 from alpacare_jax.data import Batcher, Encoded
 from alpacare_jax.run_config import RunConfig
 from configs import quickstart
@@ -88,7 +98,7 @@ def _compiled(key: str) -> list:
 
 def compile_once(patch: pytest.MonkeyPatch) -> None:
     """Lets runs of the same config share their compiled steps."""
-    make_steps = train.make_steps
+    make_steps = train_step.make_steps
 
     def cached(shape, config, update, mesh):
         loop = dataclasses.replace(config.train, log_every=1, eval_every=0, tensorboard=False)
@@ -98,7 +108,7 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
             steps.extend(make_steps(shape, config, update, mesh))
         return tuple(steps)
 
-    patch.setattr(train, "make_steps", cached)
+    patch.setattr(train_step, "make_steps", cached)
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -305,7 +315,7 @@ def test_tensorboard_files(finished):
 def test_a_finished_run_does_nothing_more(finished, capsys):
     before = (finished.workdir / "metrics.jsonl").read_bytes()
     with small_machine() as patch:
-        patch.setattr(train, "make_steps", None)
+        patch.setattr(train_step, "make_steps", None)
         train.run(finished.config, finished.workdir)
     assert "is finished: 10 steps" in capsys.readouterr().err
     assert (finished.workdir / "metrics.jsonl").read_bytes() == before
@@ -354,7 +364,7 @@ MODEL = run_config(Path()).model
 @functools.cache
 def gradient_of_micro():
     def loss(weights, micro):
-        return train.mean_loss(weights, micro, TINY, MODEL, rows=1)
+        return train_step.mean_loss(weights, micro, TINY, MODEL, rows=1)
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -405,11 +415,11 @@ def test_accumulation_of_four_is_accumulation_of_one():
     @functools.partial(jax.jit, static_argnames="rows")
     def gradient(weights, arrays, num_micro, rows):
         def step(micro):
-            loss = functools.partial(train.mean_loss, shape=TINY, model=MODEL, rows=rows)
+            loss = functools.partial(train_step.mean_loss, shape=TINY, model=MODEL, rows=rows)
             return jax.value_and_grad(loss)(weights, micro)
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
-        loss, grads = train.accumulate(step, arrays, num_micro, zero)
+        loss, grads = train_step.accumulate(step, arrays, num_micro, zero)
         return loss, params.flatten(grads)
 
     loss, grads = gradient(weights, arrays, 4, rows=1)
@@ -425,8 +435,8 @@ def test_accumulation_of_four_is_accumulation_of_one():
 
 
 def test_compute_dtype():
-    assert train.compute_dtype("auto") == jnp.float32, "bfloat16 is slower on CPU"
-    assert train.compute_dtype("bfloat16") == jnp.bfloat16
+    assert llama.compute_dtype("auto") == jnp.float32, "bfloat16 is slower on CPU"
+    assert llama.compute_dtype("bfloat16") == jnp.bfloat16
 
 
 # A loss curve that must never change.
@@ -466,11 +476,11 @@ def golden_curve(**mesh_sizes) -> dict[str, list[float]]:
     )
     config, examples = golden_config(), golden_examples()
     update = optimizer.make(config.optimizer, 10, params.decay_mask(TINY))
-    train_step, _ = train.make_steps(TINY, config, update, mesh)
+    step_once, _ = train_step.make_steps(TINY, config, update, mesh)
     weights = hand_made_weights()
     state = jax.device_put(
         {"params": weights, "opt_state": update.init(weights)},
-        train.state_shardings(TINY, config, update, mesh),
+        train_step.state_shardings(TINY, config, update, mesh),
     )
     result = {"loss": [], "grad_norm": []}
     for i in range(10):
@@ -478,7 +488,7 @@ def golden_curve(**mesh_sizes) -> dict[str, list[float]]:
         one = batcher(examples[8 * i : 8 * i + 8], 8, row_groups=groups, microbatch_tokens=128)
         batch = one.batch(0)
         arrays = jax.device_put(batch.arrays, sharding.of_batch(mesh))
-        state, report = train_step(state, arrays, jnp.int32(batch.num_micro))
+        state, report = step_once(state, arrays, jnp.int32(batch.num_micro))
         for name, values in result.items():
             values.append(float(report[name]))
     return result
@@ -670,13 +680,13 @@ def test_a_held_out_loss_that_is_not_a_number_is_not_saved(corpus, tmp_path):
     poison = []
     with small_machine() as patch:
         compile_once(patch)
-        make_steps = train.make_steps
+        make_steps = train_step.make_steps
 
         def poisoned(*args):
             step, evaluate = make_steps(*args)
             return step, lambda *inputs: evaluate(*inputs) * (np.nan if poison else 1)
 
-        patch.setattr(train, "make_steps", poisoned)
+        patch.setattr(train_step, "make_steps", poisoned)
         after_write(patch, 7, lambda: poison.append(True))
         with pytest.raises(FloatingPointError, match=r"eval_loss nan.* at step 8;.*checkpoint 5"):
             train.run(config, tmp_path)
@@ -692,10 +702,13 @@ def test_an_error_does_not_lose_the_save_that_is_under_way(corpus, finished, tmp
             raise OSError("the data are gone")
         return batch(self, step)
 
+    closed, close = [], metrics.MetricsWriter.close
     with small_machine() as patch, pytest.raises(OSError, match="the data are gone"):
         compile_once(patch)
         patch.setattr(Batcher, "batch", failing)
+        patch.setattr(metrics.MetricsWriter, "close", lambda w: (closed.append(w), close(w)))
         train.run(config, tmp_path)
+    assert len(closed) == 1, "what TensorBoard still holds is written"
     assert checkpoint.latest_step(tmp_path) == 5
     go_on(config, tmp_path)
     assert_same_end(tmp_path, finished.workdir, 10)

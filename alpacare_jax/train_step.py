@@ -1,0 +1,117 @@
+"""The compiled programs of a training run, and the state that they work on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from alpacare_jax import llama, params, sharding
+from alpacare_jax import loss as loss_lib
+from alpacare_jax.llama import Params
+from alpacare_jax.llama_config import LlamaConfig
+from alpacare_jax.run_config import ModelConfig, RunConfig
+
+State = dict[str, Any]
+"""{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
+
+
+def mean_loss(
+    weights: Params, micro: dict[str, jax.Array], shape: LlamaConfig, model: ModelConfig, rows: int
+) -> jax.Array:
+    """This micro-batch's part of the step's mean loss a target token; scalar, float32.
+
+    Args:
+      micro: the arrays of `data.Step`, [R, T] each.
+      rows: how many of the R rows one device holds.
+    """
+    module = llama.Llama(weights, shape, llama.compute_dtype(model.dtype))
+    hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)
+    chunk = max(1, model.loss_tokens // rows)
+    return loss_lib.chunked_cross_entropy(
+        hidden, module.head_VD, micro["targets"], micro["weights"], chunk
+    )
+
+
+def accumulate(
+    step: Callable, arrays: dict[str, jax.Array], num_micro: jax.Array, zero: Any
+) -> Any:
+    """Sum of `step(micro)` over the first `num_micro` of A micro-batches, one at a time."""
+    if arrays["tokens"].shape[0] == 1:
+        return step({name: array[0] for name, array in arrays.items()})
+
+    def add(i, total):
+        micro = {name: array[i] for name, array in arrays.items()}
+        return jax.tree.map(jnp.add, total, step(micro))
+
+    return jax.lax.fori_loop(0, num_micro, add, zero)
+
+
+def make_steps(
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> tuple[Callable, Callable]:
+    """The two compiled programs of a run.
+
+    train_step(state, arrays, num_micro) -> state, {"loss", "grad_norm"};  state is donated
+    eval_step(weights, arrays, num_micro) -> loss
+    """
+
+    def loss_of(weights, micro):
+        rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)
+        return mean_loss(weights, micro, shape, config.model, rows)
+
+    def train_step(state: State, arrays, num_micro):
+        weights = state["params"]
+        loss_and_grads = jax.value_and_grad(loss_of)
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
+        loss, grads = accumulate(
+            lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
+        )
+        updates, opt_state = update.update(grads, state["opt_state"], weights)
+        report = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
+        return state, report
+
+    def eval_step(weights, arrays, num_micro):
+        zero = jnp.zeros((), jnp.float32)
+        return accumulate(lambda micro: loss_of(weights, micro), arrays, num_micro, zero)
+
+    shardings = state_shardings(shape, config, update, mesh)
+    batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)
+    return (
+        jax.jit(
+            train_step,
+            in_shardings=(shardings, batch, whole),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        ),
+        jax.jit(eval_step, in_shardings=(shardings["params"], batch, whole), out_shardings=whole),
+    )
+
+
+def state_shardings(
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """NamedShardings of the state: moments lie where their weights lie."""
+    of_params = sharding.of_params(shape, mesh, config.sharding.rules)
+    abstract = jax.eval_shape(update.init, params.abstract(shape))
+    whole = sharding.replicated(mesh)
+    of_opt_state = optax.tree_map_params(
+        update, lambda _, s: s, abstract, of_params, transform_non_params=lambda _: whole
+    )
+    return {"params": of_params, "opt_state": of_opt_state}
+
+
+def abstract_state(
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> State:
+    """Shapes, dtypes and shardings of the state, with nothing allocated."""
+    weights = params.abstract(shape)
+    state = {"params": weights, "opt_state": jax.eval_shape(update.init, weights)}
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        state,
+        state_shardings(shape, config, update, mesh),
+    )

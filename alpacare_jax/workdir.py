@@ -1,0 +1,59 @@
+"""A training run's folder: which run it belongs to, and what lies in it from the start."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from alpacare_jax import checkpoint, provenance
+from alpacare_jax.run_config import RunConfig
+
+SAME_RUN = ("model", "data", "optimizer", "train")
+"""Config sections that decide the numbers: a workdir goes on only with the same ones."""
+
+MAY_CHANGE = {
+    *("model.remat", "model.loss_tokens", "train.microbatch_tokens"),  # memory against time
+    *("train.log_every", "train.eval_every", "train.tensorboard"),
+}
+"""Keys of those sections that may differ when a run goes on."""
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """The content of this run's `run.json`."""
+    content = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as read
+    paths = [path for path in (config.data.path, config.data.eval_path) if path]
+    digests = {path: provenance.sha256(path) for path in paths}
+    return provenance.describe(config=content, data=digests)
+
+
+def check(workdir: Path, run: dict[str, Any]) -> None:
+    """Raises ValueError where the workdir holds a run of another config or of changed data."""
+    path = workdir / "run.json"
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if "train" not in before.get("config", {}):
+        raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
+    changed = [
+        f"{section}.{key}: {before['config'][section].get(key)!r} before, {value!r} now"
+        for section in SAME_RUN
+        for key, value in run["config"][section].items()
+        if before["config"][section].get(key) != value and f"{section}.{key}" not in MAY_CHANGE
+    ]
+    changed += [
+        f"{name} has changed"
+        for name, digest in run["data"].items()
+        if before["data"].get(name, digest) != digest
+    ]
+    if changed:
+        raise ValueError(
+            f"{workdir} belongs to another run ({'; '.join(changed)}); "
+            "choose another --workdir or delete it"
+        )
+
+
+def make(workdir: Path, config: RunConfig, run: dict[str, Any]) -> None:
+    """Once nothing can be wrong with the input any more: config, tokenizer and `run.json`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint.copy_model_files(config.model.checkpoint, workdir)
+    provenance.write_json(workdir / "run.json", run)
