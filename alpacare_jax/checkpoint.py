@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax import params as params_lib
+from alpacare_jax import runtime
 from alpacare_jax import tokenizer as tokenizer_lib
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
@@ -182,7 +184,7 @@ class TrainingCheckpoints:
         )
         self._directory = directory
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
-        self._closed = False
+        self._closed = self._failed = False
 
     @property
     def latest(self) -> int | None:
@@ -190,15 +192,19 @@ class TrainingCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> None:
+    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> float:
         """Copies the state off the devices and writes it in the background.
+
+        Returns:
+          Seconds that the caller was held up: the save before had to end, the state to be copied.
 
         Raises:
           OSError: this save or the one before failed; earlier checkpoints stay usable.
         """
+        began = time.perf_counter()
         self.wait()
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._directory).free
+        free = runtime.first_says(shutil.disk_usage(self._directory).free)
         if free < need:
             raise OSError(
                 f"step {step} not saved: it needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
@@ -212,6 +218,7 @@ class TrainingCheckpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._save_error(step, error) from error
         self._pending = (step, response) if response else None
+        return time.perf_counter() - began
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises OSError where the last save failed."""
@@ -223,6 +230,7 @@ class TrainingCheckpoints:
                 raise self._save_error(step, error) from error
 
     def _save_error(self, step: int, error: Exception) -> OSError:
+        self._failed = True
         self._checkpointer.reload()
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         return OSError(
@@ -251,12 +259,11 @@ class TrainingCheckpoints:
         self._closed = True
         try:
             self.wait()
-        except OSError:
-            # Orbax raises the failure of its background thread once more when it is closed.
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
+        finally:
+            # A failed save was told as it should be; Orbax raises it once more when it is closed.
+            told = (OSError, ValueError, RuntimeError) if self._failed else ()
+            with contextlib.suppress(*told):
                 self._checkpointer.close()
-            raise
-        self._checkpointer.close()
 
 
 class _SaveWhenAsked:

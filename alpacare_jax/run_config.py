@@ -62,6 +62,20 @@ class RunConfig:
     train: TrainConfig
     checkpoint: CheckpointConfig
     sharding: ShardingConfig
+    profile: str  # "10,15": trace these steps, first and last, into WORKDIR/profile; "": none
+
+    def __post_init__(self):
+        self.profile_steps  # noqa: B018 - raises where it is not two numbers
+
+    @property
+    def profile_steps(self) -> tuple[int, int] | None:
+        """First and last step to trace."""
+        if not self.profile:
+            return None
+        first, _, last = self.profile.partition(",")
+        if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+            raise ValueError(f"profile is {self.profile!r}; give first and last step, as in 10,15")
+        return int(first), int(last)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RunConfig":
@@ -74,6 +88,9 @@ class RunConfig:
         _same_keys("config", content, types)
         sections = {}
         for name, section in types.items():
+            if not dataclasses.is_dataclass(section):
+                sections[name] = content[name]
+                continue
             keys = [field.name for field in dataclasses.fields(section)]
             _same_keys(f"config.{name}", content[name], keys)
             sections[name] = section(**content[name])

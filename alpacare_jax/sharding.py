@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax import params
@@ -78,6 +79,39 @@ def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]) -> Para
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return params.tree(config, leaf)
+
+
+def describe(mesh: Mesh) -> str:
+    """`8 TPU v5 lite devices (fsdp 8), 2 processes`."""
+    kind = mesh.devices.flat[0].device_kind
+    devices = f"{mesh.size} {kind} devices" if mesh.size > 1 else f"one {kind} device"
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    processes = len({device.process_index for device in mesh.devices.flat})
+    return (
+        devices
+        + (f" ({axes})" if axes else "")
+        + (f", {processes} processes" if processes > 1 else "")
+    )
+
+
+def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays [A, R, T] from each process's own rows: nothing but those leaves the host."""
+    spread = of_batch(mesh)
+    return {
+        name: jax.make_array_from_callback(array.shape, spread, lambda index, a=array: a[index])
+        for name, array in arrays.items()
+    }
+
+
+def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
+    """[devices] of 0 or 1, each process's own answer on its devices."""
+    return jax.make_array_from_callback(
+        (mesh.size,), of_flags(mesh), lambda _: np.array([flag], np.float32)
+    )
+
+
+def of_flags(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:

@@ -5,18 +5,17 @@
 Run again with the same flags, it goes on from the last checkpoint of the workdir.
 """
 
+import collections
 import functools
-import json
 import math
 import os
 import signal
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import flags
 from jax.sharding import Mesh
@@ -26,18 +25,17 @@ from alpacare_jax import (
     cli,
     data,
     llama,
-    metrics,
     optimizer,
     params,
     prompts,
-    provenance,
     records,
+    runtime,
     sharding,
     train_step,
 )
 from alpacare_jax import workdir as workdir_lib
-from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
+from alpacare_jax.progress import Progress
 from alpacare_jax.run_config import ModelConfig, RunConfig
 from alpacare_jax.train_step import State
 
@@ -117,25 +115,6 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def progress_line(
-    step: int, num_steps: int, values: dict[str, float], peak_source: str, left: float
-) -> str:
-    """One line for people; `left` in seconds. metrics.jsonl has the same numbers for programs."""
-    parts = [
-        f"step {step:,}/{num_steps:,}",
-        f"loss {values['loss']:.4f}",
-        f"lr {values['learning_rate']:.2e}",
-        f"grad norm {values['grad_norm']:.2f}",
-        f"{values['tokens_per_second']:,.0f} tokens/s",
-        f"real tokens {values['real_token_share']:.0%}",
-        f"MFU {values['mfu']:.0%} of {peak_source} peak",
-        f"{metrics.duration(left)} left",
-    ]
-    if "eval_loss" in values:
-        parts.append(f"held-out loss {values['eval_loss']:.4f}")
-    return " | ".join(parts)
-
-
 def require_finite(
     values: dict[str, float], step: int, saved: checkpoint.TrainingCheckpoints
 ) -> None:
@@ -161,111 +140,125 @@ class StopRequest:
         self.asked = True
 
 
-def run(config: RunConfig, workdir: Path) -> None:
+def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECONDS) -> None:
     """One training run, from an empty or unfinished workdir to the last checkpoint.
+
+    Several processes run it together, each with the same arguments. Whether to stop is decided by
+    all of them: every step's report holds whether any process was asked to.
 
     Raises:
       ValueError: bad config, data or checkpoint; OSError: a save failed;
       FloatingPointError: the loss became NaN or infinite; nothing of it is saved.
     """
-    say = functools.partial(print, file=sys.stderr, flush=True)
     stop = StopRequest()
+    progress = Progress()
     # mesh
     mesh = sharding.make_mesh(config.sharding)
     shape = checkpoint.read_config(config.model.checkpoint)
     check_variant(shape, config.model)
-    kind = jax.devices()[0].device_kind
-    say(f"{params.count(shape):,} parameters on {mesh.size} {kind} device(s)")
+    progress.say(f"{params.count(shape):,} parameters on {sharding.describe(mesh)}")
+    progress.phase("imports and devices")
     # data
-    train_data, eval_data = load_data(config, shape, mesh, say)
+    train_data, eval_data = load_data(config, shape, mesh, progress.say)
     num_steps = train_data.steps_per_epoch * config.train.epochs
     left_over = len(train_data.examples) % config.train.batch_size
-    say(
+    progress.say(
         f"{len(train_data.examples):,} examples, {num_steps:,} steps of {config.train.batch_size} "
         f"({config.train.epochs} epochs; {left_over} examples sit out each), "
         f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
+    progress.phase("data")
     # state
     description = workdir_lib.describe(config)
     workdir_lib.check(workdir, description)
-    rate = optimizer.schedule(config.optimizer, num_steps)
     update = optimizer.make(config.optimizer, num_steps, params.decay_mask(shape))
     first = checkpoint.latest_step(workdir) or 0
     if first == num_steps:
-        say(f"{workdir} is finished: {num_steps:,} steps")
+        progress.say(f"{workdir} is finished: {num_steps:,} steps")
         return
     if not first:
         state = initial_state(config, shape, update, mesh)
         workdir_lib.make(workdir, config, description)
     saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
-    writer = metrics.MetricsWriter(workdir, first, config.train.tensorboard)
-    with writer, saved:  # whatever happens, a save under way is finished
+    progress.open(workdir, config, shape, mesh, first, num_steps)
+    with progress, saved, runtime.Watchdog(step_seconds) as watchdog:
         if first:
-            say(f"going on from step {first:,}")
+            progress.say(f"going on from step {first:,}")
             state = saved.restore(first, train_step.abstract_state(shape, config, update, mesh))
+        progress.phase("weights")
         # step
         step_once, eval_step = train_step.make_steps(shape, config, update, mesh)
-        put = functools.partial(jax.device_put, device=sharding.of_batch(mesh))
+        put = functools.partial(sharding.put_batch, mesh=mesh)
         held_out = eval_data.batch(0) if eval_data else None
         held_out_arrays = put(held_out.arrays) if held_out else None
 
-        def evaluate(weights: Params) -> dict[str, float]:
+        def evaluate(step: int) -> dict[str, float]:
             if held_out is None:
                 return {}
-            loss = eval_step(weights, held_out_arrays, jnp.int32(held_out.num_micro))
-            return {"eval_loss": float(loss)}
+            loss = eval_step(state["params"], held_out_arrays, np.int32(held_out.num_micro))
+            values = {"eval_loss": float(loss)}
+            require_finite(values, step, saved)
+            watchdog.alive()
+            return values
 
         # loop
-        peak, peak_source = metrics.peak_flops()
-        if not first and (values := evaluate(state["params"])):
-            writer.write(0, **values)
-            say(f"step 0/{num_steps} | held-out loss {values['eval_loss']:.4f}")
-        began = lap = time.perf_counter()
-        batch = train_data.batch(first)
+        if not first:
+            progress.start_values(evaluate(0))
+        profile = config.profile_steps
+        batch, stopping = train_data.batch(first), False
+        ahead = collections.deque()  # steps the devices were given whose reports were not read yet
         for step in range(first + 1, num_steps + 1):
-            state, report = step_once(state, put(batch.arrays), jnp.int32(batch.num_micro))
-            this = batch
+            if profile and step == profile[0]:
+                jax.profiler.start_trace(str(workdir / "profile"))
+            stops = sharding.put_flag(stop.asked, mesh)
+            state, report = step_once(state, put(batch.arrays), np.int32(batch.num_micro), stops)
+            ahead.append((step, batch, report))
             if step < num_steps:  # prepared while the devices work
                 batch = train_data.batch(step)
-            report = {name: float(value) for name, value in report.items()}
-            now = time.perf_counter()
-            seconds = now - lap
-            require_finite(report, step, saved)
-            needed = metrics.train_flops(shape, this.num_tokens, this.num_pairs, this.num_targets)
-            values = report | {
-                "learning_rate": float(rate(step - 1)),
-                "tokens_per_second": this.num_tokens / seconds,
-                "real_token_share": this.num_tokens / this.num_computed,
-                "mfu": needed / (seconds * mesh.size * peak),
-                "seconds": seconds,
-            }
             last = step == num_steps
-            if last or _due(step, config.train.eval_every):
-                values |= evaluate(state["params"])
-                require_finite({k: values[k] for k in values if k == "eval_loss"}, step, saved)
-            writer.write(step, **values)
-            if last or step == first + 1 or _due(step, config.train.log_every):
-                left = (now - began) / (step - first) * (num_steps - step)
-                say(progress_line(step, num_steps, values, peak_source, left))
-            stopping = stop.asked  # looked at once a step: what is promised below is saved here
-            if last or stopping or _due(step, config.checkpoint.every_steps):
-                saved.save(step, state, {k: v for k, v in values.items() if k == "eval_loss"})
-            lap = time.perf_counter()
+            evaluating = last or _due(step, config.train.eval_every)
+            saving = last or _due(step, config.checkpoint.every_steps)
+            profiled = bool(profile) and step in (profile[0] - 1, profile[1])
+            # One step stays ahead, so that the devices never wait for Python.
+            while len(ahead) > (0 if evaluating or saving or profiled or stopping else 1):
+                done, its_batch, report = ahead.popleft()
+                report = {name: float(value) for name, value in report.items()}
+                seconds = progress.lap()
+                watchdog.alive()
+                stopping |= report.pop("stop") > 0
+                require_finite(report, done, saved)
+                found = evaluate(done) if evaluating and done == step else {}
+                progress.step(done, its_batch, report | found, seconds)
+            if profiled and step == profile[1]:
+                jax.profiler.stop_trace()
+            if saving or stopping:
+                progress.saved(step, saved.save(step, state, found))
+                watchdog.alive()
             if stopping and not last:
                 saved.wait()
-                say(f"stopped by SIGTERM at step {step}, which is saved; run again to go on")
+                progress.say(
+                    f"stopped by SIGTERM at step {step}, which is saved; run again to go on"
+                )
                 return
         saved.wait()
-        record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
-        provenance.write_json(workdir / "run.json", record | {"end": provenance.now()})
-        took = metrics.duration(time.perf_counter() - began)
-        say(f"finished in {took}; checkpoints are in {workdir}")
+        if runtime.is_first():
+            workdir_lib.finish(workdir)
+        progress.finished(workdir)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
-    run(RunConfig.from_dict(FLAGS.config.to_dict()), Path(FLAGS.workdir))
+    config = RunConfig.from_dict(FLAGS.config.to_dict())
+    runtime.use_compilation_cache()
+    runtime.join(
+        distributed=FLAGS.distributed,
+        coordinator=FLAGS.coordinator,
+        num_processes=FLAGS.num_processes,
+        process_id=FLAGS.process_id,
+        join_seconds=FLAGS.join_seconds,
+    )
+    run(config, Path(FLAGS.workdir), FLAGS.step_seconds)
 
 
 if __name__ == "__main__":
@@ -274,5 +267,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
     flags.mark_flags_as_required(["config", "workdir"])
+    runtime.define_flags()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cli.run(main)

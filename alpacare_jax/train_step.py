@@ -54,7 +54,8 @@ def make_steps(
 ) -> tuple[Callable, Callable]:
     """The two compiled programs of a run.
 
-    train_step(state, arrays, num_micro) -> state, {"loss", "grad_norm"};  state is donated
+    train_step(state, arrays, num_micro, stops) -> state, {"loss", "grad_norm", "stop"}
+      state is donated; stops [devices] are the flags of `sharding.put_flag`, stop their greatest
     eval_step(weights, arrays, num_micro) -> loss
     """
 
@@ -62,7 +63,7 @@ def make_steps(
         rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)
         return mean_loss(weights, micro, shape, config.model, rows)
 
-    def train_step(state: State, arrays, num_micro):
+    def train_step(state: State, arrays, num_micro, stops):
         weights = state["params"]
         loss_and_grads = jax.value_and_grad(loss_of)
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
@@ -70,7 +71,7 @@ def make_steps(
             lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
         )
         updates, opt_state = update.update(grads, state["opt_state"], weights)
-        report = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        report = {"loss": loss, "grad_norm": optax.tree.norm(grads), "stop": jnp.max(stops)}
         state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
         return state, report
 
@@ -83,7 +84,7 @@ def make_steps(
     return (
         jax.jit(
             train_step,
-            in_shardings=(shardings, batch, whole),
+            in_shardings=(shardings, batch, whole, sharding.of_flags(mesh)),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alpacare_jax import checkpoint, provenance
+from alpacare_jax import checkpoint, provenance, runtime
 from alpacare_jax.run_config import RunConfig
 
 SAME_RUN = ("model", "data", "optimizer", "train")
@@ -54,6 +54,14 @@ def check(workdir: Path, run: dict[str, Any]) -> None:
 
 def make(workdir: Path, config: RunConfig, run: dict[str, Any]) -> None:
     """Once nothing can be wrong with the input any more: config, tokenizer and `run.json`."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.copy_model_files(config.model.checkpoint, workdir)
-    provenance.write_json(workdir / "run.json", run)
+    if runtime.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        checkpoint.copy_model_files(config.model.checkpoint, workdir)
+        provenance.write_json(workdir / "run.json", run)
+    runtime.wait_for_all("workdir made")
+
+
+def finish(workdir: Path) -> None:
+    """Notes the end of the run in its `run.json`."""
+    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    provenance.write_json(workdir / "run.json", run | {"end": provenance.now()})

@@ -91,7 +91,6 @@ class OurTraining:
         self.mesh = mesh = sharding.make_mesh(config.sharding)
         update = optimizer.make(config.optimizer, 1000, params.decay_mask(shape))
         self._step, _ = train_step.make_steps(shape, config, update, mesh)
-        self._batch = sharding.of_batch(mesh)
         if random:
             shardings = train_step.state_shardings(shape, config, update, mesh)
 
@@ -106,10 +105,13 @@ class OurTraining:
     def step(self, batch: "data.Step") -> float:
         """One optimiser step; its loss."""
         import jax
-        import jax.numpy as jnp
+        import numpy as np
 
-        arrays = jax.device_put(batch.arrays, self._batch)
-        self._state, report = self._step(self._state, arrays, jnp.int32(batch.num_micro))
+        from alpacare_jax import sharding
+
+        arrays = sharding.put_batch(batch.arrays, self.mesh)
+        goes_on = sharding.put_flag(False, self.mesh)
+        self._state, report = self._step(self._state, arrays, np.int32(batch.num_micro), goes_on)
         jax.block_until_ready(self._state)
         return float(report["loss"])
 

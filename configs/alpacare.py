@@ -72,6 +72,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             keep=1,  # latest checkpoints kept, beside the best
         ),
         sharding=common.sharding(),
+        profile="",  # "10,15" writes a trace of these steps to WORKDIR/profile
     )
 
 

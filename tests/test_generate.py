@@ -23,12 +23,12 @@ RECORDS = [
     {"id": "a", "instruction": "what is fever", "input": "", "output": "a reference answer"},
     {"id": "b", "instruction": "Fill {instruction} and {0} in {}", "input": "{input} {{x}} %s"},
     {"id": "c", "instruction": "≥ 37.5 °C 🩺 µg\u2028of\x85the 患者", "input": "N/A"},
-    {"id": 4, "instruction": 'quote " \\ and\nlines\ttoo', "input": "the lung"},
+    {"id": 40, "instruction": 'quote " \\ and\nlines\ttoo', "input": "the lung"},
     {"instruction": "no id here"},
     {"id": "f", "instruction": "why how what", "input": "dose", "difficulty": 5},
     {"id": "g", "instruction": "treat the heart", "input": None},
 ]
-IDS = ["a", "b", "c", "4", "4", "f", "g"]  # a record without id is called by its number
+IDS = ["a", "b", "c", "40", "4", "f", "g"]  # a record without id is called by its number
 INPUTS = ["", "{input} {{x}} %s", "", "the lung", "", "dose", ""]
 Engine = decoding.Engine
 
