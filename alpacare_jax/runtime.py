@@ -1,14 +1,18 @@
 """What a command runs on: the processes that make up one run, and the compilation cache."""
 
+import contextlib
 import faulthandler
+import json
 import os
 import re
-from collections.abc import Mapping
+import socket
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from jax._src import clusters  # private: nothing public tells who the processes of a job are
 from jax.experimental import multihost_utils
 
 JOIN_SECONDS = 1800
@@ -58,45 +62,95 @@ def join(
       ValueError: the flags do not fit together.
       ConnectionError: some processes did not arrive in `join_seconds`; they are named.
     """
+    devices = None
     if coordinator:
         if num_processes < 1 or not 0 <= process_id < num_processes:
             raise ValueError(
                 f"--coordinator needs --num_processes (now {num_processes}) and a --process_id "
                 f"from 0 to one less (now {process_id})"
             )
-        who = {
-            "coordinator_address": coordinator,
-            "num_processes": num_processes,
-            "process_id": process_id,
-        }
+        if not re.fullmatch(r".+:\d+", coordinator):
+            raise ValueError(f"--coordinator is {coordinator!r}; it must be HOST:PORT")
     elif distributed or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        who = {}  # JAX asks the TPU's metadata server or SLURM's variables
+        # As jax.distributed.initialize does it: from the TPU's metadata or SLURM's variables.
+        coordinator, num_processes, process_id, devices = (
+            clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, join_seconds
+            )
+        )
+        if coordinator is None:
+            raise ValueError("--distributed is set, but this is neither a TPU pod nor a SLURM step")
     else:
         return
-    try:
-        jax.distributed.initialize(**who, initialization_timeout=join_seconds)
-    except (RuntimeError, ValueError) as error:  # what JAX raises for any failure to connect
-        raise ConnectionError(_why_not_joined(str(error), join_seconds, os.environ)) from error
+    roll_call(coordinator, num_processes, process_id, join_seconds)
+    jax.distributed.initialize(coordinator, num_processes, process_id, devices)
 
 
-def _why_not_joined(said: str, join_seconds: int, env: Mapping[str, str]) -> str:
-    """One line from the coordination service's long one; hosts are named where they are known."""
-    missing = sorted(
-        {int(task) for task in re.findall(r"task:(\d+)", said.split("timed out task")[-1])}
-    )
-    if "DEADLINE_EXCEEDED" not in said:
-        return f"cannot join the other processes: {said}"
-    if "timed out task" not in said or not missing:
-        return (
-            f"the coordinator did not answer in {join_seconds} s; is process 0 running, and may "
+def roll_call(coordinator: str, num_processes: int, process_id: int, seconds: float) -> None:
+    """Returns, at about the same time in every process, once all of them are there.
+
+    JAX ends a process with a stack dump when others do not arrive, and does not say which. So they
+    first meet here, on the same port: no further one has to be open.
+
+    Raises:
+      ConnectionError: not all came in time; every process that did come says which are missing.
+    """
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + seconds
+    if process_id:
+        missing = _report(host.strip("[]"), int(port), process_id, deadline)
+    else:
+        missing = _count(int(port), num_processes, deadline)
+    if missing is None:
+        raise ConnectionError(
+            f"process 0 did not answer at {coordinator} in {seconds:.0f} s; is it running, and may "
             "this host reach its port?"
         )
-    hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    names = [f"{i} ({hosts[i]})" if i < len(hosts) and hosts[i] else str(i) for i in missing]
-    return (
-        f"after {join_seconds} s these processes had not arrived: {', '.join(names)}; look at "
-        "their logs, start all hosts together, or raise --join_seconds"
-    )
+    if missing:
+        hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+        names = [f"{i} ({hosts[i]})" if i < len(hosts) and hosts[i] else str(i) for i in missing]
+        raise ConnectionError(
+            f"after {seconds:.0f} s {len(missing)} of {num_processes} processes had not arrived: "
+            f"{', '.join(names)}; look at their logs, start all hosts together, or raise "
+            "--join_seconds"
+        )
+
+
+def _count(port: int, num_processes: int, deadline: float) -> list[int]:
+    """Process 0: waits for the others and tells each who is missing."""
+    arrived: dict[int, socket.socket] = {}
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with (
+        contextlib.ExitStack() as stack,
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual) as server,
+    ):
+        while len(arrived) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError):  # time is up, or a stranger called
+                connection = stack.enter_context(server.accept()[0])
+                connection.settimeout(5)
+                who = int(connection.makefile("rb").readline(20))
+                if 0 < who < num_processes:
+                    arrived[who] = connection  # a process that was restarted calls again
+        missing = [i for i in range(1, num_processes) if i not in arrived]
+        for connection in arrived.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps(missing).encode() + b"\n")
+    return missing
+
+
+def _report(host: str, port: int, process_id: int, deadline: float) -> list[int] | None:
+    """Any other process: tells process 0 that it is here, and waits to hear who is missing."""
+    grace = 10  # process 0 started its own clock later
+    while (left := deadline + grace - time.monotonic()) > 0:
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or restarted: call again
+            connection = socket.create_connection((host, port), timeout=left)
+            with connection, connection.makefile("rb") as answer:
+                connection.sendall(b"%d\n" % process_id)
+                return json.loads(answer.readline())
+        time.sleep(0.2)
+    return None
 
 
 def is_first() -> bool:

@@ -61,38 +61,39 @@ pids=()
 for ((i = 0; i < processes; i++)); do
     JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=$devices \
         JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes JAX_PROCESS_ID=$i \
-        no_proxy=${no_proxy:+$no_proxy,}127.0.0.1 \
         "${tie[@]}" "$@" &
     pids+=($!)
 done
 
-end_all() {
-    kill -TERM "${pids[@]}" 2>/dev/null || true
-    for _ in $(seq 50); do # a failed run has nothing to save: 5 seconds to say goodbye
-        kill -0 "${pids[@]}" 2>/dev/null || break
+alive() { kill -0 "$1" 2>/dev/null; }
+
+end_all() { # a failed run has nothing to save: 5 seconds to say goodbye
+    kill -TERM "$@" 2>/dev/null || true
+    for _ in $(seq 50); do
+        for pid in "$@"; do alive "$pid" && break; done || return 0
         sleep 0.1
     done
-    kill -KILL "${pids[@]}" 2>/dev/null || true
+    kill -KILL "$@" 2>/dev/null || true
 }
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
-code=0 left=$processes
-while [ "$left" -gt 0 ]; do
-    status=0
-    wait -n -p ended "${pids[@]}" || status=$?
-    # Without a process that ended, a signal to this script ended the wait: it was passed on.
-    if [ -z "${ended:-}" ]; then continue; fi
-    left=$((left - 1))
-    for i in "${!pids[@]}"; do
-        if [ "${pids[$i]}" = "$ended" ]; then unset "pids[$i]"; fi
-    done
-    if [ "$status" != 0 ] && [ "$code" = 0 ]; then
-        code=$status
-        if [ "$left" -gt 0 ]; then
-            echo "local_run: a process ended with code $status; ending the other $left" >&2
-            end_all
+code=0
+while [ ${#pids[@]} -gt 0 ]; do
+    wait -n || true # until a process ends, or a signal comes
+    left=()
+    for pid in "${pids[@]}"; do
+        if alive "$pid"; then
+            left+=("$pid")
+            continue
         fi
+        status=0
+        wait "$pid" || status=$?
+        [ "$code" != 0 ] || code=$status
+    done
+    if [ "$code" != 0 ] && [ ${#left[@]} -gt 0 ]; then
+        echo "local_run: a process ended with code $code; ending the other ${#left[@]}" >&2
+        end_all "${left[@]}"
     fi
-    ended=
+    pids=("${left[@]}")
 done
 exit "$code"
