@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes $VENV with this project in it, once for each set of pins.
 #   prepare_environment EXTRAS     e.g. prepare_environment convert,test
 # Sets PYTHON_BIN to the environment's Python. Variables a user may set: PYTHON, VENV.
