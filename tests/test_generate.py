@@ -465,6 +465,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command(model, records, tmp_path):
     output = tmp_path / "answers.jsonl"
     required = [f"--checkpoint={model}", f"--output={output}", "--max_length=512"]

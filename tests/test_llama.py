@@ -202,6 +202,7 @@ def test_gradients_equal_torch(shape, reference, torch):
         np.testing.assert_allclose(actual[name], grad, rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -363,6 +364,7 @@ def test_packed_neighbours_have_exactly_no_influence():
 # Rematerialisation, compute dtype, cache
 
 
+@pytest.mark.slow
 def test_remat_policies_trade_memory_and_change_nothing():
     config = make_config("multi_head")
     tokens = random_tokens(config, B, T)
@@ -380,6 +382,7 @@ def test_remat_policies_trade_memory_and_change_nothing():
     assert memory["full"] < memory["dots"] < memory["none"]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     config = make_config("grouped_query")
     weights, tokens = random_weights(config), random_tokens(config, B, 64)

@@ -94,6 +94,7 @@ def test_abstract_is_what_init_would_make(config, dtype):
     assert made == params.abstract(config, dtype)
 
 
+@pytest.mark.slow
 def test_init_draws_normal_matrices_and_leaves_norms_and_biases_plain():
     config = dataclasses.replace(VARIANTS["tiny"], attention_bias=True, initializer_range=0.05)
     init = jax.jit(lambda key: params.flatten(params.init(config, key)))
