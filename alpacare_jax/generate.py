@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from alpacare_jax import checkpoint, cli, decoding, llama, metrics, prompts, provenance
@@ -190,6 +191,7 @@ def run(
     require_unique_ids(examples)
     encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)
     number = checkpoint.find_step(directory, step)
+    kind = llama.compute_dtype(dtype, jax.default_backend())
     settings = {
         "checkpoint": str(directory.resolve()),
         "step": number,
@@ -200,7 +202,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "sampling": vars(sampling),
         "stop": list(stops),
-        "dtype": str(llama.compute_dtype(dtype)),  # "auto" differs between machines
+        "dtype": str(kind),  # "auto" differs between machines
         "generator": generator,
     }
     if is_finished(output, settings):
@@ -213,7 +215,6 @@ def run(
     todo = [i for i in range(len(examples)) if i not in partial.answers]
     if len(todo) < len(examples):
         print(f"{len(examples) - len(todo)} answers are there already", file=sys.stderr)
-    kind = llama.compute_dtype(dtype)
     engine = decoding.Engine(
         checkpoint.load_params(directory, config, step=str(number), dtype=kind),
         config,

@@ -14,6 +14,7 @@ Norms, rotary angles, softmax and logits are computed in float32 whatever the co
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,10 +37,10 @@ REMAT_POLICIES = {
 """What the backward pass keeps of each layer: everything, nothing, or the projections' outputs."""
 
 
-def compute_dtype(name: str) -> jnp.dtype:
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
     """`auto` is bfloat16 on accelerators and float32 on CPU, where bfloat16 is slower."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
@@ -162,10 +163,18 @@ class Llama(nnx.Module):
       params: the tree of `params.py`, of any float dtype.
       config: the model's shape.
       dtype: compute dtype; weights are cast as each layer uses them.
+      spread: applied to activations whose first axis is rows or tokens, to say where they lie on a
+        mesh (`sharding.spread_rows`). Without it XLA may keep all rows on every device.
     """
 
-    def __init__(self, params: Params, config: LlamaConfig, dtype: jnp.dtype = jnp.float32):
-        self.config, self.dtype = config, dtype
+    def __init__(
+        self,
+        params: Params,
+        config: LlamaConfig,
+        dtype: jnp.dtype = jnp.float32,
+        spread: Callable[[jax.Array], jax.Array] = lambda x: x,
+    ):
+        self.config, self.dtype, self.spread = config, dtype, spread
         self.embed_tokens = nnx.Param(params["embed_tokens"])
         self.layers = Block(params["layers"], config)
         self.norm = nnx.Param(params["norm"])
@@ -210,7 +219,7 @@ class Llama(nnx.Module):
                 return attention.attend(q, k, v, seen)
 
             x_MD = nnx.merge(graph, weights)(x_MD, rope, attend)
-            return x_MD, kept[0] if keep else None
+            return self.spread(x_MD), kept[0] if keep else None
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
@@ -249,7 +258,7 @@ class Llama(nnx.Module):
         return self._final_norm(x_BD), k_LBSKH, v_LBSKH
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.embed_tokens[...][tokens.reshape(-1)].astype(self.dtype)
+        return self.spread(self.embed_tokens[...][tokens.reshape(-1)].astype(self.dtype))
 
     def _final_norm(self, x_MD: jax.Array) -> jax.Array:
         return rms_norm(x_MD, self.norm[...], self.config.rms_norm_eps)

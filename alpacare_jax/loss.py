@@ -5,6 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+CHUNKS = "loss_chunks"
+"""Name of the loop over chunks in compiled programs; `plan` looks for it."""
+
 
 def cross_entropy(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
     """Negative log-likelihood of each target in nats, float32 [B, C]."""
@@ -77,7 +80,8 @@ def _forward(hidden_BTD, head_VD, targets_BT, weights_BT, chunk, gradients):
     d_hidden = jnp.zeros_like(hidden) if gradients else None
     d_head = jnp.zeros(head_VD.shape, jnp.float32) if gradients else None
     start = (jnp.zeros((), jnp.float32), d_hidden, d_head)
-    total, d_hidden, d_head = jax.lax.fori_loop(0, num_chunks, step, start)
+    with jax.named_scope(CHUNKS):
+        total, d_hidden, d_head = jax.lax.fori_loop(0, num_chunks, step, start)
     if gradients:
         unsort = jnp.argsort(order_BT, axis=1)
         d_hidden = jnp.take_along_axis(d_hidden[:, :T], unsort[..., None], axis=1)

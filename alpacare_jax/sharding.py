@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax import params
@@ -36,18 +37,33 @@ class ShardingConfig:
             )
 
 
-def make_mesh(config: ShardingConfig) -> Mesh:
-    """A mesh over all devices, axes `data, fsdp, tensor`."""
+def make_mesh(config: ShardingConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices, axes `data, fsdp, tensor`, laid out along the network's links.
+
+    Several slices of TPUs talk to each other over the slow network of the data centre: the axis
+    `data` goes over them, and only its gradients do.
+    """
+    if devices is None:
+        devices = jax.devices()[: jax.device_count()]
     sizes = [config.data, config.fsdp, config.tensor]
-    devices = jax.device_count()
     known = math.prod(size for size in sizes if size != -1)
-    sizes = [devices // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != devices:
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes, strict=True))} does not cover {devices} devices; "
+            f"mesh {dict(zip(AXES, sizes, strict=True))} does not cover {len(devices)} devices; "
             "set one of sharding.data, .fsdp, .tensor to -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    types = (AxisType.Auto,) * 3
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"sharding.data is {sizes[0]}; over {slices} slices it must be a multiple of {slices}"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices=list(devices))
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]) -> Params:
@@ -112,6 +128,16 @@ def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
 
 def of_flags(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def spread_rows(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Constrains an activation: its first axis, rows or tokens, over the batch axes."""
+
+    def spread(x: jax.Array) -> jax.Array:
+        spec = PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 1))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return spread
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:

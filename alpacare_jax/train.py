@@ -62,27 +62,34 @@ def load_data(
         held_out = records.read_examples(config.data.eval_path)
     else:
         examples, held_out = data.split(examples, config.data.eval_share, config.train.seed)
-    # Attention over a full row of T costs 12 L N H T FLOPs a token, the weights 6 P.
-    sizes = shape.sizes
-    attention_cost = 2 * sizes["L"] * sizes["N"] * sizes["H"] / params.count(shape)
-
-    def batcher(encoded: list[data.Encoded], batch_size: int) -> data.Batcher:
-        return data.Batcher(
-            encoded,
-            batch_size,
-            config.train.seed,
-            config.data.max_length,
-            config.data.row_multiple,
-            sharding.batch_groups(mesh),
-            config.train.microbatch_tokens,
-            attention_cost,
-        )
-
-    train = batcher(encode(examples, "training data"), config.train.batch_size)
+    training = encode(examples, "training data")
+    train = make_batcher(training, config.train.batch_size, config, shape, mesh)
     if not held_out:
         return train, None
     encoded = encode(held_out, "held-out data")
-    return train, batcher(encoded, len(encoded))
+    return train, make_batcher(encoded, len(encoded), config, shape, mesh)
+
+
+def make_batcher(
+    examples: Sequence[data.Encoded],
+    batch_size: int,
+    config: RunConfig,
+    shape: LlamaConfig,
+    mesh: Mesh,
+) -> data.Batcher:
+    """Lays examples out for this model on this mesh."""
+    sizes = shape.sizes
+    return data.Batcher(
+        examples,
+        batch_size,
+        seed=config.train.seed,
+        max_length=config.data.max_length,
+        row_multiple=config.data.row_multiple,
+        row_groups=sharding.batch_groups(mesh),
+        microbatch_tokens=config.train.microbatch_tokens,
+        # Attention over a full row of T costs 12 L N H T FLOPs a token, the weights 6 P.
+        attention_cost=2 * sizes["L"] * sizes["N"] * sizes["H"] / params.count(shape),
+    )
 
 
 def initial_state(

@@ -18,16 +18,21 @@ State = dict[str, Any]
 """{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
 
 
+ACCUMULATE = "accumulate"
+"""Name of the loop over micro-batches in compiled programs; `plan` looks for it."""
+
+
 def mean_loss(
-    weights: Params, micro: dict[str, jax.Array], shape: LlamaConfig, model: ModelConfig, rows: int
+    weights: Params, micro: dict[str, jax.Array], shape: LlamaConfig, model: ModelConfig, mesh: Mesh
 ) -> jax.Array:
     """This micro-batch's part of the step's mean loss a target token; scalar, float32.
 
     Args:
       micro: the arrays of `data.Step`, [R, T] each.
-      rows: how many of the R rows one device holds.
     """
-    module = llama.Llama(weights, shape, llama.compute_dtype(model.dtype))
+    dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
+    module = llama.Llama(weights, shape, dtype, sharding.spread_rows(mesh))
+    rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
     hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)
     chunk = max(1, model.loss_tokens // rows)
     return loss_lib.chunked_cross_entropy(
@@ -46,7 +51,8 @@ def accumulate(
         micro = {name: array[i] for name, array in arrays.items()}
         return jax.tree.map(jnp.add, total, step(micro))
 
-    return jax.lax.fori_loop(0, num_micro, add, zero)
+    with jax.named_scope(ACCUMULATE):
+        return jax.lax.fori_loop(0, num_micro, add, zero)
 
 
 def make_steps(
@@ -60,8 +66,7 @@ def make_steps(
     """
 
     def loss_of(weights, micro):
-        rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)
-        return mean_loss(weights, micro, shape, config.model, rows)
+        return mean_loss(weights, micro, shape, config.model, mesh)
 
     def train_step(state: State, arrays, num_micro, stops):
         weights = state["params"]

@@ -375,12 +375,13 @@ def hand_made_weights() -> llama.Params:
 
 
 MODEL = run_config(Path()).model
+ONE_DEVICE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
 @functools.cache
 def gradient_of_micro():
     def loss(weights, micro):
-        return train_step.mean_loss(weights, micro, TINY, MODEL, rows=1)
+        return train_step.mean_loss(weights, micro, TINY, MODEL, ONE_DEVICE)
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -428,31 +429,32 @@ def test_accumulation_of_four_is_accumulation_of_one():
     arrays = {name: array[:4] for name, array in four.arrays.items()}
     assert arrays["tokens"].shape == (4, 1, 128)
 
-    @functools.partial(jax.jit, static_argnames="rows")
-    def gradient(weights, arrays, num_micro, rows):
+    @jax.jit
+    def gradient(weights, arrays, num_micro):
         def step(micro):
-            loss = functools.partial(train_step.mean_loss, shape=TINY, model=MODEL, rows=rows)
+            loss = functools.partial(train_step.mean_loss, shape=TINY, model=MODEL, mesh=ONE_DEVICE)
             return jax.value_and_grad(loss)(weights, micro)
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
         loss, grads = train_step.accumulate(step, arrays, num_micro, zero)
         return loss, params.flatten(grads)
 
-    loss, grads = gradient(weights, arrays, 4, rows=1)
+    loss, grads = gradient(weights, arrays, 4)
     together = {name: array.reshape(1, 4, 128) for name, array in arrays.items()}
-    one_loss, one_grads = gradient(weights, together, 1, rows=4)
+    one_loss, one_grads = gradient(weights, together, 1)
     assert float(loss) == pytest.approx(float(one_loss), rel=1e-6)
     assert relative(grads, one_grads) <= 1e-6
     # Micro-batches beyond num_micro are not looked at.
-    loss_of_three, _ = gradient(weights, arrays, 3, rows=1)
+    loss_of_three, _ = gradient(weights, arrays, 3)
     poisoned = dict(arrays, tokens=arrays["tokens"].copy())
     poisoned["tokens"][3] = 1
-    assert gradient(weights, poisoned, 3, rows=1)[0] == loss_of_three != loss
+    assert gradient(weights, poisoned, 3)[0] == loss_of_three != loss
 
 
 def test_compute_dtype():
-    assert llama.compute_dtype("auto") == jnp.float32, "bfloat16 is slower on CPU"
-    assert llama.compute_dtype("bfloat16") == jnp.bfloat16
+    assert llama.compute_dtype("auto", "cpu") == jnp.float32, "bfloat16 is slower on CPU"
+    assert llama.compute_dtype("auto", "tpu") == jnp.bfloat16
+    assert llama.compute_dtype("bfloat16", "cpu") == jnp.bfloat16
 
 
 # A loss curve that must never change.

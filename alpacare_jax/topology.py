@@ -1,0 +1,118 @@
+"""Accelerators by name: `v5e-16` -> described devices to compile for, and what they can do."""
+
+import dataclasses
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, from the makers' data sheets and jax-ml.github.io/scaling-book/tpus.
+
+    Rates are bytes or FLOPs a second; bf16 FLOPs are dense ones.
+    """
+
+    flops: float
+    hbm_bytes: float
+    hbm_rate: float
+    link_rate: float  # of one link to a neighbour, one way
+    cores: int  # how many the slice's name counts for a chip: v4-8 is 4 chips
+    devices: int  # how many JAX sees when it compiles without the chip
+    bounds: dict[int, str]  # chips of a slice -> its shape
+
+
+FLAT = {
+    1: "1x1",
+    4: "2x2",
+    8: "2x4",
+    16: "4x4",
+    32: "4x8",
+    64: "8x8",
+    128: "8x16",
+    256: "16x16",
+}
+CUBE = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+}
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1.23e12, 45e9, 2, 2, CUBE),
+    "v5p": Chip(459e12, 95 * 2**30, 2.77e12, 90e9, 2, 1, CUBE),
+    "v5e": Chip(197e12, 16 * 2**30, 0.82e12, 45e9, 1, 1, FLAT),
+    "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 90e9, 1, 1, FLAT),
+}
+"""Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
+
+DATACENTRE_RATE = 6.25e9
+"""Bytes a second of one chip between slices: 200 Gbit/s a host of 4 chips (scaling-book)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """The devices of a slice or of several, and what one device can do."""
+
+    name: str
+    devices: list
+    chips: int
+    flops: float
+    hbm_bytes: float
+    hbm_rate: float
+    ici_rate: float  # of all links of one device, one way
+    dimensions: int  # of the torus
+
+
+def describe(name: str) -> Topology:
+    """Looks up `v5e-16`, or `2xv5e-16` for two slices; `v4-` and `v5p-` names count cores.
+
+    Needs the package libtpu (extra [tpu]) but no TPU.
+
+    Raises:
+      ValueError: there is no such slice, or libtpu is missing.
+    """
+    found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
+    if not found:
+        raise ValueError(
+            f"unknown topology {name!r}; write e.g. v5e-16, v5p-8 or 2xv6e-256 "
+            f"(generations: {', '.join(CHIPS)})"
+        )
+    slices, generation, count = int(found[1] or 1), found[2], int(found[3])
+    chip = CHIPS[generation]
+    if count % chip.cores or count // chip.cores not in chip.bounds:
+        sizes = ", ".join(f"{generation}-{n * chip.cores}" for n in chip.bounds)
+        raise ValueError(f"there is no slice {generation}-{count}; choose from {sizes}")
+    bounds = chip.bounds[count // chip.cores]
+    # Else libtpu asks a metadata server that only a TPU machine has, for minutes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{generation}:{bounds}",
+            **({"num_slices": slices} if slices > 1 else {}),
+        )
+    except (RuntimeError, ImportError, jax.errors.JaxRuntimeError) as error:
+        if "libtpu" not in str(error):
+            raise
+        raise ValueError(
+            "compiling for a TPU needs libtpu: pip install 'alpacare-jax[tpu]' (no TPU is needed)"
+        ) from error
+    dimensions = bounds.count("x") + 1
+    return Topology(
+        name=name,
+        devices=list(description.devices),
+        chips=slices * count // chip.cores,
+        flops=chip.flops / chip.devices,
+        hbm_bytes=chip.hbm_bytes / chip.devices,
+        hbm_rate=chip.hbm_rate / chip.devices,
+        ici_rate=2 * dimensions * chip.link_rate / chip.devices,
+        dimensions=dimensions,
+    )
