@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# What tpu_run.sh and gpu_run.sh call on every host. A host holds one run, which outlives the
+# connection that started it.
+#
+#     worker.sh install ARCHIVE EXTRA    finishes unpacking ARCHIVE; environment with .[EXTRA]
+#     worker.sh start KEY COMMAND...     starts COMMAND in the tree; KEY tells one run from another
+#     worker.sh state                    one line: alpacare-state HOST STATE CODE TIME KEY
+#     worker.sh stop [SECONDS]           SIGTERM to COMMAND; SIGKILL where it lives after SECONDS
+#     worker.sh log BYTE [follow]        the log from that byte on, to its end or to that of COMMAND
+#
+# STATE is running, ended, stopped (by `stop`), interrupted (by a SIGTERM from elsewhere: maintenance
+# or preemption), rebooted, lost (gone without a trace), killed (by `stop SECONDS`) or none.
+#
+# Beside the tree are venv/ and run-HOST/: hosts may share a home.
+set -euo pipefail
+
+BASE=$(cd "$(dirname "$0")/../.." && pwd)
+HOST=${HOSTNAME:-$(uname -n)}
+RUN=$BASE/run-$HOST
+
+boot_id() { cat /proc/sys/kernel/random/boot_id; }
+
+supervisor() { # prints the supervisor's process id, if it lives
+    local pid
+    pid=$(cat "$RUN/pid" 2>/dev/null) || return 1
+    # Process ids come back: after a while this one may be somebody else's.
+    grep -qs supervise "/proc/$pid/cmdline" || return 1
+    echo "$pid"
+}
+
+make_python() { # TPU images come with a Python that is too old for JAX
+    echo "installing Python 3.11 with apt-get" >&2
+    sudo -n apt-get -q -o DPkg::Lock::Timeout=600 update >&2 &&
+        sudo -n apt-get -q -o DPkg::Lock::Timeout=600 install -y python3.11 python3.11-venv >&2
+}
+
+install_tree() { # ARCHIVE EXTRA
+    local archive=$PWD/$1 extra=$2
+    cd "$BASE"
+    # Files that an earlier archive brought and this one does not would still be imported. Nothing
+    # else goes: a run may have written its results into the tree.
+    tar --quoting-style=literal -tzf "$archive" | LC_ALL=C sort >files.new
+    if [ -f files ]; then
+        LC_ALL=C comm -23 files files.new | (cd tree && xargs -r -d '\n' rm -f --)
+    fi
+    mv files.new files
+    rm -f "$archive"
+    cd tree
+    VENV=$BASE/venv
+    . launch/environment.sh
+    if ! find_python >/dev/null 2>&1 && command -v apt-get >/dev/null; then
+        make_python || true # prepare_environment says what is missing
+    fi
+    prepare_environment "$extra"
+}
+
+start() { # KEY COMMAND...
+    if supervisor >/dev/null; then
+        echo "error: $HOST: a command is running already; stop it first" >&2
+        return 1
+    fi
+    mkdir -p "$RUN"
+    rm -f "$RUN/exit" "$RUN/stopped" "$RUN/pid"
+    if [ -f "$RUN/log" ]; then mv "$RUN/log" "$RUN/log.previous"; fi
+    printf '%s %s\n' "$1" "$(boot_id)" >"$RUN/key"
+    # A session of its own, so that a dropped connection takes nothing with it.
+    setsid nohup bash "$0" supervise "${@:2}" </dev/null >"$RUN/log" 2>&1 &
+    for _ in $(seq 100); do
+        if [ -s "$RUN/pid" ]; then return; fi
+        sleep 0.1
+    done
+    echo "error: $HOST: the command did not start" >&2
+    return 1
+}
+
+record() { # STATE CODE
+    printf '%s %s %s\n' "$1" "$2" "$(date +%s)" >"$RUN/exit.new"
+    mv "$RUN/exit.new" "$RUN/exit"
+}
+
+supervise() { # COMMAND...
+    local child signals=0 seen code state=ended
+    trap 'signals=$((signals + 1))' TERM
+    cd "$BASE/tree"
+    export VIRTUAL_ENV=$BASE/venv PATH=$BASE/venv/bin:$PATH PYTHONUNBUFFERED=1
+    "$@" &
+    child=$!
+    echo $$ >"$RUN/pid.new"
+    mv "$RUN/pid.new" "$RUN/pid"
+    while :; do # a signal ends the wait, not the command
+        seen=$signals code=0
+        wait "$child" || code=$?
+        if [ "$signals" = "$seen" ]; then break; fi
+    done
+    if [ -f "$RUN/stopped" ]; then state=stopped; elif [ "$signals" != 0 ]; then state=interrupted; fi
+    record "$state" "$code"
+}
+
+state() {
+    local what="none 1 9999999999" key=- boot=
+    if [ -f "$RUN/key" ]; then read -r key boot <"$RUN/key"; fi
+    if [ -f "$RUN/exit" ]; then
+        what=$(cat "$RUN/exit")
+    elif [ -f "$RUN/pid" ]; then
+        if supervisor >/dev/null; then
+            what="running 0 $(stat -c %Y "$RUN/pid")"
+        elif [ -f "$RUN/exit" ]; then # it ended between the two looks
+            what=$(cat "$RUN/exit")
+        elif [ "$boot" != "$(boot_id)" ]; then
+            what="rebooted 1 9999999999"
+        else
+            what="lost 1 9999999999"
+        fi
+    fi
+    echo "alpacare-state $HOST $what $key"
+}
+
+stop() { # [SECONDS]
+    local pid seconds=${1:-}
+    pid=$(supervisor) || return 0
+    if [ -z "$seconds" ]; then touch "$RUN/stopped"; fi
+    kill -TERM -- "-$pid" 2>/dev/null || true
+    if [ -z "$seconds" ]; then return; fi
+    for _ in $(seq $((seconds * 5))); do
+        if ! supervisor >/dev/null; then return; fi
+        sleep 0.2
+    done
+    kill -KILL -- "-$pid" 2>/dev/null || true
+    record killed 137
+}
+
+show_log() { # BYTE [follow]
+    local pid
+    if [ ! -f "$RUN/log" ]; then
+        echo "error: $HOST: no command has been started here" >&2
+        return 1
+    fi
+    if [ "${2:-}" = follow ] && pid=$(supervisor); then
+        exec tail -c "+$1" --pid="$pid" -s 0.5 -f "$RUN/log"
+    fi
+    exec tail -c "+$1" "$RUN/log"
+}
+
+case ${1:-} in
+install) install_tree "$2" "$3" ;;
+start) start "${@:2}" ;;
+supervise) supervise "${@:2}" ;;
+state) state ;;
+stop) stop "${2:-}" ;;
+log) show_log "$2" "${3:-}" ;;
+--help | -h) sed -n '2,16s/^# \{0,1\}//p' "$0" ;;
+*)
+    echo "error: worker.sh takes install, start, state, stop or log" >&2
+    exit 2
+    ;;
+esac
