@@ -124,15 +124,19 @@ export JAX_LOCAL_DEVICE_IDS=$devices
 
 # SLURM sends USR1 to this shell alone. scancel reaches the command itself; srun, told to end, would
 # kill it before it has saved.
-signals=0 over=0 told=0
-trap 'signals=\$((signals + 1)) over=1; scancel --signal=TERM "\$SLURM_JOB_ID"' USR1
-trap 'signals=\$((signals + 1)) told=1' TERM
-srun --ntasks-per-node=1 --cpus-per-task=$cpus_per_node --kill-on-bad-exit=1 $(quote "$@") &
-seen=-1
-while [ "\$seen" != "\$signals" ]; do # a signal ends the wait, not the command
-    seen=\$signals code=0
-    wait \$! || code=\$?
-done
+over=0 told=0 note=\$(mktemp)
+trap 'over=1; scancel --signal=TERM "\$SLURM_JOB_ID"' USR1
+trap 'told=1' TERM
+(
+    trap : TERM USR1
+    srun --ntasks-per-node=1 --cpus-per-task=$cpus_per_node --kill-on-bad-exit=1 $(quote "$@")
+    echo \$? >"\$note"
+) &
+step=\$!
+while kill -0 "\$step" 2>/dev/null; do wait "\$step"; done # a signal ends a wait, not the command
+code=\$(cat "\$note")
+rm -f "\$note"
+code=\${code:-1}
 if [ "\$over" = 1 ] && [ "\$code" = 0 ]; then
     echo "the time is over; queueing the job again, which was done \$restarts times before"
     exec scontrol requeue "\$SLURM_JOB_ID"
@@ -169,21 +173,23 @@ on_host() { # LIMIT N COMMAND
 }
 
 on_each() { # LIMIT MAKE: on all hosts at once, on host N the command that `MAKE N` prints
-    local i bad='' pids=() seen
+    local i code bad='' pids=()
     if [ "$dry_run" = 1 ]; then
         for i in "${!HOSTS[@]}"; do on_host "$1" "$i" "$("$2" "$i")"; done
         return
     fi
     for i in "${!HOSTS[@]}"; do
-        ERRORS=$WORK/stderr.$i on_host "$1" "$i" "$("$2" "$i")" >"$WORK/stdout.$i" &
+        rm -f "$WORK/code.$i"
+        (
+            code=0
+            ERRORS=$WORK/stderr.$i on_host "$1" "$i" "$("$2" "$i")" >"$WORK/stdout.$i" || code=$?
+            echo "$code" >"$WORK/code.$i"
+        ) &
         pids+=($!)
     done
     for i in "${!HOSTS[@]}"; do
-        seen=-1
-        while [ "$seen" != "$signals" ]; do # a signal ends a wait
-            seen=$signals code=0
-            wait "${pids[$i]}" || code=$?
-        done
+        while kill -0 "${pids[$i]}" 2>/dev/null; do wait "${pids[$i]}" || true; done # see `signals`
+        code=$(cat "$WORK/code.$i")
         cat "$WORK/stdout.$i"
         if [ "$code" != 0 ] && [ -z "$bad" ]; then bad=$i; fi
     done
@@ -206,7 +212,7 @@ on_worker() { # LIMIT N COMMAND
 
 host_gone() { return 1; } # nobody takes these hosts away
 
-signals=0 heeded=0
+signals=0 heeded=0 # a signal ends a wait, and is heeded when there is time
 heed_signals() {
     if [ "$signals" = "$heeded" ]; then return; fi
     heeded=$signals

@@ -79,7 +79,7 @@ call() { # COMMAND...: runs it, or prints it in a dry run; its errors are kept f
         printf '%s\n' "$(quote "$@")${INPUT:+ < $(quote "$INPUT")}" >&3
         return
     fi
-    "$@" 2>"${ERRORS:-$WORK/stderr}" <"${INPUT:-/dev/null}"
+    "$@" 2>"${ERRORS:-$WORK/stderr}" <"${INPUT:-/dev/null}" 3>&-
 }
 
 because() { # the line of the last call's errors that says most
@@ -101,7 +101,7 @@ pack() { # ARCHIVE: the working tree as git sees it, so without data, models and
     command="cd $(quote "$root") && git ls-files -z --cached --others --exclude-standard |"
     # A tracked file may be deleted and not committed yet.
     command+=" while IFS= read -r -d '' f; do [ ! -e \"\$f\" ] || printf '%s\\0' \"\$f\"; done |"
-    command+=" tar --null --files-from=- --no-recursion -czf $(quote "$1")"
+    command+=" tar --no-recursion --null --files-from=- -czf $(quote "$1")"
     if [ "$dry_run" = 1 ]; then
         printf '(%s)\n' "$command" >&3
         return

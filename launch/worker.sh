@@ -65,9 +65,9 @@ start() { # KEY COMMAND...
     printf '%s %s\n' "$1" "$(boot_id)" >"$RUN/key"
     # A session of its own, so that a dropped connection takes nothing with it.
     setsid nohup bash "$0" supervise "${@:2}" </dev/null >"$RUN/log" 2>&1 &
-    for _ in $(seq 100); do
+    for _ in $(seq 200); do
         if [ -s "$RUN/pid" ]; then return; fi
-        sleep 0.1
+        sleep 0.05
     done
     echo "error: $HOST: the command did not start" >&2
     return 1
@@ -79,19 +79,15 @@ record() { # STATE CODE
 }
 
 supervise() { # COMMAND...
-    local child signals=0 seen code state=ended
+    local signals=0 code=0 state=ended
+    # A signal goes to all of this session. Here it is only noted, once the command is over: so the
+    # command runs in the foreground, where bash tells its true code in every case.
     trap 'signals=$((signals + 1))' TERM
     cd "$BASE/tree"
     export VIRTUAL_ENV=$BASE/venv PATH=$BASE/venv/bin:$PATH PYTHONUNBUFFERED=1
-    "$@" &
-    child=$!
     echo $$ >"$RUN/pid.new"
     mv "$RUN/pid.new" "$RUN/pid"
-    while :; do # a signal ends the wait, not the command
-        seen=$signals code=0
-        wait "$child" || code=$?
-        if [ "$signals" = "$seen" ]; then break; fi
-    done
+    "$@" || code=$?
     if [ -f "$RUN/stopped" ]; then state=stopped; elif [ "$signals" != 0 ]; then state=interrupted; fi
     record "$state" "$code"
 }
