@@ -14,6 +14,11 @@ MISSES=10 # polls in a row that may fail, e.g. while this machine has no network
 WORKER=alpacare-jax/tree/launch/worker.sh
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/alpacare-jax
 
+if [ "${BASH_VERSINFO[0]}" -lt 5 ]; then
+    echo "error: this is bash $BASH_VERSION; install bash 5 and GNU coreutils first" >&2
+    exit 1
+fi
+
 say() { # progress
     if [ "$dry_run" = 0 ]; then printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; fi
 }
@@ -39,7 +44,7 @@ number() { # FLAG VALUE
 
 check_command() { # COMMAND...
     local argument
-    if [ $# = 0 ]; then misuse "no command; write it after --, e.g. -- python -m alpacare_jax.train ..."; fi
+    if [ $# = 0 ]; then misuse "no command; write it after --: -- python -m alpacare_jax.train"; fi
     for argument; do
         case $argument in
         *_API_KEY=* | *_TOKEN=* | *_SECRET=* | *_PASSWORD=*)
@@ -55,7 +60,7 @@ quote() { # the arguments as one would type them
     for argument; do
         if [[ $argument =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
             out+=("$argument")
-        elif [[ $argument =~ ^(--[a-z_-]+=)(.*)$ ]]; then
+        elif [[ $argument =~ ^(--[a-z._-]+=)(.*)$ ]]; then
             out+=("${BASH_REMATCH[1]}${BASH_REMATCH[2]@Q}")
         else
             out+=("${argument@Q}")
@@ -80,6 +85,10 @@ call() { # COMMAND...: runs it, or prints it in a dry run; its errors are kept f
         return
     fi
     "$@" 2>"${ERRORS:-$WORK/stderr}" <"${INPUT:-/dev/null}" 3>&-
+}
+
+bounded() { # SECONDS COMMAND...; in the foreground, so that Ctrl-C and end_stream reach it
+    call timeout --foreground "$@"
 }
 
 because() { # the line of the last call's errors that says most
@@ -107,7 +116,8 @@ pack() { # ARCHIVE: the working tree as git sees it, so without data, models and
         return
     fi
     mkdir -p "$(dirname "$1")"
-    bash -o pipefail -c "$command" 2>"$WORK/stderr" || fail "cannot pack the working tree: $(because)"
+    bash -o pipefail -c "$command" 2>"$WORK/stderr" ||
+        fail "cannot pack the working tree: $(because)"
 }
 
 install_command() { # ARCHIVE EXTRA; hosts that share a home take turns
@@ -117,7 +127,7 @@ install_command() { # ARCHIVE EXTRA; hosts that share a home take turns
 
 state_command() { # also where nothing was installed yet
     echo "if [ -f $WORKER ]; then bash $WORKER state;" \
-        "else echo alpacare-state \$HOSTNAME none 1 9999999999 -; fi"
+        "else echo alpacare-state \${HOSTNAME:-\$(uname -n)} none 1 9999999999 -; fi"
 }
 
 run_key() { # COMMAND...: the same for the same command
@@ -150,7 +160,7 @@ judge() { # sets OUTCOME, CODE and HOST from the last states
         }' "$WORK/states")
 }
 
-begin_stream() { # shows worker 0's log; what was shown is not shown again after a dropped connection
+begin_stream() { # shows worker 0's log; a dropped connection loses nothing and repeats nothing
     : >"$WORK/shown"
     if [ "$dry_run" = 1 ]; then
         on_worker "$ASK_SECONDS" 0 "bash $WORKER log 1 follow"
@@ -177,7 +187,8 @@ end_stream() {
     fi
 }
 
-watch() { # until COMMAND is over: sets OUTCOME (done, stopped, failed, interrupted, silent), CODE, HOST
+# Until COMMAND is over. Sets OUTCOME (done, stopped, failed, interrupted, silent), CODE, HOST.
+watch() {
     local misses=0 suspicion=
     begin_stream
     while :; do

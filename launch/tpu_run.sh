@@ -12,11 +12,11 @@
 #
 # create  makes the TPU, and waits until it is ready.
 # run     makes it where it does not exist; copies the working tree (what git tracks, and new files
-#         that it does not ignore) to every host; installs; starts COMMAND on all hosts, shows worker
-#         0's log, and ends with COMMAND's exit code. The TPU stays: delete it when you are done.
-#         Without this terminal COMMAND goes on; the same `run` again watches it again.
-#         A preempted TPU is deleted and made anew, and COMMAND started again, which goes on from its
-#         checkpoint; so write to gs://. A command that fails on a healthy TPU is not tried again.
+#         that it does not ignore) to every host; installs; starts COMMAND on all hosts, shows
+#         worker 0's log, and ends with COMMAND's exit code. The TPU stays: delete it when you are
+#         done. Without this terminal COMMAND goes on; the same `run` again watches it again.
+#         A preempted TPU is deleted and made anew, and COMMAND started again, which goes on from
+#         its checkpoint; so write to gs://. What fails on a healthy TPU is not tried again.
 # status  the TPU's state and that of COMMAND on every host.
 # logs    what COMMAND printed on one host.
 # stop    sends SIGTERM to COMMAND on all hosts: training saves and ends.
@@ -119,19 +119,24 @@ attempt() { # RETRIES COMMAND...: sets OUTCOME as `watch` does
     if ! on_worker "$ASK_SECONDS" all "bash $WORKER start $(run_key "$@") $command"; then
         if host_gone; then return; fi
         cp "$WORK/stderr" "$WORK/cause"
-        on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # they would wait for the others
+        on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # each would wait for all
         cp "$WORK/cause" "$WORK/stderr"
         fail "not all hosts started the command, so none runs it: $(because)"
     fi
     watch
 }
 
+leave() { # CODE
+    say "what runs goes on without you; see tpu_run.sh status, logs and stop"
+    exit "$1"
+}
+
 run() { # COMMAND...
     local retries=0
     ARCHIVE=$CACHE/$name.tgz # made once: a retry runs what was asked for, not what was edited since
     pack "$ARCHIVE"
-    trap 'say "the command goes on without you; see tpu_run.sh status, logs and stop"; exit 130' INT
-    trap 'say "the command goes on without you; see tpu_run.sh status, logs and stop"; exit 143' TERM
+    trap 'leave 130' INT
+    trap 'leave 143' TERM
     while :; do
         attempt "$retries" "$@"
         case $OUTCOME in
@@ -144,9 +149,9 @@ run() { # COMMAND...
             exit "$CODE"
             ;;
         failed)
-            on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # no host waits for a dead one
-            printf 'error: the command failed on %s with code %s; see tpu_run.sh logs --worker=%s\n' \
-                "$HOST" "$CODE" "${HOST##*-}" >&2
+            on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # all wait for the dead one
+            printf 'error: the command failed on %s with code %s; see %s\n' \
+                "$HOST" "$CODE" "tpu_run.sh logs --worker=${HOST##*-}" >&2
             exit "$CODE"
             ;;
         silent)

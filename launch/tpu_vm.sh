@@ -12,14 +12,14 @@ WAIT_SECONDS=${ALPACARE_WAIT_SECONDS:-3600}
 RETRY_SECONDS=${ALPACARE_RETRY_SECONDS:-60}
 
 on_worker() { # LIMIT N COMMAND
-    call timeout --foreground "$1" "${TPU[@]}" ssh "$name" "${WHERE[@]}" --worker="$2" --command="$3"
+    bounded "$1" "${TPU[@]}" ssh "$name" "${WHERE[@]}" --worker="$2" --command="$3"
 }
 
 ask_state() { # KIND...: prints the state, or MISSING; false where gcloud does not say
     local text
-    if text=$(call timeout --foreground "$ASK_SECONDS" "$@" describe "$name" "${WHERE[@]}" "--format=$FORMAT"); then
+    if text=$(bounded "$ASK_SECONDS" "$@" describe "$name" "${WHERE[@]}" --format="$FORMAT"); then
         echo "$text"
-    elif grep -qiE 'not[_ ]found' "${ERRORS:-$WORK/stderr}"; then
+    elif grep -qE 'NOT_FOUND|Resource .* not found' "${ERRORS:-$WORK/stderr}"; then
         echo MISSING
     else
         return 1
@@ -43,7 +43,7 @@ find_state() { # sets STATE: READY, MISSING, PREEMPTED, QUEUED, or another that 
         ;;
     esac
     if [ "$STATE" = TERMINATED ]; then STATE=PREEMPTED; fi
-    if [ "$action" = run ] && [ "$is_spot" = True ] && [ "$spot" = 0 ] && [ "$max_retries" != 0 ]; then
+    if [ "$action$is_spot$spot" = runTrue0 ] && [ "$max_retries" != 0 ]; then
         fail "$name is a spot TPU; add --spot, or it would be made again at the full price"
     fi
     if [ "$dry_run" = 1 ]; then STATE=READY; fi
@@ -120,8 +120,10 @@ ensure_ready() { # RETRIES: false where a TPU cannot be had now, but may be late
 copy() { # a new VM does not take ssh keys at once
     local try
     for try in 1 2 3; do
-        if call timeout --foreground "$INSTALL_SECONDS" "${TPU[@]}" scp "$ARCHIVE" "$name:alpacare-jax.tgz" \
-            "${WHERE[@]}" --worker=all; then return; fi
+        if bounded "$INSTALL_SECONDS" "${TPU[@]}" scp "$ARCHIVE" "$name:alpacare-jax.tgz" \
+            "${WHERE[@]}" --worker=all; then
+            return
+        fi
         if [ "$try" = 3 ] || host_gone; then return 1; fi
         pause "$POLL_SECONDS"
     done

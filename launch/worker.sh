@@ -8,8 +8,9 @@
 #     worker.sh stop [SECONDS]           SIGTERM to COMMAND; SIGKILL where it lives after SECONDS
 #     worker.sh log BYTE [follow]        the log from that byte on, to its end or to that of COMMAND
 #
-# STATE is running, ended, stopped (by `stop`), interrupted (by a SIGTERM from elsewhere: maintenance
-# or preemption), rebooted, lost (gone without a trace), killed (by `stop SECONDS`) or none.
+# STATE is running, ended, stopped (by `stop`), interrupted (by a SIGTERM from elsewhere:
+# maintenance or preemption), rebooted, lost (gone without a trace), killed (by `stop SECONDS`) or
+# none.
 #
 # Beside the tree are venv/ and run-HOST/: hosts may share a home.
 set -euo pipefail
@@ -88,7 +89,8 @@ supervise() { # COMMAND...
     echo $$ >"$RUN/pid.new"
     mv "$RUN/pid.new" "$RUN/pid"
     "$@" || code=$?
-    if [ -f "$RUN/stopped" ]; then state=stopped; elif [ "$signals" != 0 ]; then state=interrupted; fi
+    if [ "$signals" != 0 ]; then state=interrupted; fi
+    if [ -f "$RUN/stopped" ]; then state=stopped; fi
     record "$state" "$code"
 }
 
@@ -144,7 +146,7 @@ supervise) supervise "${@:2}" ;;
 state) state ;;
 stop) stop "${2:-}" ;;
 log) show_log "$2" "${3:-}" ;;
---help | -h) sed -n '2,16s/^# \{0,1\}//p' "$0" ;;
+--help | -h) sed -n '2,17s/^# \{0,1\}//p' "$0" ;;
 *)
     echo "error: worker.sh takes install, start, state, stop or log" >&2
     exit 2
