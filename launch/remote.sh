@@ -171,7 +171,7 @@ begin_stream() { # shows worker 0's log; a dropped connection loses nothing and 
         ERRORS=/dev/null
         while :; do
             on_worker "$ASK_SECONDS" 0 "bash $WORKER log $(($(wc -c <"$WORK/shown") + 1)) follow" |
-                tee -a "$WORK/shown"
+                tee -a "$WORK/shown" || true
             sleep "$POLL_SECONDS"
         done
     ) &

@@ -92,7 +92,7 @@ queued-resourcesdescribe) state request ;;
     if [ ! -f "$CLOUD/tpu" ]; then mv "$CLOUD/homes" "$CLOUD/lost-$$"; fi # taken away
     printf x >>"$CLOUD/made"
     if [[ " $* " = *" --spot "* ]]; then spot=True; else spot=; fi
-    printf 'READY\\t%s\\n' "$spot" >"$CLOUD/tpu"
+    printf '%s\\t%s\\n' "$(cat "$CLOUD/made_as" 2>/dev/null || echo READY)" "$spot" >"$CLOUD/tpu"
     if [ "$kind" = queued-resources ]; then
         printf '%s\\n' WAITING_FOR_RESOURCES PROVISIONING ACTIVE >"$CLOUD/request"
     fi
@@ -426,10 +426,15 @@ class TestRun:
     def test_a_dropped_connection_loses_and_repeats_nothing(self, cloud):
         cloud.ready().fail("log", times=1)
         cloud.fail("state", times=3)
-        cloud.env["ALPACARE_ASK_SECONDS"] = "0.5"  # the log's connection is cut again and again
-        result = cloud.tpu("run", *bash("for i in 1 2 3 4 5 6; do echo $i; sleep 0.3; done"))
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.split() == ["1", "2", "3", "4", "5", "6"]
+        drop = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep -q ^tail.*$HOME &&"
+        drop += " kill ${p#/proc/}; done 2>&-"
+        result = cloud.tpu(
+            "run", *bash(f"for i in 1 2 3 4 5; do echo $i; sleep 0.3; [ $i = 3 ] && {drop}; done")
+        )
+        assert result.stdout.split() == ["1", "2", "3", "4", "5"]
+        # Refused, cut after three lines of two bytes, taken up there.
+        asked = [re.search(r"log (\S+) follow$", call[-1]) for call in cloud.calls("log")]
+        assert [match[1] for match in asked if match][:3] == ["1", "1", "7"]
 
     def test_hosts_that_stay_silent(self, cloud):
         cloud.ready()
@@ -508,6 +513,13 @@ class TestPreemption:
         assert "interrupted 3 times, over --max_retries=2" in only_error(result)
         assert Counter(cloud.steps())["start"] == 3
         assert Counter(cloud.steps())["delete"] == 2  # the last one stays as it is
+
+    def test_it_is_gone_as_soon_as_it_is_made(self, cloud):
+        (cloud.root / "made_as").write_text("PREEMPTED")
+        result = cloud.tpu("run", "--max_retries=1", *bash("true"))
+        assert result.returncode == 1
+        assert "interrupted 2 times, over --max_retries=1" in only_error(result)
+        assert Counter(cloud.steps()) == {"create": 2, "delete": 1}
 
     def test_without_retries_nothing_is_made_or_deleted(self, cloud):
         (cloud.root / "tpu").write_text("PREEMPTED")
