@@ -269,13 +269,16 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
         n = len(devices)
         if n == 1 or not times:
             continue
-        largest = max(array.num_bytes for array in instruction.arrays)
+        size = sum(array.num_bytes for array in instruction.arrays)
+        if instruction.opcode != kind:  # a -start results in its operands too
+            operands = instruction.operands
+            size -= sum(_size(i) for i in program.computations[name] if i.name in operands)
         factor = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(kind, (n - 1) / n)
-        if kind == "reduce-scatter" and instruction.opcode == kind:
+        if kind == "reduce-scatter":
             factor = n - 1.0  # its result is one part
         entry = total.setdefault((kind, _axes(devices, mesh), n), [0.0, 0.0])
         entry[0] += times
-        entry[1] += times * factor * largest
+        entry[1] += times * factor * size
     found = [Collective(*key, *values) for key, values in total.items()]
     return sorted(found, key=lambda c: -c.num_bytes)
 

@@ -13,6 +13,7 @@ slower on dots with two free axes, and TPU and GPU compile both forms to the sam
 Norms, rotary angles, softmax and logits are computed in float32 whatever the compute dtype is.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from flax import nnx
 from alpacare_jax import attention
 from alpacare_jax.llama_config import VARIANTS, LlamaConfig, RopeScaling
 
-__all__ = ["VARIANTS", "Llama", "LlamaConfig", "Params", "RopeScaling", "compute_dtype"]
+__all__ = ["VARIANTS", "Llama", "LlamaConfig", "Params", "Placement", "RopeScaling"]
 
 Params = dict[str, Any]
 """Nested dict of arrays: the tree that `params.py` declares."""
@@ -35,6 +36,18 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 """What the backward pass keeps of each layer: everything, nothing, or the projections' outputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """What a mesh changes in the forward pass; by default nothing. See `sharding.placement`."""
+
+    rows: Callable[[jax.Array], jax.Array] = lambda x: x
+    """Says that the first axis of an activation, rows or tokens, is spread."""
+    layer: Callable[[Params], Params] = lambda weights: weights
+    """Brings the weights of one layer together just before they are used."""
+    head: Callable[[jax.Array], jax.Array] = lambda head_VD: head_VD
+    """The same for the output embedding."""
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
@@ -139,7 +152,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One decoder layer, or all of them when the parameters are stacked."""
+    """One decoder layer."""
 
     def __init__(self, params: Params, config: LlamaConfig):
         self.config = config
@@ -163,8 +176,7 @@ class Llama(nnx.Module):
       params: the tree of `params.py`, of any float dtype.
       config: the model's shape.
       dtype: compute dtype; weights are cast as each layer uses them.
-      spread: applied to activations whose first axis is rows or tokens, to say where they lie on a
-        mesh (`sharding.spread_rows`). Without it XLA may keep all rows on every device.
+      placement: where arrays lie on a mesh. Without it XLA may keep all rows on every device.
     """
 
     def __init__(
@@ -172,11 +184,11 @@ class Llama(nnx.Module):
         params: Params,
         config: LlamaConfig,
         dtype: jnp.dtype = jnp.float32,
-        spread: Callable[[jax.Array], jax.Array] = lambda x: x,
+        placement: Placement = Placement(),
     ):
-        self.config, self.dtype, self.spread = config, dtype, spread
+        self.config, self.dtype, self.placement = config, dtype, placement
         self.embed_tokens = nnx.Param(params["embed_tokens"])
-        self.layers = Block(params["layers"], config)
+        self.layers = nnx.data(params["layers"])  # stacked; a Block of each is made in the scan
         self.norm = nnx.Param(params["norm"])
         self.lm_head = _param(params, "lm_head")
 
@@ -184,7 +196,7 @@ class Llama(nnx.Module):
     def head_VD(self) -> jax.Array:
         """The output embedding in the compute dtype; the input one when they are tied."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return head[...].astype(self.dtype)
+        return self.placement.head(head[...].astype(self.dtype))
 
     def hidden(
         self,
@@ -209,7 +221,6 @@ class Llama(nnx.Module):
         B, T = tokens_BT.shape
         rope = rope_angles(self.config, positions_BT)
         seen = attention.visible(segments_BT, positions_BT, segments_BT, positions_BT)
-        graph, stacked = nnx.split(self.layers)
 
         def layer(x_MD, weights):
             kept = []
@@ -218,12 +229,12 @@ class Llama(nnx.Module):
                 kept.append((k, v))
                 return attention.attend(q, k, v, seen)
 
-            x_MD = nnx.merge(graph, weights)(x_MD, rope, attend)
-            return self.spread(x_MD), kept[0] if keep else None
+            block = Block(self.placement.layer(weights), self.config)
+            return self.placement.rows(block(x_MD, rope, attend)), kept[0] if keep else None
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        x_MD, kept = jax.lax.scan(layer, self._embed(tokens_BT), stacked)
+        x_MD, kept = jax.lax.scan(layer, self._embed(tokens_BT), self.layers)
         return self._final_norm(x_MD).reshape(B, T, -1), kept
 
     def decode(
@@ -236,7 +247,6 @@ class Llama(nnx.Module):
         B, S = len(tokens_B), k_LBSKH.shape[2]
         rope = rope_angles(self.config, positions_B[:, None])
         seen_BTS = (jnp.arange(S) <= positions_B[:, None])[:, None]
-        graph, stacked = nnx.split(self.layers)
         rows = jnp.arange(B)
 
         def layer(carry, scanned):
@@ -249,16 +259,16 @@ class Llama(nnx.Module):
                 cache[1] = cache[1].at[i, rows, positions_B].set(v[:, 0])
                 return attention.attend(q, cache[0][i], cache[1][i], seen_BTS)
 
-            x_BD = nnx.merge(graph, weights)(x_BD, rope, attend)
+            x_BD = Block(weights, self.config)(x_BD, rope, attend)
             return (x_BD, *cache), None
 
         start = (self._embed(tokens_B), k_LBSKH, v_LBSKH)
-        layers = jnp.arange(self.config.num_hidden_layers)
-        (x_BD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(layer, start, (stacked, layers))
+        numbers = jnp.arange(self.config.num_hidden_layers)
+        (x_BD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(layer, start, (self.layers, numbers))
         return self._final_norm(x_BD), k_LBSKH, v_LBSKH
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.spread(self.embed_tokens[...][tokens.reshape(-1)].astype(self.dtype))
+        return self.placement.rows(self.embed_tokens[...][tokens.reshape(-1)].astype(self.dtype))
 
     def _final_norm(self, x_MD: jax.Array) -> jax.Array:
         return rms_norm(x_MD, self.norm[...], self.config.rms_norm_eps)

@@ -1,6 +1,6 @@
 """The compiled programs of a training run, and the state that they work on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,12 @@ ACCUMULATE = "accumulate"
 
 
 def mean_loss(
-    weights: Params, micro: dict[str, jax.Array], shape: LlamaConfig, model: ModelConfig, mesh: Mesh
+    weights: Params,
+    micro: dict[str, jax.Array],
+    shape: LlamaConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    rules: Mapping[str, str],
 ) -> jax.Array:
     """This micro-batch's part of the step's mean loss a target token; scalar, float32.
 
@@ -31,7 +36,8 @@ def mean_loss(
       micro: the arrays of `data.Step`, [R, T] each.
     """
     dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
-    module = llama.Llama(weights, shape, dtype, sharding.spread_rows(mesh))
+    placement = sharding.placement(shape, mesh, rules, dtype)
+    module = llama.Llama(weights, shape, dtype, placement)
     rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
     hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)
     chunk = max(1, model.loss_tokens // rows)
@@ -66,7 +72,7 @@ def make_steps(
     """
 
     def loss_of(weights, micro):
-        return mean_loss(weights, micro, shape, config.model, mesh)
+        return mean_loss(weights, micro, shape, config.model, mesh, config.sharding.rules)
 
     def train_step(state: State, arrays, num_micro, stops):
         weights = state["params"]

@@ -375,13 +375,14 @@ def hand_made_weights() -> llama.Params:
 
 
 MODEL = run_config(Path()).model
+RULES = run_config(Path()).sharding.rules
 ONE_DEVICE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
 @functools.cache
 def gradient_of_micro():
     def loss(weights, micro):
-        return train_step.mean_loss(weights, micro, TINY, MODEL, ONE_DEVICE)
+        return train_step.mean_loss(weights, micro, TINY, MODEL, ONE_DEVICE, RULES)
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -432,7 +433,9 @@ def test_accumulation_of_four_is_accumulation_of_one():
     @jax.jit
     def gradient(weights, arrays, num_micro):
         def step(micro):
-            loss = functools.partial(train_step.mean_loss, shape=TINY, model=MODEL, mesh=ONE_DEVICE)
+            loss = functools.partial(
+                train_step.mean_loss, shape=TINY, model=MODEL, mesh=ONE_DEVICE, rules=RULES
+            )
             return jax.value_and_grad(loss)(weights, micro)
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
