@@ -1,7 +1,21 @@
-"""Grouped-query attention over packed rows. Letters as in `llama.py`."""
+"""Grouped-query attention over packed rows, and the kernels for it. Letters as in `llama.py`.
+
+A kernel is a function of a batch's segments and positions that gives `attend(q, k, v)`. All of them
+keep the examples of a row apart.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(q_BTNH, k_BSKH, v_BSKH) -> o_BTNH."""
+Kernel = Callable[[jax.Array, jax.Array], Attend]
+"""(segments_BT, positions_BT) -> Attend."""
+
+KERNELS = ("auto", "xla", "splash", "cudnn")
 
 MASKED = -1e30  # finite, so a row with nothing to attend to gives a mean instead of NaN
 
@@ -44,3 +58,96 @@ def attend(
     weights = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights.reshape(scores_BKRS.shape), v_BSKH)
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def choose(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
+    """The kernel for `auto`: splash on TPU and cuDNN on GPU where they can run, else XLA.
+
+    Raises:
+      ValueError: the kernel asked for cannot run here; it is never replaced silently.
+    """
+    whole_lanes = head_dim % 128 == 0
+    half = jnp.dtype(dtype).itemsize == 2
+    if name == "auto":
+        if platform == "tpu" and whole_lanes:
+            return "splash"
+        return "cudnn" if platform in ("gpu", "cuda") and half and head_dim <= 128 else "xla"
+    if name == "splash" and not (platform == "tpu" and whole_lanes):
+        raise ValueError(
+            f"model.attention splash needs a TPU and a head_dim that is a multiple of 128, not "
+            f"{platform} and {head_dim}; choose xla or auto"
+        )
+    if name == "cudnn" and not (platform in ("gpu", "cuda") and half and head_dim <= 128):
+        raise ValueError(
+            f"model.attention cudnn needs a GPU, bfloat16 and a head_dim of at most 128, not "
+            f"{platform}, {jnp.dtype(dtype)} and {head_dim}; choose xla or auto"
+        )
+    return name
+
+
+def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
+    """Plain XLA operations, on any device."""
+    visible_BTT = visible(segments_BT, positions_BT, segments_BT, positions_BT)
+    return lambda q_BTNH, k_BTKH, v_BTKH: attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT)
+
+
+def cudnn(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
+    """cuDNN's fused attention; the mask is given whole, for lengths alone would join examples."""
+    visible_B1TT = visible(segments_BT, positions_BT, segments_BT, positions_BT)[:, None]
+
+    def attend_rows(q_BTNH, k_BTKH, v_BTKH):
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BTKH, v_BTKH, mask=visible_B1TT, implementation="cudnn"
+        )
+
+    return attend_rows
+
+
+def splash(
+    mesh: Mesh, rows: tuple[str, ...], heads: str | None, *, interpret: bool = False
+) -> Kernel:
+    """The TPU's flash attention with segment ids (Pallas): scores never reach main memory.
+
+    Args:
+      mesh, rows, heads: each device runs the kernel on its own rows and heads; these are the mesh
+        axes that they are spread over.
+      interpret: run it without a TPU, slowly, for tests.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    def attend_row(q_NTH, k_KTH, v_KTH, segments_T):
+        N, T, H = q_NTH.shape
+        if T % 128:
+            raise ValueError(f"splash attention needs rows of a multiple of 128 tokens, not {T}")
+        block = max(b for b in range(128, min(T, 1024) + 1, 128) if T % b == 0)
+        names = [f"block_{x}" for x in ("q", "kv", "kv_compute")]
+        names += [f"block_{x}_dkv" for x in ("q", "kv")] + ["block_kv_dkv_compute"]
+        names += [f"block_{x}_dq" for x in ("q", "kv")]
+        kernel = kernels.make_splash_mha(
+            # Within a segment the order in the row is the order of positions.
+            mask=masks.MultiHeadMask([masks.CausalMask((T, T))] * N),
+            block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block)),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        ids = kernels.SegmentIds(q=segments_T, kv=segments_T)
+        return kernel(q_NTH * H**-0.5, k_KTH, v_KTH, ids)
+
+    def for_rows(segments_BT, positions_BT):
+        del positions_BT
+        spread = PartitionSpec(rows, heads, None, None)
+        mapped = jax.shard_map(
+            jax.vmap(attend_row),
+            mesh=mesh,
+            in_specs=(spread, spread, spread, PartitionSpec(rows, None)),
+            out_specs=spread,
+            check_vma=False,  # it does not know Pallas calls
+        )
+        swap = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731 - [B, T, N, H] <-> [B, N, T, H]
+        return lambda q, k, v: swap(mapped(swap(q), swap(k), swap(v), segments_BT))
+
+    return for_rows

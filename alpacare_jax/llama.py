@@ -48,6 +48,8 @@ class Placement:
     """Brings the weights of one layer together just before they are used."""
     head: Callable[[jax.Array], jax.Array] = lambda head_VD: head_VD
     """The same for the output embedding."""
+    kernel: attention.Kernel = attention.xla
+    """Attention over packed rows."""
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
@@ -220,14 +222,14 @@ class Llama(nnx.Module):
     def _rows(self, tokens_BT, positions_BT, segments_BT, remat, keep):
         B, T = tokens_BT.shape
         rope = rope_angles(self.config, positions_BT)
-        seen = attention.visible(segments_BT, positions_BT, segments_BT, positions_BT)
+        attend_rows = self.placement.kernel(segments_BT, positions_BT)
 
         def layer(x_MD, weights):
             kept = []
 
             def attend(q, k, v):
                 kept.append((k, v))
-                return attention.attend(q, k, v, seen)
+                return attend_rows(q, k, v)
 
             block = Block(self.placement.layer(weights), self.config)
             return self.placement.rows(block(x_MD, rope, attend)), kept[0] if keep else None

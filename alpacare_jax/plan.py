@@ -109,7 +109,11 @@ def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) ->
             total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
             continue
         times = 1.0
-        if name == "scan":
+        if name == "pallas_call":
+            times = math.prod(equation.params["grid_mapping"].grid)
+        elif name == "shard_map":  # written for one device
+            times = equation.params["mesh"].size
+        elif name == "scan":
             times = equation.params["length"]
         elif name == "while":
             times = trips(f"{equation.source_info.name_stack}/while")

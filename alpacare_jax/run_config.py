@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from alpacare_jax.attention import KERNELS
 from alpacare_jax.checkpoint import CheckpointConfig
 from alpacare_jax.data import DataConfig
 from alpacare_jax.llama import REMAT_POLICIES, VARIANTS
@@ -22,11 +23,13 @@ class ModelConfig:
     variant: str  # key of llama.VARIANTS that the checkpoint must have the shape of
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
     remat: str  # key of llama.REMAT_POLICIES
+    attention: str  # auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 
     def __post_init__(self):
         _choice("model.variant", self.variant, VARIANTS)
         _choice("model.remat", self.remat, REMAT_POLICIES)
+        _choice("model.attention", self.attention, KERNELS)
         _choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if self.loss_tokens < 1:
             raise ValueError("model.loss_tokens must be at least 1")

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from alpacare_jax import params
+from alpacare_jax import attention, params
 from alpacare_jax.llama import Params, Placement
 from alpacare_jax.llama_config import LlamaConfig
 
@@ -132,7 +132,7 @@ def of_flags(mesh: Mesh) -> NamedSharding:
 
 
 def placement(
-    config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str], dtype: jnp.dtype
+    config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str], dtype: jnp.dtype, kernel: str
 ) -> Placement:
     """Rows stay where they are; weights come to them, and their gradients go back.
 
@@ -154,7 +154,12 @@ def placement(
         return jax.tree.map(gather, weights, shardings["layers"])
 
     head = shardings["embed_tokens" if config.tie_word_embeddings else "lm_head"]
-    return Placement(rows, layer, lambda head_VD: _gather(head_VD, head, 0))
+    kernels = {
+        "xla": attention.xla,
+        "cudnn": attention.cudnn,
+        "splash": attention.splash(mesh, BATCH_AXES, rules["heads"] or None),
+    }
+    return Placement(rows, layer, lambda head_VD: _gather(head_VD, head, 0), kernels[kernel])
 
 
 def _gather(weight: jax.Array, sharding: NamedSharding, skip: int) -> jax.Array:

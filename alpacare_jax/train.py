@@ -163,7 +163,10 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     mesh = sharding.make_mesh(config.sharding)
     shape = checkpoint.read_config(config.model.checkpoint)
     check_variant(shape, config.model)
-    progress.say(f"{params.count(shape):,} parameters on {sharding.describe(mesh)}")
+    kernel = train_step.attention_kernel(shape, config.model, mesh)
+    progress.say(
+        f"{params.count(shape):,} parameters on {sharding.describe(mesh)}; attention by {kernel}"
+    )
     progress.phase("imports and devices")
     # data
     train_data, eval_data = load_data(config, shape, mesh, progress.say)

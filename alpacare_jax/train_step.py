@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from alpacare_jax import llama, params, sharding
+from alpacare_jax import attention, llama, params, sharding
 from alpacare_jax import loss as loss_lib
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
@@ -16,6 +16,13 @@ from alpacare_jax.run_config import ModelConfig, RunConfig
 
 State = dict[str, Any]
 """{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
+
+
+def attention_kernel(shape: LlamaConfig, model: ModelConfig, mesh: Mesh) -> str:
+    """The attention kernel that a run uses; see `attention.choose`."""
+    platform = mesh.devices.flat[0].platform
+    dtype = llama.compute_dtype(model.dtype, platform)
+    return attention.choose(model.attention, platform, dtype, shape.head_dim)
 
 
 ACCUMULATE = "accumulate"
@@ -36,7 +43,8 @@ def mean_loss(
       micro: the arrays of `data.Step`, [R, T] each.
     """
     dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
-    placement = sharding.placement(shape, mesh, rules, dtype)
+    kernel = attention_kernel(shape, model, mesh)
+    placement = sharding.placement(shape, mesh, rules, dtype, kernel)
     module = llama.Llama(weights, shape, dtype, placement)
     rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
     hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)

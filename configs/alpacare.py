@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             variant=arg.variant,  # the size that directory must have
             dtype="auto",  # compute dtype: bfloat16 on accelerators, float32 on CPU
             remat="dots",  # kept for the backward pass: none (all), dots, full (nothing)
+            attention="auto",  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
             loss_tokens=2048,  # tokens a device holds logits of at a time
         ),
         data=common.section(

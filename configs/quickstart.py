@@ -16,6 +16,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             variant="smollm2-135m",  # the size that directory must have
             dtype="auto",  # compute dtype: bfloat16 on accelerators, float32 on CPU
             remat="full",  # kept for the backward pass: none (all), dots, full (nothing)
+            attention="auto",  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
             loss_tokens=256,  # tokens a device holds logits of at a time
         ),
         data=common.section(

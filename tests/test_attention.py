@@ -137,3 +137,111 @@ def test_bfloat16_keeps_a_float32_softmax():
     v = jnp.asarray([[[[1.0]], [[0.0]]]], jnp.bfloat16) * jnp.ones((1, 2, 1, 4), jnp.bfloat16)
     out = attend(q, k, v, np.ones((1, 1, 2), bool))
     assert float(out[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-2)), abs=0.005)
+
+
+# Kernels
+
+
+LONG = 256
+
+
+def packed_rows(K=2, N=4, width=128):
+    """Two rows: examples of 100, 28 and 90 tokens and padding; and one of 256."""
+    segments = np.zeros((2, LONG), np.int32)
+    segments[0, :100], segments[0, 100:128], segments[0, 128:218] = 1, 2, 3
+    segments[1] = 1
+    positions = np.zeros_like(segments)
+    for row, start, end in ((0, 0, 100), (0, 100, 128), (0, 128, 218), (1, 0, 256)):
+        positions[row, start:end] = np.arange(end - start)
+    make = lambda heads, shift: jnp.asarray(wave(2, LONG, heads, width, shift=shift), jnp.float32)  # noqa: E731
+    return jnp.asarray(segments), jnp.asarray(positions), make(N, 0.0), make(K, 1.0), make(K, 2.0)
+
+
+def one_device_mesh() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(
+        np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")
+    )
+
+
+def kernel(name: str) -> attention.Kernel:
+    if name == "splash":
+        return attention.splash(one_device_mesh(), ("data", "fsdp"), "tensor", interpret=True)
+    return {"xla": attention.xla, "cudnn": attention.cudnn}[name]
+
+
+RUNNABLE = [
+    "xla",
+    "splash",
+    pytest.param(
+        "cudnn", marks=pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+    ),
+]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_kernel_equals_the_definition_and_so_do_its_gradients(name):
+    segments, positions, *qkv = packed_rows()
+    real = (segments > 0)[..., None, None]
+
+    def total(name, *qkv):
+        out = jnp.where(real, kernel(name)(segments, positions)(*qkv), 0)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+    (_, out), grads = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)(name, *qkv)
+    want = by_definition(*qkv, attention.visible(segments, positions, segments, positions))
+    np.testing.assert_allclose(out, np.where(real, want, 0), atol=2e-5)
+    _, wanted = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)("xla", *qkv)
+    for got, expected in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_kernel_keeps_the_examples_of_a_row_apart(name):
+    segments, positions, q, k, v = packed_rows()
+    attend = kernel(name)(segments, positions)
+    before = np.asarray(attend(q, k, v))
+    others = (segments[0] == 1)[:, None, None]
+    changed_k = k.at[0].set(jnp.where(others, 100.0, k[0]))
+    changed_v = v.at[0].set(jnp.where(others, -100.0, v[0]))
+    after = np.asarray(attend(q, changed_k, changed_v))
+    np.testing.assert_array_equal(after[0, 100:218], before[0, 100:218])
+    np.testing.assert_array_equal(after[1], before[1])
+    assert np.abs(after[0, :100] - before[0, :100]).max() > 1, "the test can fail"
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "dtype", "head_dim", "chosen"),
+    [
+        ("auto", "cpu", "float32", 128, "xla"),
+        ("auto", "tpu", "bfloat16", 128, "splash"),
+        ("auto", "tpu", "bfloat16", 64, "xla"),
+        ("auto", "gpu", "bfloat16", 64, "cudnn"),
+        ("auto", "gpu", "float32", 64, "xla"),
+        ("xla", "tpu", "bfloat16", 128, "xla"),
+        ("splash", "tpu", "float32", 256, "splash"),
+        ("cudnn", "cuda", "bfloat16", 128, "cudnn"),
+    ],
+)
+def test_the_kernel_that_is_chosen(asked, platform, dtype, head_dim, chosen):
+    assert attention.choose(asked, platform, jnp.dtype(dtype), head_dim) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "dtype", "head_dim"),
+    [
+        ("splash", "cpu", "float32", 128),
+        ("splash", "tpu", "bfloat16", 64),
+        ("cudnn", "cpu", "bfloat16", 64),
+        ("cudnn", "gpu", "float32", 64),
+        ("cudnn", "gpu", "bfloat16", 256),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_an_error(asked, platform, dtype, head_dim):
+    with pytest.raises(ValueError, match=f"model.attention {asked} needs a .PU.* choose xla or"):
+        attention.choose(asked, platform, jnp.dtype(dtype), head_dim)
+
+
+def test_splash_needs_whole_blocks():
+    segments, positions, q, k, v = (x[:, :100] for x in packed_rows())
+    with pytest.raises(ValueError, match="multiple of 128 tokens, not 100"):
+        kernel("splash")(segments, positions)(q, k, v)
