@@ -1,0 +1,200 @@
+"""Trains every run of a sweep, one after another, and compares them in one table.
+
+    python launch/sweep.py --config=configs/quickstart.py --sweep=sweep --workdir=runs/sweep
+
+--sweep names a function of the config file, e.g. `def sweep(add)`; in it `add(**overrides)` queues
+one run, with keys like "optimizer.learning_rate". Each run has a folder in --workdir, named after
+its overrides. Finished runs are skipped and unfinished ones go on, so after any interruption the
+same command goes on. Flags --config.KEY=VALUE hold for all runs.
+
+In a job array of SLURM each job trains the run of its own index. --launcher='COMMAND --' is put in
+front of each run's command, to train on other machines; results are read here, so those machines
+share --workdir.
+"""
+
+import contextlib
+import functools
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+# As `python -m` from there has it: config files import configs.common.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from alpacare_jax import cli, provenance
+from launch import sweep_results, sweep_runs
+from launch.sweep_runs import Run
+
+
+def same_numbers(run: Run) -> bool:
+    """Whether run.json in the run's folder, if it says, is of these settings."""
+    before = sweep_runs.flatten(sweep_results.read_record(run.workdir).get("config", {}))
+    keys = (key for key in run.config if not key.startswith(("checkpoint.", "sharding.")))
+    return all(before.get(key, run.config[key]) == run.config[key] for key in keys)
+
+
+def is_finished(run: Run) -> bool:
+    """Whether there is nothing to do; of a run of other settings, train says what differs."""
+    return bool(sweep_results.read_record(run.workdir).get("end")) and same_numbers(run)
+
+
+def state(run: Run) -> str:
+    """One word or two for people, as in the table."""
+    found = sweep_results.row(run.name, run.workdir)["state"]
+    return found if same_numbers(run) else f"{found}, of other settings"
+
+
+def command(run: Run, config: str, launcher: str) -> list[str]:
+    """A launcher's machines have a Python of their own."""
+    front = shlex.split(launcher)
+    python = "python" if front else sys.executable
+    return [*front, python, "-m", "alpacare_jax.train", f"--config={config}", *run.flags]
+
+
+class Runner:
+    """Runs commands, and passes on what asks this process to stop.
+
+    Training saves at SIGTERM only, and a terminal sends Ctrl-C to all its processes: so a command
+    gets a session of its own, and SIGTERM for whatever came here.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self.process: subprocess.Popen | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._ask)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        if self.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+
+    def run(self, args: Sequence[str]) -> tuple[int, str]:
+        """Exit code and last line of stderr, which is shown too, once all that it started ended."""
+        last = ""
+        with subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            self.process = process
+            if self.asked:  # while it was started
+                self._ask()
+            for line in process.stderr:
+                print(line, end="", file=sys.stderr, flush=True)
+                last = line.strip() or last
+            code = process.wait()
+            self.process = None
+        if self.asked and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            code = 0  # before it could save, or a launcher that does not wait
+        return code, last
+
+
+def run_all(runs: Mapping[int, Run], config: str, launcher: str) -> dict[str, tuple[int, str]]:
+    """Runs, by index, what is not finished.
+
+    Returns:
+      Exit code and last line of stderr of each run that failed, by name.
+    """
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    runner, failures = Runner(), {}
+    for index, run in runs.items():
+        if is_finished(run):
+            say(f"run {index}: {run.name} is finished")
+            continue
+        if runner.asked:
+            break
+        say(f"run {index}: {run.name}")
+        code, last = runner.run(command(run, config, launcher))
+        if code:
+            failures[run.name] = (code, last)
+    if runner.asked and not all(map(is_finished, runs.values())):
+        say("stopped; run the same command again to go on")
+    return failures
+
+
+def write_results(workdir: Path, rows: Sequence[Mapping[str, Any]], **content: Any) -> None:
+    """Writes sweep.json whole; jobs of an array may do so at the same time."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = workdir / f"sweep.json.{platform.node()}.{os.getpid()}"
+    provenance.write_json(partial, {**content, "runs": rows})
+    os.replace(partial, workdir / "sweep.json")
+
+
+def choose(runs: Sequence[Run], index: int | None) -> dict[int, Run]:
+    """All runs by index, or the one."""
+    if index is None:
+        return dict(enumerate(runs))
+    if not 0 <= index < len(runs):
+        raise ValueError(f"no run {index}: the sweep has {len(runs)}, from 0 to {len(runs) - 1}")
+    return {index: runs[index]}
+
+
+def array_index(text: str | None) -> int | None:
+    """SLURM_ARRAY_TASK_ID as a number, where this is a job of an array."""
+    if text and not text.isdecimal():
+        raise ValueError(f"SLURM_ARRAY_TASK_ID is {text!r}, not a number")
+    return int(text) if text else None
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    FLAGS = flags.FLAGS
+    config = sweep_runs.flatten(FLAGS.config.to_dict())
+    given = FLAGS["config"].config_filename
+    path, _, argument = given.partition(":")
+    parts = (Path(path).stem, urllib.parse.quote(argument, safe="=,"), FLAGS.sweep)
+    workdir = FLAGS.workdir or "runs/" + "-".join(filter(None, parts))
+    if "://" in workdir:
+        raise ValueError(f"--workdir={workdir} is not a folder here; results are read from it")
+    sweep = sweep_runs.load_function(path, FLAGS.sweep)
+    common = FLAGS["config"].override_values
+    runs = sweep_runs.make(f"{FLAGS.sweep} of {path}", sweep, config, common, Path(workdir))
+    index = FLAGS.index
+    if index is None and not FLAGS.table:
+        index = array_index(os.environ.get("SLURM_ARRAY_TASK_ID"))
+    chosen = choose(runs, index)
+    if FLAGS.dry_run:
+        for number, run in chosen.items():
+            print(f"# run {number}: {run.name}: {state(run)}")
+            print(shlex.join(command(run, given, FLAGS.launcher)))
+        return 0
+    failures = {} if FLAGS.table else run_all(chosen, given, FLAGS.launcher)
+    rows = [sweep_results.row(run.name, run.workdir, failures.get(run.name)) for run in runs]
+    rows.sort(key=sweep_results.best_first)
+    if not FLAGS.table:
+        write_results(Path(workdir), rows, config=given, sweep=FLAGS.sweep)
+    print(sweep_results.table(rows))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
+    flags.DEFINE_string("sweep", "sweep", "Function of the config file that queues the runs.")
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the runs' folders (default: runs/CONFIG-SWEEP)."
+    )
+    flags.DEFINE_integer(
+        "index", None, "Only this run, counted from 0 (default: SLURM_ARRAY_TASK_ID, else all)."
+    )
+    flags.DEFINE_string("launcher", "", "Command to put in front of each run's.")
+    flags.DEFINE_bool("dry_run", False, "Print the commands, and what is finished; run nothing.")
+    flags.DEFINE_bool("table", False, "Print the table; run nothing.")
+    flags.mark_flags_as_required(["config"])
+    cli.run(main)

@@ -1,0 +1,129 @@
+"""From `def sweep(add)` of a config file to runs: what each changes, and its name."""
+
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import math
+import urllib.parse
+from collections.abc import Callable, Collection, Mapping
+from decimal import Decimal
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+MAX_NAME = 100
+"""Characters; file systems allow 255 bytes, and a checkpoint's files add to some of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    name: str  # of its folder: the packed overrides
+    workdir: Path
+    flags: tuple[str, ...]  # of alpacare_jax.train
+    config: dict[str, Any]  # every dotted key, overrides applied
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"seed": 1}} -> {"train.seed": 1}."""
+    flat = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
+def load_function(path: str, name: str) -> Callable[..., None]:
+    """The function `name(add)` of a config file."""
+    spec = importlib.util.spec_from_file_location("sweep_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    functions = inspect.getmembers(module, inspect.isfunction)
+    sweeps = {n: f for n, f in functions if list(inspect.signature(f).parameters) == ["add"]}
+    if name not in sweeps:
+        raise ValueError(f"{path} has no `def {name}(add)`; it has {', '.join(sweeps) or 'none'}")
+    return sweeps[name]
+
+
+def check_value(where: str, key: str, value: Any, config: Mapping[str, Any]) -> Any:
+    """The override as the config's type of number, text or yes/no.
+
+    Raises:
+      ValueError: the config has no such key, or the value is not of its type.
+    """
+    if key not in config:
+        near = difflib.get_close_matches(key, config, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "keys are dotted: 'train.epochs'"
+        raise ValueError(f"{where}: config has no key {key!r}; {hint}")
+    if hasattr(value, "item"):
+        value = value.item()  # a number of NumPy's
+    kind = type(config[key])
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"{where}: {key} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def as_text(value: Any) -> str:
+    """What a flag reads as this value, and as short as it gets: 0.0002 -> "2e-4"."""
+    if not isinstance(value, float):
+        return str(value)
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    first, *others = map(str, digits)
+    fraction = "." + "".join(others) if others else ""
+    scientific = f"{'-' * sign}{first}{fraction}e{exponent + len(others)}"
+    return min(repr(value), scientific, key=len)
+
+
+def pack(overrides: Mapping[str, Any], keys: Collection[str]) -> str:
+    """Overrides as the name of a folder, another one for other overrides.
+
+    >>> pack({"optimizer.schedule": "cosine", "optimizer.learning_rate": 2e-4}, config)
+    'learning_rate=2e-4,schedule=cosine'
+
+    A key is short where no other of `keys` ends alike. Whatever is no letter, digit or one of _.-~
+    is written as %XX.
+    """
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    items = []
+    for key, value in sorted(overrides.items()):
+        short = key.rsplit(".", 1)[-1]
+        value = urllib.parse.quote(as_text(value), safe="")
+        items.append(f"{short if last.count(short) == 1 else key}={value}")
+    name = ",".join(items) or "unchanged"
+    if len(name) > MAX_NAME:
+        digest = sha256(name.encode()).hexdigest()[:16]
+        name = f"{name[: MAX_NAME - 17]}+{digest}"  # no shorter name has a +
+    return name
+
+
+def make(
+    where: str,
+    sweep: Callable[..., None],
+    config: Mapping[str, Any],
+    common: Mapping[str, Any],
+    workdir: Path,
+) -> list[Run]:
+    """What the sweep queues, in its order; `common` are the overrides that hold for all runs.
+
+    Raises:
+      ValueError: no run, two of the same, or an override that the config does not have.
+    """
+    queued: list[dict[str, Any]] = []
+    sweep(lambda **overrides: queued.append(overrides))
+    if not queued:
+        raise ValueError(f"{where} queues no run")
+    runs, names = [], {}
+    for overrides in queued:
+        overrides = {k: check_value(where, k, v, config) for k, v in sorted(overrides.items())}
+        if both := overrides.keys() & common.keys():
+            raise ValueError(f"{where} sets {min(both)} itself; leave out --config.{min(both)}")
+        name, content = pack(overrides, config), {**config, **overrides}
+        same = names.setdefault(json.dumps(content, sort_keys=True), name)
+        if len(names) == len(runs):
+            raise ValueError(f"{where} queues the same run twice: {same} and {name}")
+        given = [f"--config.{k}={as_text(v)}" for k, v in {**common, **overrides}.items()]
+        runs.append(Run(name, workdir / name, (*given, f"--workdir={workdir / name}"), content))
+    return runs
