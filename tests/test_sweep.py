@@ -11,6 +11,7 @@ import time
 import urllib.parse
 from pathlib import Path
 
+import hypothesis
 import pytest
 from conftest import REPOSITORY
 from hypothesis import assume, given
@@ -20,6 +21,7 @@ from test_train import make_corpus, settings, wait_for_step
 from configs import quickstart
 from launch import sweep_results, sweep_runs
 
+no_deadline = hypothesis.settings(deadline=None)  # no test asserts a time
 CONFIG = sweep_runs.flatten(quickstart.get_config().to_dict())
 
 SWEEPS = """
@@ -183,6 +185,7 @@ FEW = st.sampled_from(sorted(CONFIG)).flatmap(
 )
 
 
+@no_deadline
 @given(OVERRIDES | FEW)
 def test_names_are_safe_on_any_file_system(overrides):
     name = sweep_runs.pack(overrides, CONFIG)
@@ -200,6 +203,7 @@ def read_back(name: str) -> dict:
     return overrides
 
 
+@no_deadline
 @given(FEW | st.lists(FEW, min_size=2, max_size=3))
 def test_a_name_can_be_read_back_so_no_other_run_has_it(overrides):
     if isinstance(overrides, list):
@@ -209,6 +213,7 @@ def test_a_name_can_be_read_back_so_no_other_run_has_it(overrides):
     assert repr(read_back(name)) == repr(dict(sorted(overrides.items())))
 
 
+@no_deadline
 @given(OVERRIDES, OVERRIDES)
 def test_other_overrides_another_name(one, other):
     same = repr(sorted(one.items())) == repr(sorted(other.items()))
@@ -254,6 +259,7 @@ def test_long_names_are_cut_and_stay_apart():
     assert posing != cut[0], "a value that looks like a cut name is not taken for one"
 
 
+@no_deadline
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_are_short_and_exact(value):
     text = sweep_runs.as_text(value)
