@@ -8,8 +8,8 @@ its overrides. Finished runs are skipped and unfinished ones go on, so after any
 same command goes on. Flags --config.KEY=VALUE hold for all runs.
 
 In a job array of SLURM each job trains the run of its own index. --launcher='COMMAND --' is put in
-front of each run's command, to train on other machines; results are read here, so those machines
-share --workdir.
+front of each run's command, to train on several processes or other machines. It must end when the
+run ends, and the run must write to --workdir, where results are read.
 """
 
 import contextlib
@@ -81,8 +81,11 @@ class Runner:
                 os.killpg(self.process.pid, signal.SIGTERM)
 
     def run(self, args: Sequence[str]) -> tuple[int, str]:
-        """Exit code and last line of stderr, which is shown too, once all that it started ended."""
-        last = ""
+        """Exit code and last line of stderr, which is shown too, once all that it started ended.
+
+        Our commands' own "error: ..." goes before what a launcher says after it.
+        """
+        last = error = ""
         with subprocess.Popen(
             args,
             stdin=subprocess.DEVNULL,
@@ -97,11 +100,12 @@ class Runner:
             for line in process.stderr:
                 print(line, end="", file=sys.stderr, flush=True)
                 last = line.strip() or last
+                error = last if last.startswith("error: ") else error
             code = process.wait()
             self.process = None
         if self.asked and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
             code = 0  # before it could save, or a launcher that does not wait
-        return code, last
+        return code, error or last
 
 
 def run_all(runs: Mapping[int, Run], config: str, launcher: str) -> dict[str, tuple[int, str]]:

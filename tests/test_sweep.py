@@ -399,6 +399,22 @@ def test_a_failing_run_does_not_stop_the_others(sweeps):
     assert sweeps.started[3:] == ["seed=13"], "it is tried again"
 
 
+@pytest.mark.parametrize(
+    "said, shown",
+    [
+        ("echo error: why >&2; echo launcher: ending the others >&2", "error: why"),
+        ("echo first >&2; echo; echo last >&2; echo >&2", "last"),
+        ("true", ""),
+    ],
+)
+def test_what_is_shown_of_a_failure(sweeps, said, shown):
+    sweeps.launcher = f"sh -c '{said}; exit 7'"
+    code, out, _ = sweeps("sweep", "--index=0")
+    assert code == 1
+    assert re.search(rf"failed 7(: {shown})?$", out, re.MULTILINE)
+    assert [row["error"] for row in sweeps.rows() if row["state"] == "failed 7"] == [shown]
+
+
 @pytest.mark.parametrize("how", ["flag", "environment", "both"])
 def test_one_run_of_a_job_array(sweeps, how):
     args = ["--index=1"] if how != "environment" else []
