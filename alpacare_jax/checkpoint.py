@@ -112,19 +112,10 @@ def find_step(directory: str | Path, step: str = "best") -> int:
     return int(step)
 
 
-def load_params(
-    directory: str | Path,
-    config: LlamaConfig,
-    *,
-    step: str = "best",
-    dtype: jnp.dtype | None = None,
-    shardings: Params | None = None,
-) -> Params:
-    """Restores the weights of a model directory.
-
-    Args:
-      dtype: cast to it while reading; None keeps each array's stored dtype.
-      shardings: tree of NamedSharding; None puts all on the first device.
+def stored_weights(
+    directory: str | Path, config: LlamaConfig, step: str = "best"
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of a saved step, and {weight path: what has its shape and dtype}.
 
     Raises:
       ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
@@ -144,6 +135,28 @@ def load_params(
                 f"{path}: weight {name} has shape {stored[name].shape}, config.json asks for "
                 f"{wanted[name].shape}: it belongs to another model"
             )
+    return path, stored
+
+
+def load_params(
+    directory: str | Path,
+    config: LlamaConfig,
+    *,
+    step: str = "best",
+    dtype: jnp.dtype | None = None,
+    shardings: Params | None = None,
+) -> Params:
+    """Restores the weights of a model directory.
+
+    Args:
+      dtype: cast to it while reading; None keeps each array's stored dtype.
+      shardings: tree of NamedSharding; None puts all on the first device.
+
+    Raises:
+      ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
+    """
+    path, stored = stored_weights(directory, config, step)
+    wanted = params_lib.flatten(params_lib.abstract(config))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = shardings or jax.tree.map(lambda _: one, wanted)
     flat_shardings = params_lib.flatten(shardings)

@@ -18,13 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy, for safetensors
 import numpy as np
 from absl import flags
 
-from alpacare_jax import checkpoint, cli, params, provenance
+from alpacare_jax import checkpoint, cli, params, provenance, safetensors_file, weight_store
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
+from alpacare_jax.params import Weight
+from alpacare_jax.safetensors_file import Tensor
 
 MAX_SHARD_BYTES = 5_000_000_000
 """transformers' own default shard size."""
@@ -58,22 +59,8 @@ def new_directory(target: Path, need_bytes: int) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_shard(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors of one safetensors file, memory-mapped one at a time."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                yield key, file.get_tensor(key)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); download it again"
-        ) from None
-
-
-def read_hf(source: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, tensor) of every tensor in a Hugging Face folder, single file or sharded."""
+def read_hf(source: Path) -> list[Tensor]:
+    """Every tensor in a Hugging Face folder, single file or sharded; still on disk."""
     index, single = source / "model.safetensors.index.json", source / "model.safetensors"
     if index.is_file():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -81,124 +68,123 @@ def read_hf(source: Path) -> Iterator[tuple[str, np.ndarray]]:
         files = [single.name]
     else:
         raise FileNotFoundError(f"{source} has neither {single.name} nor {index.name}")
+    result = []
     for name in files:
         if not (source / name).is_file():
             raise FileNotFoundError(f"{source} lacks {name}, which {index.name} lists")
-        yield from _read_shard(source / name)
+        result += safetensors_file.tensors(source / name)
+    return result
 
 
-def params_from_hf(tensors: Iterable[tuple[str, np.ndarray]], config: LlamaConfig) -> Params:
-    """Stacks Hugging Face tensors into our parameter tree, in their own dtype.
+def hf_places(config: LlamaConfig) -> dict[str, tuple[Weight, int | None]]:
+    """Hugging Face key -> weight and layer, in the order of a Hugging Face file."""
+    return {
+        weight.hf_key.format(layer): (weight, layer)
+        for layer in [None, *range(config.num_hidden_layers)]
+        for weight in params.weights(config)
+        if weight.stacked == (layer is not None)
+    }
+
+
+def check(
+    tensors: Iterable[Tensor], config: LlamaConfig
+) -> list[tuple[Weight, int | None, Tensor]]:
+    """Says where each tensor belongs, before any of them is read.
 
     Raises:
       ValueError: a key is missing, left over, twice there, misshapen or of another dtype.
     """
-    rows = {}
-    for weight in params.weights(config):
-        layers = range(config.num_hidden_layers) if weight.stacked else [None]
-        rows |= {weight.hf_key.format(layer): (weight, layer) for layer in layers}
-    result: dict[str, np.ndarray] = {}
-    seen: set[str] = set()
-    tied = None
-    for key, tensor in tensors:
+    places, tied = hf_places(config), None
+    found: dict[str, Tensor] = {}
+    dtypes: dict[str, np.dtype] = {}
+    for tensor in tensors:
+        key = tensor.key
         if IGNORED_KEYS.fullmatch(key):
             continue
         if key == "lm_head.weight" and config.tie_word_embeddings:
             tied = tensor  # some tied models save the same matrix twice
             continue
-        if key not in rows:
+        if key not in places:
             raise ValueError(f"left-over key {key}: config.json does not describe this model")
-        if key in seen:
+        if key in found:
             raise ValueError(f"{key} is there twice, in two files")
-        weight, layer = rows[key]
+        weight, _ = places[key]
         if tensor.shape != params.hf_shape(weight, config):
             raise ValueError(
                 f"{key} has shape {tensor.shape}, config.json asks for "
                 f"{params.hf_shape(weight, config)}"
             )
-        array = params.from_hf_layout(weight, tensor, config)
-        if weight.path not in result:
-            result[weight.path] = np.empty(params.shape(weight, config), tensor.dtype)
-        if result[weight.path].dtype != tensor.dtype:
-            raise ValueError(f"{key} is {tensor.dtype}, other layers {result[weight.path].dtype}")
-        result[weight.path][... if layer is None else layer] = array
-        seen.add(key)
-    if missing := [key for key in rows if key not in seen]:
+        if dtypes.setdefault(weight.path, tensor.dtype) != tensor.dtype:
+            raise ValueError(f"{key} is {tensor.dtype}, other layers {dtypes[weight.path]}")
+        found[key] = tensor
+    if missing := [key for key in places if key not in found]:
         raise ValueError(f"{len(missing)} missing keys, the first is {missing[0]}")
-    if tied is not None and not np.array_equal(tied, result["embed_tokens"]):
+    if tied and not np.array_equal(tied.read(), found["model.embed_tokens.weight"].read()):
         raise ValueError(
             "config.json ties the embeddings, but lm_head.weight differs from the input embedding; "
             "set tie_word_embeddings to false there"
         )
-    return params.tree(config, lambda w: result[w.path])
+    return [(*places[key], tensor) for key, tensor in found.items()]
 
 
 def params_to_hf(tree: Params, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
     """(key, tensor) in Hugging Face's names and layouts, layer by layer."""
     flat = params.flatten(tree)
-    for layer in [None, *range(config.num_hidden_layers)]:
-        for weight in params.weights(config):
-            if weight.stacked == (layer is not None):
-                array = flat[weight.path] if layer is None else flat[weight.path][layer]
-                yield (
-                    weight.hf_key.format(layer),
-                    params.to_hf_layout(weight, np.asarray(array), config),
-                )
+    for key, (weight, layer) in hf_places(config).items():
+        array = flat[weight.path] if layer is None else flat[weight.path][layer]
+        yield key, params.to_hf_layout(weight, np.asarray(array), config)
+
+
+def _write_weights(
+    directory: Path, checked: list[tuple[Weight, int | None, Tensor]], config: LlamaConfig
+) -> None:
+    """Tensors in Hugging Face's layout -> step 0 of a model directory, in their own dtype."""
+    dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
+    with weight_store.Writer(directory, config, dtypes) as store:
+        for weight, layer, tensor in checked:
+            array = params.from_hf_layout(weight, tensor.read(), config)
+            store.write(weight, layer, weight_store.contiguous(array))
 
 
 def from_hf(source: Path, target: Path) -> None:
     """Hugging Face folder -> model directory, each weight in its stored dtype."""
     config = checkpoint.read_config(source)
-    size = sum(f.stat().st_size for f in source.glob("*.safetensors"))
-    with new_directory(target, size) as partial:
-        tree = params_from_hf(read_hf(source), config)
+    checked = check(read_hf(source), config)
+    checkpoint.load_tokenizer(source)
+    with new_directory(target, sum(tensor.nbytes for *_, tensor in checked)) as partial:
         checkpoint.copy_model_files(source, partial)
-        checkpoint.load_tokenizer(partial)
-        _finish(partial, tree, "from_hf", source)
+        _write_weights(partial, checked, config)
+        _record(partial, "from_hf", source)
 
 
 def to_hf(source: Path, target: Path, step: str, dtype: str) -> None:
     """Model directory -> Hugging Face folder that transformers opens unchanged."""
-    from safetensors.numpy import save_file
-
     config = checkpoint.read_config(source)
-    tree = checkpoint.load_params(
-        source, config, step=step, dtype=jnp.dtype(dtype) if dtype else None
-    )
-    sizes = {key: tensor.nbytes for key, tensor in params_to_hf(tree, config)}
-    shards = _shards(sizes)
-    with new_directory(target, sum(sizes.values())) as partial:
+    arrays = weight_store.open_arrays(source, config, step)
+    cast = {path: jnp.dtype(dtype) if dtype else a.dtype.numpy_dtype for path, a in arrays.items()}
+    specs = {
+        key: (cast[weight.path], params.hf_shape(weight, config))
+        for key, (weight, _) in hf_places(config).items()
+    }
+    total = sum(safetensors_file.nbytes(spec) for spec in specs.values())
+    with new_directory(target, total) as partial:
+        with safetensors_file.FolderWriter(partial, specs, MAX_SHARD_BYTES) as writer:
+            for weight, layer, array in weight_store.read(arrays, config):
+                key = weight.hf_key.format(layer)
+                tensor = params.to_hf_layout(weight, _cast(key, array, specs[key][0]), config)
+                writer.write(key, weight_store.contiguous(tensor))
         checkpoint.copy_model_files(source, partial)
-        dtypes = {str(leaf.dtype) for leaf in params.flatten(tree).values()}
+        dtypes = {str(dtype) for dtype in cast.values()}
         _set_dtype(partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32")
-        tensors, written = params_to_hf(tree, config), {}
-        for i, keys in enumerate(shards, start=1):
-            name = (
-                f"model-{i:05}-of-{len(shards):05}.safetensors"
-                if len(shards) > 1
-                else "model.safetensors"
-            )
-            shard = dict(next(tensors) for _ in keys)
-            contiguous = {key: np.ascontiguousarray(tensor) for key, tensor in shard.items()}
-            save_file(contiguous, partial / name, metadata={"format": "pt"})
-            written |= dict.fromkeys(keys, name)
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": written}
-            provenance.write_json(partial / "model.safetensors.index.json", index)
         _record(partial, "to_hf", source)
 
 
-def _shards(sizes: dict[str, int]) -> list[list[str]]:
-    """Cuts keys, in order, into files of at most MAX_SHARD_BYTES."""
-    shards: list[list[str]] = [[]]
-    room = MAX_SHARD_BYTES
-    for key, size in sizes.items():
-        if size > room and shards[-1]:
-            shards.append([])
-            room = MAX_SHARD_BYTES
-        shards[-1].append(key)
-        room -= size
-    return shards
+def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype, copy=False)
+    except FloatingPointError:
+        raise ValueError(f"{key} has numbers beyond {dtype}; choose --dtype=bfloat16") from None
 
 
 def _set_dtype(config_path: Path, dtype: str) -> None:
@@ -214,23 +200,19 @@ def _record(directory: Path, direction: str, source: Path) -> None:
     provenance.write_json(directory / "run.json", record | {"end": provenance.now()})
 
 
-def _finish(partial: Path, tree: Params, direction: str, source: Path) -> None:
-    checkpoint.save_params(partial, tree)
-    _record(partial, direction, source)
-
-
 def from_gguf(source: Path, target: Path) -> None:
     """GGUF file -> model directory: weights dequantised to float32, tokenizer rebuilt."""
     from alpacare_jax import gguf_reader
 
     model = gguf_reader.open_gguf(source)
     config = LlamaConfig.from_hf(model.config)
-    with new_directory(target, 4 * params.count(config)) as partial:
-        tree = params_from_hf(model.tensors(), config)
+    checked = check(model.tensors(), config)
+    with new_directory(target, sum(tensor.nbytes for *_, tensor in checked)) as partial:
         for name, content in model.files().items():
             provenance.write_json(partial / name, content)
         checkpoint.load_tokenizer(partial)
-        _finish(partial, tree, "from_gguf", source)
+        _write_weights(partial, checked, config)
+        _record(partial, "from_gguf", source)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from alpacare_jax.safetensors_file import Tensor
 
 HF_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -37,23 +38,28 @@ class GgufModel:
     def field(self, name: str) -> Any:
         return _field(self.reader, name)
 
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(Hugging Face key, dequantised float32 tensor) of every weight."""
+    def tensors(self) -> list[Tensor]:
+        """Every weight, under its Hugging Face key; reading it dequantises to float32."""
+        return [self._tensor(stored) for stored in self.reader.tensors]
+
+    def _tensor(self, stored: Any) -> Tensor:
         import gguf
 
+        *prefix, name, kind = stored.name.split(".")
+        if name not in HF_NAMES:
+            raise ValueError(f"GGUF tensor {stored.name} is not part of a LLaMA")
         heads = {
             "attn_q": self.config["num_attention_heads"],
             "attn_k": self.config["num_key_value_heads"],
         }
-        for tensor in self.reader.tensors:
-            *prefix, name, kind = tensor.name.split(".")
-            if name not in HF_NAMES:
-                raise ValueError(f"GGUF tensor {tensor.name} is not part of a LLaMA")
-            array = gguf.dequantize(tensor.data, tensor.tensor_type)
-            if name in heads:
-                array = _unpermute(array, heads[name])
-            layer = f"model.layers.{prefix[1]}." if prefix else ""
-            yield f"{layer}{HF_NAMES[name]}.{kind}", array
+
+        def read() -> np.ndarray:
+            array = gguf.dequantize(stored.data, stored.tensor_type)
+            return _unpermute(array, heads[name]) if name in heads else array
+
+        layer = f"model.layers.{prefix[1]}." if prefix else ""
+        shape = tuple(int(size) for size in reversed(stored.shape))
+        return Tensor(f"{layer}{HF_NAMES[name]}.{kind}", shape, np.dtype(np.float32), read)
 
     def files(self) -> dict[str, Any]:
         """Content of the JSON files that transformers expects beside the weights."""
