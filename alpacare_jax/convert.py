@@ -10,6 +10,7 @@ Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only 
 import contextlib
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -44,19 +45,40 @@ def new_directory(target: Path, need_bytes: int) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; choose another --target or delete it")
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead(target)
     free = shutil.disk_usage(target.parent).free
     if free < need_bytes:
         raise OSError(
             f"{target.parent} has {free / 1e9:.1f} GB free, the result needs "
             f"{need_bytes / 1e9:.1f} GB; free space or choose another --target"
         )
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-partial-", dir=target.parent))
+    prefix = f"{_partial_prefix(target)}{os.getpid()}-"
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         yield partial
         partial.chmod(0o755)
         os.replace(partial, target)  # an empty folder at the target is replaced
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_prefix(target: Path) -> str:
+    return f".{target.name}-partial-{platform.node()}-"
+
+
+def _remove_dead(target: Path) -> None:
+    """Removes what conversions to this target left that were killed on this machine."""
+    prefix = _partial_prefix(target)
+    for path in target.parent.iterdir():
+        pid = path.name.removeprefix(prefix).split("-")[0]
+        if not path.name.startswith(prefix) or not pid.isdigit():
+            continue
+        try:
+            os.kill(int(pid), 0)  # signal 0 only asks whether the process lives
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except PermissionError:
+            pass  # it lives, and is somebody else's
 
 
 def read_hf(source: Path) -> list[Tensor]:
@@ -141,9 +163,14 @@ def _write_weights(
     """Tensors in Hugging Face's layout -> step 0 of a model directory, in their own dtype."""
     dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
     with weight_store.Writer(directory, config, dtypes) as store:
-        for weight, layer, tensor in checked:
+
+        def convert(place: tuple[Weight, int | None, Tensor]) -> None:
+            weight, layer, tensor = place
             array = params.from_hf_layout(weight, tensor.read(), config)
             store.write(weight, layer, weight_store.contiguous(array))
+
+        largest = max(tensor.nbytes for *_, tensor in checked)
+        weight_store.for_each(convert, checked, largest)
 
 
 def from_hf(source: Path, target: Path) -> None:
@@ -169,10 +196,16 @@ def to_hf(source: Path, target: Path, step: str, dtype: str) -> None:
     total = sum(safetensors_file.nbytes(spec) for spec in specs.values())
     with new_directory(target, total) as partial:
         with safetensors_file.FolderWriter(partial, specs, MAX_SHARD_BYTES) as writer:
-            for weight, layer, array in weight_store.read(arrays, config):
-                key = weight.hf_key.format(layer)
-                tensor = params.to_hf_layout(weight, _cast(key, array, specs[key][0]), config)
-                writer.write(key, weight_store.contiguous(tensor))
+
+            def convert(piece: weight_store.Piece) -> None:
+                for layer, array in piece.read():
+                    key = piece.weight.hf_key.format(layer)
+                    array = _cast(key, array, specs[key][0])
+                    tensor = params.to_hf_layout(piece.weight, array, config)
+                    writer.write(key, weight_store.contiguous(tensor))
+
+            pieces = weight_store.pieces(arrays, config)
+            weight_store.for_each(convert, pieces, max(piece.nbytes for piece in pieces))
         checkpoint.copy_model_files(source, partial)
         dtypes = {str(dtype) for dtype in cast.values()}
         _set_dtype(partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -118,14 +119,20 @@ class FileWriter:
         self._start = 8 + len(content)
         self._file = open(path, "wb")  # noqa: SIM115 - open until the block ends
         self._file.write(len(content).to_bytes(8, "little") + content)
-        self._file.truncate(self._start + end)
+        self._file.flush()
+        # Room on the disk, not only length: a disk that is too small is told now, and writing out
+        # of order costs a fifth.
+        os.posix_fallocate(self._file.fileno(), 0, self._start + end)
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Puts a C-contiguous tensor in its place."""
+        """Puts a C-contiguous tensor in its place; any thread may."""
         if (array.dtype, array.shape) != self._specs[key]:
             raise ValueError(f"{key} is {array.dtype} {array.shape}, not {self._specs[key]}")
-        self._file.seek(self._start + self._offsets[key])
-        self._file.write(array.reshape(-1).view(np.uint8))
+        rest = memoryview(array.reshape(-1).view(np.uint8))
+        offset = self._start + self._offsets[key]
+        while rest:
+            written = os.pwrite(self._file.fileno(), rest, offset)
+            rest, offset = rest[written:], offset + written
         self._missing.discard(key)
 
     def __enter__(self) -> "FileWriter":
@@ -162,7 +169,7 @@ class FolderWriter:
             self._weight_map |= dict.fromkeys(shard, name)
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Puts a C-contiguous tensor in its place."""
+        """Puts a C-contiguous tensor in its place; any thread may."""
         self._writers[key].write(key, array)
 
     def __enter__(self) -> "FolderWriter":

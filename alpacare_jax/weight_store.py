@@ -6,11 +6,13 @@ same arrays are written and read here layer by layer. What is written is an ordi
 checkpoint: `checkpoint.load_params` and training restore it as they do any other.
 """
 
-import collections
+import concurrent.futures
+import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore
@@ -20,8 +22,12 @@ from alpacare_jax import checkpoint, params
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.params import Weight
 
-IN_FLIGHT = 2
-"""Layers that are on their way to or from the disk while another is worked on."""
+WORKERS = 2
+"""Tensors that are converted at the same time: one may wait for the disk while another is turned
+round."""
+
+SMALL_BYTES = 2**30
+"""What is larger is converted alone."""
 
 STRIP = 16
 """Rows of a matrix that are transposed together: few enough that their cache lines stay until they
@@ -34,10 +40,11 @@ def contiguous(view: np.ndarray) -> np.ndarray:
         return view
     split = int(np.argmin(view.strides)) + 1  # these axes are the columns of what was transposed
     matrix = view.reshape(math.prod(view.shape[:split]), -1)
-    result = np.empty(matrix.shape, matrix.dtype)
-    for start in range(0, matrix.shape[1], STRIP):
-        result[:, start : start + STRIP] = matrix[:, start : start + STRIP]
-    return result.reshape(view.shape)
+    bits = matrix.view(f"u{view.itemsize}")  # numpy copies its own dtypes faster than bfloat16
+    result = np.empty(bits.shape, bits.dtype)
+    for start in range(0, bits.shape[1], STRIP):
+        result[:, start : start + STRIP] = bits[:, start : start + STRIP]
+    return result.view(view.dtype).reshape(view.shape)
 
 
 def _spec(checkpoint_path: Path, weight_path: str) -> dict:
@@ -52,7 +59,6 @@ class Writer:
         """dtypes: of each weight, by its path."""
         self._directory = directory.absolute()
         self._partial = self._directory / "weights.partial"
-        self._writes: collections.deque[tensorstore.Future] = collections.deque()
         # Orbax makes the folder and its metadata, which holds no shapes; then real arrays take the
         # place of its numbers.
         number = np.zeros(1, np.int8)
@@ -63,34 +69,26 @@ class Writer:
         }
 
     def write(self, weight: Weight, layer: int | None, array: np.ndarray) -> None:
-        """Starts to write one layer, or a whole weight that is not stacked.
+        """Writes one layer, or a whole weight that is not stacked; any thread may.
 
-        The array must not change any more: the write under way refers to it.
+        Raises:
+          OSError: the disk is full or failed.
         """
-        while len(self._writes) >= IN_FLIGHT:
-            self._finish_one()
         place = self._arrays[weight.path]
         place = place if layer is None else place[layer]
-        self._writes.append(place.write(array, can_reference_source_data_indefinitely=True))
-
-    def _finish_one(self) -> None:
         try:
-            self._writes.popleft().result()
+            # Saves a copy; nobody changes the array before this returns.
+            place.write(array, can_reference_source_data_indefinitely=True).result()
         except (OSError, ValueError, RuntimeError) as error:
-            raise OSError(f"writing the weights failed: {str(error).splitlines()[0]}") from error
+            raise OSError(f"writing weights failed: {str(error).splitlines()[0]}") from error
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
-        if kind is not None:
-            for write in self._writes:  # nothing may be written any more once this returns
-                write.exception()
-            return
-        while self._writes:
-            self._finish_one()
-        (self._directory / "checkpoints").mkdir()
-        os.replace(self._partial, self._directory / "checkpoints" / "0")
+        if kind is None:
+            (self._directory / "checkpoints").mkdir()
+            os.replace(self._partial, self._directory / "checkpoints" / "0")
 
 
 def _create(
@@ -124,33 +122,45 @@ def open_arrays(
     return {name: tensorstore.open(_spec(path, name), open=True).result() for name in stored}
 
 
-def read(
-    arrays: Mapping[str, tensorstore.TensorStore], config: LlamaConfig
-) -> Iterator[tuple[Weight, int | None, np.ndarray]]:
-    """(weight, layer, array) of every layer; layer is None where the weight is not stacked.
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What comes from the disk at once: a weight, or layers of one that is stacked."""
 
-    A chunk comes from the disk as a whole: where it spans layers, they are read together.
-    """
+    weight: Weight
+    layers: range | None
+    array: tensorstore.TensorStore
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.array.shape) * self.array.dtype.numpy_dtype.itemsize
+
+    def read(self) -> list[tuple[int | None, np.ndarray]]:
+        """(layer, array) of each layer; layer is None where the weight is not stacked."""
+        array = self.array.read().result()
+        return (
+            [(None, array)] if self.layers is None else list(zip(self.layers, array, strict=True))
+        )
+
+
+def pieces(arrays: Mapping[str, tensorstore.TensorStore], config: LlamaConfig) -> list[Piece]:
+    """All of a checkpoint. Where its chunks span layers, as Orbax's own do, so do the pieces."""
+    result = []
     for weight in params.weights(config):
         array = arrays[weight.path]
         if not weight.stacked:
-            yield weight, None, array.read().result()
+            result.append(Piece(weight, None, array))
             continue
         count = array.chunk_layout.read_chunk.shape[0]
-        starts = range(0, array.shape[0], count)
-        for start, layers in zip(starts, _read_ahead(array, starts, count), strict=True):
-            for i in range(len(layers)):
-                # A copy of one of many, so that nobody's view keeps the many in memory.
-                yield weight, start + i, layers[i] if count == 1 else layers[i].copy()
-            del layers
+        for start in range(0, config.num_hidden_layers, count):
+            layers = range(start, min(start + count, config.num_hidden_layers))
+            result.append(Piece(weight, layers, array[layers.start : layers.stop]))
+    # In the order of a Hugging Face file, which the disk likes better.
+    return sorted(result, key=lambda piece: piece.layers.start if piece.layers else -1)
 
 
-def _read_ahead(array: tensorstore.TensorStore, starts: range, count: int) -> Iterator[np.ndarray]:
-    """`count` layers from each start; the next ones are on their way while these are worked on."""
-    reads: collections.deque[tensorstore.Future] = collections.deque()
-    for start in starts:
-        reads.append(array[start : start + count].read())
-        if len(reads) == IN_FLIGHT:
-            yield reads.popleft().result()
-    while reads:
-        yield reads.popleft().result()
+def for_each(work: Callable[[Any], None], items: Sequence[Any], largest_bytes: int) -> None:
+    """Calls work(item) for each item, some at a time; after an error no further one starts."""
+    workers = WORKERS if largest_bytes <= SMALL_BYTES else 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(work, items):
+            pass

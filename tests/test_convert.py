@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import safetensors
 from conftest import REPOSITORY, write_tiny_tokenizer
 from safetensors.numpy import save_file
 
-from alpacare_jax import checkpoint, convert, gguf_reader
+from alpacare_jax import checkpoint, convert, gguf_reader, safetensors_file, weight_store
 from alpacare_jax.llama import Llama, LlamaConfig
 
 CONFIG = LlamaConfig(
@@ -460,37 +461,131 @@ def test_empty_target_and_missing_parents_are_fine(source, tmp_path):
 
 
 def test_full_disk_is_told_before_anything_is_written(source, tmp_path, monkeypatch):
+    convert.from_hf(source, tmp_path / "ours")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    for owner in (weight_store.Writer, safetensors_file.FolderWriter):
+        monkeypatch.delattr(owner, "__init__")
     with fails_and_leaves_nothing(tmp_path, OSError, "0.0 GB free", "--target"):
-        convert.from_hf(source, tmp_path / "ours")
+        convert.from_hf(source, tmp_path / "never")
+    with fails_and_leaves_nothing(tmp_path, OSError, "0.0 GB free", "--target"):
+        to_hf(tmp_path / "ours", tmp_path / "never")
 
 
+def fail_at(monkeypatch, owner: type, count: int, error: type[BaseException]) -> None:
+    """The count-th call of owner.write raises `error` instead."""
+    write, calls = owner.write, iter(range(1, 1000))
+
+    def write_or_fail(*args):
+        if next(calls) == count:
+            raise error("disk went away")
+        write(*args)
+
+    monkeypatch.setattr(owner, "write", write_or_fail)
+
+
+@pytest.mark.parametrize("count", [1, 20])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_failure_half_way_leaves_nothing(error, source, tmp_path, monkeypatch):
-    def save_then_fail(directory, tree):
-        (directory / "checkpoints").mkdir()
-        (directory / "checkpoints" / "half").write_text("half")
-        raise error("disk went away")
-
-    monkeypatch.setattr(checkpoint, "save_params", save_then_fail)
+def test_failure_half_way_leaves_nothing(error, count, source, tmp_path, monkeypatch):
+    convert.from_hf(source, tmp_path / "ours")
+    fail_at(monkeypatch, weight_store.Writer, count, error)
+    fail_at(monkeypatch, safetensors_file.FileWriter, count, error)
     with fails_and_leaves_nothing(tmp_path, error, "disk went away"):
-        convert.from_hf(source, tmp_path / "ours")
+        convert.from_hf(source, tmp_path / "never")
+    with fails_and_leaves_nothing(tmp_path, error, "disk went away"):
+        to_hf(tmp_path / "ours", tmp_path / "never")
+
+
+def test_disk_that_fills_up_half_way(source, tmp_path):
+    """Somebody else may take the space that was there when it was checked."""
+    convert.from_hf(source, tmp_path / "ours")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with fails_and_leaves_nothing(tmp_path, OSError, "weights"):
+            convert.from_hf(source, tmp_path / "never")
+        with fails_and_leaves_nothing(tmp_path, OSError, "File too large"):
+            to_hf(tmp_path / "ours", tmp_path / "never")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
-from alpacare_jax import checkpoint, convert, gguf_reader
+from alpacare_jax import convert, safetensors_file, weight_store
 
-save = checkpoint.save_params
-def save_then_die(directory, tree):
-    save(directory, tree)
-    print(directory, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+source, ours, folder = map(Path, sys.argv[1:])
+POINTS = [(weight_store.Writer, "write"), (weight_store.Writer, "__exit__"), (os, "replace"),
+          (safetensors_file.FileWriter, "write"), (safetensors_file.FolderWriter, "__exit__"),
+          (shutil, "copyfile"), (shutil, "rmtree")]
 
-checkpoint.save_params = save_then_die
-convert.from_hf(Path(sys.argv[1]), Path(sys.argv[2]))
+def die_at(owner, name, count):
+    function, calls = getattr(owner, name), iter(range(1, 1000))
+    def call_or_die(*args, **kwargs):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    setattr(owner, name, call_or_die)
+
+for direction in ("from_hf", "to_hf"):
+    for owner, name in POINTS:
+        for count in (1, 2, 15):
+            target = folder / f"{direction}-{owner.__name__}.{name}-{count}"
+            if pid := os.fork():
+                _, status = os.waitpid(pid, 0)
+                print(target.name, os.waitstatus_to_exitcode(status), flush=True)
+                continue
+            die_at(owner, name, count)
+            if direction == "from_hf":
+                convert.from_hf(source, target)
+            else:
+                convert.to_hf(ours, target, "best", "")
+            os._exit(0)
 """
+
+
+def test_killed_anywhere(source, tmp_path):
+    """Forks of one process that has imported everything, each killed by itself at one point."""
+    convert.from_hf(source, tmp_path / "ours")
+    (folder := tmp_path / "killed").mkdir()
+    arguments = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "ours"), str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    output = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
+    codes = {name: int(code) for name, code in map(str.split, output.stdout.splitlines())}
+    killed = {name for name, code in codes.items() if code == -signal.SIGKILL}
+    assert set(codes.values()) == {0, -signal.SIGKILL}, output.stderr
+    for point in (
+        *("from_hf-Writer.write-1", "from_hf-Writer.write-15", "from_hf-Writer.__exit__-1"),
+        *("from_hf-os.replace-1", "from_hf-os.replace-2", "to_hf-FileWriter.write-15"),
+        *("to_hf-FolderWriter.__exit__-1", "to_hf-os.replace-1", "to_hf-shutil.copyfile-2"),
+    ):
+        assert point in killed
+    tensors = read_tensors(source)
+    for name in codes:
+        whole = (folder / name).exists()
+        assert whole == (name not in killed), name
+        left = list(folder.glob(f".{name}-partial-*"))
+        assert len(left) == (name in killed), name
+        # Where its last act was to be, the weights are there, and they are whole.
+        if left and checkpoint.latest_step(left[0]) is not None:
+            found = checkpoint.load_params(left[0], CONFIG)
+            assert_same_bits(dict(convert.params_to_hf(found, CONFIG)), tensors)
+    for name in sorted(killed)[::4]:  # running it again simply works, and clears away
+        if name.startswith("from_hf"):
+            convert.from_hf(source, folder / name)
+            found = checkpoint.load_params(folder / name, CONFIG)
+            assert_same_bits(dict(convert.params_to_hf(found, CONFIG)), tensors)
+        else:
+            assert_same_bits(read_tensors(to_hf(tmp_path / "ours", folder / name)), tensors)
+        assert not list(folder.glob(f".{name}-partial-*"))
+
+
+def test_conversion_that_is_running_is_left_alone(source, tmp_path):
+    with convert.new_directory(tmp_path / "ours", 0) as theirs:
+        (theirs / "mine.txt").write_text("mine")
+        convert.from_hf(source, tmp_path / "ours")
+        assert (theirs / "mine.txt").read_text() == "mine"
+        shutil.rmtree(tmp_path / "ours")
 
 
 def test_commands_end_with_their_exit_code(source, tmp_path):
@@ -502,7 +597,6 @@ def test_commands_end_with_their_exit_code(source, tmp_path):
         "done": [*module, f"--source={source}", f"--target={tmp_path / 'done'}"],
         "broken": [*module, f"--source={broken}", f"--target={tmp_path / 'never'}"],
         "wrong flag": [*module, f"--source={source}", "--targt=x"],
-        "killed": ["-c", KILLED, str(source), str(tmp_path / "killed")],
     }
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     processes = {
@@ -529,15 +623,6 @@ def test_commands_end_with_their_exit_code(source, tmp_path):
     out, err, code = ended["wrong flag"]
     assert code == 2 and err.count("\n") == 1, err
     assert err.startswith("error: ") and "targt" in err
-    out, err, code = ended["killed"]
-    assert code == -signal.SIGKILL, err
-    partial = Path(out.strip())
-    assert (partial / "checkpoints" / "0").is_dir(), "it was killed with the weights written"
-    assert not (tmp_path / "killed").exists()
-    convert.from_hf(source, tmp_path / "killed")  # and running it again simply works
-    assert_same_bits(
-        read_tensors(to_hf(tmp_path / "killed", tmp_path / "back")), read_tensors(source)
-    )
 
 
 # GGUF
