@@ -217,7 +217,7 @@ def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         with np.errstate(over="raise"):
             return array.astype(dtype, copy=False)
     except FloatingPointError:
-        raise ValueError(f"{key} has numbers beyond {dtype}; choose --dtype=bfloat16") from None
+        raise ValueError(f"{key} has numbers beyond {dtype}; choose another --dtype") from None
 
 
 def _set_dtype(config_path: Path, dtype: str) -> None:

@@ -70,7 +70,7 @@ def tensors(path: Path) -> list[Tensor]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             entries = sorted(
-                (*entry["data_offsets"], key, entry["dtype"], tuple(entry["shape"]))
+                (*entry["data_offsets"], key, entry["dtype"], tuple(map(int, entry["shape"])))
                 for key, entry in header.items()
             )
         except (ValueError, TypeError, KeyError, AttributeError):

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -515,33 +514,34 @@ from pathlib import Path
 from alpacare_jax import convert, safetensors_file, weight_store
 
 source, ours, folder = map(Path, sys.argv[1:])
-POINTS = [(weight_store.Writer, "write"), (weight_store.Writer, "__exit__"), (os, "replace"),
-          (safetensors_file.FileWriter, "write"), (safetensors_file.FolderWriter, "__exit__"),
-          (shutil, "copyfile"), (shutil, "rmtree")]
-
-def die_at(owner, name, count):
-    function, calls = getattr(owner, name), iter(range(1, 1000))
+owners = {"Writer": weight_store.Writer, "FileWriter": safetensors_file.FileWriter,
+          "FolderWriter": safetensors_file.FolderWriter, "os": os, "shutil": shutil}
+for point in sys.stdin.read().split():
+    direction, owner, name, count = point.split("-")
+    if pid := os.fork():
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, (point, status)
+        continue
+    function, calls = getattr(owners[owner], name), iter(range(1, 1000))
     def call_or_die(*args, **kwargs):
-        if next(calls) == count:
+        if next(calls) == int(count):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
-    setattr(owner, name, call_or_die)
-
-for direction in ("from_hf", "to_hf"):
-    for owner, name in POINTS:
-        for count in (1, 2, 15):
-            target = folder / f"{direction}-{owner.__name__}.{name}-{count}"
-            if pid := os.fork():
-                _, status = os.waitpid(pid, 0)
-                print(target.name, os.waitstatus_to_exitcode(status), flush=True)
-                continue
-            die_at(owner, name, count)
-            if direction == "from_hf":
-                convert.from_hf(source, target)
-            else:
-                convert.to_hf(ours, target, "best", "")
-            os._exit(0)
+    setattr(owners[owner], name, call_or_die)
+    if direction == "from_hf":
+        convert.from_hf(source, folder / point)
+    else:
+        convert.to_hf(ours, folder / point, "best", "")
+    os._exit(0)
 """
+
+KILL_POINTS = """
+from_hf-Writer-write-1 from_hf-Writer-write-15 from_hf-Writer-__exit__-1 from_hf-os-replace-1
+from_hf-os-replace-2 from_hf-os-replace-3
+to_hf-FileWriter-write-1 to_hf-FileWriter-write-15 to_hf-FolderWriter-__exit__-1
+to_hf-shutil-copyfile-2 to_hf-os-replace-2
+"""
+"""direction-owner-function-call; the last os.replace of each gives the target its name."""
 
 
 def test_killed_anywhere(source, tmp_path):
@@ -550,34 +550,31 @@ def test_killed_anywhere(source, tmp_path):
     (folder := tmp_path / "killed").mkdir()
     arguments = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "ours"), str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    output = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
-    codes = {name: int(code) for name, code in map(str.split, output.stdout.splitlines())}
-    killed = {name for name, code in codes.items() if code == -signal.SIGKILL}
-    assert set(codes.values()) == {0, -signal.SIGKILL}, output.stderr
-    for point in (
-        *("from_hf-Writer.write-1", "from_hf-Writer.write-15", "from_hf-Writer.__exit__-1"),
-        *("from_hf-os.replace-1", "from_hf-os.replace-2", "to_hf-FileWriter.write-15"),
-        *("to_hf-FolderWriter.__exit__-1", "to_hf-os.replace-1", "to_hf-shutil.copyfile-2"),
-    ):
-        assert point in killed
+    process = subprocess.run(
+        arguments, input=KILL_POINTS, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
     tensors = read_tensors(source)
-    for name in codes:
-        whole = (folder / name).exists()
-        assert whole == (name not in killed), name
-        left = list(folder.glob(f".{name}-partial-*"))
-        assert len(left) == (name in killed), name
-        # Where its last act was to be, the weights are there, and they are whole.
-        if left and checkpoint.latest_step(left[0]) is not None:
-            found = checkpoint.load_params(left[0], CONFIG)
+    for point in KILL_POINTS.split():
+        assert not (folder / point).exists()
+        (left,) = folder.glob(f".{point}-partial-*")
+        # Once its config.json is there too, the result is whole, but for its name.
+        assert (left / "config.json").exists() or point.startswith("to_hf")
+        step = checkpoint.latest_step(left)
+        assert (step is not None) == (point in ("from_hf-os-replace-2", "from_hf-os-replace-3"))
+        if step is not None:
+            found = checkpoint.load_params(left, CONFIG)
             assert_same_bits(dict(convert.params_to_hf(found, CONFIG)), tensors)
-    for name in sorted(killed)[::4]:  # running it again simply works, and clears away
-        if name.startswith("from_hf"):
-            convert.from_hf(source, folder / name)
-            found = checkpoint.load_params(folder / name, CONFIG)
-            assert_same_bits(dict(convert.params_to_hf(found, CONFIG)), tensors)
-        else:
-            assert_same_bits(read_tensors(to_hf(tmp_path / "ours", folder / name)), tensors)
-        assert not list(folder.glob(f".{name}-partial-*"))
+        if (left / "config.json").exists() and point.startswith("to_hf"):
+            assert_same_bits(read_tensors(left), tensors)
+
+    # Running it again simply works, and clears away what was left.
+    convert.from_hf(source, folder / "from_hf-Writer-write-15")
+    found = checkpoint.load_params(folder / "from_hf-Writer-write-15", CONFIG)
+    assert_same_bits(dict(convert.params_to_hf(found, CONFIG)), tensors)
+    again = to_hf(tmp_path / "ours", folder / "to_hf-FileWriter-write-15")
+    assert_same_bits(read_tensors(again), tensors)
+    assert not list(folder.glob("*-write-15-partial-*"))
 
 
 def test_conversion_that_is_running_is_left_alone(source, tmp_path):
@@ -623,6 +620,77 @@ def test_commands_end_with_their_exit_code(source, tmp_path):
     out, err, code = ended["wrong flag"]
     assert code == 2 and err.count("\n") == 1, err
     assert err.startswith("error: ") and "targt" in err
+
+
+# Memory
+
+
+def test_trained_checkpoint_streams_too(source, tmp_path, monkeypatch):
+    """Orbax's own chunks span layers; then layers are read together, as many as are allowed."""
+    convert.from_hf(source, tmp_path / "ours")
+    weights = checkpoint.load_params(tmp_path / "ours", CONFIG)
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    checkpoint.copy_model_files(source, trained)
+    checkpoint.save_params(trained, weights)
+    for folder, limit, layers in [
+        ("ours", 2**31, [1, 1, 1]),
+        ("trained", 2**31, [3]),
+        ("trained", 2 * 4 * 64 * 96, [2, 1]),
+        ("trained", 1, [1, 1, 1]),
+    ]:
+        monkeypatch.setattr(weight_store, "PIECE_BYTES", limit)
+        arrays = weight_store.open_arrays(tmp_path / folder, CONFIG, "best")
+        pieces = weight_store.pieces(arrays, CONFIG)
+        found = [len(p.layers) for p in pieces if p.weight.path == "layers.mlp.up_proj"]
+        assert found == layers
+        back = to_hf(tmp_path / folder, tmp_path / f"{folder}-{limit}")
+        assert_same_bits(read_tensors(back), read_tensors(source))
+
+
+def test_cast_that_would_overflow_is_named(tmp_path):
+    tensors = hf_tensors(PLAIN)
+    tensors[f"{Q1}.weight"][3, 4] = 1e5
+    convert.from_hf(write_hf(tmp_path / "hf", PLAIN, tensors), tmp_path / "ours")
+    with fails_and_leaves_nothing(tmp_path, ValueError, f"{Q1}.weight", "float16", "--dtype"):
+        to_hf(tmp_path / "ours", tmp_path / "back", "float16")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from alpacare_jax import checkpoint, convert
+{command}
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_does_not_follow_the_model(tmp_path):
+    """400 MB of weights, whose largest tensor has 9 MB: half of the model never is in memory."""
+    config = dataclasses.replace(
+        PLAIN, hidden_size=1024, intermediate_size=2304, num_attention_heads=64,
+        num_key_value_heads=64, head_dim=16, num_hidden_layers=9,
+    )  # fmt: skip
+    tensors = {key: np.zeros(shape, np.float32) for key, shape in hf_shapes(config).items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    source = write_hf(tmp_path / "hf", config, tensors)
+    del tensors
+
+    def peak(command: str, *arguments: Path) -> int:
+        code = PEAK.format(command=command)
+        output = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            check=True, capture_output=True, text=True, cwd=REPOSITORY,
+        ).stdout  # fmt: skip
+        return 1024 * int(output)
+
+    small = write_hf(tmp_path / "small", PLAIN)
+    command = "convert.from_hf(*map(Path, sys.argv[1:]))"
+    base = peak(command, small, tmp_path / "small-ours")
+    assert peak(command, source, tmp_path / "ours") - base < size / 2
+    command = "convert.to_hf(*map(Path, sys.argv[1:]), 'best', '')"
+    assert peak(command, tmp_path / "ours", tmp_path / "back") - base < size / 2
 
 
 # GGUF
