@@ -19,6 +19,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "tensorstore>=0.1.74",
         "sentencepiece>=0.2.1",
         "tokenizers>=0.22",
         "openai>=3,<4",
@@ -31,7 +32,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
-        "convert": ["safetensors>=0.6", "gguf>=0.17"],
+        "convert": ["gguf>=0.17"],
         "tensorboard": ["tensorboardX>=2.6"],
         "test": [
             "hypothesis>=6",
@@ -39,6 +40,7 @@ setup(
             "pytest-xdist>=3.8",
             "ruff==0.17.6",
             "protobuf>=5",
+            "safetensors>=0.6",
             "transformers>=5,<6",
         ],
     },

@@ -10,6 +10,7 @@ A model directory, made by `convert` or by `train`, holds:
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ from alpacare_jax.llama_config import LlamaConfig
 
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_lib.TOKENIZER_FILES)
 """Files that travel with the weights, unchanged."""
+
+CHUNK_BYTES = 2**28
+"""A device's share of a stacked array that is larger than this is stored layer by layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +198,7 @@ class TrainingCheckpoints:
                 ]
             ),
             cleanup_tmp_directories=True,  # what a killed save left behind
+            context=_storage(),
         )
         self._directory = directory
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
@@ -277,6 +282,24 @@ class TrainingCheckpoints:
             told = (OSError, ValueError, RuntimeError) if self._failed else ()
             with contextlib.suppress(*told):
                 self._checkpointer.close()
+
+
+def _storage() -> ocp.Context:
+    """Large arrays are stored layer by layer, so that `convert` can read them so.
+
+    Orbax's own choice is one chunk for each device, which must be read and unpacked as a whole.
+    """
+
+    def options(path: tuple, array: jax.Array) -> Any:
+        if "layers" not in jax.tree_util.keystr(path) or array.ndim < 2:
+            return None
+        share = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        axes = (0,) if share > CHUNK_BYTES else None
+        return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes)
+
+    context = ocp.Context()
+    context.array.saving.scoped_storage_options_creator = options
+    return context
 
 
 class _SaveWhenAsked:

@@ -44,13 +44,17 @@ class Run:
     peak_bytes: int
 
 
-def make_hf(folder: Path, variant: str, dtype: str) -> None:
+def shape(variant: str, layers: int) -> llama_config.LlamaConfig:
+    config = llama_config.VARIANTS[variant]
+    layers = layers or config.num_hidden_layers
+    return dataclasses.replace(config, num_hidden_layers=layers, bos_token_id=1, eos_token_ids=(2,))
+
+
+def make_hf(folder: Path, config: llama_config.LlamaConfig, dtype: str) -> None:
     """A Hugging Face folder with random weights, written one tensor at a time."""
     import tokenizers
     from tokenizers import models
 
-    config = llama_config.VARIANTS[variant]
-    config = dataclasses.replace(config, bos_token_id=1, eos_token_ids=(2,))
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.to_hf() | {"torch_dtype": dtype}))
     special = ["<unk>", "<s>", "</s>"]
@@ -156,20 +160,21 @@ def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     load = os.getloadavg()[0]
-    count = params.count(llama_config.VARIANTS[FLAGS.variant])
-    need = 3 * count * np.dtype(FLAGS.dtype).itemsize
+    config = shape(FLAGS.variant, FLAGS.layers)
+    need = 3 * params.count(config) * np.dtype(FLAGS.dtype).itemsize
     with tempfile.TemporaryDirectory(dir=FLAGS.folder or None) as name:
         folder = Path(name)
         if (free := shutil.disk_usage(folder).free) < need:
             raise OSError(f"{folder} has {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB are needed")
-        race.tell(f"making {FLAGS.variant}, {FLAGS.dtype}")
-        make_hf(folder / "hf", FLAGS.variant, FLAGS.dtype)
+        what = f"{FLAGS.variant}, {config.num_hidden_layers} layers, {FLAGS.dtype}"
+        race.tell(f"making {what}")
+        make_hf(folder / "hf", config, FLAGS.dtype)
         total, rounds = size(folder / "hf"), []
         for number in range(1, FLAGS.rounds + 1):
             rounds.append(one_round(folder, keep=number == FLAGS.rounds))
             took = ", ".join(f"{name} {run.seconds:.1f} s" for name, run in rounds[-1].items())
             race.tell(f"round {number}/{FLAGS.rounds}: {took}")
-        print(f"\n{FLAGS.variant}, {FLAGS.dtype}: {total / 1e9:.2f} GB of safetensors")
+        print(f"\n{what}: {total / 1e9:.2f} GB of safetensors")
         report(rounds, total, load)
         same = digests(folder / "hf") == digests(folder / "back")
         print(f"every tensor came back with the same bits: {'yes' if same else 'NO'}")
@@ -177,6 +182,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("variant", "llama-7b", list(llama_config.VARIANTS), "Whose dimensions.")
+    flags.DEFINE_integer("layers", 0, "So many layers of it only; 0 takes all.", lower_bound=0)
     flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the weights.")
     flags.DEFINE_integer("rounds", 3, "Times each command runs.", lower_bound=1)
     flags.DEFINE_string("folder", "", "Where to work; empty takes the temporary folder.")

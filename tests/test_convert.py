@@ -648,6 +648,23 @@ def test_trained_checkpoint_streams_too(source, tmp_path, monkeypatch):
         assert_same_bits(read_tensors(back), read_tensors(source))
 
 
+def test_what_training_saves_has_chunks_of_one_layer(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 3 * 4 * 64 * 96 - 1)
+    convert.from_hf(source, tmp_path / "ours")
+    weights = checkpoint.load_params(tmp_path / "ours", CONFIG)
+    (trained := tmp_path / "trained").mkdir()
+    checkpoint.copy_model_files(source, trained)
+    settings = checkpoint.CheckpointConfig(every_steps=1, keep=1)
+    with checkpoint.TrainingCheckpoints(trained, settings) as saved:
+        saved.save(7, {"params": weights, "opt_state": {"count": jnp.zeros((), jnp.int32)}}, {})
+    arrays = weight_store.open_arrays(trained, CONFIG, "7")
+    chunks = {path: array.chunk_layout.read_chunk.shape for path, array in arrays.items()}
+    assert chunks["layers.mlp.up_proj"] == (1, 64, 96)
+    assert chunks["layers.self_attn.k_proj"] == (3, 64, 2, 16), "small: in one piece"
+    assert chunks["embed_tokens"] == (384, 64)
+    assert_same_bits(read_tensors(to_hf(trained, tmp_path / "back")), read_tensors(source))
+
+
 def test_cast_that_would_overflow_is_named(tmp_path):
     tensors = hf_tensors(PLAIN)
     tensors[f"{Q1}.weight"][3, 4] = 1e5
