@@ -14,6 +14,7 @@ Room for three copies of the model is needed: 41 GB for 7B in bfloat16.
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -168,7 +169,14 @@ def main(argv: Sequence[str]) -> None:
             raise OSError(f"{folder} has {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB are needed")
         what = f"{FLAGS.variant}, {config.num_hidden_layers} layers, {FLAGS.dtype}"
         race.tell(f"making {what}")
-        make_hf(folder / "hf", config, FLAGS.dtype)
+        # In a process of its own: a child's `ru_maxrss` begins at the peak of its parent.
+        make = multiprocessing.get_context("spawn").Process(
+            target=make_hf, args=(folder / "hf", config, FLAGS.dtype)
+        )
+        make.start()
+        make.join()
+        if make.exitcode:
+            raise ChildProcessError("making the model failed; see above")
         total, rounds = size(folder / "hf"), []
         for number in range(1, FLAGS.rounds + 1):
             rounds.append(one_round(folder, keep=number == FLAGS.rounds))
