@@ -285,10 +285,7 @@ class TrainingCheckpoints:
 
 
 def _storage() -> ocp.Context:
-    """Large arrays are stored layer by layer, so that `convert` can read them so.
-
-    Orbax's own choice is one chunk for each device, which must be read and unpacked as a whole.
-    """
+    """Large arrays are stored layer by layer, for `convert`; Orbax has a chunk for each device."""
 
     def options(path: tuple, array: jax.Array) -> Any:
         if "layers" not in jax.tree_util.keystr(path) or array.ndim < 2:
