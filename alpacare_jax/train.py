@@ -184,6 +184,8 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     update = optimizer.make(config.optimizer, num_steps, params.decay_mask(shape))
     first = checkpoint.latest_step(workdir) or 0
     if first == num_steps:
+        if runtime.is_first():
+            workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         progress.say(f"{workdir} is finished: {num_steps:,} steps")
         return
     if not first:

@@ -63,6 +63,8 @@ def make(workdir: Path, config: RunConfig, run: dict[str, Any]) -> None:
 
 
 def finish(workdir: Path) -> None:
-    """Notes the end of the run in its `run.json`."""
+    """Notes the end of the run in its `run.json`, once."""
     run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    if run["end"]:
+        return
     provenance.write_json(workdir / "run.json", run | {"end": provenance.now()})

@@ -334,6 +334,12 @@ def test_a_finished_run_does_nothing_more(finished, capsys):
         patch.setattr(train_step, "make_steps", None)
         train.run(finished.config, finished.workdir)
     assert "is finished: 10 steps" in capsys.readouterr().err
+    ended = json.loads((finished.workdir / "run.json").read_text())
+    (finished.workdir / "run.json").write_text(json.dumps(ended | {"end": None}))
+    with small_machine():  # killed between its last save and the note of its end
+        train.run(finished.config, finished.workdir)
+    again = json.loads((finished.workdir / "run.json").read_text())
+    assert again["end"] and again | {"end": None} == ended | {"end": None}
     assert (finished.workdir / "metrics.jsonl").read_bytes() == before
 
 
