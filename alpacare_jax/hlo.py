@@ -223,17 +223,22 @@ def _devices(instruction: Instruction, count: int) -> list[int]:
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
         return [int(i) for i in found[1].split(",")]
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        ids = np.arange(count).reshape([int(d) for d in found[3].split(",")])
-        if found[4]:
-            ids = ids.transpose([int(d) for d in found[4].split(",")])
+        ids = _iota(count, found[3], found[4])
         return ids.reshape(int(found[1]), int(found[2]))[0].tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", text):
         sizes = {k: int(v) for k, v in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        moving = re.findall(r"'(\w+)'", found[2])
-        ids = np.arange(count).reshape(list(sizes.values()))
+        moving = re.findall(r"'(\w+)'", found[4])
+        ids = _iota(count, found[2] or str(count), found[3]).reshape(list(sizes.values()))
         index = tuple(slice(None) if name in moving else 0 for name in sizes)
         return ids[index].ravel().tolist()
     return list(range(count))
+
+
+def _iota(count: int, shape: str, order: str | None) -> np.ndarray:
+    """0, 1, 2 ... in a shape such as "2,4", its axes then put in an order such as "1,0"."""
+    ids = np.arange(count).reshape([int(size) for size in shape.split(",")])
+    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids
 
 
 def _axes(devices: list[int], mesh: Mapping[str, int]) -> str:
@@ -332,9 +337,12 @@ def _read_of(number: int, body: tuple[Instruction, ...]) -> float:
         return math.inf
     total = 0
     for user in (i for i in body if own.name in i.operands):
-        if user.opcode in ("dynamic-slice", "gather"):
+        first = user.operands[0] == own.name
+        if first and user.opcode in ("dynamic-slice", "gather"):
             total += _size(user)
-        elif user.opcode not in ("dynamic-update-slice", "tuple", *COLLECTIVES):
+        elif not (first and user.opcode == "dynamic-update-slice") and (
+            user.opcode not in ("tuple", *COLLECTIVES)
+        ):
             return math.inf
     return total
 

@@ -1,11 +1,14 @@
 """Accelerators by name: `v5e-16` -> described devices to compile for, and what they can do."""
 
 import dataclasses
+import math
 import os
 import re
 
 import jax
 from jax.experimental import topologies
+
+from alpacare_jax import metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,6 @@ CHIPS = {
 }
 """Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
 
-DATACENTRE_RATE = 6.25e9
-"""Bytes a second of one chip between slices: 200 Gbit/s a host of 4 chips (scaling-book)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -74,15 +74,17 @@ class Topology:
 def describe(name: str) -> Topology:
     """Looks up `v5e-16`, or `2xv5e-16` for two slices; `v4-` and `v5p-` names count cores.
 
-    Needs the package libtpu (extra [tpu]) but no TPU.
+    Needs the package libtpu (extra [tpu]) but no TPU. `local` takes the devices that are there.
 
     Raises:
       ValueError: there is no such slice, or libtpu is missing.
     """
+    if name == "local":
+        return _local()
     found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
     if not found:
         raise ValueError(
-            f"unknown topology {name!r}; write e.g. v5e-16, v5p-8 or 2xv6e-256 "
+            f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256 or local "
             f"(generations: {', '.join(CHIPS)})"
         )
     slices, generation, count = int(found[1] or 1), found[2], int(found[3])
@@ -91,8 +93,12 @@ def describe(name: str) -> Topology:
         sizes = ", ".join(f"{generation}-{n * chip.cores}" for n in chip.bounds)
         raise ValueError(f"there is no slice {generation}-{count}; choose from {sizes}")
     bounds = chip.bounds[count // chip.cores]
-    # Else libtpu asks a metadata server that only a TPU machine has, for minutes.
+    # Else libtpu asks a metadata server that only a TPU machine has, for minutes, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     try:
         description = topologies.get_topology_desc(
             platform="tpu",
@@ -115,4 +121,32 @@ def describe(name: str) -> Topology:
         hbm_rate=chip.hbm_rate / chip.devices,
         ici_rate=2 * dimensions * chip.link_rate / chip.devices,
         dimensions=dimensions,
+    )
+
+
+GPU_RATES = {
+    "NVIDIA A100": (2.0e12, 300e9),
+    "NVIDIA H100": (3.35e12, 450e9),
+    "NVIDIA H200": (4.8e12, 450e9),
+}
+"""Bytes a second to memory, and to other GPUs one way (NVLink), from the data sheets."""
+
+
+def _local() -> Topology:
+    devices = jax.devices()
+    kind, limits = devices[0].device_kind, devices[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    # What is not known bounds nothing.
+    hbm_rate, ici_rate = next(
+        (rates for name, rates in GPU_RATES.items() if kind.startswith(name)), (math.inf, math.inf)
+    )
+    return Topology(
+        name="local",
+        devices=devices,
+        chips=len(devices),
+        flops=metrics.peak_flops()[0],
+        hbm_bytes=limits.get("bytes_limit", machine),
+        hbm_rate=hbm_rate,
+        ici_rate=ici_rate,
+        dimensions=1,
     )

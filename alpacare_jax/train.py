@@ -262,6 +262,11 @@ def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     config = RunConfig.from_dict(FLAGS.config.to_dict())
+    if "://" in FLAGS.workdir:
+        raise ValueError(
+            f"--workdir={FLAGS.workdir}: buckets are not written to directly; mount it on every "
+            "host (gcsfuse) and give the folder"
+        )
     runtime.use_compilation_cache()
     runtime.join(
         distributed=FLAGS.distributed,

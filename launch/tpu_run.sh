@@ -4,7 +4,7 @@
 #     bash launch/tpu_run.sh create --name=alpaca --zone=us-west4-a --spot \
 #         --accelerator_type=v5litepod-16 --version=v2-alpha-tpuv5-lite
 #     bash launch/tpu_run.sh run    (the same flags) -- \
-#         python -m alpacare_jax.train --config=configs/alpacare.py:llama-7b --workdir=gs://B/run
+#         python -m alpacare_jax.train --config=configs/alpacare.py:llama-7b --workdir=/mnt/all/run
 #     bash launch/tpu_run.sh status --name=alpaca --zone=us-west4-a
 #     bash launch/tpu_run.sh logs   --name=alpaca --zone=us-west4-a --worker=3 [--follow]
 #     bash launch/tpu_run.sh stop   --name=alpaca --zone=us-west4-a
@@ -16,7 +16,8 @@
 #         worker 0's log, and ends with COMMAND's exit code. The TPU stays: delete it when you are
 #         done. Without this terminal COMMAND goes on; the same `run` again watches it again.
 #         A preempted TPU is deleted and made anew, and COMMAND started again, which goes on from
-#         its checkpoint; so write to gs://. What fails on a healthy TPU is not tried again.
+#         its checkpoint; so write to a folder that all hosts mount. What fails on a healthy TPU
+#         is not tried again.
 # status  the TPU's state and that of COMMAND on every host.
 # logs    what COMMAND printed on one host.
 # stop    sends SIGTERM to COMMAND on all hosts: training saves and ends.

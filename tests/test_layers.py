@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGES = ("alpacare_jax", "datagen", "evaluation", "configs", "launch", "benchmarks")
-COMMANDS = ("train", "generate", "convert", "tokenizer")
+COMMANDS = ("train", "generate", "convert", "tokenizer", "plan")
 
 ALLOWED = {
     "alpacare_jax": ("alpacare_jax",),
