@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             epsilon=1e-8,
             weight_decay=0.0,  # on matrices only
             max_grad_norm=1.0,  # clip by global norm; 0: off
+            first_moment="float32",  # or bfloat16: 2 bytes a weight less
         ),
         train=common.section(
             batch_size=16,  # examples a step, over all devices

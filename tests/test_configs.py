@@ -152,6 +152,7 @@ def test_the_recipe_is_the_published_one(variant, dataset, max_length):
         "epsilon": 1e-8,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
+        "first_moment": "float32",
     }
 
 

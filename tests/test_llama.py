@@ -222,6 +222,7 @@ def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
         epsilon=1e-8,
         weight_decay=0.1,
         max_grad_norm=1.0,
+        first_moment="float32",
     )
     config = make_config(shape)
     weights = random_weights(config)

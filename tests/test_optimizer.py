@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from alpacare_jax import llama, optimizer, params
@@ -19,6 +20,7 @@ RECIPE = OptimizerConfig(
     epsilon=1e-8,
     weight_decay=0.0,
     max_grad_norm=1.0,
+    first_moment="float32",
 )
 
 
@@ -153,3 +155,27 @@ def test_matrices_decay_and_norms_and_biases_do_not():
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(RECIPE, **changes)
+
+
+def test_a_first_moment_in_bfloat16_is_half_as_large_and_goes_the_same_way():
+    def run(dtype: str):
+        update = optimizer.make(dataclasses.replace(RECIPE, first_moment=dtype), 50, {"w": True})
+        weights = {"w": jnp.linspace(-1.0, 1.0, 64)}
+        state = update.init(weights)
+        for _ in range(50):
+            updates, state = update.update({"w": jnp.sin(3 * weights["w"])}, state, weights)
+            weights = optax.apply_updates(weights, updates)
+        return weights["w"], optax.tree.get(state, "mu")["w"], optax.tree.get(state, "nu")["w"]
+
+    exact, mu, nu = run("float32")
+    near, small_mu, same_nu = run("bfloat16")
+    assert (mu.dtype, nu.dtype) == (jnp.float32, jnp.float32)
+    assert (small_mu.dtype, same_nu.dtype) == (jnp.bfloat16, jnp.float32)
+    start = np.linspace(-1.0, 1.0, 64)
+    assert np.abs(exact - start).max() > 2e-4, "it moved"
+    np.testing.assert_allclose(near - start, exact - start, rtol=0.02, atol=1e-6)
+
+
+def test_other_moments_are_an_error():
+    with pytest.raises(ValueError, match="first_moment is 'int8'; choose float32 or bfloat16"):
+        dataclasses.replace(RECIPE, first_moment="int8")

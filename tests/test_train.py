@@ -488,6 +488,7 @@ def golden_config() -> RunConfig:
         epsilon=1e-8,
         weight_decay=0.01,
         max_grad_norm=1.0,
+        first_moment="float32",
     )
     return dataclasses.replace(config, optimizer=recipe)
 
