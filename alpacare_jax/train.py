@@ -216,6 +216,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         # loop
         if not first:
             progress.start_values(evaluate(0))
+            progress.phase("held-out loss")
         profile = config.profile_steps
         batch, stopping = train_data.batch(first), False
         ahead = collections.deque()  # steps the devices were given whose reports were not read yet

@@ -8,11 +8,6 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
-# Under nohup and in the background of a shell these are ignored, and children inherit that.
-for _signal in (signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(_signal) == signal.SIG_IGN:
-        signal.signal(_signal, signal.SIG_DFL)
-
 import jax
 import pytest
 import tokenizers
@@ -20,6 +15,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from alpacare_jax import checkpoint, llama, params
 from alpacare_jax.llama import LlamaConfig, Params
+
+# Under nohup and in the background of a shell these are ignored, and children inherit that.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).parent.parent
 WORDS = (
