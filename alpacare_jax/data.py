@@ -17,7 +17,17 @@ from alpacare_jax.tokenizer import Tokenizer
 
 MICRO_COST = 256
 """What a micro-batch costs a device beyond its tokens, in tokens: weights are read, gathered and
-their gradients added up once more. A guess between CPU (25) and FSDP over a pod (300)."""
+their gradients added up once more. By the roofline of a 7B model 400 on one GPU, 50 to 300 under
+FSDP over a pod; 25 on CPU."""
+
+MAX_SHAPES = 6
+"""Shapes of micro-batches in one run: each is a compilation of half a minute at 7B."""
+
+WORTH_COMPILING = 0.002
+"""A further shape must save this share of the time."""
+
+FITTED_STEPS = 64
+"""Steps that shapes are chosen by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +41,7 @@ class DataConfig:
     max_length: int  # longest example in tokens, BOS and EOS included
     overlong: str  # what to do with longer ones: truncate, drop or error
     row_multiple: int  # packed rows have a multiple of this many tokens
+    max_row_length: int  # and are at most this long, or as long as max_length
 
     def __post_init__(self):
         if self.overlong not in ("truncate", "drop", "error"):
@@ -196,7 +207,8 @@ class Batcher:
     examples: Sequence[Encoded]
     batch_size: int  # examples a step, over all devices
     seed: int
-    max_length: int  # longest row in tokens; no example is longer
+    max_length: int  # no example is longer, in tokens
+    max_row_length: int  # rows are at most this long, or as long as the longest example
     row_multiple: int
     row_groups: int  # rows come in multiples of this: the devices that share the batch
     microbatch_tokens: int  # most tokens of one micro-batch on one device
@@ -221,45 +233,64 @@ class Batcher:
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     @cached_property
-    def _rows_per_device(self) -> dict[int, int]:
-        """For each row length, the rows of a micro-batch on one device that waste least.
+    def shapes(self) -> list[tuple[int, int]]:
+        """The micro-batches of a run: (row length T, rows on one device), at most MAX_SHAPES.
 
-        One number for a row length, fitted to the first epoch, so that each compiles once. More
-        rows mean fewer micro-batches, fewer rows mean less of the last one is padding.
+        Chosen one after the other, each time the one that saves most over a sample of the first
+        epoch, and then fixed, so that each compiles once. Steps differ by some percent in tokens;
+        shapes that differ as little waste little. A row may be longer than any example.
         """
-        steps = range(min(self.steps_per_epoch, 256))
-        lengths = [[len(self.examples[i].ids) for i in self.indices(step)] for step in steps]
+        every = -(-self.steps_per_epoch // FITTED_STEPS)
+        sample = range(0, self.steps_per_epoch, every)
+        steps = [[len(self.examples[i].ids) for i in self.indices(step)] for step in sample]
         longest = -(-self.max_length // self.row_multiple) * self.row_multiple
-        fitted = {}
-        for T in range(self.row_multiple, longest + 1, self.row_multiple):
-            needed = [len(pack(step, T)) for step in lengths if max(step) <= T]
-            most = max(1, self.microbatch_tokens // T)
-            costs = {r: sum(self._cost(T, r, rows) for rows in needed) for r in range(1, most + 1)}
-            if needed or T + self.row_multiple > longest:
-                fitted[T] = min(costs, key=lambda r: (costs[r], -r))
-        return fitted
+        limit = max(longest, self.max_row_length // self.row_multiple * self.row_multiple)
+        costs: dict[tuple[int, int], np.ndarray] = {}
+        for T in range(self.row_multiple, limit + 1, self.row_multiple):
+            rows = np.array([len(pack(s, T)) if max(s) <= T else np.inf for s in steps])
+            for r in range(1, max(1, self.microbatch_tokens // T) + 1):
+                costs[T, r] = self._cost(T, r, rows)
+        # The first one holds every example that there may be.
+        safe = {shape: cost.sum() for shape, cost in costs.items() if shape[0] >= longest}
+        chosen = [min(safe, key=safe.get)]
+        best = costs[chosen[0]]
+        while len(chosen) < MAX_SHAPES:
+            gain = {shape: np.maximum(best - cost, 0).sum() for shape, cost in costs.items()}
+            shape = max(gain, key=gain.get)
+            if gain[shape] <= WORTH_COMPILING * best.sum():
+                break
+            chosen.append(shape)
+            best = np.minimum(best, costs[shape])
+        return sorted(chosen)
 
-    def _cost(self, T: int, rows_per_device: int, rows: int) -> float:
+    @cached_property
+    def full_batch_size(self) -> int:
+        """Examples a step that would fill every device: ten row multiples of tokens on each.
+
+        Rows end at a multiple, so half of one is wasted on average: then 5 %.
+        """
+        tokens = np.mean([len(example.ids) for example in self.examples])
+        return math.ceil(10 * self.row_multiple * self.row_groups / tokens)
+
+    def _cost(self, T: int, rows_per_device: int, rows: np.ndarray) -> np.ndarray:
         """What `rows` rows of T tokens cost a device, in tokens."""
-        micro = -(-rows // (rows_per_device * self.row_groups))
+        micro = np.ceil(rows / (rows_per_device * self.row_groups))
         return micro * (MICRO_COST + rows_per_device * T * (1 + self.attention_cost * T))
 
-    def _layout(self, lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
-        """The row length that costs least for these examples, and its rows."""
-        wide_enough = [T for T in self._rows_per_device if max(lengths) <= T]
-        layouts = {T: pack(lengths, T) for T in wide_enough}
-        cheapest = min(
-            layouts, key=lambda T: self._cost(T, self._rows_per_device[T], len(layouts[T]))
-        )
-        return cheapest, layouts[cheapest]
+    def _layout(self, lengths: Sequence[int]) -> tuple[int, int, list[list[int]]]:
+        """The shape that costs least for these examples, and its rows."""
+        wide = [(T, r) for T, r in self.shapes if max(lengths) <= T]
+        packed = {T: pack(lengths, T) for T, _ in wide}
+        T, r = min(wide, key=lambda s: float(self._cost(*s, np.array(len(packed[s[0]])))))
+        return T, r, packed[T]
 
     def batch(self, step: int) -> Step:
         """The arrays of optimiser step `step`, counted from 0."""
         chosen = [self.examples[i] for i in self.indices(step)]
-        T, rows = self._layout([len(e.ids) for e in chosen])
-        R = self._rows_per_device[T] * self.row_groups
-        # A covers the worst case, one example a row, so each row length compiles just once; the
-        # step runs only the micro-batches that hold something.
+        T, r, rows = self._layout([len(e.ids) for e in chosen])
+        R = r * self.row_groups
+        # A covers the worst case, one example a row, so each shape compiles just once; the step
+        # runs only the micro-batches that hold something.
         A = -(-self.batch_size // R)
         num_targets = sum(e.num_targets for e in chosen)
         arrays = {

@@ -56,6 +56,9 @@ def make_mesh(config: ShardingConfig, devices: Sequence[jax.Device] | None = Non
         )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     types = (AxisType.Auto,) * 3
+    if len({getattr(device, "core_on_chip", 0) for device in devices}) > 1:
+        # Only a v4 that is described, not there, has two devices a chip; JAX cannot arrange them.
+        return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=types)
     if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
     if sizes[0] % slices:

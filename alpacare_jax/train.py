@@ -84,6 +84,7 @@ def make_batcher(
         batch_size,
         seed=config.train.seed,
         max_length=config.data.max_length,
+        max_row_length=config.data.max_row_length,
         row_multiple=config.data.row_multiple,
         row_groups=sharding.batch_groups(mesh),
         microbatch_tokens=config.train.microbatch_tokens,
@@ -177,6 +178,11 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         f"({config.train.epochs} epochs; {left_over} examples sit out each), "
         f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
+    if config.train.batch_size < train_data.full_batch_size / 2:
+        progress.say(
+            f"{config.train.batch_size} examples a step do not fill {mesh.size} devices; "
+            f"train.batch_size of {train_data.full_batch_size:,} would, or fewer devices"
+        )
     progress.phase("data")
     # state
     description = workdir_lib.describe(config)

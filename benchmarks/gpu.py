@@ -44,6 +44,7 @@ def setting():
         batch_size=count,
         seed=0,
         max_length=FLAGS.length,
+        max_row_length=FLAGS.length,
         row_multiple=FLAGS.length,
         row_groups=1,
         microbatch_tokens=FLAGS.rows * FLAGS.length,

@@ -47,6 +47,7 @@ def ours(folder: Path, case: str) -> race.Work:
         batch_size=ROWS,
         seed=0,
         max_length=LENGTH,
+        max_row_length=LENGTH,
         row_multiple=LENGTH,
         row_groups=1,
         microbatch_tokens=ROWS * LENGTH,

@@ -91,6 +91,7 @@ def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
         batch_size=FLAGS.batch_size,
         seed=FLAGS.config.train.seed,
         max_length=config.max_length,
+        max_row_length=config.max_length,
         row_multiple=config.row_multiple,
         row_groups=1,
         microbatch_tokens=1,

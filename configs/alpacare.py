@@ -48,6 +48,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             max_length=MAX_LENGTH[arg.data],  # tokens an example, BOS and EOS included
             overlong="truncate",  # truncate, drop or error
             row_multiple=128,  # packed rows are a multiple of so many tokens
+            max_row_length=2048,  # and at most so long, whatever max_length is
         ),
         optimizer=common.section(
             learning_rate=learning_rate,  # peak

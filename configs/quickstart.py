@@ -26,7 +26,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             template="alpaca",  # key of prompts.TEMPLATES
             max_length=320,  # tokens an example, BOS and EOS included
             overlong="error",  # truncate, drop or error
-            row_multiple=320,  # packed rows are a multiple of this: one shape here
+            row_multiple=320,  # packed rows are a multiple of this
+            max_row_length=320,  # and at most so long: one shape here
         ),
         optimizer=common.section(
             learning_rate=2e-4,  # peak; small models take more than 7B's 2e-5

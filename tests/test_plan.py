@@ -23,7 +23,11 @@ TINY = llama.VARIANTS["tiny"]
 
 
 def tiny_config(**changes) -> RunConfig:
-    return run_config(Path(), **{"data__row_multiple": 128, "data__max_length": 128} | changes)
+    return run_config(
+        Path(),
+        **{"data__row_multiple": 128, "data__max_length": 128, "data__max_row_length": 128}
+        | changes,
+    )
 
 
 def of_variant(variant: str, **changes) -> RunConfig:

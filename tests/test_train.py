@@ -54,6 +54,7 @@ def settings(folder: Path, **changes) -> dict:
         "data.path": str(folder / "train.jsonl"),
         "data.eval_path": str(folder / "eval.jsonl"),
         "data.max_length": 512,
+        "data.max_row_length": 512,
         "data.overlong": "error",
         "data.row_multiple": 512,  # one shape, hence one compilation
         "optimizer.learning_rate": 1e-3,
@@ -359,6 +360,7 @@ def batcher(examples, batch_size, row_groups=1, microbatch_tokens=256, max_lengt
         batch_size,
         seed=1,
         max_length=max_length,
+        max_row_length=max_length,
         row_multiple=128,
         row_groups=row_groups,
         microbatch_tokens=microbatch_tokens,
