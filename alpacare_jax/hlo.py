@@ -313,6 +313,10 @@ def hbm_bytes(program: Program) -> float:
 
 
 def _traffic(instruction: Instruction, results: Mapping[str, Instruction], program: Program) -> int:
+    if instruction.opcode in ("copy-start", "slice-start"):
+        # It results in source, destination and a flag; what moves is as large as the destination.
+        ends = [array for array in instruction.arrays if array.shape]
+        return min(array.num_bytes for array in ends) * sum(array.in_hbm for array in ends)
     sizes = [results[o].hbm_bytes if o in results else 0 for o in instruction.operands]
     written = instruction.hbm_bytes
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):

@@ -9,6 +9,7 @@ no run is faster; a good one is within a third.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -173,6 +174,47 @@ def make_plan(
     return plan
 
 
+def search(
+    config: RunConfig, where: topology.Topology, work: Workload, price: float | None
+) -> list[dict[str, Any]]:
+    """Plans meshes, remat policies and micro-batch sizes around a config's; best ceiling first."""
+    shape, plans, seen = llama.VARIANTS[config.model.variant], [], set()
+    replace = dataclasses.replace
+    for tensor, remat, tokens in itertools.product((1, 2, 4), ("dots", "full"), (2048, 4096, 8192)):
+        changes = {"tensor": tensor, "remat": remat, "microbatch_tokens": tokens}
+        candidate = replace(
+            config,
+            sharding=replace(config.sharding, data=config.sharding.data, fsdp=-1, tensor=tensor),
+            model=replace(config.model, remat=remat),
+            train=replace(config.train, microbatch_tokens=tokens),
+        )
+        try:
+            mesh = sharding.make_mesh(candidate.sharding, where.devices)
+            rows = typical_batch(candidate, shape, mesh, work).arrays["tokens"].shape
+            if (same := (tensor, remat, rows)) in seen:
+                continue  # the limit is not what decides
+            seen.add(same)
+            plan = make_plan(candidate, where, work, price)
+        except ValueError as error:  # heads that do not divide, and the like
+            print(f"{changes}: {error}", file=sys.stderr)
+            continue
+        plans.append({"changes": changes} | plan)
+        print(f"{len(plans)}: {summary(plans[-1])}", file=sys.stderr, flush=True)
+    return sorted(plans, key=lambda p: (not p["fits"], -p.get("mfu_ceiling", 0.0)))
+
+
+def summary(plan: Mapping[str, Any]) -> str:
+    """A candidate of `search` in one line."""
+    changes = ", ".join(f"{key} {value}" for key, value in plan["changes"].items())
+    if not plan["fits"]:
+        return f"does not fit | {changes}"
+    headroom = 1 - plan["needed_bytes"] / plan["available_bytes"]
+    return (
+        f"MFU ceiling {plan['mfu_ceiling']:.1%} | {plan['step_seconds']:.3f} s a step, bound by "
+        f"{plan['bound']} | {headroom:.0%} headroom | {changes}"
+    )
+
+
 def memory(found: Any, available: float) -> dict[str, Any]:
     """Bytes on one device; results that take the place of donated arguments need none."""
     needed = (
@@ -269,10 +311,18 @@ def main(argv: Sequence[str]) -> None:
     work = Workload(FLAGS.num_examples, FLAGS.example_tokens, FLAGS.answer_share)
     where = topology.describe(FLAGS.topology)
     print(f"compiling for {where.name} (minutes)", file=sys.stderr)
-    plan = make_plan(config, where, work, FLAGS.price)
-    print(table(plan))
+    if FLAGS.search:
+        plans = search(config, where, work, FLAGS.price)
+        if not plans:
+            raise ValueError(f"no mesh that was tried suits {where.name}")
+        print(*map(summary, plans), "", sep="\n")
+    else:
+        plans = [make_plan(config, where, work, FLAGS.price)]
+    print(table(plans[0]))
     if FLAGS.output:
-        record = provenance.describe(config=dataclasses.asdict(config), plan=plan)
+        record = provenance.describe(config=dataclasses.asdict(config), plan=plans[0])
+        if FLAGS.search:
+            record["ranked"] = plans
         provenance.write_json(FLAGS.output, record | {"end": provenance.now()})
 
 
@@ -285,6 +335,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("example_tokens", 300, "Their mean length in tokens.", lower_bound=2)
     flags.DEFINE_float("answer_share", 0.6, "Share of their tokens that are answers.")
     flags.DEFINE_float("price", None, "Money a chip-hour.", lower_bound=0.0)
+    flags.DEFINE_bool("search", False, "Try meshes, remat policies and micro-batches; rank them.")
     flags.DEFINE_string("output", "plan.json", "Where the plan goes for programs; empty: nowhere.")
     flags.mark_flags_as_required(["config", "topology"])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

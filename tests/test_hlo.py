@@ -47,6 +47,25 @@ def test_traffic_counts_slices_not_what_they_are_cut_from():
     assert hlo.hbm_bytes(hlo.parse(TEXT, trips)) == pytest.approx(96 * layer + 3 * 4, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("line", "num_bytes"),
+    [
+        # Into on-chip memory: read once. Between two places in main memory: read and written.
+        ("(s8[64]{0:S(1)}, s8[64]{0}, u32[]) copy-start(%a)", 64),
+        ("(s8[64]{0}, s8[64]{0}, u32[]) copy-start(%a)", 128),
+        ("(s8[4096]{0}, s8[64]{0:S(1)}, s32[]) slice-start(%a), slice={[0:64]}", 64),
+    ],
+)
+def test_traffic_of_copies_in_the_background(line, num_bytes):
+    text = (
+        "ENTRY %main (a: s8[4096]) -> s8[64] {\n"
+        "  %a = s8[4096]{0} parameter(0)\n"
+        f"  %start = {line}\n"
+        "  ROOT %done = s8[64]{0} copy-done(%start)\n}\n"
+    )
+    assert hlo.hbm_bytes(hlo.parse(text, trips)) == num_bytes
+
+
 def test_a_loop_nobody_knows_is_an_error():
     with pytest.raises(ValueError, match=r"how often the loop 'jit.step./accumulate/while' runs"):
         hlo.parse(TEXT, lambda name: None)

@@ -165,6 +165,30 @@ def test_what_does_not_fit(local_plan):
     assert "cost" not in found
 
 
+def test_a_search_ranks_what_fits(local_plan, monkeypatch, capsys):
+    def planned(config, where, work, price):
+        size = config.train.microbatch_tokens * (3 if config.model.remat == "dots" else 1)
+        found = dict(local_plan[0]) | {"fits": size < 20_000, "needed_bytes": size}
+        found |= {"available_bytes": 20_000, "mfu_ceiling": size / 1e5}
+        return found
+
+    monkeypatch.setattr(plan, "make_plan", planned)
+    config = tiny_config(train__batch_size=512, data__max_row_length=1024, data__max_length=1024)
+    config = dataclasses.replace(
+        config, sharding=dataclasses.replace(config.sharding, data=1, fsdp=-1)
+    )
+    work = dataclasses.replace(WORK, example_tokens=512)
+    ranked = plan.search(config, local_plan[1], work, None)
+    fits = [found["fits"] for found in ranked]
+    assert fits == sorted(fits, reverse=True) and True in fits and False in fits
+    ceilings = [found["mfu_ceiling"] for found in ranked if found["fits"]]
+    assert ceilings == sorted(ceilings, reverse=True)
+    assert {found["changes"]["tensor"] for found in ranked} == {1, 2, 4}
+    assert capsys.readouterr().err.count("\n") == len(ranked), "a line as each is found"
+    assert "does not fit | tensor" in plan.summary(ranked[-1])
+    assert "headroom | tensor" in plan.summary(ranked[0])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
