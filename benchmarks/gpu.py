@@ -73,6 +73,9 @@ def ours() -> race.Work:
 
     def work() -> race.Result:
         loss = [training.step(batch) for _ in range(FLAGS.steps)][-1]
+        if FLAGS.profile and not os.path.exists(FLAGS.profile):
+            with jax.profiler.trace(FLAGS.profile):  # in the warm-up: no round counts it
+                training.step(batch), training.step(batch)
         memory = jax.devices()[0].memory_stats()  # None on CPU
         used = {"peak_bytes": memory["peak_bytes_in_use"]} if memory else {}
         return {"loss": loss} | facts | used
@@ -161,6 +164,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 10, "Steps of a round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)
     flags.DEFINE_string("remat", "", "Our rematerialisation policy; the config's by default.")
+    flags.DEFINE_string("profile", "", "Folder for a trace of two of our steps; it must not exist.")
     flags.DEFINE_list("skip", [], "Leave contenders out by a word: compile, which takes minutes.")
     flags.DEFINE_bool("anyway", False, "Run without a GPU, to try the script with --variant=tiny.")
     flags.DEFINE_string("worker", "", "Internal.")
