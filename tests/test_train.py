@@ -344,6 +344,30 @@ def test_a_finished_run_does_nothing_more(finished, capsys):
     assert (finished.workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_the_log_says_where_the_time_went(finished):
+    (line,) = (text for text in finished.err.splitlines() if text.startswith("first step after"))
+    phases = ("imports and devices", "data", "weights", "held-out loss", "first step")
+    assert all(f"{name} " in line for name in phases) and "compiling took" in line
+    assert "attention by xla" in finished.err
+    assert finished.err.count("is being saved; the run stood still for") == 3  # steps 4, 8, 10
+
+
+def test_a_trace_of_the_steps_asked_for(corpus, tmp_path):
+    config = dataclasses.replace(ten_steps(corpus), profile="3,4")
+    with small_machine() as patch:
+        compile_once(patch)
+        train.run(config, tmp_path)
+    traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 1000
+    assert_same_end(tmp_path, finished_run(corpus).workdir, 10)
+
+
+@pytest.mark.parametrize("profile", ["10", "5,3", "0,2", "a,b", "1,2,3", "-1,2"])
+def test_steps_that_cannot_be_traced(corpus, profile):
+    with pytest.raises(ValueError, match="give first and last step, as in 10,15"):
+        dataclasses.replace(ten_steps(corpus), profile=profile)
+
+
 # Mathematics.
 
 
