@@ -203,6 +203,12 @@ def test_slices_that_do_not_exist(name, message):
         topology.describe(name)
 
 
+def test_without_libtpu_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs libtpu: pip install 'alpacare-jax\[tpu\]'"):
+        topology.describe("v5e-16")
+
+
 def test_the_command(tmp_path):
     flags = ["--config=configs/quickstart.py", "--topology=local", "--example_tokens=60"]
     flags += ["--config.model.variant=tiny", "--config.train.batch_size=8", "--num_examples=80"]
