@@ -6,8 +6,12 @@
 Variants: llama-7b, llama-13b, llama2-7b, llama2-13b. Data: alpacare (MedInstruct-52k, max length
 1,024) or alpaca (Alpaca-52k, 512). 52,002 examples give 1,218 steps at 7B and 2,030 at 13B.
 
+Planned for (EXPERIMENTS.md; `alpacare_jax.plan` asks the TPU's compiler): 7B on v5e-16, v6e-8, v5p-8
+and v4-16, 13B on v5e-32, v6e-16 and v4-32; on v4 with --config.train.microbatch_tokens=2048. Where
+memory is left, as on v5p, --config.model.remat=dots is faster.
+
 Time to expect at 50 % MFU and 300 tokens an example: 7B about 64 min on one H200, 8 on eight H100,
-40 on a v5e-8 slice (calculated, not measured). Score to expect: the loss of Stanford's own
+20 on a v5e-16 slice (calculated, not measured). Score to expect: the loss of Stanford's own
 LLaMA-7B log on Alpaca-52k is 1.09, 0.75 and 0.50 as epoch means (at batch 256).
 """
 
@@ -34,7 +38,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             checkpoint=f"models/{arg.variant}",  # model directory from alpacare_jax.convert
             variant=arg.variant,  # the size that directory must have
             dtype="auto",  # compute dtype: bfloat16 on accelerators, float32 on CPU
-            remat="dots",  # kept for the backward pass: none (all), dots, full (nothing)
+            remat="full",  # kept for the backward pass: none (all), dots, full (nothing)
             attention="auto",  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
             loss_tokens=2048,  # tokens a device holds logits of at a time
         ),
@@ -64,7 +68,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         train=common.section(
             batch_size=128,  # examples a step, over all devices
             epochs=epochs,
-            microbatch_tokens=8192,  # most tokens of one device at a time
+            microbatch_tokens=4096,  # most tokens of one device at a time
             log_every=10,  # steps between progress lines
             eval_every=0,  # steps between evaluations; 0: start and end only
             seed=42,  # transformers' default seed
