@@ -22,20 +22,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alpacare_jax import attention
+from alpacare_jax import attention, stack
 from alpacare_jax.llama_config import VARIANTS, LlamaConfig, RopeScaling
 
 __all__ = ["VARIANTS", "Llama", "LlamaConfig", "Params", "Placement", "RopeScaling"]
 
 Params = dict[str, Any]
 """Nested dict of arrays: the tree that `params.py` declares."""
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""What the backward pass keeps of each layer: everything, nothing, or the projections' outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,21 +199,33 @@ class Llama(nnx.Module):
         positions_BT: jax.Array,
         segments_BT: jax.Array,
         remat: str = "none",
+        sums: Params | None = None,
     ) -> jax.Array:
-        """Final normed hidden states [B, T, D] of packed rows; see `attention.visible`."""
-        return self._rows(tokens_BT, positions_BT, segments_BT, remat, keep=False)[0]
+        """Final normed hidden states [B, T, D] of packed rows; see `attention.visible`.
+
+        `remat` and `sums`, gradients of the layers so far, are for training: see `stack.run`.
+        """
+        layer = self._layer_over(positions_BT, segments_BT)
+        x_MD = stack.run(
+            lambda x_MD, weights: layer(x_MD, weights)[0],
+            self._embed(tokens_BT),
+            self.layers,
+            remat,
+            sums,
+        )
+        return self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
 
     def prefill(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Hidden states as from `hidden`, and each layer's keys and values [L, B, T, K, H]."""
-        hidden, (k_LBTKH, v_LBTKH) = self._rows(
-            tokens_BT, positions_BT, segments_BT, "none", keep=True
-        )
+        layer = self._layer_over(positions_BT, segments_BT)
+        x_MD, (k_LBTKH, v_LBTKH) = jax.lax.scan(layer, self._embed(tokens_BT), self.layers)
+        hidden = self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
         return hidden, k_LBTKH, v_LBTKH
 
-    def _rows(self, tokens_BT, positions_BT, segments_BT, remat, keep):
-        B, T = tokens_BT.shape
+    def _layer_over(self, positions_BT, segments_BT):
+        """(x_MD, one layer's weights) -> x_MD, (keys, values), for these rows."""
         rope = rope_angles(self.config, positions_BT)
         attend_rows = self.placement.kernel(segments_BT, positions_BT)
 
@@ -232,12 +237,9 @@ class Llama(nnx.Module):
                 return attend_rows(q, k, v)
 
             block = Block(self.placement.layer(weights), self.config)
-            return self.placement.rows(block(x_MD, rope, attend)), kept[0] if keep else None
+            return self.placement.rows(block(x_MD, rope, attend)), kept[0]
 
-        if remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        x_MD, kept = jax.lax.scan(layer, self._embed(tokens_BT), self.layers)
-        return self._final_norm(x_MD).reshape(B, T, -1), kept
+        return layer
 
     def decode(
         self, tokens_B: jax.Array, positions_B: jax.Array, k_LBSKH: jax.Array, v_LBSKH: jax.Array

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from alpacare_jax.attention import KERNELS
 from alpacare_jax.checkpoint import CheckpointConfig
 from alpacare_jax.data import DataConfig
-from alpacare_jax.llama import REMAT_POLICIES, VARIANTS
+from alpacare_jax.llama import VARIANTS
 from alpacare_jax.optimizer import OptimizerConfig
 from alpacare_jax.sharding import ShardingConfig
+from alpacare_jax.stack import REMAT_POLICIES
 
 Section = TypeVar("Section")
 
@@ -22,7 +23,7 @@ class ModelConfig:
     checkpoint: str  # model directory, made by `alpacare_jax.convert`
     variant: str  # key of llama.VARIANTS that the checkpoint must have the shape of
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
-    remat: str  # key of llama.REMAT_POLICIES
+    remat: str  # key of stack.REMAT_POLICIES
     attention: str  # auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 

@@ -36,18 +36,22 @@ def mean_loss(
     model: ModelConfig,
     mesh: Mesh,
     rules: Mapping[str, str],
+    sums: Params | None = None,
 ) -> jax.Array:
     """This micro-batch's part of the step's mean loss a target token; scalar, float32.
 
     Args:
       micro: the arrays of `data.Step`, [R, T] each.
+      sums: gradients of the layers so far; those that come back have them added. See `stack.run`.
     """
     dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
     kernel = attention_kernel(shape, model, mesh)
     placement = sharding.placement(shape, mesh, rules, dtype, kernel)
     module = llama.Llama(weights, shape, dtype, placement)
     rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
-    hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], model.remat)
+    hidden = module.hidden(
+        micro["tokens"], micro["positions"], micro["segments"], model.remat, sums
+    )
     chunk = max(1, model.loss_tokens // rows)
     return loss_lib.chunked_cross_entropy(
         hidden, module.head_VD, micro["targets"], micro["weights"], chunk
@@ -55,18 +59,20 @@ def mean_loss(
 
 
 def accumulate(
-    step: Callable, arrays: dict[str, jax.Array], num_micro: jax.Array, zero: Any
+    add: Callable[[dict[str, jax.Array], Any], Any],
+    arrays: dict[str, jax.Array],
+    num_micro: jax.Array,
+    zero: Any,
 ) -> Any:
-    """Sum of `step(micro)` over the first `num_micro` of A micro-batches, one at a time."""
+    """`add(micro, total)` for the first `num_micro` of A micro-batches, from `zero` on."""
     if arrays["tokens"].shape[0] == 1:
-        return step({name: array[0] for name, array in arrays.items()})
+        return add({name: array[0] for name, array in arrays.items()}, zero)
 
-    def add(i, total):
-        micro = {name: array[i] for name, array in arrays.items()}
-        return jax.tree.map(jnp.add, total, step(micro))
+    def add_number(i, total):
+        return add({name: array[i] for name, array in arrays.items()}, total)
 
     with jax.named_scope(ACCUMULATE):
-        return jax.lax.fori_loop(0, num_micro, add, zero)
+        return jax.lax.fori_loop(0, num_micro, add_number, zero)
 
 
 def make_steps(
@@ -79,16 +85,20 @@ def make_steps(
     eval_step(weights, arrays, num_micro) -> loss
     """
 
-    def loss_of(weights, micro):
-        return mean_loss(weights, micro, shape, config.model, mesh, config.sharding.rules)
+    def loss_of(weights, micro, sums=None):
+        return mean_loss(weights, micro, shape, config.model, mesh, config.sharding.rules, sums)
 
     def train_step(state: State, arrays, num_micro, stops):
         weights = state["params"]
-        loss_and_grads = jax.value_and_grad(loss_of)
+
+        def add(micro, total):
+            loss, grads = total
+            part, new = jax.value_and_grad(loss_of)(weights, micro, grads["layers"])
+            rest = [name for name in grads if name != "layers"]  # the layers' are added already
+            return loss + part, new | {n: jax.tree.map(jnp.add, grads[n], new[n]) for n in rest}
+
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
-        loss, grads = accumulate(
-            lambda micro: loss_and_grads(weights, micro), arrays, num_micro, zero
-        )
+        loss, grads = accumulate(add, arrays, num_micro, zero)
         updates, opt_state = update.update(grads, state["opt_state"], weights)
         report = {"loss": loss, "grad_norm": optax.tree.norm(grads), "stop": jnp.max(stops)}
         state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
@@ -96,7 +106,8 @@ def make_steps(
 
     def eval_step(weights, arrays, num_micro):
         zero = jnp.zeros((), jnp.float32)
-        return accumulate(lambda micro: loss_of(weights, micro), arrays, num_micro, zero)
+        add = lambda micro, total: total + loss_of(weights, micro)  # noqa: E731
+        return accumulate(add, arrays, num_micro, zero)
 
     shardings = state_shardings(shape, config, update, mesh)
     batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)

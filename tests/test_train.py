@@ -464,14 +464,14 @@ def test_accumulation_of_four_is_accumulation_of_one():
 
     @jax.jit
     def gradient(weights, arrays, num_micro):
-        def step(micro):
+        def add(micro, total):
             loss = functools.partial(
                 train_step.mean_loss, shape=TINY, model=MODEL, mesh=ONE_DEVICE, rules=RULES
             )
-            return jax.value_and_grad(loss)(weights, micro)
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(weights, micro))
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
-        loss, grads = train_step.accumulate(step, arrays, num_micro, zero)
+        loss, grads = train_step.accumulate(add, arrays, num_micro, zero)
         return loss, params.flatten(grads)
 
     loss, grads = gradient(weights, arrays, 4)
