@@ -72,10 +72,13 @@ def join(
         if not re.fullmatch(r".+:\d+", coordinator):
             raise ValueError(f"--coordinator is {coordinator!r}; it must be HOST:PORT")
     elif distributed or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        # As jax.distributed.initialize does it: from the TPU's metadata or SLURM's variables.
+        # As jax.distributed.initialize does it: from the TPU's metadata or SLURM's variables. A
+        # SLURM task has one GPU unless JAX_LOCAL_DEVICE_IDS says which.
+        own = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+        devices = [int(i) for i in own.split(",")] if own else None
         coordinator, num_processes, process_id, devices = (
             clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, join_seconds
+                None, None, None, devices, None, join_seconds
             )
         )
         if coordinator is None:

@@ -137,8 +137,10 @@ def test_distributed_outside_of_any_pod():
         join(distributed=True)
 
 
-def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch):
+@pytest.mark.parametrize(("own", "devices"), [("", [0]), ("0,1,2,3", [0, 1, 2, 3])])
+def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices):
     joined = []
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", own)
     for name, value in {
         "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_NTASKS": "4",
@@ -151,7 +153,7 @@ def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch):
     monkeypatch.setattr(runtime, "roll_call", lambda *who: joined.append(who))
     monkeypatch.setattr(runtime.jax.distributed, "initialize", lambda *who: joined.append(who))
     join()
-    assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, [0])]
+    assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices)]
 
 
 # A wait that would never end.
