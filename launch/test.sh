@@ -2,7 +2,7 @@
 # Sets up an environment and runs all checks: lint, format, tests. Arguments go to pytest.
 #
 #     bash launch/test.sh                  everything, under 10 minutes on 2 cores
-#     bash launch/test.sh -m 'not slow'    under 2 minutes
+#     bash launch/test.sh -m 'not slow'    about 3 minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
