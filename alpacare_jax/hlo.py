@@ -210,13 +210,12 @@ def _devices(instruction: Instruction, count: int) -> list[int]:
     """The devices of the first group of a collective; for a permute all that its pairs connect."""
     text = instruction.attributes
     if instruction.opcode.startswith("collective-permute"):
-        pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
-        numbers = [
-            tuple(map(int, p)) for p in re.findall(r"\{(\d+),(\d+)\}", pairs[1] if pairs else "")
-        ]
-        group, grew = {numbers[0][0]} if numbers else {0}, True
+        listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
+        found = re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")
+        pairs = [(int(a), int(b)) for a, b in found]
+        group, grew = {pairs[0][0]} if pairs else {0}, True
         while grew:
-            more = {b for a, b in numbers if a in group} | {a for a, b in numbers if b in group}
+            more = {b for a, b in pairs if a in group} | {a for a, b in pairs if b in group}
             grew = not more <= group
             group |= more
         return sorted(group)
@@ -259,9 +258,8 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
       mesh: axis -> size, in the order of the devices.
     """
     total: dict[tuple[str, str, int], list[float]] = {}
-    seen: dict[
-        str, float
-    ] = {}  # parts of one collective, fused into several places, share a channel
+    # One collective may be fused into several places, on one channel.
+    seen: dict[str, float] = {}
     for name, instruction in _instructions(program):
         kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f"{k}-start")), None)
         if kind is None:

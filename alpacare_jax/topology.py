@@ -16,10 +16,9 @@ from alpacare_jax import metrics
 class Chip:
     """One chip, from the makers' data sheets and jax-ml.github.io/scaling-book/tpus.
 
-    Rates are bytes or FLOPs a second; bf16 FLOPs are dense ones.
+    Rates are bytes a second; FLOPs are in `metrics.PEAK_BF16_FLOPS`.
     """
 
-    flops: float
     hbm_bytes: float
     hbm_rate: float
     link_rate: float  # of one link to a neighbour, one way
@@ -50,13 +49,12 @@ CUBE = {
 }
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1.23e12, 45e9, 2, 2, CUBE),
-    "v5p": Chip(459e12, 95 * 2**30, 2.77e12, 90e9, 2, 1, CUBE),
-    "v5e": Chip(197e12, 16 * 2**30, 0.82e12, 45e9, 1, 1, FLAT),
-    "v6e": Chip(918e12, 32 * 2**30, 1.64e12, 90e9, 1, 1, FLAT),
+    "v4": Chip(32 * 2**30, 1.23e12, 45e9, 2, 2, CUBE),
+    "v5p": Chip(95 * 2**30, 2.77e12, 90e9, 2, 1, CUBE),
+    "v5e": Chip(16 * 2**30, 0.82e12, 45e9, 1, 1, FLAT),
+    "v6e": Chip(32 * 2**30, 1.64e12, 90e9, 1, 1, FLAT),
 }
 """Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
-
 
 RESERVED = 0.75 * 2**30
 """Bytes of a device that the TPU runtime keeps: by the compiler's messages 0.75 GiB of a v4 core,
@@ -74,7 +72,6 @@ class Topology:
     hbm_bytes: float
     hbm_rate: float
     ici_rate: float  # of all links of one device, one way
-    dimensions: int  # of the torus
 
 
 def describe(name: str) -> Topology:
@@ -118,16 +115,15 @@ def describe(name: str) -> Topology:
         )
     except RuntimeError as error:
         raise ValueError(f"libtpu does not describe {name}: {error}") from error
-    dimensions = bounds.count("x") + 1
+    links = 2 * (bounds.count("x") + 1)  # two for each dimension of the torus
     return Topology(
         name=name,
         devices=list(description.devices),
         chips=slices * count // chip.cores,
-        flops=chip.flops / chip.devices,
+        flops=metrics.PEAK_BF16_FLOPS[f"TPU {generation}"] / chip.devices,
         hbm_bytes=chip.hbm_bytes / chip.devices - RESERVED,
         hbm_rate=chip.hbm_rate / chip.devices,
-        ici_rate=2 * dimensions * chip.link_rate / chip.devices,
-        dimensions=dimensions,
+        ici_rate=links * chip.link_rate / chip.devices,
     )
 
 
@@ -155,5 +151,4 @@ def _local() -> Topology:
         hbm_bytes=limits.get("bytes_limit", machine),
         hbm_rate=hbm_rate,
         ici_rate=ici_rate,
-        dimensions=1,
     )

@@ -160,6 +160,8 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     """
     stop = StopRequest()
     progress = Progress()
+    watchdog = runtime.Watchdog(step_seconds)
+    watchdog.alive()  # setting up waits for the others too
     # mesh
     mesh = sharding.make_mesh(config.sharding)
     shape = checkpoint.read_config(config.model.checkpoint)
@@ -199,7 +201,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         workdir_lib.make(workdir, config, description)
     saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
     progress.open(workdir, config, shape, mesh, first, num_steps)
-    with progress, saved, runtime.Watchdog(step_seconds) as watchdog:
+    with progress, saved, watchdog:
         if first:
             progress.say(f"going on from step {first:,}")
             state = saved.restore(first, train_step.abstract_state(shape, config, update, mesh))
@@ -224,11 +226,12 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
             progress.start_values(evaluate(0))
             progress.phase("held-out loss")
         profile = config.profile_steps
-        batch, stopping = train_data.batch(first), False
+        batch, stopping, tracing = train_data.batch(first), False, False
         ahead = collections.deque()  # steps the devices were given whose reports were not read yet
         for step in range(first + 1, num_steps + 1):
             if profile and step == profile[0]:
                 jax.profiler.start_trace(str(workdir / "profile"))
+                tracing = True
             stops = sharding.put_flag(stop.asked, mesh)
             state, report = step_once(state, put(batch.arrays), np.int32(batch.num_micro), stops)
             ahead.append((step, batch, report))
@@ -248,8 +251,9 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
                 require_finite(report, done, saved)
                 found = evaluate(done) if evaluating and done == step else {}
                 progress.step(done, its_batch, report | found, seconds)
-            if profiled and step == profile[1]:
+            if tracing and (step == profile[1] or last or stopping):
                 jax.profiler.stop_trace()
+                tracing = False
             if saving or stopping:
                 progress.saved(step, saved.save(step, state, found))
                 watchdog.alive()

@@ -1,5 +1,7 @@
 """Mesh and shardings: what fits, what raises and by which name."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -129,3 +131,9 @@ def test_two_axes_of_one_weight_on_one_mesh_axis():
     mesh = sharding.make_mesh(config(1, 8, 1))
     with pytest.raises(ValueError, match=r"embed_tokens: .*'vocab' and 'embed' .*'fsdp'"):
         specs("tiny", mesh, vocab="fsdp")
+
+
+def test_several_slices_share_the_axis_data():
+    devices = [types.SimpleNamespace(slice_index=i // 4) for i in range(8)]
+    with pytest.raises(ValueError, match=r"data is 1; over 2 slices it must be a multiple of 2"):
+        sharding.make_mesh(config(data=1, fsdp=-1), devices)

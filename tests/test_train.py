@@ -362,6 +362,15 @@ def test_a_trace_of_the_steps_asked_for(corpus, tmp_path):
     assert_same_end(tmp_path, finished_run(corpus).workdir, 10)
 
 
+@pytest.mark.parametrize(("profile", "traces"), [("2,6", 0), ("9,20", 1)])
+def test_a_trace_that_the_run_does_not_hold_whole(corpus, finished, tmp_path, profile, traces):
+    """Begun before the restart, it is left out; it ends with the run."""
+    config = stopped_run(corpus, tmp_path, step=4)
+    go_on(dataclasses.replace(config, profile=profile), tmp_path)
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == traces
+    assert_same_end(tmp_path, finished.workdir, 10)
+
+
 @pytest.mark.parametrize("profile", ["10", "5,3", "0,2", "a,b", "1,2,3", "-1,2"])
 def test_steps_that_cannot_be_traced(corpus, profile):
     with pytest.raises(ValueError, match="give first and last step, as in 10,15"):
@@ -774,11 +783,14 @@ def test_an_error_does_not_lose_the_save_that_is_under_way(corpus, finished, tmp
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path):
+def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path, capsys):
     config = stopped_run(corpus, tmp_path, step=5)
     with small_machine() as patch:
         patch.setattr(jax, "device_count", lambda: 8)
         train.run(config, tmp_path)
+    assert (
+        "6 examples a step do not fill 8 devices; train.batch_size of " in capsys.readouterr().err
+    )
     loss = lambda workdir: [line.get("loss", 0) for line in lines(workdir)]  # noqa: E731
     np.testing.assert_allclose(loss(tmp_path), loss(finished.workdir), rtol=1e-5)
 
