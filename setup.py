@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["alpacare_jax", "datagen", "evaluation"],
+    packages=["alpacare_jax", "contract", "datagen", "evaluation"],
     package_data={"datagen": ["starter/*"]},
     install_requires=[
         "jax>=0.10,<0.13",

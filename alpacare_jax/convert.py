@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from alpacare_jax import checkpoint, cli, params, provenance, safetensors_file, weight_store
+from alpacare_jax import checkpoint, params, safetensors_file, weight_store
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.params import Weight
 from alpacare_jax.safetensors_file import Tensor
+from contract import cli, provenance
 
 MAX_SHARD_BYTES = 5_000_000_000
 """transformers' own default shard size."""

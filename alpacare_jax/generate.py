@@ -20,10 +20,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from alpacare_jax import checkpoint, cli, decoding, llama, metrics, prompts, provenance
+from alpacare_jax import checkpoint, decoding, llama, metrics, prompts
 from alpacare_jax.data import encode_prompt
 from alpacare_jax.records import Example, read_examples
 from alpacare_jax.tokenizer import Tokenizer
+from contract import cli, provenance
 
 
 def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:

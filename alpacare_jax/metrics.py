@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alpacare_jax import params, provenance
+from alpacare_jax import params
 from alpacare_jax.llama import LlamaConfig
+from contract import provenance
 
 PEAK_BF16_FLOPS = {
     "TPU v4": 275e12,

@@ -25,7 +25,6 @@ from jax.extend import core as jax_core
 from jax.sharding import Mesh
 
 from alpacare_jax import (
-    cli,
     data,
     hlo,
     llama,
@@ -33,7 +32,6 @@ from alpacare_jax import (
     metrics,
     optimizer,
     params,
-    provenance,
     sharding,
     topology,
     train,
@@ -41,6 +39,7 @@ from alpacare_jax import (
 )
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.run_config import RunConfig
+from contract import cli, provenance
 
 
 @dataclasses.dataclass(frozen=True)

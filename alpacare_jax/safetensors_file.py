@@ -17,7 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from alpacare_jax import provenance
+from contract import provenance
 
 DTYPES = {
     "F64": np.dtype(np.float64),

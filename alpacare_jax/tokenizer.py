@@ -354,7 +354,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from alpacare_jax import cli
+    from contract import cli
 
     define_flags()
     cli.run(main)

@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 
 from alpacare_jax import (
     checkpoint,
-    cli,
     data,
     llama,
     optimizer,
@@ -38,6 +37,7 @@ from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.progress import Progress
 from alpacare_jax.run_config import ModelConfig, RunConfig
 from alpacare_jax.train_step import State
+from contract import cli
 
 
 def load_data(

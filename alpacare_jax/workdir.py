@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alpacare_jax import checkpoint, provenance, runtime
+from alpacare_jax import checkpoint, runtime
 from alpacare_jax.run_config import RunConfig
+from contract import provenance
 
 SAME_RUN = ("model", "data", "optimizer", "train")
 """Config sections that decide the numbers: a workdir goes on only with the same ones."""

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from alpacare_jax import cli
 from benchmarks import models, race
+from contract import cli
 
 TARGETS = {"single": 1.5, "batch": 2.0}
 OPTIONAL = ("continuous batching", "generate, compiled")

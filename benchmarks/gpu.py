@@ -22,8 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from alpacare_jax import cli
 from benchmarks import models, race
+from contract import cli
 
 SIZE = 8192
 """Rows and columns of the matrices that measure the peak; small ones measure the launch."""

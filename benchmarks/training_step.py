@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from alpacare_jax import cli
 from benchmarks import models, race
+from contract import cli
 
 ROWS, LENGTH = 4, 256
 PROMPT = {"dense": 1, "masked": LENGTH // 2}

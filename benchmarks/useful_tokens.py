@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from alpacare_jax import cli
 from benchmarks import models, race
+from contract import cli
 
 COLLATED = 4
 """Examples that the original pads together: its batch a device."""

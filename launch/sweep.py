@@ -30,7 +30,7 @@ from absl import flags
 # As `python -m` from there has it: config files import configs.common.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from alpacare_jax import cli, provenance
+from contract import cli, provenance
 from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 

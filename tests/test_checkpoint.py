@@ -29,8 +29,9 @@ from test_train import (
     ten_steps,
 )
 
-from alpacare_jax import checkpoint, cli, train
+from alpacare_jax import checkpoint, train
 from alpacare_jax.checkpoint import CheckpointConfig, TrainingCheckpoints
+from contract import cli
 
 
 @pytest.fixture(scope="module")

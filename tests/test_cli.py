@@ -7,11 +7,11 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from alpacare_jax import cli
+from contract import cli
 
 SCRIPT = """
 from absl import flags
-from alpacare_jax import cli
+from contract import cli
 
 class Custom(Exception):
     pass

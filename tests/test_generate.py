@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, make_model
 
-from alpacare_jax import checkpoint, decoding, generate, params, provenance
+from alpacare_jax import checkpoint, decoding, generate, params
 from alpacare_jax.decoding import Answer, Request, Sampling
+from contract import provenance
 
 FIELDS = ["instruction", "output", "generator", "id", "input", "dataset"]
 FIELDS += ["finish_reason", "num_tokens"]  # the first three are alpaca_eval's

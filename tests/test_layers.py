@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-PACKAGES = ("alpacare_jax", "datagen", "evaluation", "configs", "launch", "benchmarks")
+PACKAGES = (
+    *("contract", "alpacare_jax", "datagen", "evaluation"),
+    *("configs", "launch", "benchmarks"),
+)
 COMMANDS = ("train", "generate", "convert", "tokenizer", "plan")
 
 ALLOWED = {
-    "alpacare_jax": ("alpacare_jax",),
-    "datagen": ("datagen",),
-    "evaluation": ("evaluation", "datagen.records", "datagen.chat"),
+    "contract": ("contract",),
+    "alpacare_jax": ("alpacare_jax", "contract"),
+    "datagen": ("datagen", "contract"),
+    "evaluation": ("evaluation", "contract", "datagen.records", "datagen.chat"),
     "configs": ("configs.common",),
 }
 """What each package may import of ours; `launch` and `benchmarks` may import anything but each
@@ -60,7 +64,7 @@ def test_the_check_of_arrows_sees_imports(tmp_path):
     assert not within("datagen.chatter", "datagen.chat")
 
 
-@pytest.mark.parametrize("package", ["datagen", "evaluation"])
+@pytest.mark.parametrize("package", ["contract", "datagen", "evaluation"])
 def test_no_jax_and_no_torch_in_the_data_packages(package):
     heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "transformers", "tensorflow"}
     for path in sources(package):
@@ -68,7 +72,7 @@ def test_no_jax_and_no_torch_in_the_data_packages(package):
 
 
 def test_jax_stays_in_alpacare_jax():
-    for package in ("datagen", "evaluation", "configs"):
+    for package in ("contract", "datagen", "evaluation", "configs"):
         for path in sources(package):
             assert not any(within(name, "jax") for name in imports(path)), path
 
@@ -154,7 +158,7 @@ def processes() -> dict[str, subprocess.CompletedProcess]:
         return "-c", BLOCKED.format(packages=packages, blocked=blocked, ours=PACKAGES)
 
     jobs = {
-        "data packages": script(["datagen", "evaluation"], ["jax", "jaxlib", "torch"]),
+        "data packages": script(["contract", "datagen", "evaluation"], ["jax", "jaxlib", "torch"]),
         "train": script(["alpacare_jax.train"], ["openai", "anthropic", *peers]),
         "init": script(["alpacare_jax.__init__"], ["jax", "numpy", "absl"]),
     } | {f"{name} --help": ("-m", f"alpacare_jax.{name}", "--help") for name in COMMANDS}

@@ -11,7 +11,7 @@ import subprocess
 import jax
 import pytest
 
-from alpacare_jax import provenance
+from contract import provenance
 
 
 def test_write_text_replaces_a_file(tmp_path):

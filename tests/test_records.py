@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax.records import NO_INPUT, Example, read_examples
+from alpacare_jax.records import Example, read_examples
+from contract.jsonl import NO_INPUT
 
 RECORDS = [
     {"id": "a", "instruction": "Explain fever.", "input": "", "output": "A high temperature."},

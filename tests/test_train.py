@@ -29,7 +29,6 @@ from alpacare_jax import (
     metrics,
     optimizer,
     params,
-    provenance,
     sharding,
     train,
     train_step,
@@ -37,6 +36,7 @@ from alpacare_jax import (
 from alpacare_jax.data import Batcher, Encoded
 from alpacare_jax.run_config import RunConfig
 from configs import quickstart
+from contract import provenance
 
 TINY = llama.VARIANTS["tiny"]
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,7 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"),
+    *("openai", "anthropic", "rapidfuzz"),
+)
 
 
 def write_text(path: str | Path, text: str) -> None:
