@@ -39,7 +39,7 @@ from alpacare_jax import (
 )
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.run_config import RunConfig
-from contract import cli, provenance
+from contract import cli, provenance, sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +306,7 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> str:
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
-    config = RunConfig.from_dict(FLAGS.config.to_dict())
+    config = sections.build(RunConfig, FLAGS.config.to_dict())
     work = Workload(FLAGS.num_examples, FLAGS.example_tokens, FLAGS.answer_share)
     where = topology.describe(FLAGS.topology)
     print(f"compiling for {where.name} (minutes)", file=sys.stderr)

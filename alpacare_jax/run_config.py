@@ -1,9 +1,6 @@
 """A training run's configuration, checked at once: ConfigDict sections -> frozen dataclasses."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
-from typing import Any, TypeVar
 
 from alpacare_jax.attention import KERNELS
 from alpacare_jax.checkpoint import CheckpointConfig
@@ -12,8 +9,7 @@ from alpacare_jax.llama import VARIANTS
 from alpacare_jax.optimizer import OptimizerConfig
 from alpacare_jax.sharding import ShardingConfig
 from alpacare_jax.stack import REMAT_POLICIES
-
-Section = TypeVar("Section")
+from contract import sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +24,10 @@ class ModelConfig:
     loss_tokens: int  # tokens whose logits a device holds at a time
 
     def __post_init__(self):
-        _choice("model.variant", self.variant, VARIANTS)
-        _choice("model.remat", self.remat, REMAT_POLICIES)
-        _choice("model.attention", self.attention, KERNELS)
-        _choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        sections.choice("model.variant", self.variant, VARIANTS)
+        sections.choice("model.remat", self.remat, REMAT_POLICIES)
+        sections.choice("model.attention", self.attention, KERNELS)
+        sections.choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if self.loss_tokens < 1:
             raise ValueError("model.loss_tokens must be at least 1")
 
@@ -80,37 +76,3 @@ class RunConfig:
         if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
             raise ValueError(f"profile is {self.profile!r}; give first and last step, as in 10,15")
         return int(first), int(last)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "RunConfig":
-        """From `ConfigDict.to_dict()`.
-
-        Raises:
-          ValueError: a section or key is unknown (the nearest known one is named), missing or bad.
-        """
-        types = {field.name: field.type for field in dataclasses.fields(cls)}
-        _same_keys("config", content, types)
-        sections = {}
-        for name, section in types.items():
-            if not dataclasses.is_dataclass(section):
-                sections[name] = content[name]
-                continue
-            keys = [field.name for field in dataclasses.fields(section)]
-            _same_keys(f"config.{name}", content[name], keys)
-            sections[name] = section(**content[name])
-        return cls(**sections)
-
-
-def _choice(name: str, value: str, choices: Any) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
-
-
-def _same_keys(where: str, given: Mapping[str, Any], known: Any) -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"{where} has no key {key!r}; {hint}")
-    if missing := [key for key in known if key not in given]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")

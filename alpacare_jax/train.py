@@ -37,7 +37,7 @@ from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.progress import Progress
 from alpacare_jax.run_config import ModelConfig, RunConfig
 from alpacare_jax.train_step import State
-from contract import cli
+from contract import cli, sections
 
 
 def load_data(
@@ -272,7 +272,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
-    config = RunConfig.from_dict(FLAGS.config.to_dict())
+    config = sections.build(RunConfig, FLAGS.config.to_dict())
     if "://" in FLAGS.workdir:
         raise ValueError(
             f"--workdir={FLAGS.workdir}: buckets are not written to directly; mount it on every "

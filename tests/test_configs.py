@@ -18,6 +18,7 @@ from rouge_score import rouge_scorer, tokenizers
 from alpacare_jax import llama, prompts, records
 from alpacare_jax.run_config import RunConfig
 from configs import alpacare, common
+from contract import sections
 
 TRAINING = {
     "alpacare": [
@@ -54,7 +55,7 @@ def from_flags(*args: str) -> config_dict.ConfigDict:
 
 @pytest.mark.parametrize("name, arg", CASES)
 def test_every_argument_builds_a_run(name, arg):
-    config = RunConfig.from_dict(build(name, arg).to_dict())
+    config = sections.build(RunConfig, build(name, arg).to_dict())
     shape = llama.VARIANTS[config.model.variant]
     assert config.data.max_length <= shape.max_position_embeddings
     assert config.data.template in prompts.TEMPLATES
@@ -76,7 +77,7 @@ def test_files_load_by_path_and_can_be_overridden(name):
         "--config.sharding.rules.layers=fsdp",
         "--config.train.tensorboard=True",
     )
-    run = RunConfig.from_dict(config.to_dict())
+    run = sections.build(RunConfig, config.to_dict())
     assert run.optimizer.learning_rate == 3e-5
     assert run.sharding.rules["kv_heads"] == "", "what the error about a bad length advises"
     assert run.sharding.rules["layers"] == "fsdp"
@@ -97,7 +98,7 @@ def test_sweeps_build(name, arg):
     for overrides in queued:
         config = module.get_config(arg)
         config.update_from_flattened_dict(overrides)
-        run = RunConfig.from_dict(config.to_dict())
+        run = sections.build(RunConfig, config.to_dict())
         for key, value in overrides.items():
             section, name_of_key = key.split(".")
             assert getattr(getattr(run, section), name_of_key) == value
@@ -134,7 +135,7 @@ PUBLISHED = {"7b": (3, 2e-5), "13b": (5, 1e-5)}  # epochs, learning rate
 @pytest.mark.parametrize("variant", ["llama-7b", "llama-13b", "llama2-7b", "llama2-13b"])
 @pytest.mark.parametrize("dataset, max_length", [("alpacare", 1024), ("alpaca", 512)])
 def test_the_recipe_is_the_published_one(variant, dataset, max_length):
-    config = RunConfig.from_dict(build("alpacare", f"{variant},data={dataset}").to_dict())
+    config = sections.build(RunConfig, build("alpacare", f"{variant},data={dataset}").to_dict())
     epochs, learning_rate = PUBLISHED[variant.split("-")[1]]
     assert config.model.variant == variant
     assert config.train.epochs == epochs
@@ -256,7 +257,7 @@ def changed(key: str, value) -> dict:
 )
 def test_bad_configs_are_named(key, value, message):
     with pytest.raises(ValueError, match=message):
-        RunConfig.from_dict(changed(key, value))
+        sections.build(RunConfig, changed(key, value))
 
 
 def test_a_misspelt_override_is_an_error():

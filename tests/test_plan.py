@@ -17,6 +17,7 @@ from test_train import run_config
 from alpacare_jax import llama, metrics, params, plan, sharding, topology
 from alpacare_jax.run_config import RunConfig
 from configs import alpacare
+from contract import sections
 
 WORK = plan.Workload(num_examples=100, example_tokens=60, answer_share=0.5)
 TINY = llama.VARIANTS["tiny"]
@@ -33,7 +34,7 @@ def tiny_config(**changes) -> RunConfig:
 def of_variant(variant: str, **changes) -> RunConfig:
     config = alpacare.get_config("llama-7b")
     config.update_from_flattened_dict({"model.variant": variant} | changes)
-    return RunConfig.from_dict(config.to_dict())
+    return sections.build(RunConfig, config.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from alpacare_jax import (
 from alpacare_jax.data import Batcher, Encoded
 from alpacare_jax.run_config import RunConfig
 from configs import quickstart
-from contract import provenance
+from contract import provenance, sections
 
 TINY = llama.VARIANTS["tiny"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -69,7 +69,7 @@ def settings(folder: Path, **changes) -> dict:
 def run_config(folder: Path, **changes) -> RunConfig:
     config = quickstart.get_config()
     config.update_from_flattened_dict(settings(folder, **changes))
-    return RunConfig.from_dict(config.to_dict())
+    return sections.build(RunConfig, config.to_dict())
 
 
 @functools.cache
