@@ -72,12 +72,13 @@ def run_config(config: Any, **changes: dict[str, Any]) -> "RunConfig":
     >>> run_config(FLAGS.config, model={"remat": "full"}, train={"batch_size": 16})
     """
     from alpacare_jax.run_config import RunConfig
+    from contract import sections
 
     content = config.to_dict()
     constant = {"schedule": "constant", "warmup_ratio": 0.0, "learning_rate": LEARNING_RATE}
     for section, keys in ({"optimizer": constant} | changes).items():
         content[section] |= keys
-    return RunConfig.from_dict(content)
+    return sections.build(RunConfig, content)
 
 
 class OurTraining:
