@@ -24,6 +24,7 @@ setup(
         "tokenizers>=0.22",
         "openai>=3,<4",
         "anthropic>=2,<3",
+        "rapidfuzz>=3.14,<4",
         "rouge-score>=0.1.2",
         "absl-py>=2.1",
         "ml-collections>=1.1",

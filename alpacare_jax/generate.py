@@ -139,28 +139,6 @@ def require_unique_ids(examples: Sequence[Example]) -> None:
         first[example.id] = number
 
 
-def run_json(output: Path) -> Path:
-    return output.with_name(output.name + ".run.json")
-
-
-def is_finished(output: Path, settings: dict[str, Any]) -> bool:
-    """Whether these very settings made `output` already.
-
-    Raises:
-      ValueError: something else did, so that it must not be overwritten.
-    """
-    if not output.exists():
-        return False
-    record = run_json(output)
-    made_with = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    if made_with.get("config") == settings:
-        return True
-    raise ValueError(
-        f"{output} exists and was made with other flags, input or weights; choose another --output "
-        "or delete it"
-    )
-
-
 def run(
     *,
     directory: Path,
@@ -206,7 +184,7 @@ def run(
         "dtype": str(kind),  # "auto" differs between machines
         "generator": generator,
     }
-    if is_finished(output, settings):
+    if provenance.is_finished(output, settings):
         print(f"{output} is finished", file=sys.stderr)
         return
     record = provenance.describe(config=settings)
@@ -258,7 +236,7 @@ def run(
                 file=sys.stderr,
             )
     cut = sum(answer["finish_reason"] == "length" for answer in partial.answers.values())
-    provenance.write_json(run_json(output), record | {"end": provenance.now()})
+    provenance.write_json(provenance.run_json(output), record | {"end": provenance.now()})
     partial.finish(output)
     print(
         f"{output}: {len(examples)} answers, {cut} of them cut at the length limit", file=sys.stderr

@@ -195,16 +195,24 @@ def ratios(ours: Lane, theirs: Lane, value: Callable[[float, Result], float]) ->
 
 
 def report(
-    title: str, lanes: Sequence[Lane], unit: str, value: Callable[[float, Result], float]
+    title: str,
+    lanes: Sequence[Lane],
+    unit: str,
+    value: Callable[[float, Result], float],
+    packages: Sequence[str] = ("jax", "torch"),
 ) -> None:
-    """Prints the table; the first lane is ours, `value` is what is compared, in `unit`."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch")]
+    """Prints the table; the first lane is ours, `value` is what is compared, in `unit`.
+
+    Args:
+      packages: whose versions the title names.
+    """
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     print(f"\n{title}; {cores()} cores ({platform.machine()}), {', '.join(versions)}")
     if (load := os.getloadavg()[0]) > 1.5 * cores():
         print(
             f"BUSY MACHINE (load {load:.1f}): other work disturbs this; repeat it when it is quiet"
         )
-    row = "{:<22}{:>28}{:>24}{:>14}{:>8}{:>14}".format
+    row = "{:<21} {:>27} {:>23} {:>13} {:>7} {:>13}".format
     print(row("median [min, max]", unit, "ours / it", "peak memory", "ours/it", "to first step"))
     ours = lanes[0]
     for lane in lanes:

@@ -68,3 +68,26 @@ def describe(**content: Any) -> dict[str, Any]:
         "start": now(),
         "end": None,
     }
+
+
+def run_json(output: Path) -> Path:
+    """Where the `run.json` of a single output file stands: beside it, under its name."""
+    return output.with_name(output.name + ".run.json")
+
+
+def is_finished(output: Path, settings: dict[str, Any]) -> bool:
+    """Whether these very settings made `output` already.
+
+    Raises:
+      ValueError: something else did, so that it must not be overwritten.
+    """
+    if not output.exists():
+        return False
+    record = run_json(output)
+    made_with = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    if made_with.get("config") == settings:
+        return True
+    raise ValueError(
+        f"{output} exists and was made with other flags or other input; choose another "
+        "--output or delete it"
+    )
