@@ -20,7 +20,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +189,9 @@ class NearDuplicates:
             scorer=LCSseq.similarity,
             dtype=np.int32,
         )[0]
-        found = np.flatnonzero(common)
+        found = np.flatnonzero(common > self._bound(len(encoded.chars), lengths))
+        if not len(found):
+            return []
         precision, recall = common[found] / lengths[found], common[found] / len(encoded.chars)
         scores = 2 * precision * recall / (precision + recall)
         above = scores > self._threshold
@@ -218,12 +220,15 @@ class NearDuplicates:
         shared = self._postings.keys() & encoded.prefix.keys()
         if not shared:
             return np.empty(0, np.int32), np.empty(0, np.int32)
-        postings: Sequence[array[int]] = [self._postings[char] for char in shared]
-        theirs = np.concatenate([np.frombuffer(p, np.int32) for p in postings]).reshape(-1, 2)
+        postings = [self._postings[char] for char in shared]
+        theirs = np.frombuffer(b"".join(postings), np.int32).reshape(-1, 2)
         left = [encoded.prefix[char] for char in shared]
-        ours = np.repeat(left, [len(p) // 2 for p in postings])
+        ours = np.repeat(left, [len(posting) // 2 for posting in postings])
         lengths = np.frombuffer(self._lengths, np.int32)
-        both = len(encoded.chars) + lengths[theirs[:, 0]]
-        enough = np.minimum(theirs[:, 1], ours) > self._threshold / 2 * both - ROUNDING
-        positions = np.unique(theirs[enough, 0])
+        bound = self._bound(len(encoded.chars), lengths[theirs[:, 0]])
+        positions = np.unique(theirs[np.minimum(theirs[:, 1], ours) > bound, 0])
         return positions, lengths[positions]
+
+    def _bound(self, m: int, n: np.ndarray) -> np.ndarray:
+        """What L, and so the overlap, exceeds where m and n tokens give F above the threshold."""
+        return np.maximum(self._threshold / 2 * (m + n) - ROUNDING, 0)
