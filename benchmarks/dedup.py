@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("data", "", "Records, or .json.gz texts; $ALPACARE_DATA's corpus.")
-    flags.DEFINE_integer("sample", 4, "Instructions the original scores a round.", lower_bound=1)
+    flags.DEFINE_integer("sample", 6, "Instructions the original scores a round.", lower_bound=1)
     flags.DEFINE_integer("new", 1000, "Instructions admitted a round.", lower_bound=100)
     flags.DEFINE_integer("rounds", 3, "Times each contender works.", lower_bound=1)
     flags.DEFINE_string("worker", "", "Internal.")

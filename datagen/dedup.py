@@ -96,7 +96,7 @@ def _drop_both(
 
 
 def compared_text(record: Record, fields: str) -> str:
-    return "\n\n".join(record[field] for field in FIELDS[fields])
+    return "\n\n".join(filter(None, (record[field] for field in FIELDS[fields])))
 
 
 def dropped_path(output: Path) -> Path:

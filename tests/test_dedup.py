@@ -197,6 +197,13 @@ def test_which_fields_are_compared(run, fields, left):
     assert dropped[-1]["nearest"]["text"] == "Answer it" + separator
 
 
+def test_the_compared_text_is_what_a_person_would_send():
+    record = {"instruction": "Explain.", "input": "Fever"}
+    assert dedup.compared_text(record, "instruction_input") == "Explain.\n\nFever"
+    assert dedup.compared_text(record | {"input": ""}, "instruction_input") == "Explain."
+    assert dedup.compared_text(record, "instruction") == "Explain."
+
+
 def test_run_json_explains_the_output(run, tmp_path):
     test = write(tmp_path / "test.jsonl", [{"instruction": "Why is the sky so blue?"}])
     run(RECORDS, against=[test], mode="drop_both")

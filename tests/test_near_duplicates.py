@@ -299,7 +299,7 @@ def test_few_pairs_are_compared(monkeypatch):
     index = index_of(texts, learn=True)
     for text in texts:
         assert index.nearest(text).score == 1
-    assert len(texts) <= compared < 0.1 * len(texts) ** 2
+    assert len(texts) <= compared < 0.06 * len(texts) ** 2  # half of what the prefix alone leaves
 
 
 # Tokenizers.
