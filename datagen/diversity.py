@@ -3,7 +3,6 @@
 import math
 import random
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -68,13 +67,16 @@ def shuffled(items: Sequence, seed: int) -> list:
 
 
 def duplicates(tasks: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Counts of (instruction, input): the different instructions, and the repeated records."""
+    """Counts of (instruction, input): the different instructions, and the repeated records.
+
+    `repeated_folded` takes instructions as one that differ in case and punctuation only.
+    """
     instructions = [instruction.strip() for instruction, _ in tasks]
     plain = {_plain(instruction) for instruction in instructions}
     return {
         "unique_instructions": len(set(instructions)),
         "repeated_instructions": len(tasks) - len(set(instructions)),
-        "repeated_but_for_case_and_punctuation": len(tasks) - len(plain),
+        "repeated_folded": len(tasks) - len(plain),
         "repeated_with_the_same_input": len(tasks)
         - len({(instruction.strip(), text.strip()) for instruction, text in tasks}),
     }

@@ -5,6 +5,7 @@ Colours are names of `COLOURS`, so that the page can show them in its dark mode.
 
 import dataclasses
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from html import escape
@@ -30,7 +31,7 @@ COLOURS = {  # name: (light, dark)
         ("#8ec7ea", "#f5b78d", "#86d3b9", "#e0b1cf", "#edd27c", "#b9c3f0", "#c5dd90", "#f0a9a9")
     )
 }
-"""After Okabe and Ito's palette, which colour-blind people can tell apart, darkened for contrast."""
+"""After Okabe and Ito, to be told apart by colour-blind people too; darkened for contrast."""
 
 SERIES = sum(name.startswith("series") for name in COLOURS)
 WEDGES = sum(name.startswith("wedge") for name in COLOURS)
@@ -100,11 +101,12 @@ def svg(drawing: Drawing) -> str:
     ]
     for shape in drawing.shapes:
         if isinstance(shape, Text):
+            weight = ' font-weight="600"'
             turn = f' transform="rotate({shape.angle:.1f} {shape.x:.1f} {shape.y:.1f})"'
             parts.append(
                 f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size:g}" '
                 f'text-anchor="{shape.anchor}" {_paint("fill", shape.colour)}'
-                f"{turn if shape.angle else ''}{' font-weight="600"' if shape.bold else ''}>"
+                f"{turn if shape.angle else ''}{weight if shape.bold else ''}>"
                 f"{escape(shape.text)}</text>"
             )
             continue
@@ -150,7 +152,7 @@ def _moved(shape: Polygon | Line | Text, right: float, down: float) -> Polygon |
     return dataclasses.replace(shape, points=[(x + right, y + down) for x, y in shape.points])
 
 
-def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> str:
+def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:
     """Writes a PNG, whole or not at all; returns the characters that no font here can draw."""
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.patches import Polygon as Patch
@@ -187,7 +189,5 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> str:
         warnings.simplefilter("always")
         figure.savefig(partial, format="png", metadata={"Software": None})
     os.replace(partial, path)
-    missing = {
-        str(w.message).split("(", 1)[1].split(")")[0] for w in caught if "Glyph" in str(w.message)
-    }
-    return " ".join(sorted(missing))
+    glyphs = [re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught]
+    return {chr(int(glyph.group(1))) for glyph in glyphs if glyph}

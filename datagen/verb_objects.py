@@ -33,25 +33,26 @@ def _words(text: str) -> frozenset[str]:
 
 VERBS = _words(
     """
-    act add address adapt advise advocate allocate analyse analyze annotate answer apply argue
-    arrange articulate ask assemble assess assign assist assume break brainstorm build calculate
-    categorise categorize change characterise characterize chart check choose cite clarify classify
-    collect combine come comment compare compile complete compose compute condense conduct
-    construct consider contrast convert convey correct counsel count create critique deduce decide
-    define deliver demonstrate depict derive describe design detail detect determine develop devise
-    diagnose differentiate discern discuss display distinguish divide draft draw edit elaborate
-    elucidate emphasize encode engage enumerate establish estimate evaluate examine expand explain
-    explore express extract extrapolate fill find fix format formulate gather generate give group
-    guess guide help highlight hypothesize identify illustrate imagine implement improve include
-    incorporate infer inform integrate interpret introduce investigate judge justify label link
-    list locate make map mark match mention modify name narrate negotiate offer organise organize
-    order outline paraphrase perform pick plan play predict prepare prescribe present prioritise
-    prioritize produce propose prove provide quantify question rank rate read rearrange recall
-    reason recast recommend reconstruct record reduce remove rephrase replace report research
-    respond restate revise review reword rewrite role-play say select separate share show
-    simplify simulate sketch solve sort specify split state structure study substitute
-    suggest summarise summarize supply support take talk teach tell test trace transcribe transform translate turn update use utilize
-    validate verify visualize weigh work write
+    act adapt add address advise advocate allocate analyse analyze annotate answer apply argue
+    arrange articulate ask assemble assess assign assist assume brainstorm break build calculate
+    categorise categorize change characterise characterize chart check choose cite clarify
+    classify collect combine come comment compare compile complete compose compute condense
+    conduct consider construct contrast convert convey correct counsel count create critique
+    decide deduce define deliver demonstrate depict derive describe design detail detect
+    determine develop devise diagnose differentiate discern discuss display distinguish divide
+    draft draw edit elaborate elucidate emphasize encode engage enumerate establish estimate
+    evaluate examine expand explain explore express extract extrapolate fill find fix format
+    formulate gather generate give group guess guide help highlight hypothesize identify
+    illustrate imagine implement improve include incorporate infer inform integrate interpret
+    introduce investigate judge justify label link list locate make map mark match mention
+    modify name narrate negotiate offer order organise organize outline paraphrase perform pick
+    plan play predict prepare prescribe present prioritise prioritize produce propose prove
+    provide quantify question rank rate read rearrange reason recall recast recommend
+    reconstruct record reduce remove rephrase replace report research respond restate review
+    revise reword rewrite role-play say select separate share show simplify simulate sketch
+    solve sort specify split state structure study substitute suggest summarise summarize supply
+    support take talk teach tell test trace transcribe transform translate turn update use
+    utilize validate verify visualize weigh work write
     """
 )
 """What an instruction may begin with. A word that is not here begins no imperative."""
