@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from datagen.drawing import ON_WEDGE, WEDGES, Drawing, Line, Point, Polygon, Text, box
 
+OTHER = "other ("  # begins the label that stands for a tail
 WIDTH = 360  # fits a phone at full size
 DASHES = (None, (6, 3), (2, 2), (8, 3), (4, 2), (1, 2))
 
@@ -13,7 +14,7 @@ DASHES = (None, (6, 3), (2, 2), (8, 3), (4, 2), (1, 2))
 def text_width(text: str, size: float) -> float:
     """About as wide as a browser draws it."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return size * (0.55 * (len(text) - wide) + wide)
+    return size * (0.52 * (len(text) - wide) + wide)
 
 
 def shortened(text: str, width: float, size: float) -> str:
@@ -61,6 +62,7 @@ def bars(
     shapes: list[Polygon | Line | Text] = [*legend(names, 10)]
     y = 14.0 * len(names) + 8 if len(names) > 1 else 0.0
     for label, counts in rows:
+        fade = 0.4 if label.startswith(OTHER) else 1.0
         middle = y + thick * len(names) / 2
         cut = shortened(label, left - 8, 11)
         shapes.append(Text(left - 8, middle + 4, cut, anchor="end"))
@@ -69,7 +71,7 @@ def bars(
             value = f"{count:,} ({share(count, total)})"
             tip = f"{label} | {names[i]}: {value}"
             top = y + thick * i
-            shapes.append(Polygon(box(left, top + 1, length, thick - 2), f"series{i}", tip))
+            shapes.append(Polygon(box(left, top + 1, length, thick - 2), f"series{i}", tip, fade))
             size = 10.5 if len(names) == 1 else 9
             shapes.append(Text(left + length + 4, top + thick - 3.5, value, size, "muted"))
         y += thick * len(names) + 6
@@ -142,7 +144,7 @@ def sunburst(title: str, verbs: Sequence[dict], others: int) -> Drawing:
     Each of `verbs` holds verb, count, objects (noun: count) and other_objects; `others` counts the
     pairs of all further verbs. Angles are counts: nothing that was counted is left out.
     """
-    centre, radii = WIDTH / 2, (42.0, 104.0, 172.0)
+    centre, radii = WIDTH / 2, (36.0, 102.0, 177.0)
     total = sum(verb["count"] for verb in verbs) + others
     shapes: list[Polygon | Line | Text] = []
     at = 0
@@ -151,12 +153,14 @@ def sunburst(title: str, verbs: Sequence[dict], others: int) -> Drawing:
         count: int, first: int, ring: int, label: str, fill: str, tip: str, opacity: float = 1
     ):
         start, end = (2 * math.pi * n / total for n in (first, first + count))
-        inner, outer = radii[ring] + 0.5, radii[ring + 1] - 0.5
-        shapes.append(Polygon(_ring(centre, inner, outer, start, end), fill, tip, opacity))
+        inner, outer = radii[ring], radii[ring + 1]
+        shapes.append(
+            Polygon(_ring(centre, inner, outer, start, end), fill, tip, opacity, gap=True)
+        )
         middle, room = (start + end) / 2, (end - start) * (inner + outer) / 2
-        if label and room > 9:
+        if label and room > 8:
             size = min(10.5, room * 0.9)
-            text = shortened(label, outer - inner - 6, size)
+            text = shortened(label, outer - inner - 5, size)
             shapes.append(_radial(centre, (inner + outer) / 2, middle, text, size))
 
     for i, verb in enumerate(verbs):

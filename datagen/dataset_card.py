@@ -18,8 +18,9 @@ _SIZES = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7,
 
 NOTICE = (
     "For research on language models only. Machine-written medical text can be wrong, outdated or "
-    "harmful. No clinician has reviewed the records unless stated above; do not use them, or a "
-    "model trained on them alone, for diagnosis, treatment or any other decision about care."
+    "harmful. No clinician has reviewed the records unless their provenance below says so; do not "
+    "use them, or a model trained on them alone, for diagnosis, treatment or any other decision "
+    "about care."
 )
 
 _TOLD = ("model", "models", "prompt_version", "prompt", "threshold", "mode", "tokenizer", "against")

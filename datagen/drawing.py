@@ -44,6 +44,7 @@ class Polygon:
     fill: str  # a name of COLOURS
     tip: str = ""  # what a pointer resting on it is told
     opacity: float = 1.0
+    gap: bool = False  # a thin line around it in the paper's colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +113,10 @@ def svg(drawing: Drawing) -> str:
             continue
         tip = f"<title>{escape(shape.tip)}</title>" if shape.tip else ""
         if isinstance(shape, Polygon):
+            gap = ' class="gap"'
             parts.append(
                 f'<polygon points="{_path(shape.points)}" {_paint("fill", shape.fill)} '
-                f'opacity="{shape.opacity:g}">{tip}</polygon>'
+                f'fill-opacity="{shape.opacity:g}"{gap if shape.gap else ""}>{tip}</polygon>'
             )
         else:
             dash = f' stroke-dasharray="{shape.dash[0]:g} {shape.dash[1]:g}"' if shape.dash else ""
@@ -154,6 +156,7 @@ def _moved(shape: Polygon | Line | Text, right: float, down: float) -> Polygon |
 
 def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:
     """Writes a PNG, whole or not at all; returns the characters that no font here can draw."""
+    from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.patches import Polygon as Patch
 
@@ -163,7 +166,9 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
     axes.axis("off")
     for shape in drawing.shapes:
         if isinstance(shape, Polygon):
-            patch = Patch(shape.points, fc=_colour(shape.fill), alpha=shape.opacity, lw=0)
+            face = to_rgba(_colour(shape.fill), shape.opacity)
+            edge = _colour("paper") if shape.gap else "none"
+            patch = Patch(shape.points, fc=face, ec=edge, lw=0.8)
             axes.add_patch(patch)
         elif isinstance(shape, Line):
             style = (0, shape.dash) if shape.dash else "-"

@@ -18,6 +18,8 @@ PARSERS = {
     "spacy": "spaCy: root verb and its direct object in the first sentence",
 }
 
+TOKENS = {"rouge": "rouge_score's tokens (a-z and 0-9)", "unicode": "words of any script"}
+
 STYLE = """
 :root{color-scheme:light dark;LIGHT}
 @media (prefers-color-scheme:dark){:root{DARK}}
@@ -32,6 +34,7 @@ gap:28px 32px;align-items:start;margin:14px 0}
 figure{margin:0;max-width:430px;break-inside:avoid}
 figcaption{color:var(--muted);font-size:13px}
 svg{display:block;width:100%;height:auto;font-family:inherit}
+svg .gap{stroke:var(--paper);stroke-width:.8}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px;margin:8px 0}
 th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--grid);
 font-variant-numeric:tabular-nums;vertical-align:top}
@@ -39,8 +42,8 @@ th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
 th{font-weight:600}tr.group th{padding-top:14px;border-bottom-color:var(--muted)}
 caption{text-align:left}details{margin:6px 0}summary{cursor:pointer}
 @media print{:root{LIGHT}body{font-size:10.5pt;max-width:none;padding:0}details{display:none}
-.panels{grid-template-columns:repeat(2,1fr);gap:14px 22px}h2{break-after:avoid;margin-top:22px}
-.sets>*{break-inside:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+.panels{grid-template-columns:repeat(2,1fr);gap:14px 22px}h2,p{break-after:avoid}h2{margin-top:22px}
+th,td{padding-block:1.5px}section:last-child{break-inside:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
 
@@ -90,12 +93,12 @@ def _section(name: str, heading: str, text: str, drawings: Sequence[Drawing], de
 def number(value: float) -> str:
     """As the page writes numbers: whole ones with commas, others with three digits.
 
-    >>> number(52002), number(0.12345), number(24.61)
-    ('52,002', '0.123', '24.6')
+    >>> number(52002), number(0.12345), number(24.61), number(12.0)
+    ('52,002', '0.123', '24.6', '12')
     """
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}".removesuffix(".0")
 
 
 Row = tuple[str, Sequence[str]]
@@ -137,16 +140,13 @@ def summary_rows(stats: Stats) -> list[Row]:
         part(
             "Repeated but for case, punctuation",
             records,
-            "repeated_but_for_case_and_punctuation",
+            "repeated_folded",
         ),
         part("Repeated with the same input", records, "repeated_with_the_same_input"),
         part("With input", records, "words", "input", "count"),
         part("With output", records, "words", "output", "count"),
         ("Words (median)", []),
-        *(
-            row(text.capitalize(), "words", text, "median")
-            for text in ("instruction", "input", "output")
-        ),
+        *((text.capitalize(), [_median(found["words"][text]) for found in sets]) for text in TEXTS),
         ("Diversity", []),
         part("With root verb and object", records, "verb_objects", "covered"),
         row("Different verb-object pairs", "verb_objects", "distinct"),
@@ -171,6 +171,10 @@ def summary_rows(stats: Stats) -> list[Row]:
     rows.append(row("Median", "nearest", "median"))
     rows.append(part(f"Over {NEAR_DUPLICATE}", asked, "nearest", "over_near_duplicate"))
     return rows
+
+
+def _median(lengths: dict[str, Any]) -> str:
+    return number(lengths["median"]) if lengths["count"] else "none"
 
 
 def _at(found: Any, path: Sequence[str]) -> Any:
@@ -227,7 +231,7 @@ def label_rows(stats: Stats, field: str) -> list[tuple[str, list[int]]]:
     head, tail = rows[:SHOWN_LABELS], rows[SHOWN_LABELS:]
     if len(tail) > 1:
         others = [sum(column) for column in zip(*(row[1] for row in tail), strict=True)]
-        return [*head, (f"other ({len(tail):,})", others)]
+        return [*head, (f"{charts.OTHER}{len(tail):,})", others)]
     return rows
 
 
@@ -243,10 +247,7 @@ def _labels(stats: Stats) -> Figure:
         if not any(totals):
             continue
         drawings.append(charts.bars(field.capitalize(), rows, list(sets), totals))
-        full = {name: sum(row) for name, row in rows}
-        tables.append(
-            table([field, *sets], [(n, [f"{c:,}" for c in row]) for n, row in rows if full[n]])
-        )
+        tables.append(table([field, *sets], [(name, list(map(number, row))) for name, row in rows]))
     spelled = [
         (value["name"], [name, "; ".join(f"{s} {n:,}" for s, n in value["spellings"].items())])
         for name, found in sets.items()
@@ -315,7 +316,7 @@ def _nearest(stats: Stats) -> Figure:
     rows = [(name, [number(s["nearest"][key]) for key in keys]) for name, s in sets.items()]
     text = (
         "How similar each instruction is to the most similar other one of its set; inputs are not "
-        f"compared. Exact, on {settings['nearest_tokenizer']} tokens. {'; '.join(asked)}. "
+        f"compared. Exact, on {TOKENS[settings['nearest_tokenizer']]}. {'; '.join(asked)}. "
         "A larger set has nearer neighbours, everything else equal."
     )
     return "Nearest neighbours", text, [chart], _numbers(table(head, rows))
