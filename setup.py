@@ -26,9 +26,11 @@ setup(
         "anthropic>=2,<3",
         "rapidfuzz>=3.14,<4",
         "rouge-score>=0.1.2",
+        "rapidfuzz>=3.14,<4",
         "absl-py>=2.1",
         "ml-collections>=1.1",
         "numpy>=2",
+        "matplotlib>=3.10",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datagen.drawing import ON_WEDGE, WEDGES, Drawing, Line, Point, Polygon, Text, box
 
 OTHER = "other ("  # begins the label that stands for a tail
+LEGEND_LINE = 14.0
 WIDTH = 360  # fits a phone at full size
 DASHES = (None, (6, 3), (2, 2), (8, 3), (4, 2), (1, 2))
 
@@ -30,21 +31,24 @@ def shortened(text: str, width: float, size: float) -> str:
 def share(count: float, total: float) -> str:
     """A percentage that neither hides a count nor rounds one up to all.
 
-    >>> share(1, 52000), share(1, 8), share(0, 0)
-    ('< 0.1 %', '12.5 %', '0 %')
+    >>> share(1, 52000), share(1, 8), share(51999, 52000), share(0, 0)
+    ('< 0.1 %', '12.5 %', '> 99.9 %', '0 %')
     """
     percent = 100 * count / total if total else 0.0
     if 0 < percent < 0.1:
         return "< 0.1 %"
+    if 99.9 < percent < 100:
+        return "> 99.9 %"
     return f"{percent:.1f} %" if percent % 1 else f"{percent:.0f} %"
 
 
-def legend(names: Sequence[str], y: float) -> list[Polygon | Text]:
-    """One line a name, with the colour of its series; none for a single set."""
+def legend(names: Sequence[str], shown: Sequence[int]) -> list[Polygon | Text]:
+    """One line for each set shown, with the colour of its series; none for a single set."""
     shapes: list[Polygon | Text] = []
-    for i, name in enumerate(names if len(names) > 1 else ()):
-        shapes.append(Polygon(box(0, y + 14 * i - 8, 10, 8), f"series{i}"))
-        shapes.append(Text(15, y + 14 * i, shortened(name, WIDTH - 20, 11), colour="muted"))
+    for line, i in enumerate(shown if len(names) > 1 else ()):
+        y = 10 + LEGEND_LINE * line
+        shapes.append(Polygon(box(0, y - 8, 10, 8), f"series{i}"))
+        shapes.append(Text(15, y, shortened(names[i], WIDTH - 20, 11), colour="muted"))
     return shapes
 
 
@@ -54,28 +58,30 @@ def bars(
     names: Sequence[str],
     totals: Sequence[int],
 ) -> Drawing:
-    """Horizontal bars: for each label a bar a set, as long as its share of the set's labels."""
-    left, longest, thick = 140, 110, 15 if len(names) == 1 else 11
-    most = max(
-        (n / t for _, counts in rows for n, t in zip(counts, totals, strict=True) if t), default=1
-    )
-    shapes: list[Polygon | Line | Text] = [*legend(names, 10)]
-    y = 14.0 * len(names) + 8 if len(names) > 1 else 0.0
+    """Horizontal bars: for each label a bar a set, as long as its share of the set's labels.
+
+    A set whose total is 0 has no bars.
+    """
+    shown = [i for i, total in enumerate(totals) if total]
+    left, longest, thick = 140, 110, 15 if len(shown) == 1 else 11
+    most = max((counts[i] / totals[i] for _, counts in rows for i in shown), default=0) or 1
+    shapes: list[Polygon | Line | Text] = [*legend(names, shown)]
+    top = LEGEND_LINE * len(shown) + 8 if shapes else 0.0
+    y = top
     for label, counts in rows:
-        fade = 0.4 if label.startswith(OTHER) else 1.0
-        middle = y + thick * len(names) / 2
-        cut = shortened(label, left - 8, 11)
-        shapes.append(Text(left - 8, middle + 4, cut, anchor="end"))
-        for i, (count, total) in enumerate(zip(counts, totals, strict=True)):
-            length = longest * count / total / most if total and most else 0
-            value = f"{count:,} ({share(count, total)})"
-            tip = f"{label} | {names[i]}: {value}"
-            top = y + thick * i
-            shapes.append(Polygon(box(left, top + 1, length, thick - 2), f"series{i}", tip, fade))
-            size = 10.5 if len(names) == 1 else 9
-            shapes.append(Text(left + length + 4, top + thick - 3.5, value, size, "muted"))
-        y += thick * len(names) + 6
-    shapes.append(Line([(left, 14.0 * len(names) + 4 if len(names) > 1 else 0), (left, y)], "grid"))
+        opacity = 0.4 if label.startswith(OTHER) else 1.0
+        middle = y + thick * len(shown) / 2
+        shapes.append(Text(left - 8, middle + 4, shortened(label, left - 8, 11), anchor="end"))
+        for i in shown:
+            length = longest * counts[i] / totals[i] / most
+            value = f"{counts[i]:,} ({share(counts[i], totals[i])})"
+            place = box(left, y + 1, length, thick - 2)
+            shapes.append(Polygon(place, f"series{i}", f"{label} | {names[i]}: {value}", opacity))
+            size = 10.5 if len(shown) == 1 else 9
+            shapes.append(Text(left + length + 4, y + thick - 3.5, value, size, "muted"))
+            y += thick
+        y += 6
+    shapes.append(Line([(left, max(top - 4, 0)), (left, y)], "grid"))
     return Drawing(title, WIDTH, y + 4, shapes)
 
 
@@ -92,93 +98,80 @@ def histogram(
     """Shares by bin, one stepped line a set. Bin i reaches from edges[i] to the next edge.
 
     `open_end`: the last bin has no end and is as wide as the others here. `mark`: a value and its
-    name, drawn as an upright line.
+    name, drawn as an upright line. A set without values has no line.
     """
-    left, top, width, height = 38, 14.0 * (len(names) if len(names) > 1 else 0) + 18, 310, 150
-    step = edges[1] - edges[0] if len(edges) > 1 else 1
-    ends = [*edges[1:], edges[-1] + step]
-    span = ends[-1] - edges[0]
     totals = [sum(row) for row in counts]
-    most = (
-        max((n / t for row, t in zip(counts, totals, strict=True) if t for n in row), default=1)
-        or 1
-    )
-    across = lambda value: left + width * (value - edges[0]) / span  # noqa: E731
-    upward = lambda part: top + height * (1 - part / most)  # noqa: E731
-    shapes: list[Polygon | Line | Text] = [*legend(names, 10)]
+    shown = [i for i, total in enumerate(totals) if total]
+    shapes: list[Polygon | Line | Text] = [*legend(names, shown)]
+    left, width, height = 38, 310, 150
+    top = 18 + (LEGEND_LINE * len(shown) if shapes else 0)
+    ends = [*edges[1:], edges[-1] + edges[1] - edges[0]]
+    most = max((count / totals[i] for i in shown for count in counts[i]), default=0) or 1
+
+    def place(value: float, part: float) -> Point:
+        across = left + width * (value - edges[0]) / (ends[-1] - edges[0])
+        return across, top + height * (1 - part / most)
+
     for part in (0, most / 2, most):
-        shapes.append(Line([(left, upward(part)), (left + width, upward(part))], "grid"))
+        shapes.append(Line([place(edges[0], part), place(ends[-1], part)], "grid"))
         label = f"{100 * part:.0f} %" if most >= 0.05 else f"{100 * part:.1f} %"
-        shapes.append(Text(left - 4, upward(part) + 4, label, 10, "muted", "end"))
-    for i, (row, total) in enumerate(zip(counts, totals, strict=True)):
-        line: list[Point] = [(across(edges[0]), upward(0))]
-        for first, end, count in zip(edges, ends, row, strict=True):
-            part = count / total if total else 0
-            last = open_end and first == edges[-1]
-            where = f"{first:g} or more" if last else f"{first:g} to {end:g}"
-            tip = f"{where} {unit} | {names[i]}: {count:,} ({share(count, total)})"
-            corners = box(
-                across(first), upward(part), across(end) - across(first), height * part / most
-            )
-            shapes.append(Polygon(corners, f"series{i}", tip, 0.35 if len(names) == 1 else 0.12))
-            line += [(across(first), upward(part)), (across(end), upward(part))]
-        if total:
-            line.append((across(ends[-1]), upward(0)))
-            shapes.append(Line(line, f"series{i}", 1.8, DASHES[i % len(DASHES)]))
-    for i in range(0, len(edges), max(1, math.ceil(len(edges) / 6))):
+        shapes.append(Text(left - 4, place(0, part)[1] + 4, label, 10, "muted", "end"))
+    for i in shown:
+        line = [place(edges[0], 0)]
+        for first, end, count in zip(edges, ends, counts[i], strict=True):
+            part = count / totals[i]
+            where = f"{first:g} to {end:g}"
+            if open_end and first == edges[-1]:
+                where = f"{first:g} or more"
+            tip = f"{where} {unit} | {names[i]}: {count:,} ({share(count, totals[i])})"
+            corners = [place(first, part), place(end, part), place(end, 0), place(first, 0)]
+            shapes.append(Polygon(corners, f"series{i}", tip, 0.35 if len(shown) == 1 else 0.12))
+            line += corners[:2]
+        line.append(place(ends[-1], 0))
+        shapes.append(Line(line, f"series{i}", 1.8, DASHES[i % len(DASHES)]))
+    for edge in edges[:: max(1, math.ceil(len(edges) / 6))]:
         shapes.append(
-            Text(across(edges[i]), top + height + 14, f"{edges[i]:g}", 10, "muted", "middle")
+            Text(place(edge, 0)[0], top + height + 14, f"{edge:g}", 10, "muted", "middle")
         )
     shapes.append(Text(left + width / 2, top + height + 30, unit, 11, "muted", "middle"))
     if mark:
-        shapes.append(
-            Line([(across(mark[0]), top), (across(mark[0]), top + height)], "ink", 1, (3, 3))
-        )
-        shapes.append(Text(across(mark[0]) + 4, top - 5, mark[1], 10, "ink", "middle"))
+        shapes.append(Line([place(mark[0], 0), place(mark[0], most)], "ink", 1, (3, 3)))
+        shapes.append(Text(place(mark[0], 0)[0], top - 5, mark[1], 10, "ink", "middle"))
     return Drawing(title, WIDTH, top + height + 36, shapes)
 
 
-def sunburst(title: str, verbs: Sequence[dict], others: int) -> Drawing:
-    """Root verbs in the inner ring, their objects in the outer one, clockwise by count.
+def sunburst(title: str, verbs: Sequence[dict], pairs: int) -> Drawing:
+    """Root verbs in the inner ring, their objects in the outer one, clockwise by frequency.
 
-    Each of `verbs` holds verb, count, objects (noun: count) and other_objects; `others` counts the
-    pairs of all further verbs. Angles are counts: nothing that was counted is left out.
+    Each of `verbs` holds verb, count and objects (noun: count). Angles are counts of the objects
+    drawn, as in Self-Instruct's and AlpaCare's figures; the centre says how many of all `pairs`
+    those are.
     """
     centre, radii = WIDTH / 2, (36.0, 102.0, 177.0)
-    total = sum(verb["count"] for verb in verbs) + others
+    total = sum(sum(verb["objects"].values()) for verb in verbs)
     shapes: list[Polygon | Line | Text] = []
-    at = 0
 
-    def wedge(
-        count: int, first: int, ring: int, label: str, fill: str, tip: str, opacity: float = 1
-    ):
+    def wedge(first: int, count: int, ring: int, label: str, fill: str, tip: str) -> None:
         start, end = (2 * math.pi * n / total for n in (first, first + count))
         inner, outer = radii[ring], radii[ring + 1]
-        shapes.append(
-            Polygon(_ring(centre, inner, outer, start, end), fill, tip, opacity, gap=True)
-        )
-        middle, room = (start + end) / 2, (end - start) * (inner + outer) / 2
-        if label and room > 8:
+        points, opacity = _ring(centre, inner, outer, start, end), 0.6 if ring else 1.0
+        shapes.append(Polygon(points, fill, tip, opacity, gap=True))
+        room = (end - start) * (inner + outer) / 2
+        if room > 8:
             size = min(10.5, room * 0.9)
             text = shortened(label, outer - inner - 5, size)
-            shapes.append(_radial(centre, (inner + outer) / 2, middle, text, size))
+            shapes.append(_radial(centre, (inner + outer) / 2, (start + end) / 2, text, size))
 
+    at = 0
     for i, verb in enumerate(verbs):
-        name, count, fill = verb["verb"], verb["count"], f"wedge{i % WEDGES}"
-        wedge(count, at, 0, name, fill, f"{name}: {count:,} ({share(count, total)})")
-        inside = at
-        for noun, number in verb["objects"].items():
-            tip = f"{name} {noun}: {number:,} ({share(number, total)})"
-            wedge(number, inside, 1, noun, fill, tip, 0.6)
-            inside += number
-        if rest := verb["other_objects"]:
-            wedge(rest, inside, 1, "", "rest", f"{name}, other objects: {rest:,}", 0.5)
-        at += count
-    if others:
-        tip = f"other verbs: {others:,} ({share(others, total)})"
-        wedge(others, at, 0, "other verbs", "rest", tip, 0.7)
-    shapes.append(Text(centre, centre + 1, f"{total:,}", 15, "ink", "middle", bold=True))
-    shapes.append(Text(centre, centre + 16, "pairs", 11, "muted", "middle"))
+        name, fill, first = verb["verb"], f"wedge{i % WEDGES}", at
+        for noun, count in verb["objects"].items():
+            wedge(at, count, 1, noun, fill, f"{name} {noun}: {count:,} ({share(count, pairs)})")
+            at += count
+        tip = f"{name}: {verb['count']:,} ({share(verb['count'], pairs)})"
+        wedge(first, at - first, 0, name, fill, tip)
+    shapes.append(Text(centre, centre, f"{total:,}", 15, "ink", "middle", bold=True))
+    shapes.append(Text(centre, centre + 14, f"of {pairs:,}", 10, "muted", "middle"))
     return Drawing(title, WIDTH, WIDTH, shapes)
 
 

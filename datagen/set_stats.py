@@ -100,8 +100,7 @@ def _verb_objects(pairs: Counter[verb_objects.Pair], records: int) -> dict[str, 
     shown = []
     for verb, count in sorted(verbs.items(), key=lambda item: (-item[1], item[0]))[:VERBS]:
         top = dict(list(objects[verb].items())[:OBJECTS])
-        row = {"verb": verb, "count": count, "objects": top}
-        shown.append(row | {"other_objects": count - sum(top.values())})
+        shown.append({"verb": verb, "count": count, "objects": top})
     covered = pairs.total()
     return {
         "covered": covered,
@@ -109,7 +108,6 @@ def _verb_objects(pairs: Counter[verb_objects.Pair], records: int) -> dict[str, 
         **diversity.indices(pairs.values()),
         "verbs": len(verbs),
         "top": shown,
-        "other_verbs": covered - sum(row["count"] for row in shown),
     }
 
 

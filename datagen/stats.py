@@ -122,7 +122,7 @@ def run(
         provenance.write_text(output / "README.md", text)
         say(f"{output / 'README.md'}: upload it beside the data files that it names")
     provenance.write_json(output / "run.json", record | {"end": provenance.now()})
-    say(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} sets")
+    say(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
 
 
 def define_flags() -> None:

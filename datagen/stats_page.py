@@ -96,9 +96,9 @@ def number(value: float) -> str:
     >>> number(52002), number(0.12345), number(24.61), number(12.0)
     ('52,002', '0.123', '24.6', '12')
     """
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}".removesuffix(".0")
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
 Row = tuple[str, Sequence[str]]
@@ -192,12 +192,15 @@ def _numbers(content: str, label: str = "The numbers") -> str:
 
 
 def _verb_objects(stats: Stats) -> Figure:
-    drawings, tables = [], []
+    drawings, tables, empty = [], [], []
     for name, found in stats["sets"].items():
         pairs = found["verb_objects"]
         share = charts.share(pairs["covered"], found["records"])
         title = f"{name}: {pairs['covered']:,} of {found['records']:,} instructions ({share})"
-        drawings.append(charts.sunburst(title, pairs["top"], pairs["other_verbs"]))
+        if not pairs["covered"]:
+            empty.append(name)
+            continue
+        drawings.append(charts.sunburst(title, pairs["top"], pairs["covered"]))
         rows: list[Row] = [
             (
                 verb["verb"],
@@ -207,11 +210,13 @@ def _verb_objects(stats: Stats) -> Figure:
         ]
         tables.append(table(["Verb", "Count", "Objects"], rows, name))
     text = (
-        f"The {VERBS} most frequent root verbs (inner ring) with their {OBJECTS} most frequent "
-        "objects (outer ring); grey holds the others. Questions and statements have no such pair, "
-        "so each title tells how many instructions are shown. Found with "
+        f"The {VERBS} most frequent root verbs (inner ring) and their {OBJECTS} most frequent "
+        "objects each (outer ring); the centre tells how many of all pairs these are, the title "
+        "how many instructions have a pair: questions and statements have none. Found with "
         f"{PARSERS[stats['settings']['verb_object_parser']]}."
     )
+    if empty:
+        text += f" No pair in: {', '.join(empty)}."
     return "Root verbs and their objects", text, drawings, _numbers("".join(tables))
 
 
@@ -236,8 +241,7 @@ def label_rows(stats: Stats, field: str) -> list[tuple[str, list[int]]]:
 
 
 def _labels(stats: Stats) -> Figure:
-    sets, drawings, tables = stats["sets"], [], []
-    said = []
+    sets, drawings, tables, said = stats["sets"], [], [], []
     for field in FIELDS:
         missing = [f"{n} {s['labels'][field]['missing']:,}" for n, s in sets.items()]
         if any(s["labels"][field]["missing"] for s in sets.values()):

@@ -94,7 +94,7 @@ _QUOTES = "\"'“”‘’"
 _NO_NOUN = _words(
     "one ones two three four five ten it them someone somebody something anything each all some "
     "any more best most both this that these those other another first given following own such up "
-    "came been"
+    "came been sure"
 )
 """What ends a phrase and is no noun: counted as no object."""
 
@@ -157,7 +157,7 @@ def _object(following: Sequence[str]) -> str:
             break  # "the symptoms described below"
         phrase.append(word)
     noun = re.sub(r"['’]s?$", "", phrase[-1]) if phrase else ""
-    if noun in _NO_NOUN or noun.endswith("ly") or not noun.isascii():
+    if noun in _NO_NOUN or re.search(r"['’]", noun) or noun.endswith("ly") or not noun.isascii():
         return ""
     return words.singular(noun)
 
