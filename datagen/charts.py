@@ -187,7 +187,7 @@ def _radial(centre: float, radius: float, angle: float, text: str, size: float) 
     """Text that reads outwards on the right half and inwards on the left one: never upside down."""
     turn = math.degrees(angle) - 90
     if angle > math.pi:
-        turn += 180
+        turn -= 180
     x, y = centre + radius * math.sin(angle), centre - radius * math.cos(angle)
     down = size * 0.35  # from the middle of the letters to their baseline
     x, y = x - down * math.sin(math.radians(turn)), y + down * math.cos(math.radians(turn))

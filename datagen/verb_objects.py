@@ -150,7 +150,8 @@ def _object(following: Sequence[str]) -> str:
         if not phrase and (word.isdigit() or word in _QUOTES):
             continue
         adjective = word in _ADJECTIVES and not phrase
-        if (word in _END and not adjective) or not word[0].isalpha():
+        plain = re.split("['’]", word)[0]  # you're
+        if (plain in _END and not adjective) or not word[0].isalpha():
             break
         after = following[position + 1] if position + 1 < len(following) else "."
         if phrase and word.endswith(("ed", "ing")) and (after in _END or not after[0].isalpha()):
