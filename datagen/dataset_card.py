@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.jsonl import Record
-from datagen.stats_page import Stats, summary_rows
+from datagen.stats_tables import Stats, summary_rows
 
 _SIZES = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"))
 

@@ -1,6 +1,5 @@
 """The page: every number is stats.json's, everything is escaped, nothing is fetched."""
 
-import doctest
 import re
 from html.parser import HTMLParser
 
@@ -39,10 +38,6 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
         if self.open and self.open[-1] == "title":
             self.tips.append(data)
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(stats_page).failed == 0
 
 
 def test_numbers_of_the_page_are_those_of_the_stats():
