@@ -38,7 +38,9 @@ th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
 th{font-weight:600}tr.group th{padding-top:14px;border-bottom-color:var(--muted)}
 caption{text-align:left}details{margin:6px 0}summary{cursor:pointer}
 @media print{:root{LIGHT}body{font-size:10.5pt;max-width:none;padding:0}details{display:none}
-.panels{grid-template-columns:repeat(2,1fr);gap:14px 22px}h2,p{break-after:avoid}h2{margin-top:22px}
+.panels{grid-template-columns:repeat(2,1fr);gap:14px 22px}h2,p{break-after:avoid;break-inside:avoid}
+#nearest,#lengths{break-inside:avoid}
+h2{margin-top:22px}
 th,td{padding-block:1.5px}section:last-child{break-inside:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
