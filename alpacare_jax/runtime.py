@@ -5,6 +5,7 @@ import faulthandler
 import json
 import os
 import re
+import signal
 import socket
 import time
 from pathlib import Path
@@ -177,24 +178,29 @@ def wait_for_all(what: str) -> None:
 class Watchdog:
     """Ends the process, with the stack of every thread, when nothing happens for `seconds`.
 
+    It dies of SIGALRM: the kernel sends that however stuck the process is, and launch/ takes it for
+    something to be tried again, unlike an exit code of the command's own.
+
     Collectives have no time-out of their own: where one host hangs, all others wait for it. A host
     that dies is noticed by JAX's heartbeats; one that lives and does nothing only by this.
     """
 
     def __init__(self, seconds: int):
         self.seconds = seconds if jax.process_count() > 1 else 0
+        if self.seconds:
+            faulthandler.register(signal.SIGALRM, chain=True)  # the stacks, then the signal's end
 
     def __enter__(self) -> "Watchdog":
         self.alive()
         return self
 
     def __exit__(self, *_) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        signal.alarm(0)
 
     def alive(self) -> None:
         """Starts the time anew."""
         if self.seconds:
-            faulthandler.dump_traceback_later(self.seconds, exit=True)
+            signal.alarm(self.seconds)
 
 
 def use_compilation_cache() -> None:

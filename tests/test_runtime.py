@@ -176,7 +176,7 @@ print("done")
 
 
 @pytest.mark.parametrize(
-    ("processes", "sleeps", "code"), [(2, 60, 1), (2, 0, 0), (1, 1.2, 0)], ids=str
+    ("processes", "sleeps", "code"), [(2, 60, -signal.SIGALRM), (2, 0, 0), (1, 1.2, 0)], ids=str
 )
 def test_the_watchdog(processes, sleeps, code):
     script = HANGS.format(processes=processes, sleeps=sleeps)
@@ -227,9 +227,73 @@ def test_one_failure_ends_all(deaf):
     assert "a process ended with code 7; ending the other 2" in done.stderr
 
 
+# A marker file for each start; only the first three starts fail, with `code`.
+FAILS = """
+[ "$JAX_PROCESS_ID" = 1 ] || exec sleep {sleeps}
+for i in 1 2 3; do if mkdir "$0.$i" 2>&-; then {fails}; fi; done
+"""
+
+
+@pytest.mark.parametrize("fails", ["kill -KILL $$", "kill -ALRM $$", "kill -ABRT $$", "exit 139"])
+def test_what_a_signal_ended_starts_again(fails, tmp_path):
+    script = FAILS.format(sleeps=1, fails=fails)
+    done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "starting again" in line]
+    assert [re.sub(r"code 1\d\d;", "code C;", line) for line in said] == [
+        f"local_run: a process ended with code C; starting again, {i} of at most 3 times"
+        for i in (1, 2, 3)
+    ]
+
+
+def test_starting_again_is_bounded(tmp_path):
+    script = FAILS.format(sleeps=60, fails="kill -KILL $$")
+    command = ["--processes=2", "--", "bash", "-c", script]
+    done = local_run("--restarts=2", *command, f"{tmp_path}/n")
+    assert done.returncode == 137
+    assert done.stderr.splitlines()[-1] == (
+        "error: a process ended with code 137; interrupted 3 times, over --restarts=2; "
+        "run again to go on from the checkpoint"
+    )
+    assert len(list(tmp_path.iterdir())) == 3
+    other = tmp_path / "other"
+    other.mkdir()
+    assert local_run(*command, f"{other}/n").returncode == 137
+    assert len(list(other.iterdir())) == 1  # without the flag, never
+
+
+@pytest.mark.parametrize("code", [1, 2, 127, 130, 143])
+def test_what_would_only_fail_again_does_not_start_again(code, tmp_path):
+    script = FAILS.format(sleeps=60, fails=f"exit {code}")
+    done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
+    assert done.returncode == code
+    assert "again" not in done.stderr
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_asked_to_end_does_not_start_again(tmp_path):
+    """Even where SIGTERM made a process crash."""
+    script = f"trap 'kill -KILL $$' TERM; mkdir {tmp_path}/$JAX_PROCESS_ID.$$;"
+    script += " while :; do sleep 0.1; done"
+    process = subprocess.Popen(
+        [*LOCAL_RUN, "--restarts=3", "--processes=2", "--", "bash", "-c", script],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 137
+    assert "starting again" not in said
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (["--restarts=-1", "--", "true"], "--restarts=-1 is not a whole number"),
         ([], "no command; write it after --"),
         (["--processes=0", "--", "true"], "'0' is not a positive number"),
         (["--devices=x", "--", "true"], "'x' is not a positive number"),
