@@ -112,7 +112,8 @@ def roll_call(coordinator: str, num_processes: int, process_id: int, seconds: fl
         )
     if missing:
         hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        names = [f"{i} ({hosts[i]})" if i < len(hosts) and hosts[i] else str(i) for i in missing]
+        whole = len(hosts) == num_processes  # of several slices each knows its own hosts only
+        names = [f"{i} ({hosts[i]})" if whole and hosts[i] else str(i) for i in missing]
         raise ConnectionError(
             f"after {seconds:.0f} s {len(missing)} of {num_processes} processes had not arrived: "
             f"{', '.join(names)}; look at their logs, start all hosts together, or raise "

@@ -35,6 +35,13 @@ def sha256(path: str | Path) -> str:
 
 
 def _git_commit() -> str | None:
+    """The commit of this code, with -dirty where files differ from it; None where nobody knows.
+
+    A copy of the tree on another host has no repository: launch/remote.sh, which made the copy,
+    tells the commit in ALPACARE_GIT_COMMIT.
+    """
+    if told := os.environ.get("ALPACARE_GIT_COMMIT"):
+        return told
     here = Path(__file__).resolve().parent
     git = lambda *args: subprocess.run(  # noqa: E731
         ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True

@@ -10,10 +10,12 @@
 # sbatch  makes .venv here, writes runs/slurm/NAME.sbatch and submits it. COMMAND runs in this
 #         folder, which all nodes must see, as one process a node that uses all its GPUs. Before the
 #         time is over it gets SIGTERM, saves, and the job is queued again; so it is when a node
-#         fails. A command that fails is not tried again. To save and end: scancel --signal=TERM JOB
+#         fails, and when a signal ended COMMAND (a crash, out of memory, the watchdog). A command
+#         that fails by itself is not tried again. To save and end: scancel --signal=TERM JOB
 # ssh     copies the working tree to every host, installs, starts COMMAND on all as one run, and
-#         shows the first host's log. When one fails the others are ended. SIGTERM and Ctrl-C pass
-#         on, and COMMAND saves; a second one ends it. Without this terminal COMMAND goes on; the
+#         shows the first host's log. When one fails the others are ended; where a signal ended it,
+#         or its host was restarted, all start again. SIGTERM and Ctrl-C pass on, and COMMAND saves;
+#         a second one ends it. Without this terminal COMMAND goes on, but is not started again; the
 #         same command again watches it again. Hosts need ssh without a password.
 # status  what runs on the hosts.
 # stop    sends SIGTERM to COMMAND on all hosts: training saves and ends.
@@ -22,7 +24,7 @@
 # --partition=P --account=A --mem=M                    (sbatch; the cluster's defaults)
 # --cpus_per_node=N           (sbatch; default 8 for each GPU)
 # --signal_seconds=N          (sbatch; SIGTERM so long before the end, default 300)
-# --max_retries=N             (sbatch; how often the job is queued again, default 20)
+# --max_retries=N             (sbatch, ssh; how often it is queued or started again, default 20)
 # --hosts=A,B,C               (ssh; as ssh knows them)
 # --coordinator=HOST:PORT     (ssh; how the others reach the first host; default: its name, 8476)
 # --dry_run                   prints each command, and the job; runs nothing
@@ -163,34 +165,59 @@ copy_command() { echo "cat > alpacare-jax-$1.tgz"; }
 unpack_command() { install_command "alpacare-jax-$1.tgz" gpu; }
 start_command() {
     echo "bash $WORKER start $KEY $(quote env JAX_COORDINATOR_ADDRESS="$coordinator" \
-        JAX_NUM_PROCESSES="${#HOSTS[@]}" JAX_PROCESS_ID="$1" "${COMMAND[@]}")"
+        JAX_NUM_PROCESSES="${#HOSTS[@]}" JAX_PROCESS_ID="$1" ALPACARE_GIT_COMMIT="$COMMIT" \
+        "${COMMAND[@]}")"
+}
+
+bring_up() { # copies, installs and starts
+    say "copying the working tree to all hosts"
+    INPUT=$ARCHIVE on_each "$INSTALL_SECONDS" copy_command ||
+        fail "cannot copy the working tree: $(because)"
+    say "installing on all hosts (minutes, the first time)"
+    on_each "$INSTALL_SECONDS" unpack_command || fail "cannot install: $(because)"
+    if [ "$signals" != 0 ]; then exit 143; fi
+    say "starting on all hosts"
+    if ! on_each "$ASK_SECONDS" start_command; then
+        end_all
+        fail "not all hosts started the command, so none runs it: $(because)"
+    fi
+}
+
+start_again() { # COUNT: sees to the ends that may be tried again; false for all others
+    local why="$HOST was restarted, or the command there got SIGTERM"
+    if [ "$OUTCOME" = failed ]; then
+        why="the command failed on $HOST with code $CODE"
+        worth_another_try "$CODE" || return 1
+    elif [ "$OUTCOME" != interrupted ]; then
+        return 1
+    fi
+    if [ "$signals" != 0 ] || [ "$max_retries" = 0 ]; then return 1; fi
+    end_all
+    another_try "$why" "$1" "--max_retries=$max_retries" || exit "$CODE"
+    pause "$RETRY_SECONDS"
+    if [ "$signals" != 0 ]; then exit 143; fi
+    bring_up
 }
 
 run() { # COMMAND...
-    local archive=$CACHE/gpu-$name.tgz
-    COMMAND=("$@") KEY=$(run_key "$@")
+    local retries=0
+    ARCHIVE=$CACHE/gpu-$name.tgz COMMAND=("$@") KEY=$(run_key "$@")
     trap 'signals=$((signals + 1))' INT TERM
     states || fail "not all hosts answer: $(because)"
+    pack "$ARCHIVE" # once: a retry runs what was asked for, not what was edited since
     if grep -q ' running ' "$WORK/states"; then
         if grep ' running ' "$WORK/states" | grep -qv " $KEY$"; then
             fail "another command runs there; end it first with: gpu_run.sh stop --hosts=$hosts"
         fi
         say "this command runs already; watching it"
     else
-        pack "$archive"
-        say "copying the working tree to all hosts"
-        INPUT=$archive on_each "$INSTALL_SECONDS" copy_command ||
-            fail "cannot copy the working tree: $(because)"
-        say "installing on all hosts (minutes, the first time)"
-        on_each "$INSTALL_SECONDS" unpack_command || fail "cannot install: $(because)"
-        if [ "$signals" != 0 ]; then exit 143; fi
-        say "starting on all hosts"
-        if ! on_each "$ASK_SECONDS" start_command; then
-            end_all
-            fail "not all hosts started the command, so none runs it: $(because)"
-        fi
+        bring_up
     fi
     watch
+    while start_again $((retries + 1)); do
+        retries=$((retries + 1))
+        watch
+    done
     case $OUTCOME in
     done) say "done" ;;
     stopped)

@@ -6,8 +6,11 @@
 #   heed_signals                 what to do, while watching, about the signals that came
 # All hosts are asked by worker.sh, which lies in the tree that was copied to them.
 
+. launch/restart.sh
+
 POLL_SECONDS=${ALPACARE_POLL_SECONDS:-30}
 SETTLE_SECONDS=${ALPACARE_SETTLE_SECONDS:-60}
+RETRY_SECONDS=${ALPACARE_RETRY_SECONDS:-60}
 ASK_SECONDS=${ALPACARE_ASK_SECONDS:-300}
 INSTALL_SECONDS=1800
 MISSES=10 # polls in a row that may fail, e.g. while this machine has no network
@@ -103,10 +106,15 @@ prepare_work() { # a place for notes, which goes when the script ends
     : >"$WORK/stderr"
 }
 
-pack() { # ARCHIVE: the working tree as git sees it, so without data, models and environments
+# ARCHIVE: the working tree as git sees it, so without data, models and environments. Sets COMMIT,
+# which a command gets as ALPACARE_GIT_COMMIT (see contract/provenance.py): the copy has no .git.
+pack() {
     local root command
-    root=$(git -C "$(dirname "$0")" rev-parse --show-toplevel 2>"$WORK/stderr") ||
+    if ! root=$(git rev-parse --show-toplevel 2>"$WORK/stderr") ||
+        ! COMMIT=$(git rev-parse HEAD 2>"$WORK/stderr"); then
         fail "the launch scripts copy what git knows; run them from a git clone"
+    fi
+    if [ -n "$(git status --porcelain)" ]; then COMMIT+=-dirty; fi
     command="cd $(quote "$root") && git ls-files -z --cached --others --exclude-standard |"
     # A tracked file may be deleted and not committed yet.
     command+=" while IFS= read -r -d '' f; do [ ! -e \"\$f\" ] || printf '%s\\0' \"\$f\"; done |"

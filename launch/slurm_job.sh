@@ -20,17 +20,26 @@ ${partition:+#SBATCH --partition=$partition
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=runs/slurm/$name-%j.log
-set -uo pipefail
-cd $(quote "$PWD") || exit 1
+set -euo pipefail
+cd $(quote "$PWD")
+. launch/restart.sh
 restarts=\${SLURM_RESTART_COUNT:-0}
-if [ "\$restarts" -gt $max_retries ]; then
-    echo "error: queued again \$restarts times, over --max_retries=$max_retries;" \\
-        "submit it anew to go on" >&2
-    exit 1
+queue_again() { # WHY
+    another_try "\$1" \$((restarts + 1)) --max_retries=$max_retries || exit \$((code == 0 ? 1 : code))
+    exec scontrol requeue "\$SLURM_JOB_ID"
+}
+if [ "\$restarts" -gt $max_retries ]; then # SLURM itself queues a job again when a node fails
+    another_try "a node failed" "\$restarts" --max_retries=$max_retries || exit 1
 fi
 export PATH=$venv/bin:\$PATH PYTHONUNBUFFERED=1
 # One process a node: by itself JAX gives a SLURM task one GPU only.
 export JAX_LOCAL_DEVICE_IDS=$devices
+
+# Of several codes srun tells the highest, often that of a task which it killed because another had
+# failed. The first to fail writes its own into a file that all nodes see.
+first=runs/slurm/$name-\$SLURM_JOB_ID.code
+rm -f "\$first"
+task='trap : TERM; "\$@" && exit; code=\$?; (set -C; echo \$code >"\$0") 2>/dev/null; exit \$code'
 
 # SLURM sends USR1 to this shell alone. scancel reaches the command itself; srun, told to end, would
 # kill it before it has saved.
@@ -39,17 +48,21 @@ trap 'over=1; scancel --signal=TERM "\$SLURM_JOB_ID"' USR1
 trap 'told=1' TERM
 (
     trap : TERM USR1
-    srun --ntasks-per-node=1 --cpus-per-task=$cpus_per_node --kill-on-bad-exit=1 $(quote "$@")
-    echo \$? >"\$note"
+    code=0
+    srun --ntasks-per-node=1 --cpus-per-task=$cpus_per_node --kill-on-bad-exit=1 \\
+        bash -c "\$task" "\$first" $(quote "$@") || code=\$?
+    echo "\$code" >"\$note"
 ) &
 step=\$!
-while kill -0 "\$step" 2>/dev/null; do wait "\$step"; done # a signal ends a wait, not the command
+# A signal ends a wait, not the command.
+while kill -0 "\$step" 2>/dev/null; do wait "\$step" || true; done
 code=\$(cat "\$note")
-rm -f "\$note"
 code=\${code:-1}
-if [ "\$over" = 1 ] && [ "\$code" = 0 ]; then
-    echo "the time is over; queueing the job again, which was done \$restarts times before"
-    exec scontrol requeue "\$SLURM_JOB_ID"
+if [ "\$code" != 0 ] && [ -s "\$first" ]; then code=\$(cat "\$first"); fi
+rm -f "\$note" "\$first"
+if [ "\$over" = 1 ] && [ "\$code" = 0 ]; then queue_again "the time is over"; fi
+if [ "\$told" = 0 ] && worth_another_try "\$code"; then
+    queue_again "the command failed with code \$code"
 fi
 # A job that is preempted, and over before SLURM takes it away, would not be queued again.
 if [ "\$told" = 1 ] && [ "\$code" = 0 ]; then sleep 900; fi

@@ -16,8 +16,11 @@
 #         worker 0's log, and ends with COMMAND's exit code. The TPU stays: delete it when you are
 #         done. Without this terminal COMMAND goes on; the same `run` again watches it again.
 #         A preempted TPU is deleted and made anew, and COMMAND started again, which goes on from
-#         its checkpoint; so write to a folder that all hosts mount. What fails on a healthy TPU
-#         is not tried again.
+#         its checkpoint; so write to a folder that all hosts mount. On a healthy TPU only what a
+#         signal ended (a crash, out of memory, the watchdog) is started again.
+#         All this is done by `run`, as long as it lives. For a run of days start it in tmux on a
+#         machine that stays on (the smallest VM will do): tmux new -s alpaca 'bash launch/...'.
+#         Should it end too, the same `run` takes up where things are.
 # status  the TPU's state and that of COMMAND on every host.
 # logs    what COMMAND printed on one host.
 # stop    sends SIGTERM to COMMAND on all hosts: training saves and ends.
@@ -29,8 +32,10 @@
 # --version=VERSION           runtime version, e.g. v2-alpha-tpuv5-lite  (create, run)
 # --spot                      cheaper, and may be preempted              (create, run)
 # --queued                    asked for as a queued resource of the same name, and waited for
-# --max_retries=N             preemptions that `run` survives (default 10; 0: it makes no TPU)
-# --worker=N --follow         (logs; worker 0 where it is not given)
+# --slices=N                  N such TPUs as one run, in one queued resource; with all actions.
+#                             sharding.data must be a multiple of N (default 1)
+# --max_retries=N             how often `run` starts again (default 10; 0: it makes no TPU either)
+# --slice=N --worker=N        (logs; 0 where not given)  --follow  (logs: to the end of COMMAND)
 # --dry_run                   prints each command, runs none; needs no gcloud
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -44,7 +49,7 @@ create | run | status | logs | stop | delete) shift ;;
 esac
 
 name='' zone='' project='' accelerator_type='' version='' spot=0 queued=0 max_retries=10
-worker=0 follow=0 dry_run=0
+slices=1 slice=0 worker=0 follow=0 dry_run=0
 while [ $# -gt 0 ]; do
     case $1 in
     --name=*) name=${1#*=} ;;
@@ -53,6 +58,8 @@ while [ $# -gt 0 ]; do
     --accelerator_type=*) accelerator_type=${1#*=} ;;
     --version=*) version=${1#*=} ;;
     --max_retries=*) max_retries=${1#*=} ;;
+    --slices=*) slices=${1#*=} ;;
+    --slice=*) slice=${1#*=} ;;
     --worker=*) worker=${1#*=} ;;
     --spot) spot=1 ;;
     --queued) queued=1 ;;
@@ -72,6 +79,13 @@ done
 [[ $zone =~ ^[a-z0-9-]+$ ]] || misuse "--zone='$zone' is no zone; give one, e.g. --zone=us-west4-a"
 number --max_retries "$max_retries"
 number --worker "$worker"
+number --slices "$slices"
+number --slice "$slice"
+if [ "$slices" = 0 ]; then misuse "--slices=0; give 1 or more"; fi
+if [ "$slice" -ge "$slices" ]; then
+    misuse "--slice=$slice, but --slices=$slices; slices count from 0"
+fi
+if [ "$slices" != 1 ]; then queued=1; fi # nothing else makes several
 if [ "$action" = create ] || { [ "$action" = run ] && [ "$max_retries" != 0 ]; }; then
     if [ -z "$accelerator_type" ] || [ -z "$version" ]; then
         misuse "$action may make a TPU; it needs --accelerator_type and --version"
@@ -115,7 +129,8 @@ attempt() { # RETRIES COMMAND...: sets OUTCOME as `watch` does
         return
     fi
     # The port is JAX's old one, which is open in Google's networks (jax#35905).
-    command=$(quote env ALPACARE_DISTRIBUTED=1 JAX_COORDINATOR_PORT=8476 "$@")
+    command=$(quote env ALPACARE_DISTRIBUTED=1 JAX_COORDINATOR_PORT=8476 \
+        ALPACARE_GIT_COMMIT="$COMMIT" "$@")
     say "starting on all hosts"
     if ! on_worker "$ASK_SECONDS" all "bash $WORKER start $(run_key "$@") $command"; then
         if host_gone; then return; fi
@@ -133,13 +148,14 @@ leave() { # CODE
 }
 
 run() { # COMMAND...
-    local retries=0
+    local retries=0 why
     ARCHIVE=$CACHE/$name.tgz # made once: a retry runs what was asked for, not what was edited since
     pack "$ARCHIVE"
     trap 'leave 130' INT
     trap 'leave 143' TERM
     while :; do
         attempt "$retries" "$@"
+        why="$name was interrupted"
         case $OUTCOME in
         done)
             say "done. $name still costs money; delete it with: tpu_run.sh delete"
@@ -151,19 +167,18 @@ run() { # COMMAND...
             ;;
         failed)
             on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # all wait for the dead one
-            printf 'error: the command failed on %s with code %s; see %s\n' \
-                "$HOST" "$CODE" "tpu_run.sh logs --worker=${HOST##*-}" >&2
-            exit "$CODE"
+            why="the command failed on $HOST with code $CODE"
+            if [ "$max_retries" = 0 ] || ! worth_another_try "$CODE"; then
+                printf 'error: %s; see tpu_run.sh logs --worker=%s%s\n' "$why" "${HOST##*-}" \
+                    "$(if [ "$slices" != 1 ]; then echo ' and --slice, by tpu_run.sh status'; fi)" >&2
+                exit "$CODE"
+            fi
             ;;
         silent)
             fail "some hosts of $name do not answer: $(because); run again to watch again" ;;
         esac
         retries=$((retries + 1))
-        if [ "$retries" -gt "$max_retries" ]; then
-            fail "$name was interrupted $retries times, over --max_retries=$max_retries;" \
-                "run again to go on from the checkpoint"
-        fi
-        say "interrupted; starting again, $retries of at most $max_retries times"
+        another_try "$why" "$retries" "--max_retries=$max_retries" || exit "$CODE"
         pause "$RETRY_SECONDS"
     done
 }
@@ -181,13 +196,19 @@ status)
     find_state || fail "cannot learn the state of $name: $(because)"
     if [ "$dry_run" = 0 ]; then echo "$name $STATE"; fi
     if [ "$STATE" = READY ]; then
-        states || fail "not all hosts of $name answer: $(because)"
-        if [ "$dry_run" = 0 ]; then awk '{ print $2, $3, "code " $4 }' "$WORK/states"; fi
+        for i in "${!NODES[@]}"; do
+            if [ "$slices" != 1 ]; then SLICE=$i; fi
+            states || fail "not all hosts of ${NODES[$i]} answer: $(because)"
+            if [ "$dry_run" = 1 ]; then continue; fi
+            if [ "$slices" != 1 ]; then echo "slice $i:"; fi
+            awk '{ print $2, $3, "code " $4 }' "$WORK/states"
+        done
     fi
     ;;
 logs)
     if [ "$follow" = 1 ]; then how=" follow"; else how=; fi
-    call "${TPU[@]}" ssh "$name" "${WHERE[@]}" --worker="$worker" \
+    at "$slice" "$worker"
+    call "${REACH[@]}" ssh "$name" "${WHERE[@]}" "${AT[@]}" \
         --command="bash $WORKER log 1$how" || fail "cannot read the log: $(because)"
     ;;
 stop)

@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Sourced by tpu_run.sh: the life of a TPU, in the gcloud commands that make and end it.
+# Sourced by tpu_run.sh: the life of a TPU of one or more slices, in the gcloud commands that make,
+# reach and end it.
 
 TPU=(gcloud compute tpus tpu-vm)
 REQUEST=(gcloud compute tpus queued-resources)
@@ -8,16 +9,30 @@ if [ -n "$project" ]; then WHERE+=(--project="$project"); fi
 WHERE+=(--quiet) # asks nothing
 SPOT=()
 if [ "$spot" = 1 ]; then SPOT=(--spot); fi
+# Several slices are the nodes of one request, NAME-0, NAME-1 and so on (tpu_v2 MultisliceParams), and
+# only what goes through the request reaches them all. Their VMs get MEGASCALE_NUM_SLICES, _SLICE_ID
+# and _COORDINATOR_ADDRESS in the metadata `tpu-env`, where jax.distributed looks for them
+# (jax/_src/clusters/cloud_tpu_cluster.py): nothing has to be set here.
+NODES=("$name") REACH=("${TPU[@]}") SLICE=all
+if [ "$slices" != 1 ]; then
+    mapfile -t NODES < <(seq -f "$name-%.0f" 0 $((slices - 1)))
+    REACH=("${REQUEST[@]}")
+fi
 WAIT_SECONDS=${ALPACARE_WAIT_SECONDS:-3600}
-RETRY_SECONDS=${ALPACARE_RETRY_SECONDS:-60}
 
-on_worker() { # LIMIT N COMMAND
-    bounded "$1" "${TPU[@]}" ssh "$name" "${WHERE[@]}" --worker="$2" --command="$3"
+at() { # SLICE WORKER: sets AT, how gcloud ssh and scp are told of them
+    AT=(--worker="$2")
+    if [ "$slices" != 1 ]; then AT=(--node="$1" "${AT[@]}"); fi
 }
 
-ask_state() { # KIND...: prints the state, or MISSING; false where gcloud does not say
+on_worker() { # LIMIT N COMMAND; one N is a worker of the first slice, all are those of $SLICE
+    if [ "$2" = all ]; then at "$SLICE" all; else at 0 "$2"; fi
+    bounded "$1" "${REACH[@]}" ssh "$name" "${WHERE[@]}" "${AT[@]}" --command="$3"
+}
+
+ask_state() { # NAME KIND...: prints the state, or MISSING; false where gcloud does not say
     local text
-    if text=$(bounded "$ASK_SECONDS" "$@" describe "$name" "${WHERE[@]}" --format="$FORMAT"); then
+    if text=$(bounded "$ASK_SECONDS" "${@:2}" describe "$1" "${WHERE[@]}" --format="$FORMAT"); then
         echo "$text"
     elif grep -qE 'NOT_FOUND|Resource .* not found' "${ERRORS:-$WORK/stderr}"; then
         echo MISSING
@@ -27,26 +42,33 @@ ask_state() { # KIND...: prints the state, or MISSING; false where gcloud does n
 }
 
 find_state() { # sets STATE: READY, MISSING, PREEMPTED, QUEUED, or another that gcloud tells
-    local request='' is_spot=''
+    local request=''
     if [ "$queued" = 1 ]; then
-        request=$(FORMAT='value(state.state)' ask_state "${REQUEST[@]}") || return 1
+        request=$(FORMAT='value(state.state)' ask_state "$name" "${REQUEST[@]}") || return 1
     fi
     case $request in
     CREATING | ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING) STATE=QUEUED ;;
     SUSPENDED) STATE=PREEMPTED ;;
     SUSPENDING | DELETING | FAILED | MISSING) STATE=$request ;;
-    *)
-        STATE=$(FORMAT='value(state,schedulingConfig.spot)' ask_state "${TPU[@]}") || return 1
-        read -r STATE is_spot <<<"$STATE"
-        # A request that was granted once gives no second TPU.
-        if [ "$request" = ACTIVE ] && [ "$STATE" = MISSING ]; then STATE=PREEMPTED; fi
-        ;;
+    *) find_state_of_nodes "$request" || return 1 ;;
     esac
-    if [ "$STATE" = TERMINATED ]; then STATE=PREEMPTED; fi
-    if [ "$action$is_spot$spot" = runTrue0 ] && [ "$max_retries" != 0 ]; then
-        fail "$name is a spot TPU; add --spot, or it would be made again at the full price"
-    fi
     if [ "$dry_run" = 1 ]; then STATE=READY; fi
+}
+
+find_state_of_nodes() { # STATE OF REQUEST: the worst is that of all; one slice alone is of no use
+    local node one is_spot
+    STATE=READY
+    for node in "${NODES[@]}"; do
+        one=$(FORMAT='value(state,schedulingConfig.spot)' ask_state "$node" "${TPU[@]}") || return 1
+        read -r one is_spot <<<"$one"
+        # A request that was granted once gives no second TPU.
+        if [ "$1" = ACTIVE ] && [ "$one" = MISSING ]; then one=PREEMPTED; fi
+        if [ "$one" = TERMINATED ]; then one=PREEMPTED; fi
+        if [ "$STATE" = READY ] || [ "$one" = PREEMPTED ]; then STATE=$one; fi
+        if [ "$action$is_spot$spot" = runTrue0 ] && [ "$max_retries" != 0 ]; then
+            fail "$node is a spot TPU; add --spot, or it would be made again at the full price"
+        fi
+    done
 }
 
 host_gone() { # a TPU that gcloud cannot be asked about is not known to be gone
@@ -56,9 +78,11 @@ host_gone() { # a TPU that gcloud cannot be asked about is not known to be gone
 }
 
 create() {
-    say "making $name, $accelerator_type"
+    local nodes=(--node-id="$name")
+    if [ "$slices" != 1 ]; then nodes=(--node-count="$slices" --node-prefix="$name"); fi
+    say "making $name, $accelerator_type$(if [ "$slices" != 1 ]; then echo " x $slices"; fi)"
     if [ "$queued" = 1 ]; then
-        call "${REQUEST[@]}" create "$name" --node-id="$name" \
+        call "${REQUEST[@]}" create "$name" "${nodes[@]}" \
             --accelerator-type="$accelerator_type" --runtime-version="$version" "${SPOT[@]}" \
             "${WHERE[@]}"
     else
@@ -119,9 +143,10 @@ ensure_ready() { # RETRIES: false where a TPU cannot be had now, but may be late
 
 copy() { # a new VM does not take ssh keys at once
     local try
+    at all all
     for try in 1 2 3; do
-        if bounded "$INSTALL_SECONDS" "${TPU[@]}" scp "$ARCHIVE" "$name:alpacare-jax.tgz" \
-            "${WHERE[@]}" --worker=all; then
+        if bounded "$INSTALL_SECONDS" "${REACH[@]}" scp "$ARCHIVE" "$name:alpacare-jax.tgz" \
+            "${WHERE[@]}" "${AT[@]}"; then
             return
         fi
         if [ "$try" = 3 ] || host_gone; then return 1; fi

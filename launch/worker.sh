@@ -75,7 +75,7 @@ start() { # KEY COMMAND...
 }
 
 record() { # STATE CODE
-    printf '%s %s %s\n' "$1" "$2" "$(date +%s)" >"$RUN/exit.new"
+    printf '%s %s %s\n' "$1" "$2" "$(date +%s.%3N)" >"$RUN/exit.new" # who was the first matters
     mv "$RUN/exit.new" "$RUN/exit"
 }
 
@@ -107,7 +107,7 @@ state() {
         elif [ "$boot" != "$(boot_id)" ]; then
             what="rebooted 1 9999999999"
         else
-            what="lost 1 9999999999"
+            what="lost 137 9999999999" # nothing but SIGKILL leaves no trace
         fi
     fi
     echo "alpacare-state $HOST $what $key"

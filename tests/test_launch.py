@@ -73,10 +73,13 @@ ssh)
     ;;
 esac
 
-kind=$3 verb=$4 name=$5 worker=
-command=
+kind=$3 verb=$4 name=$5 worker= nodes=1 prefix= node=0
+command= number=${5#alpaca} # of a TPU that is one of several slices
 for flag; do
     case $flag in
+    --node=*) node=${flag#*=} ;;
+    --node-count=*) nodes=${flag#*=} ;;
+    --node-prefix=*) prefix=${flag#*=} ;;
     --command=*) command=${flag#*=} ;;
     --worker=*) worker=${flag#*=} ;;
     esac
@@ -86,34 +89,43 @@ ssh) record "$(step_of_command)" "$@" ;;
 *) record "$verb" "$@" ;;
 esac
 case $kind$verb in
-tpu-vmdescribe) state tpu ;;
+tpu-vmdescribe) state "tpu$number" ;;
 queued-resourcesdescribe) state request ;;
 *create)
-    if [ ! -f "$CLOUD/tpu" ]; then mv "$CLOUD/homes" "$CLOUD/lost-$$"; fi # taken away
-    printf x >>"$CLOUD/made"
+    compgen -G "$CLOUD/tpu*" >/dev/null || mv "$CLOUD/homes" "$CLOUD/lost-$$" # taken away
     if [[ " $* " = *" --spot "* ]]; then spot=True; else spot=; fi
-    printf '%s\\t%s\\n' "$(cat "$CLOUD/made_as" 2>/dev/null || echo READY)" "$spot" >"$CLOUD/tpu"
+    for ((i = 0; i < nodes; i++)); do
+        printf '%s\\t%s\\n' "$(cat "$CLOUD/made_as" 2>/dev/null || echo READY)" "$spot" \\
+            >"$CLOUD/tpu${prefix:+-$i}"
+    done
     if [ "$kind" = queued-resources ]; then
         printf '%s\\n' WAITING_FOR_RESOURCES PROVISIONING ACTIVE >"$CLOUD/request"
     fi
+    printf x >>"$CLOUD/made"
     ;;
 *delete)
-    rm -f "$CLOUD/tpu" "$CLOUD/request"
+    rm -f "$CLOUD"/tpu* "$CLOUD/request"
     ;;
 *)
-    if ! grep -qs ^READY "$CLOUD/tpu"; then
-        echo "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) cannot reach the instance" >&2
-        exit 255
-    fi
-    if [ "$worker" = all ]; then worker="0 1"; fi
     code=0
-    for i in $worker; do
-        if [ "$verb" = scp ]; then
-            mkdir -p "$CLOUD/homes/t1v-n-1-w-$i"
-            cp "$5" "$CLOUD/homes/t1v-n-1-w-$i/${6#*:}"
-        else
-            on_host "t1v-n-1-w-$i" || code=$?
+    if [ "$worker" = all ]; then worker="0 1"; fi
+    if [ "$node" = all ]; then node="0 1"; fi
+    for n in $node; do
+        suffix=
+        if [ "$kind" = queued-resources ]; then suffix=-$n; fi
+        if ! grep -qs ^READY "$CLOUD/tpu$suffix"; then
+            echo "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) cannot reach the instance" >&2
+            exit 255
         fi
+        for i in $worker; do
+            host=t1v-n-$((n + 1))-w-$i
+            if [ "$verb" = scp ]; then
+                mkdir -p "$CLOUD/homes/$host"
+                cp "$5" "$CLOUD/homes/$host/${6#*:}"
+            else
+                on_host "$host" || code=$?
+            fi
+        done
     done
     exit "$code"
     ;;
@@ -318,6 +330,16 @@ class TestCreate:
         assert cloud.calls("delete") == []
 
 
+ONCE_ON_1 = """
+if mkdir $CLOUD/once.$WORKER 2>&-; then
+    [ $WORKER = 1 ] && until [ -d $CLOUD/once.0 ]; do sleep 0.1; done && {}
+    sleep 60
+fi
+echo trained
+"""
+"""A command to which something happens on worker 1, the first time."""
+
+
 class TestRun:
     def test_from_nothing_to_the_end(self, cloud):
         script = 'echo "$WORKER $ALPACARE_DISTRIBUTED $JAX_COORDINATOR_PORT"; python -m train'
@@ -383,6 +405,31 @@ class TestRun:
         tree = cloud.root / "homes/t1v-n-1-w-1/alpacare-jax/tree"
         assert installs[-1][1] == str(tree)
         assert installs[-1][-4:] == ["--constraint", "constraints.txt", "--editable", ".[tpu]"]
+
+    def test_the_command_knows_its_commit(self, cloud):
+        """The copy has no .git; new files in the tree are a change."""
+        git = ["git", "-C", str(cloud.project), "rev-parse", "HEAD"]
+        head = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        result = cloud.ready().tpu("run", *bash('echo "$ALPACARE_GIT_COMMIT"'))
+        assert result.stdout == f"{head}-dirty\n", result.stderr
+
+    def test_a_command_that_a_signal_ended_starts_again(self, cloud):
+        """As after running out of memory: worker 1 is killed, on a TPU that stays healthy."""
+        result = cloud.ready().tpu("run", *bash(ONCE_ON_1.format("kill -KILL $$")))
+        assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
+        assert cloud.steps() == ["scp", "install", "start", "stop", "scp", "install", "start"]
+        assert (
+            "tpu_run: the command failed on t1v-n-1-w-1 with code 137; starting again, 1 of at "
+            "most 10 times\n"
+        ) in result.stderr
+
+    @pytest.mark.parametrize("times", [0, 2])
+    def test_starting_again_is_bounded(self, cloud, times):
+        result = cloud.ready().tpu("run", f"--max_retries={times}", *bash("kill -ABRT $$"))
+        assert result.returncode == 134
+        assert re.search("the command failed on t1v-n-1-w-. with code 134", only_error(result))
+        assert ("interrupted 3 times, over --max_retries=2" in result.stderr) == bool(times)
+        assert Counter(cloud.steps())["start"] == times + 1
 
     def test_a_failing_command_is_not_tried_again(self, cloud):
         """Worker 1 fails: its code is returned, and worker 0, which waits for it, is ended."""
@@ -583,6 +630,100 @@ class TestPreemption:
         assert cloud.steps() == ["scp", "install", "start", "stop", "scp", "install", "start"]
 
 
+class TestSlices:
+    """Two TPUs of two hosts each, as one queued resource."""
+
+    def test_one_run_on_all_slices(self, cloud):
+        result = cloud.tpu("run", "--slices=2", "--spot", *bash("echo on $HOSTNAME"))
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == "on t1v-n-1-w-0\n"
+        assert cloud.steps() == ["create", "scp", "install", "start"]
+        assert cloud.calls("create") == [
+            ["compute", "tpus", "queued-resources", "create", "alpaca", "--node-count=2"]
+            + ["--node-prefix=alpaca", "--accelerator-type=v5litepod-16", "--runtime-version=v2"]
+            + ["--spot", *WHERE]
+        ]
+        for step in ("scp", "install", "start", "state"):
+            for call in cloud.calls(step):
+                assert call[2] == "queued-resources"
+                assert {"--node=all", "--worker=all"} <= {*call}
+        assert all({"--node=0", "--worker=0"} <= {*call} for call in cloud.calls("log"))
+        asked = [call[4] for call in cloud.calls("describe") if call[2] == "tpu-vm"]
+        assert {*asked} == {"alpaca-0", "alpaca-1"}
+        logs = sorted(path.read_text() for path in cloud.root.glob("homes/*/*/run-*/log"))
+        assert logs == [f"on t1v-n-{i}-w-{j}\n" for i in (1, 2) for j in (0, 1)]
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            "echo PREEMPTED >$CLOUD/tpu-1",
+            "rm $CLOUD/tpu-1",
+            "printf 'STOPPING\\nPREEMPTED' >$CLOUD/tpu-1",
+            "echo SUSPENDED >$CLOUD/request; rm $CLOUD/tpu-*",
+        ],
+    )
+    def test_all_are_made_again_when_one_is_preempted(self, cloud, event):
+        happens = f"[ $HOSTNAME = t1v-n-2-w-0 ] && {{ {event}; }}"
+        result = cloud.tpu("run", "--slices=2", *bash(ONCE.format(happens)))
+        assert result.returncode == 0, result.stderr
+        once = ["create", "scp", "install", "start"]
+        assert cloud.steps() == [*once, "delete", *once]
+        assert cloud.calls("delete") == [
+            ["compute", "tpus", "queued-resources", "delete", "alpaca", "--force", *WHERE]
+        ]
+
+    def test_a_failure_on_the_last_slice_ends_all(self, cloud):
+        script = "[ $HOSTNAME = t1v-n-2-w-1 ] && exit 3; sleep 60"
+        result = cloud.tpu("run", "--slices=2", *bash(script))
+        assert result.returncode == 3
+        assert only_error(result).endswith(
+            "failed on t1v-n-2-w-1 with code 3; see tpu_run.sh logs --worker=1 and --slice, by "
+            "tpu_run.sh status"
+        )
+        assert cloud.processes() == []
+
+    @pytest.mark.parametrize("step", ["describe", "create", "scp", "install", "start"])
+    def test_gcloud_fails(self, cloud, step):
+        cloud.fail(step, "ERROR: (gcloud.compute) quota is used up")
+        result = cloud.tpu("run", "--slices=2", *bash("true"))
+        assert result.returncode == 1
+        assert "ERROR: (gcloud.compute) quota is used up" in only_error(result)
+        assert cloud.calls("delete") == []
+        assert cloud.processes() == []
+
+    def test_stop_status_logs_delete(self, cloud):
+        script = "exec 2>&-; trap 'exit 0' TERM; echo $HOSTNAME; touch $CLOUD/up.$HOSTNAME;"
+        command = bash(f"{script} while :; do sleep 0.1; done")
+        process = cloud.start(*cloud.tpu_arguments("run", "--slices=2", *command))
+        for host in ("1-w-0", "1-w-1", "2-w-0", "2-w-1"):
+            cloud.wait_for(f"up.t1v-n-{host}")
+        assert cloud.tpu("status", "--slices=2").stdout == (
+            "alpaca READY\n"
+            "slice 0:\nt1v-n-1-w-0 running code 0\nt1v-n-1-w-1 running code 0\n"
+            "slice 1:\nt1v-n-2-w-0 running code 0\nt1v-n-2-w-1 running code 0\n"
+        )
+        logs = cloud.tpu("logs", "--slices=2", "--slice=1", "--worker=1")
+        assert logs.stdout == "t1v-n-2-w-1\n", logs.stderr
+        assert cloud.tpu("stop", "--slices=2").returncode == 0
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert cloud.processes() == []
+        assert cloud.tpu("delete", "--slices=2").returncode == 0
+        assert not list(cloud.root.glob("tpu*"))
+
+    @pytest.mark.parametrize(
+        ("action", "step"),
+        [("delete", "delete"), ("stop", "stop"), ("logs", "log"), ("status", "state")]
+        + [("status", "describe")],
+    )
+    def test_gcloud_fails_in_other_actions(self, cloud, action, step):
+        assert cloud.tpu("create", "--slices=2").returncode == 0
+        cloud.fail(step)
+        result = cloud.tpu(action, "--slices=2")
+        assert result.returncode == 1
+        assert "it broke" in only_error(result)
+
+
 class TestOtherActions:
     def test_stop_status_logs(self, cloud):
         script = "exec 2>&-; echo log of $WORKER; trap 'echo saved; exit 0' TERM;"
@@ -641,7 +782,7 @@ class TestOtherActions:
 
 class TestDryRun:
     @pytest.mark.parametrize("action", ["create", "run", "status", "logs", "stop", "delete"])
-    @pytest.mark.parametrize("queued", [[], ["--queued"]])
+    @pytest.mark.parametrize("queued", [[], ["--queued"], ["--slices=2"]])
     def test_it_prints_what_would_run(self, cloud, tools, action, queued):
         """Every call of the real thing is among the lines, word for word; and none is made."""
         command = bash('echo "it\'s" done') if action == "run" else []
@@ -655,7 +796,8 @@ class TestDryRun:
         plain = lambda call: [re.sub(r"log \d+( follow)?$", "log", word) for word in call]  # noqa: E731
         printed = [plain(line[line.index("gcloud") + 1 :]) for line in printed]
         if action not in MAKES:
-            cloud.ready()
+            for name in ("tpu", "tpu-0", "tpu-1"):
+                (cloud.root / name).write_text("READY\t")
             (cloud.root / "request").write_text("ACTIVE")
         cloud.tpu(action, *queued, *command)
         called = cloud.calls()
@@ -690,6 +832,8 @@ class TestDryRun:
         (["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=-1"], "not a whole number"),
         (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--worker=all"], "not a whole number"),
         (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--", "x"], "stop takes no command"),
+        (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--slices=0"], "--slices=0; give 1"),
+        (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--slice=1"], "slices count from 0"),
         (
             ["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=0"]
             + ["--", "env", "OPENAI_API_KEY=sk", "x"],
@@ -747,6 +891,24 @@ class TestSsh:
         assert "failed on me@gpu1 with code 5; the other hosts were ended" in only_error(result)
         assert cloud.processes() == []
 
+    @pytest.mark.parametrize("ends", ["kill -KILL $$", "{ kill -TERM 0; sleep 1; }"])
+    def test_what_a_signal_ended_starts_again(self, cloud, ends):
+        script = ONCE_ON_1.format(ends).replace("trained", "$ALPACARE_GIT_COMMIT")
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, *bash(script))
+        assert result.returncode == 0, result.stderr
+        assert re.fullmatch(r"[0-9a-f]{40}-dirty\n", result.stdout), result.stdout
+        assert "starting again, 1 of at most 20 times" in result.stderr
+        assert Counter(cloud.steps())["start"] == 4
+
+    @pytest.mark.parametrize("times", [0, 2])
+    def test_starting_again_is_bounded(self, cloud, times):
+        flag = f"--max_retries={times}"
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, flag, *bash("kill -ABRT $$"))
+        assert result.returncode == 134
+        assert re.search(r"the command failed on (gpu0|me@gpu1) with code 134", only_error(result))
+        assert ("interrupted 3 times, over --max_retries=2" in result.stderr) == bool(times)
+        assert Counter(cloud.steps())["start"] == 2 * (times + 1)
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_signals_pass_on(self, cloud, number):
         script = (
@@ -785,7 +947,7 @@ class TestSsh:
         result = cloud("gpu_run.sh", "ssh", self.HOSTS, "--dry_run", *bash("a b"))
         assert result.returncode == 0, result.stderr
         assert cloud.calls() == []
-        assert "JAX_PROCESS_ID=1 bash -c" in result.stdout
+        assert re.search(r"JAX_PROCESS_ID=1 ALPACARE_GIT_COMMIT=\S+ bash -c", result.stdout)
         assert "alpacare-jax-1.tgz' < " in result.stdout
 
 
@@ -826,7 +988,7 @@ class TestSbatch:
             *("signal=B:USR1@300", "requeue", "open-mode=append"),
             "output=runs/slurm/alpacare-%j.log",
         ]
-        result = self.run(cloud, submitted, 'echo "$JAX_LOCAL_DEVICE_IDS $(pwd) $PATH $5"')
+        result = self.run(cloud, submitted, 'echo "$JAX_LOCAL_DEVICE_IDS $(pwd) $PATH $9"')
         assert result.returncode == 0, result.stderr
         devices, folder, path, last = result.stdout.split(" ", 3)
         assert devices == "0,1"
@@ -850,12 +1012,33 @@ class TestSbatch:
         assert self.run(cloud, submitted, "exit 9").returncode == 9
         assert cloud.lines("scontrol") == []
 
+    def test_what_a_signal_ended_is_queued_again(self, cloud, submitted):
+        result = self.run(cloud, submitted, "exit 134", SLURM_RESTART_COUNT="4")
+        assert cloud.lines("scontrol") == ["requeue 77"]
+        assert (
+            "the command failed with code 134; starting again, 5 of at most 20 times"
+            in result.stderr
+        )
+
+    @pytest.mark.parametrize(("code", "requeued"), [(1, []), (139, ["requeue 77"])])
+    def test_the_first_failure_decides(self, cloud, submitted, code, requeued):
+        """A task fails and srun kills the others: it tells the highest code."""
+        tasks = f'train() {{ return {code}; }}; export -f train; "${{@:4}}";'
+        tasks += ' train() { sleep 0.2; return 137; }; export -f train; "${@:4}"'
+        result = self.run(cloud, submitted, f"{tasks}; exit 137")
+        assert cloud.lines("scontrol") == requeued, result.stderr
+        if not requeued:
+            assert result.returncode == code
+        assert [path.name for path in submitted.parent.iterdir()] == ["alpacare.sbatch"]
+
     def test_queueing_again_is_bounded(self, cloud, submitted):
         assert self.run(cloud, submitted, "", SLURM_RESTART_COUNT="20").returncode == 0
+        result = self.run(cloud, submitted, "exit 134", SLURM_RESTART_COUNT="20")
+        assert (result.returncode, cloud.lines("scontrol")) == (134, [])
         result = self.run(cloud, submitted, "", SLURM_RESTART_COUNT="21")
         assert result.returncode == 1
         assert "over --max_retries=20" in result.stderr
-        assert len(cloud.lines("srun")) == 1
+        assert len(cloud.lines("srun")) == 2
 
     def test_refused(self, cloud, tmp_path):
         cloud.project = Path(shutil.copytree(cloud.project, tmp_path / "clone"))

@@ -152,6 +152,14 @@ def test_a_repository_around_the_project_is_not_its_own(code):
     assert commit() is None
 
 
+def test_the_launcher_of_a_copy_says_its_commit(code, monkeypatch):
+    _, commit = code
+    monkeypatch.setenv("ALPACARE_GIT_COMMIT", "abc-dirty")
+    assert commit() == "abc-dirty"
+    monkeypatch.setenv("ALPACARE_GIT_COMMIT", "")
+    assert commit() is None
+
+
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)], ids=["none", "hangs"]
 )

@@ -337,10 +337,13 @@ def train_command(corpus: Path, workdir: Path, **changes) -> list[str]:
     return command(corpus, workdir, **changes)
 
 
-def start_together(processes: int, devices: int, args: list[str], log: Path) -> subprocess.Popen:
+def start_together(
+    processes: int, devices: int, args: list[str], log: Path, restarts: int = 0
+) -> subprocess.Popen:
+    flags = [f"--processes={processes}", f"--devices={devices}", f"--restarts={restarts}"]
     with open(log, "w") as file:
         return subprocess.Popen(
-            [*LOCAL_RUN, f"--processes={processes}", f"--devices={devices}", "--", *args],
+            [*LOCAL_RUN, *flags, "--", *args],
             cwd=REPOSITORY,
             stdout=file,
             stderr=file,
@@ -400,6 +403,18 @@ def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path):
         for name, a, b in zip(("step", "loss", "grad norm", "rate"), one, other, strict=False):
             if a is not None:
                 np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=f"{name} of {one[0]}")
+
+
+@pytest.mark.slow
+def test_a_killed_run_starts_again_by_itself(corpus, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    process = start_together(2, 1, train_command(corpus, workdir), log, restarts=1)
+    wait_for_step(process, workdir, 4, log)
+    os.kill(member(workdir, 1), signal.SIGKILL)
+    assert process.wait(timeout=120) == 0, log.read_text()
+    assert "starting again, 1 of at most 1 times" in log.read_text()
+    assert "going on from step" in log.read_text()
+    assert len(curve(workdir)) == 21
 
 
 @pytest.mark.slow
