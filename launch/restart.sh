@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by every script that starts a run of several processes: when it is started again by itself,
-# and what is said then. A run goes on from its checkpoint.
+# Sourced by every script that starts a run of several processes: when the run is started again, and
+# what is said then. It goes on from its checkpoint.
 
 # CODE, of the first process that failed: true where the same command may well succeed next time.
 # 128 + N means that signal N ended it: out of memory, a crash, JAX on missing another host (ABRT),
@@ -14,10 +14,9 @@ worth_another_try() {
 another_try() {
     local bound=${3#*=}
     if [ "$2" -gt "$bound" ]; then
-        printf 'error: %s; interrupted %s times, over %s; run again to go on from the checkpoint\n' \
-            "$1" "$2" "$3" >&2
+        echo "error: $1; interrupted $2 times, over $3;" \
+            "run again to go on from the checkpoint" >&2
         return 1
     fi
-    printf '%s: %s; starting again, %s of at most %s times\n' "$(basename "$0" .sh)" "$1" "$2" \
-        "$bound" >&2
+    echo "$(basename "$0" .sh): $1; starting again, $2 of at most $bound times" >&2
 }

@@ -25,7 +25,8 @@ cd $(quote "$PWD")
 . launch/restart.sh
 restarts=\${SLURM_RESTART_COUNT:-0}
 queue_again() { # WHY
-    another_try "\$1" \$((restarts + 1)) --max_retries=$max_retries || exit \$((code == 0 ? 1 : code))
+    another_try "\$1" \$((restarts + 1)) --max_retries=$max_retries ||
+        exit \$((code == 0 ? 1 : code))
     exec scontrol requeue "\$SLURM_JOB_ID"
 }
 if [ "\$restarts" -gt $max_retries ]; then # SLURM itself queues a job again when a node fails

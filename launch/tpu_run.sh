@@ -169,8 +169,9 @@ run() { # COMMAND...
             on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # all wait for the dead one
             why="the command failed on $HOST with code $CODE"
             if [ "$max_retries" = 0 ] || ! worth_another_try "$CODE"; then
-                printf 'error: %s; see tpu_run.sh logs --worker=%s%s\n' "$why" "${HOST##*-}" \
-                    "$(if [ "$slices" != 1 ]; then echo ' and --slice, by tpu_run.sh status'; fi)" >&2
+                why+="; see tpu_run.sh logs --worker=${HOST##*-}"
+                if [ "$slices" != 1 ]; then why+=" and --slice, by tpu_run.sh status"; fi
+                printf 'error: %s\n' "$why" >&2
                 exit "$CODE"
             fi
             ;;

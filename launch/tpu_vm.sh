@@ -9,9 +9,9 @@ if [ -n "$project" ]; then WHERE+=(--project="$project"); fi
 WHERE+=(--quiet) # asks nothing
 SPOT=()
 if [ "$spot" = 1 ]; then SPOT=(--spot); fi
-# Several slices are the nodes of one request, NAME-0, NAME-1 and so on (tpu_v2 MultisliceParams), and
-# only what goes through the request reaches them all. Their VMs get MEGASCALE_NUM_SLICES, _SLICE_ID
-# and _COORDINATOR_ADDRESS in the metadata `tpu-env`, where jax.distributed looks for them
+# Several slices are the nodes of one request, NAME-0, NAME-1 and so on (tpu_v2 MultisliceParams),
+# and only what goes through the request reaches them all. Their VMs have MEGASCALE_NUM_SLICES,
+# _SLICE_ID and _COORDINATOR_ADDRESS in the metadata `tpu-env`, where jax.distributed looks for them
 # (jax/_src/clusters/cloud_tpu_cluster.py): nothing has to be set here.
 NODES=("$name") REACH=("${TPU[@]}") SLICE=all
 if [ "$slices" != 1 ]; then
