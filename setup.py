@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import setup
 
+GCS = ["gcsfs>=2026.10"]
+
 setup(
     name="alpacare-jax",
     version="0.1.0",
@@ -26,18 +28,20 @@ setup(
         "anthropic>=2,<3",
         "rapidfuzz>=3.14,<4",
         "rouge-score>=0.1.2",
-        "rapidfuzz>=3.14,<4",
+        "etils[epath]>=1.15",
         "absl-py>=2.1",
         "ml-collections>=1.1",
         "numpy>=2",
         "matplotlib>=3.10",
     ],
     extras_require={
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", *GCS],
         "gpu": ["jax[cuda13]"],
+        "gcs": GCS,
         "convert": ["gguf>=0.17"],
         "tensorboard": ["tensorboardX>=2.6"],
         "test": [
+            *GCS,
             "hypothesis>=6",
             "pytest>=9",
             "pytest-xdist>=3.8",

@@ -1,4 +1,4 @@
-"""Where weights live on disk.
+"""Where weights live, on disk or in a bucket.
 
 A model directory, made by `convert` or by `train`, holds:
 
@@ -13,11 +13,12 @@ import json
 import math
 import shutil
 import time
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils.epath import Path
 from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax import params as params_lib
@@ -25,6 +26,7 @@ from alpacare_jax import runtime
 from alpacare_jax import tokenizer as tokenizer_lib
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
+from contract import paths
 
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizer_lib.TOKENIZER_FILES)
 """Files that travel with the weights, unchanged."""
@@ -51,7 +53,7 @@ class CheckpointConfig:
             )
 
 
-def read_config(directory: str | Path) -> LlamaConfig:
+def read_config(directory: str | PurePath) -> LlamaConfig:
     """The model's shape, from `config.json`."""
     path = Path(directory) / "config.json"
     if not path.is_file():
@@ -65,7 +67,7 @@ def read_config(directory: str | Path) -> LlamaConfig:
         raise ValueError(f"{path}: not JSON: {error.msg}") from None
 
 
-def load_tokenizer(directory: str | Path) -> tokenizer_lib.Tokenizer:
+def load_tokenizer(directory: str | PurePath) -> tokenizer_lib.Tokenizer:
     """The tokenizer of a model directory, checked against its config."""
     config, tokenizer = read_config(directory), tokenizer_lib.load(directory)
     tokenizer_lib.check_matches(
@@ -77,15 +79,15 @@ def load_tokenizer(directory: str | Path) -> tokenizer_lib.Tokenizer:
     return tokenizer
 
 
-def copy_model_files(source: str | Path, target: str | Path) -> None:
+def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:
     """Copies config and tokenizer files; `target` must exist."""
     for name in MODEL_FILES:
         if (file := Path(source) / name).is_file():
-            shutil.copyfile(file, Path(target) / name)
+            file.copy(Path(target) / name, overwrite=True)
 
 
 def _steps(directory: Path) -> list[ocp.training.CheckpointMetadata]:
-    if not (directory / "checkpoints").is_dir():
+    if not (directory / "checkpoints").exists():
         return []
     with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer:
         return list(checkpointer.checkpoints)
@@ -95,15 +97,15 @@ def _eval_loss(metrics: Any) -> float:
     return (metrics or {}).get("eval_loss", float("inf"))
 
 
-def latest_step(directory: str | Path) -> int | None:
+def latest_step(directory: str | PurePath) -> int | None:
     """The last step whose save is complete, None where there is none."""
-    saved = _steps(Path(directory).absolute())
+    saved = _steps(paths.absolute(directory))
     return saved[-1].step if saved else None
 
 
-def find_step(directory: str | Path, step: str = "best") -> int:
+def find_step(directory: str | PurePath, step: str = "best") -> int:
     """Resolves `best` (lowest eval loss, else latest), `latest` or a number to a saved step."""
-    saved = _steps(Path(directory).absolute())
+    saved = _steps(paths.absolute(directory))
     if not saved:
         raise FileNotFoundError(f"{directory} holds no finished checkpoint")
     if step == "latest":
@@ -117,14 +119,14 @@ def find_step(directory: str | Path, step: str = "best") -> int:
 
 
 def stored_weights(
-    directory: str | Path, config: LlamaConfig, step: str = "best"
+    directory: str | PurePath, config: LlamaConfig, step: str = "best"
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of a saved step, and {weight path: what has its shape and dtype}.
 
     Raises:
       ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
     """
-    directory = Path(directory).absolute()
+    directory = paths.absolute(directory)
     path = directory / "checkpoints" / str(find_step(directory, step))
     stored = params_lib.flatten(ocp.metadata(path, "params").metadata)
     wanted = params_lib.flatten(params_lib.abstract(config))
@@ -143,7 +145,7 @@ def stored_weights(
 
 
 def load_params(
-    directory: str | Path,
+    directory: str | PurePath,
     config: LlamaConfig,
     *,
     step: str = "best",
@@ -173,9 +175,9 @@ def load_params(
     return ocp.load(path, target, checkpointable_name="params")
 
 
-def save_params(directory: str | Path, params: Params) -> None:
+def save_params(directory: str | PurePath, params: Params) -> None:
     """Writes the weights as step 0 of a model directory that already has its `config.json`."""
-    path = Path(directory).absolute() / "checkpoints" / "0"
+    path = paths.absolute(directory) / "checkpoints" / "0"
     ocp.save_checkpointables(path, {"params": params})
 
 
@@ -185,7 +187,7 @@ class TrainingCheckpoints:
     def __init__(self, directory: Path, config: CheckpointConfig):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute() / "checkpoints",
+            paths.absolute(directory) / "checkpoints",
             save_decision_policy=_SaveWhenAsked(),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
@@ -222,7 +224,9 @@ class TrainingCheckpoints:
         began = time.perf_counter()
         self.wait()
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = runtime.first_says(shutil.disk_usage(self._directory).free)
+        bucket = paths.in_bucket(self._directory)
+        free = math.inf if bucket else shutil.disk_usage(self._directory).free
+        free = runtime.first_says(free)
         if free < need:
             raise OSError(
                 f"step {step} not saved: it needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "

@@ -21,13 +21,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 
 from alpacare_jax import checkpoint, params, safetensors_file, weight_store
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.params import Weight
 from alpacare_jax.safetensors_file import Tensor
-from contract import cli, provenance
+from contract import cli, paths, provenance
 
 MAX_SHARD_BYTES = 5_000_000_000
 """transformers' own default shard size."""
@@ -251,7 +252,14 @@ def from_gguf(source: Path, target: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     FLAGS = flags.FLAGS
-    source, target = Path(FLAGS.source), Path(FLAGS.target)
+    if paths.in_bucket(FLAGS.target) or (paths.in_bucket(FLAGS.source) and "to_hf" not in argv):
+        raise ValueError(
+            "only to_hf reads from a bucket, and nothing converts into one: convert to a folder, "
+            "then copy it (gcloud storage cp --recursive FOLDER gs://BUCKET/)"
+        )
+    paths.check(FLAGS.source)
+    kind = epath.Path if paths.in_bucket(FLAGS.source) else Path
+    source, target = kind(FLAGS.source), Path(FLAGS.target)
     if not source.exists():
         raise FileNotFoundError(f"no such --source: {source}")
     match argv[1:]:

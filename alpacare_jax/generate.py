@@ -14,17 +14,17 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
+from etils.epath import Path
 
 from alpacare_jax import checkpoint, decoding, llama, metrics, prompts
 from alpacare_jax.data import encode_prompt
 from alpacare_jax.records import Example, read_examples
 from alpacare_jax.tokenizer import Tokenizer
-from contract import cli, provenance
+from contract import cli, jsonl, paths, provenance
 
 
 def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
@@ -71,8 +71,7 @@ class Partial:
         if self.path.exists():
             self._read(fingerprint)
         whole = [json.dumps({"fingerprint": fingerprint}), *map(self._line, self.answers.items())]
-        provenance.write_text(self.path, "".join(line + "\n" for line in whole))
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held for the run
+        self._lines = jsonl.LineFile(self.path, whole)
 
     @staticmethod
     def _line(item: tuple[int, dict[str, Any]]) -> str:
@@ -94,12 +93,11 @@ class Partial:
 
     def add(self, index: int, record: dict[str, Any]) -> None:
         self.answers[index] = record
-        self._file.write(self._line((index, record)) + "\n")
-        self._file.flush()
+        self._lines.add(self._line((index, record)))
 
     def finish(self, output: Path) -> None:
         """Writes the whole output, in input order, and removes the partial file."""
-        self._file.close()
+        self._lines.close()
         records = [self.answers[i] for i in sorted(self.answers)]
         if output.suffix == ".json":
             text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
@@ -172,7 +170,7 @@ def run(
     number = checkpoint.find_step(directory, step)
     kind = llama.compute_dtype(dtype, jax.default_backend())
     settings = {
-        "checkpoint": str(directory.resolve()),
+        "checkpoint": str(paths.absolute(directory)),
         "step": number,
         "input": provenance.sha256(input_path),
         "dataset": input_path.name.split(".")[0],
@@ -270,6 +268,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
+    paths.check(FLAGS.checkpoint, FLAGS.input, FLAGS.output)
     directory = Path(FLAGS.checkpoint)
     run(
         directory=directory,
@@ -285,7 +284,7 @@ def main(argv: Sequence[str]) -> None:
         ),
         stops=FLAGS.stop,
         dtype=FLAGS.dtype,
-        generator=FLAGS.generator or directory.resolve().name,
+        generator=FLAGS.generator or paths.absolute(directory).name,
     )
 
 

@@ -2,15 +2,15 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils.epath import Path
 
 from alpacare_jax import params
 from alpacare_jax.llama import LlamaConfig
-from contract import provenance
+from contract import jsonl
 
 PEAK_BF16_FLOPS = {
     "TPU v4": 275e12,
@@ -82,8 +82,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, first_step: int, tensorboard: bool):
         self.path = workdir / "metrics.jsonl"
-        self._forget_after(first_step)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held for the run
+        self._lines = jsonl.LineFile(self.path, self._lines_until(first_step))
         self._board = None
         if tensorboard:
             try:
@@ -94,26 +93,29 @@ class MetricsWriter:
                 ) from None
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
-    def _forget_after(self, step: int) -> None:
-        """Drops what a killed run logged beyond the checkpoint that this one starts from."""
-        if not self.path.exists():
-            return
+    def _lines_until(self, step: int) -> list[str]:
+        """Leaves out what a killed run logged beyond the checkpoint that this one starts from."""
         kept = []
+        if not self.path.exists():
+            return kept
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 if step and json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                    kept.append(line)
             except (json.JSONDecodeError, KeyError):
                 continue  # a line cut short by the kill
-        provenance.write_text(self.path, "".join(kept))
+        return kept
 
     def write(self, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"step": step} | values) + "\n")
-        self._file.flush()
+        self._lines.add(json.dumps({"step": step} | values))
         if self._board:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Puts what was written so far into the bucket, where the workdir lies in one."""
+        self._lines.sync()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -122,7 +124,7 @@ class MetricsWriter:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
         if self._board:
             self._board.close()
 

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from pathlib import Path
 
 import jax
+from etils.epath import Path
 from jax.sharding import Mesh
 
 from alpacare_jax import metrics, optimizer, runtime
@@ -37,7 +37,7 @@ class Progress:
     """Collects what a run does and passes it on. Every process calls it; only the first one writes.
 
     Order of calls: `say` and `phase` at any time, `open` once, then inside `with`: `start_values`,
-    `step` and `saved` for each step in order, `finished`.
+    `step`, `before_save` and `saved` for each step in order, `finished`.
     """
 
     def __init__(self):
@@ -144,6 +144,11 @@ class Progress:
         self.say(f"step {step:,} is being saved; the run stood still for {stall:.2f} s")
         self._stall = stall
         self.lap()
+
+    def before_save(self) -> None:
+        """metrics.jsonl is whole up to here: a run that goes on from the save reads no further."""
+        if self._writer:
+            self._writer.sync()
 
     def finished(self, workdir: Path) -> None:
         took = metrics.duration(time.perf_counter() - self._began)

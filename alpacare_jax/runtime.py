@@ -5,16 +5,21 @@ import faulthandler
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax._src import clusters  # private: nothing public tells who the processes of a job are
 from jax.experimental import multihost_utils
+
+from contract import paths
 
 JOIN_SECONDS = 1800
 """A cold pod's hosts start minutes apart; JAX's own 300 s are too short (marin#7232)."""
@@ -202,6 +207,33 @@ class Watchdog:
         """Starts the time anew."""
         if self.seconds:
             signal.alarm(self.seconds)
+
+
+class Trace:
+    """Records what the devices do, for TensorBoard's profiler, into `folder`.
+
+    The profiler writes to this machine only, so a bucket gets its files at the end.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+        self._local = str(folder)
+        self.running = False
+
+    def start(self) -> None:
+        if paths.in_bucket(self._folder):
+            self._local = tempfile.mkdtemp(prefix="profile-")
+        jax.profiler.start_trace(self._local)
+        self.running = True
+
+    def stop(self) -> None:
+        jax.profiler.stop_trace()
+        self.running = False
+        if paths.in_bucket(self._folder):
+            for file in filter(Path.is_file, Path(self._local).rglob("*")):
+                target = self._folder / file.relative_to(self._local)
+                target.write_bytes(file.read_bytes())
+            shutil.rmtree(self._local)
 
 
 def use_compilation_cache() -> None:

@@ -11,10 +11,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from etils.epath import Path
 
 if TYPE_CHECKING:
     from alpacare_jax.data import Encoded
@@ -115,7 +116,7 @@ class SentencePieceTokenizer(Tokenizer):
 
         path = directory / "tokenizer.model"
         try:
-            model = SentencePieceProcessor(model_file=str(path))
+            model = SentencePieceProcessor(model_proto=path.read_bytes())
         except RuntimeError as error:
             raise ValueError(
                 f"{path} is not a SentencePiece model; LLaMA 3's file of this name is tiktoken's: "
@@ -181,7 +182,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._models[continuation].decode(ids, skip_special_tokens=False)
 
 
-def load(directory: str | Path) -> Tokenizer:
+def load(directory: str | PurePath) -> Tokenizer:
     """Returns the tokenizer of a model folder; `tokenizer.json` goes before `tokenizer.model`.
 
     Raises FileNotFoundError where the folder has neither, ValueError where a file is damaged or

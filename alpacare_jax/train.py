@@ -11,13 +11,13 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from etils.epath import Path
 from jax.sharding import Mesh
 
 from alpacare_jax import (
@@ -37,7 +37,7 @@ from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.progress import Progress
 from alpacare_jax.run_config import ModelConfig, RunConfig
 from alpacare_jax.train_step import State
-from contract import cli, sections
+from contract import cli, paths, sections
 
 
 def load_data(
@@ -226,12 +226,12 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
             progress.start_values(evaluate(0))
             progress.phase("held-out loss")
         profile = config.profile_steps
-        batch, stopping, tracing = train_data.batch(first), False, False
+        batch, stopping = train_data.batch(first), False
+        trace = runtime.Trace(workdir / "profile")
         ahead = collections.deque()  # steps the devices were given whose reports were not read yet
         for step in range(first + 1, num_steps + 1):
             if profile and step == profile[0]:
-                jax.profiler.start_trace(str(workdir / "profile"))
-                tracing = True
+                trace.start()
             stops = sharding.put_flag(stop.asked, mesh)
             state, report = step_once(state, put(batch.arrays), np.int32(batch.num_micro), stops)
             ahead.append((step, batch, report))
@@ -251,10 +251,10 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
                 require_finite(report, done, saved)
                 found = evaluate(done) if evaluating and done == step else {}
                 progress.step(done, its_batch, report | found, seconds)
-            if tracing and (step == profile[1] or last or stopping):
-                jax.profiler.stop_trace()
-                tracing = False
+            if trace.running and (step == profile[1] or last or stopping):
+                trace.stop()
             if saving or stopping:
+                progress.before_save()
                 progress.saved(step, saved.save(step, state, found))
                 watchdog.alive()
             if stopping and not last:
@@ -273,11 +273,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     config = sections.build(RunConfig, FLAGS.config.to_dict())
-    if "://" in FLAGS.workdir:
-        raise ValueError(
-            f"--workdir={FLAGS.workdir}: buckets are not written to directly; mount it on every "
-            "host (gcsfuse) and give the folder"
-        )
+    paths.check(FLAGS.workdir, config.model.checkpoint, config.data.path, config.data.eval_path)
     runtime.use_compilation_cache()
     runtime.join(
         distributed=FLAGS.distributed,

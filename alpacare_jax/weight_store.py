@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from alpacare_jax import checkpoint, params
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.params import Weight
+from contract import paths
 
 WORKERS = 2
 """Tensors that are converted at the same time: one may wait for the disk while another is turned
@@ -53,6 +54,9 @@ def contiguous(view: np.ndarray) -> np.ndarray:
 
 def _spec(checkpoint_path: Path, weight_path: str) -> dict:
     files = {"driver": "file", "path": f"{checkpoint_path}/params/"}
+    if paths.in_bucket(checkpoint_path):
+        bucket, _, place = files["path"].removeprefix(paths.BUCKET).partition("/")
+        files = {"driver": "gcs", "bucket": bucket, "path": place}
     store = {"driver": "ocdbt", "base": files, "path": f"{weight_path}/"}
     return {"driver": "zarr3", "kvstore": store}
 

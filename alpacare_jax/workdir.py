@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 from alpacare_jax import checkpoint, runtime
 from alpacare_jax.run_config import RunConfig

@@ -1,21 +1,28 @@
 """JSONL: UTF-8, one record a line; a JSON array of the same records is read too, either gzipped."""
 
 import gzip
+import io
 import json
+import time
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
-from contract import provenance
+from etils.epath import Path
+
+from contract import paths, provenance
 
 Record = dict[str, Any]
 
 NO_INPUT = frozenset({"<noinput>", "na", "n/a", "none"})
 """Whole inputs, stripped and lower-cased, that mean "no input". "DNA repair" is an input."""
 
+PUT_SECONDS = 60
+"""How old a growing file in a bucket may be; each put costs a round trip and the whole file."""
 
-def read(path: str | Path) -> Iterator[tuple[str, Record]]:
+
+def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
     """(where, record) of each record of a .jsonl or .json file, gzipped or not.
 
     Raises:
@@ -29,9 +36,10 @@ def read(path: str | Path) -> Iterator[tuple[str, Record]]:
 
 
 def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with path.open("rb") as raw:
+            plain = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            file = io.TextIOWrapper(plain, encoding="utf-8")
             if path.name.removesuffix(".gz").endswith(".json"):
                 try:
                     records = json.load(file)
@@ -78,6 +86,43 @@ def line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def write(path: str | Path, records: Iterable[Record]) -> None:
+def write(path: str | PurePath, records: Iterable[Record]) -> None:
     """Writes a whole .jsonl file: a reader sees the old one or the new one, never half of it."""
     provenance.write_text(path, "".join(map(line, records)))
+
+
+class LineFile:
+    """A text file that grows line by line.
+
+    In a folder each line is in the file at once. In a bucket the whole is put again at the first
+    line after `PUT_SECONDS`, at `sync` and at `close`: a kill loses the lines since then, never
+    earlier ones.
+    """
+
+    def __init__(self, path: Path, lines: Iterable[str]):
+        """Starts a new file, of `lines`, in the place of an old one."""
+        self._path = path
+        self._text = "".join(line + "\n" for line in lines)
+        provenance.write_text(path, self._text)
+        self._put = time.monotonic()
+        self._file = None if paths.in_bucket(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def add(self, line: str) -> None:
+        if self._file:
+            self._file.write(line + "\n")
+            self._file.flush()
+            return
+        self._text += line + "\n"
+        if time.monotonic() - self._put > PUT_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Every line added so far survives a kill of this process."""
+        if not self._file:
+            provenance.write_text(self._path, self._text)
+            self._put = time.monotonic()
+
+    def close(self) -> None:
+        self.sync()
+        if self._file:
+            self._file.close()

@@ -7,8 +7,12 @@ import json
 import os
 import platform
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+from etils import epath
+
+from contract import paths
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"),
@@ -16,21 +20,24 @@ PACKAGES = (
 )
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | PurePath, text: str) -> None:
     """Writes a file so that a reader sees the old one or the new one, never half of it."""
+    if paths.in_bucket(path):
+        epath.Path(path).write_text(text)
+        return
     path = Path(path)
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | PurePath, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def sha256(path: str | Path) -> str:
+def sha256(path: str | PurePath) -> str:
     """Hex digest of a file, so that a changed data file is noticed."""
-    with open(path, "rb") as file:
+    with epath.Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

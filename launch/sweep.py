@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from etils import epath
 
 # As `python -m` from there has it: config files import configs.common.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from contract import cli, provenance
+from contract import cli, paths, provenance
 from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 
@@ -131,12 +132,16 @@ def run_all(runs: Mapping[int, Run], config: str, launcher: str) -> dict[str, tu
     return failures
 
 
-def write_results(workdir: Path, rows: Sequence[Mapping[str, Any]], **content: Any) -> None:
+def write_results(workdir: epath.Path, rows: Sequence[Mapping[str, Any]], **content: Any) -> None:
     """Writes sweep.json whole; jobs of an array may do so at the same time."""
+    result, content = workdir / "sweep.json", {**content, "runs": rows}
+    if paths.in_bucket(workdir):
+        provenance.write_json(result, content)
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     partial = workdir / f"sweep.json.{platform.node()}.{os.getpid()}"
-    provenance.write_json(partial, {**content, "runs": rows})
-    os.replace(partial, workdir / "sweep.json")
+    provenance.write_json(partial, content)
+    os.replace(partial, result)
 
 
 def choose(runs: Sequence[Run], index: int | None) -> dict[int, Run]:
@@ -163,11 +168,10 @@ def main(argv: Sequence[str]) -> int:
     path, _, argument = given.partition(":")
     parts = (Path(path).stem, urllib.parse.quote(argument, safe="=,"), FLAGS.sweep)
     workdir = FLAGS.workdir or "runs/" + "-".join(filter(None, parts))
-    if "://" in workdir:
-        raise ValueError(f"--workdir={workdir} is not a folder here; results are read from it")
+    paths.check(workdir)
     sweep = sweep_runs.load_function(path, FLAGS.sweep)
     common = FLAGS["config"].override_values
-    runs = sweep_runs.make(f"{FLAGS.sweep} of {path}", sweep, config, common, Path(workdir))
+    runs = sweep_runs.make(f"{FLAGS.sweep} of {path}", sweep, config, common, epath.Path(workdir))
     index = FLAGS.index
     if index is None and not FLAGS.table:
         index = array_index(os.environ.get("SLURM_ARRAY_TASK_ID"))
@@ -181,7 +185,7 @@ def main(argv: Sequence[str]) -> int:
     rows = [sweep_results.row(run.name, run.workdir, failures.get(run.name)) for run in runs]
     rows.sort(key=sweep_results.best_first)
     if not FLAGS.table:
-        write_results(Path(workdir), rows, config=given, sweep=FLAGS.sweep)
+        write_results(epath.Path(workdir), rows, config=given, sweep=FLAGS.sweep)
     print(sweep_results.table(rows))
     return 1 if failures else 0
 

@@ -4,8 +4,9 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 
 def read_record(workdir: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
+
+from etils.epath import Path
 
 MAX_NAME = 100
 """Characters; file systems allow 255 bytes, and a checkpoint's files add to some of them."""
