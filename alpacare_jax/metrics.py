@@ -78,7 +78,11 @@ def peak_flops() -> tuple[float, str]:
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to `metrics.jsonl`, and to TensorBoard where asked."""
+    """Appends one JSON object a line to `metrics.jsonl`, and to TensorBoard where asked.
+
+    In a bucket the file may lag (`jsonl.LineFile`); `sync` before a save makes it hold all that a
+    run needs which goes on from there.
+    """
 
     def __init__(self, workdir: Path, first_step: int, tensorboard: bool):
         self.path = workdir / "metrics.jsonl"

@@ -289,7 +289,7 @@ if __name__ == "__main__":
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
-    flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.")
+    flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go: a folder or gs://.")
     flags.mark_flags_as_required(["config", "workdir"])
     runtime.define_flags()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

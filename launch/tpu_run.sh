@@ -16,7 +16,7 @@
 #         worker 0's log, and ends with COMMAND's exit code. The TPU stays: delete it when you are
 #         done. Without this terminal COMMAND goes on; the same `run` again watches it again.
 #         A preempted TPU is deleted and made anew, and COMMAND started again, which goes on from
-#         its checkpoint; so write to a folder that all hosts mount. On a healthy TPU only what a
+#         its checkpoint; so write to a bucket (gs://). On a healthy TPU only what a
 #         signal ended (a crash, out of memory, the watchdog) is started again.
 #         All this is done by `run`, as long as it lives. For a run of days start it in tmux on a
 #         machine that stays on (the smallest VM will do): tmux new -s alpaca 'bash launch/...'.
