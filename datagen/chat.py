@@ -1,0 +1,347 @@
+"""Asks models, once: every answer is on disk before it is used, and is never paid for again.
+
+    with AnswerStore(workdir / "answers.sqlite") as store:
+        async with Client(config, store) as client:
+            async for tag, outcome in client.stream((task.id, request(task)) for task in tasks):
+                ...  # outcome is an Answer or a Failure
+
+Works with OpenAI, with any server that speaks its protocol (`base_url`) and with Anthropic.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import hashlib
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Self, TypeVar
+
+from datagen import prices, providers
+from datagen.answer_store import Answer, AnswerStore, Charge
+from datagen.prices import Budget, BudgetReached
+from datagen.providers import Again, ChatConfig, Hopeless, Refused, Request
+from datagen.rate_limit import RateLimit
+
+__all__ = ["Answer", "AnswerStore", "ChatConfig", "Client", "Failure", "Request", "Stopped"]
+
+Tag = TypeVar("Tag")
+
+BYTES_PER_TOKEN = 4
+"""Of English text, in estimates (OpenAI's rule of thumb). Budgets count one token a byte."""
+
+TOKENS_PER_SECOND = 50
+"""Of one answer, in estimates before any has come: usual for hosted models."""
+
+FIRST_REFUSALS = 3
+"""Requests that a server may refuse before any is answered: then all would be."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+"""Seconds before the second attempt, doubled each time, and the longest; half of it is random."""
+
+
+def to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a request has no answer. It is not stored: the next run asks again."""
+
+    reason: str
+
+
+class Stopped(ValueError):
+    """The run ends before it is done; what has come is stored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run will take, before anything is sent."""
+
+    requests: int  # not stored yet
+    stored: int
+    input_tokens: int
+    output_tokens: int
+    usd: float | None  # None: the price is not known
+    seconds: float
+
+    def __str__(self) -> str:
+        price = "price not known" if self.usd is None else f"${self.usd:,.2f}"
+        return (
+            f"{self.requests:,} requests to send, {self.stored:,} answers stored; about "
+            f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, {price}, "
+            f"{duration(self.seconds)}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(42), duration(130), duration(9000)
+    ('42 s', '2 min 10 s', '2 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Client:
+    """Asks one model. Use as an async context; one for a store and run.
+
+    Raises:
+      ValueError: a budget is set and the price is not known; no key.
+    """
+
+    def __init__(
+        self, config: ChatConfig, store: AnswerStore, report: Callable[[str], None] = to_stderr
+    ):
+        self.config = config
+        self.store = store
+        self.report = report
+        self.price = (
+            prices.look_up(config.model)
+            if config.price_input is None
+            else prices.Price(config.price_input, config.price_output)
+        )
+        if config.budget_usd and not self.price:
+            raise ValueError(
+                f"budget_usd is set, but {config.model!r} has no price in datagen/prices.json; "
+                "give price_input and price_output"
+            )
+        self.budget = Budget(config.budget_usd, config.budget_tokens, store.spent())
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.stop_reason = ""
+        self._limit = RateLimit(config.concurrency)
+        self._asked: dict[str, asyncio.Task[Answer]] = {}
+        self._connection: providers.Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        if not self.config.offline:
+            self._connection = providers.Connection(self.config)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._asked.values():
+            task.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        if self._connection:
+            await self._connection.close()
+
+    @property
+    def window(self) -> int:
+        """Requests worth having on their way at a time: enough that no place stays empty."""
+        return 2 * self.config.concurrency
+
+    def stop(self, why: str) -> None:
+        """Sends nothing more; what is out may still come."""
+        self.stop_reason = self.stop_reason or why
+
+    def key(self, request: Request) -> str:
+        """Hash of everything that can change the answer."""
+        asked = {
+            "provider": self.config.provider,
+            "base_url": self.config.base_url,
+            "body": providers.body(self.config, request),
+            "prompt_version": request.prompt_version,
+            "sample": request.sample,
+        }
+        text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer from the store, or from the model once it is stored.
+
+        Raises:
+          Refused: the model will not answer this request, or not within the attempts.
+          Stopped: the budget is reached, the run is to end, or no request can be answered.
+        """
+        key = self.key(request)
+        if key in self._asked:  # the same question twice at once
+            return await asyncio.shield(self._asked[key])
+        if stored := self.store.get(key):
+            self.counts["stored"] += 1
+            return stored
+        if self.config.offline:
+            raise Refused("offline, and the answer is not in the store")
+        task = asyncio.ensure_future(self._answer(key, request))
+        self._asked[key] = task
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task.done():
+                del self._asked[key]
+
+    async def stream(
+        self, requests: Iterable[tuple[Tag, Request]]
+    ) -> AsyncIterator[tuple[Tag, Answer | Failure]]:
+        """Each request's outcome as it comes, in any order; requests are drawn as places free up.
+
+        Raises:
+          Stopped: as `ask`, once what was out has come.
+        """
+        left, out = iter(requests), {}
+        ended: ValueError | None = None
+        try:
+            while True:
+                while not ended and len(out) < self.window and (item := next(left, None)):
+                    out[asyncio.ensure_future(self.ask(item[1]))] = item[0]
+                if not out:
+                    break
+                done, _ = await asyncio.wait(out, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    tag, error = out.pop(task), task.exception()
+                    if isinstance(error, Stopped):
+                        ended = ended or error
+                    elif isinstance(error, Refused):
+                        self.counts["failed"] += 1
+                        yield tag, Failure(str(error))
+                    else:
+                        yield tag, task.result()
+        finally:
+            for task in out:
+                task.cancel()
+        if ended:
+            raise ended
+
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        """What is left to send, in tokens, money and time, judged by stored answers if any."""
+        stored, sizes = 0, []
+        for request in requests:
+            if self.store.get(self.key(request)):
+                stored += 1
+            else:
+                sizes.append(self._input_bytes(providers.body(self.config, request)))
+        usual = self.store.usual() or (self.config.max_tokens / TOKENS_PER_SECOND, None)
+        seconds, output = usual[0], usual[1] or self.config.max_tokens
+        tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
+        return Estimate(
+            requests=len(sizes),
+            stored=stored,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+            usd=self.price and self.price.usd(*tokens),
+            seconds=seconds * -(-len(sizes) // self.config.concurrency),
+        )
+
+    async def _answer(self, key: str, request: Request) -> Answer:
+        body = providers.body(self.config, request)
+        worst = self._input_bytes(body), self.config.max_tokens
+        reserved = self.price.usd(*worst) if self.price else 0.0, sum(worst)
+        failed = Again("")
+        for attempt in range(self.config.attempts):
+            if attempt:
+                await self._wait(attempt, failed.after)
+            if self.stop_reason:
+                raise Stopped(self.stop_reason)
+            try:
+                await self.budget.reserve(*reserved)
+            except BudgetReached:
+                self.stop(f"the budget is reached: {self.spent()}; raise it and run again")
+                raise Stopped(self.stop_reason) from None
+            try:
+                return await self._attempt(key, body)
+            except Again as error:
+                failed = error
+                self.counts["tried again"] += 1
+            except Refused as error:
+                self._refused(error)
+                raise
+            except Hopeless as error:
+                self.stop(str(error))
+                raise Stopped(self.stop_reason) from None
+            finally:
+                await self.budget.release(*reserved)
+        raise Refused(f"no answer in {self.config.attempts} attempts, the last time: {failed}")
+
+    def _refused(self, error: Refused) -> None:
+        self.counts["refused by the server"] += 1
+        refused = self.counts["refused by the server"]
+        if refused >= FIRST_REFUSALS and not self.counts["answered"]:
+            self.stop(f"every request so far is refused: {error}")
+            raise Stopped(self.stop_reason) from None
+
+    async def _attempt(self, key: str, body: dict[str, Any]) -> Answer:
+        sent = await self._limit.enter()
+        try:
+            if self.stop_reason:
+                raise Stopped(self.stop_reason)
+            reply, headers = await self._connection.send(body)
+        except Again as failed:
+            if failed.throttled:
+                self._limit.refused(sent, failed.after)
+            else:
+                self._limit.leave(success=False)
+            raise
+        except BaseException:
+            self._limit.leave(success=False)
+            raise
+        seconds = time.monotonic() - sent
+        self._limit.leave(success=True, headers=headers)
+        answer = providers.read_reply(self.config.provider, body, reply)
+        # Blocked by the provider's filter: paid, no answer, and another try may pass.
+        blocked = answer.finish_reason == "content_filter"
+        await self._store(key, body, answer, seconds, "content_filter" if blocked else "answer")
+        if blocked:
+            raise Again("blocked by the provider's content filter")
+        return answer
+
+    async def _store(
+        self, key: str, body: dict[str, Any], answer: Answer, seconds: float, what: str
+    ) -> None:
+        tokens = answer.input_tokens, answer.output_tokens
+        usd = self.price.usd(*tokens) if self.price else None
+        self.budget.charge(usd, sum(tokens))
+        charge = Charge(key, self.config.model, what, *tokens, usd)
+        is_answer = what == "answer"
+        try:
+            await self.store.put(charge, body, answer if is_answer else None, seconds)
+        except OSError as error:
+            self.stop(str(error))
+            raise
+        self.counts["answered"] += is_answer
+        self.counts["no usage reported"] += not answer.usage_reported
+
+    async def _wait(self, attempt: int, after: float | None) -> None:
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
+        await asyncio.sleep(max(after or 0.0, longest * random.uniform(0.5, 1.0)))
+
+    def _input_bytes(self, body: dict[str, Any]) -> int:
+        return len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+    def spent(self) -> str:
+        money = f"${self.budget.usd:,.4f}" if self.price else "price not known"
+        return f"{money}, {self.budget.tokens:,} tokens"
+
+    def summary(self) -> str:
+        """Counts and costs, in one line."""
+        told = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
+        return f"{told or 'nothing asked'}; spent so far {self.spent()}"
+
+
+def run(client: Client, work: Callable[[], Awaitable[None]]) -> None:
+    """Runs `work` to its end; the first Ctrl-C or SIGTERM lets what is out come in and stops.
+
+    Raises:
+      Stopped: it did not come to its end.
+    """
+
+    async def guarded() -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop, name)
+        async with client:
+            await work()
+
+    def stop(name: signal.Signals) -> None:
+        if client.stop_reason:
+            raise KeyboardInterrupt  # the second time: at once
+        client.report(f"{name.name}: waiting for the answers that are on their way")
+        client.stop("stopped by a signal; run again to go on")
+
+    asyncio.run(guarded())

@@ -1,0 +1,92 @@
+"""What tokens cost, and a budget that is checked before each request."""
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+
+from datagen.answer_store import Spent
+
+TABLE = Path(__file__).with_name("prices.json")
+
+BATCH_SHARE = 0.5
+"""Of the live price, at both providers (their documentation of batch processing)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """USD per million tokens."""
+
+    input: float
+    output: float
+
+    def usd(self, input_tokens: int, output_tokens: int) -> float:
+        """
+        >>> Price(input=2, output=10).usd(1000, 500)
+        0.007
+        """
+        return (self.input * input_tokens + self.output * output_tokens) / 1e6
+
+
+def look_up(model: str, path: Path = TABLE) -> Price | None:
+    """The price of a model by its exact name; None where the table has no such row.
+
+    Raises:
+      ValueError: the table is no JSON of the form of `prices.json`.
+    """
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))["models"].get(model)
+        return Price(float(row["input"]), float(row["output"])) if row else None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a price table like {TABLE.name} ({error!r})") from None
+
+
+class BudgetReached(Exception):
+    """The next request might go over the cap."""
+
+
+class Budget:
+    """Hard caps on money and tokens over the life of a store. 0 means no cap.
+
+    A request is counted at its worst case while it is out (one token a byte of input, all of
+    `max_tokens` of output), then at what the reply says. Where only requests that are out stand in
+    the way, the next one waits for them.
+    """
+
+    def __init__(self, usd: float, tokens: int, spent: Spent):
+        self.caps = (usd or float("inf"), tokens or float("inf"))
+        self.usd, self.tokens = spent.usd, spent.tokens
+        self._reserved = [0.0, 0]
+        self._changed = asyncio.Condition()
+
+    @property
+    def capped(self) -> bool:
+        return min(self.caps) < float("inf")
+
+    def _fits(self, usd: float, tokens: int) -> bool:
+        return self.usd + usd <= self.caps[0] and self.tokens + tokens <= self.caps[1]
+
+    async def reserve(self, usd: float, tokens: int) -> None:
+        """Returns when the request may be sent.
+
+        Raises:
+          BudgetReached: it does not fit, even when nothing else is out.
+        """
+        async with self._changed:
+            while not self._fits(usd + self._reserved[0], tokens + self._reserved[1]):
+                if not self._fits(usd, tokens):
+                    raise BudgetReached
+                await self._changed.wait()
+            self._reserved[0] += usd
+            self._reserved[1] += tokens
+
+    async def release(self, usd: float, tokens: int) -> None:
+        """Ends a reservation; what the reply cost has been told by `charge` before."""
+        async with self._changed:
+            self._reserved[0] -= usd
+            self._reserved[1] -= tokens
+            self._changed.notify_all()
+
+    def charge(self, usd: float | None, tokens: int) -> None:
+        self.usd += usd or 0.0
+        self.tokens += tokens

@@ -1,0 +1,228 @@
+"""The two protocols: what is sent, how a reply reads, and what each failure means.
+
+Bodies are plain JSON and go through the official SDKs' `post`, which leaves to them what they know
+best (authentication, connections, errors) and to the config which parameters a model takes.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from contract import sections
+from datagen.answer_store import Answer
+from datagen.rate_limit import seconds_until
+
+KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to a model."""
+
+    system: str  # "" for none
+    user: str
+    prompt_version: str  # of the prompt file that the texts were made from
+    sample: int = 0  # asks the same again, for another answer
+    schema: Mapping[str, Any] | None = None  # JSON schema that the answer must follow
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+    """Whom to ask, and how."""
+
+    provider: str  # openai (and any server that speaks its protocol) or anthropic
+    base_url: str  # "" for the provider's own; http://localhost:8000/v1 for vLLM, Ollama, ours
+    model: str
+    max_tokens: int  # most tokens of an answer, reasoning included
+    temperature: float | None  # None, here and below: not sent; many models refuse it
+    top_p: float | None
+    presence_penalty: float | None
+    reasoning_effort: str | None
+    extra_body: str  # JSON object of whatever else is to be sent
+    concurrency: int  # most requests out at once; rate limits are kept below it
+    attempts: int  # most times one request is sent
+    timeout_seconds: float  # for one attempt
+    budget_usd: float  # hard cap on all that the workdir has spent; 0: none
+    budget_tokens: int  # the same in tokens
+    price_input: float | None  # USD per million tokens; None: from datagen/prices.json
+    price_output: float | None
+    offline: bool  # answer from the store only
+
+    def __post_init__(self):
+        sections.choice("provider", self.provider, KEYS)
+        for name in ("max_tokens", "concurrency", "attempts", "timeout_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if "@" in self.base_url:
+            raise ValueError("base_url must hold no password; keys come from the environment")
+        if (self.price_input is None) != (self.price_output is None):
+            raise ValueError("give price_input and price_output, or neither")
+        try:
+            if not isinstance(json.loads(self.extra_body or "{}"), dict):
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"extra_body is {self.extra_body!r}, not a JSON object") from None
+
+
+class Again(Exception):
+    """This attempt failed; another may not."""
+
+    def __init__(self, reason: str, *, throttled: bool = False, after: float | None = None):
+        super().__init__(reason)
+        self.throttled = throttled  # the provider asks for fewer requests
+        self.after = after  # seconds that it asks to wait
+
+
+class Refused(Exception):
+    """This request will never be answered."""
+
+
+class Hopeless(ValueError):
+    """No request will be answered: no such model, no credit, a wrong key."""
+
+
+def reason(error: Exception) -> str:
+    """One line of an error without anything that could be a key."""
+    text = " ".join(str(error).split())[:300]
+    for name in KEYS.values():
+        if key := os.environ.get(name):
+            text = text.replace(key, "[key]")
+    return re.sub(r"\bsk-[\w*.-]{4,}", "[key]", text) or type(error).__name__
+
+
+def body(config: ChatConfig, request: Request) -> dict[str, Any]:
+    """The JSON that is sent for a request."""
+    settings = ("temperature", "top_p", "presence_penalty")
+    content: dict[str, Any] = {"model": config.model} | {
+        name: getattr(config, name) for name in settings if getattr(config, name) is not None
+    }
+    user = {"role": "user", "content": request.user}
+    if config.provider == "anthropic":
+        content |= {"max_tokens": config.max_tokens, "messages": [user]}
+        if request.system:
+            content["system"] = request.system
+        output = {"effort": config.reasoning_effort} if config.reasoning_effort else {}
+        if request.schema:
+            output["format"] = {"type": "json_schema", "schema": request.schema}
+        if output:
+            content["output_config"] = output
+    else:
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        content["messages"] = [*system, user]
+        # OpenAI's reasoning models refuse the old name, many servers know no other.
+        limit = "max_tokens" if config.base_url else "max_completion_tokens"
+        content[limit] = config.max_tokens
+        if config.reasoning_effort:
+            content["reasoning_effort"] = config.reasoning_effort
+        if request.schema:
+            schema = {"name": "answer", "schema": request.schema, "strict": True}
+            content["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return content | json.loads(config.extra_body or "{}")
+
+
+def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
+    """The answer in a reply of status 200.
+
+    Raises:
+      Again: it is none: no choices, no text and no reason why.
+    """
+    try:
+        text, finish, tokens = (_read_anthropic if provider == "anthropic" else _read_openai)(reply)
+        estimated = tokens[0] is None or tokens[1] is None
+        if estimated:
+            tokens = (len(json.dumps(sent)) // 4, len(text.encode()) // 4)
+        model, name = str(reply.get("model", "")), str(reply.get("id", ""))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Again(f"malformed reply: {json.dumps(reply)[:100]}") from None
+    return Answer(text, finish, model, name, *tokens, usage_reported=not estimated)
+
+
+def _read_openai(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
+    choice = reply["choices"][0]
+    message, finish = choice["message"], choice["finish_reason"] or "stop"
+    if message.get("refusal"):
+        text, finish = message["refusal"], "refusal"
+    elif isinstance(message.get("content"), str):
+        text = message["content"]
+    elif finish == "stop":
+        raise KeyError("content")
+    else:
+        text = ""
+    usage = reply.get("usage") or {}
+    return text, finish, (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _read_anthropic(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
+    words = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+    finish = words.get(reply["stop_reason"], reply["stop_reason"]) or "stop"
+    text = "".join(part["text"] for part in reply["content"] if part["type"] == "text")
+    usage = reply.get("usage") or {}
+    # What a cache read or wrote was input too.
+    kinds = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    given = None if "input_tokens" not in usage else sum(usage.get(kind) or 0 for kind in kinds)
+    return text, finish, (given, usage.get("output_tokens"))
+
+
+class Connection:
+    """An SDK's client; one for a run."""
+
+    def __init__(self, config: ChatConfig):
+        self.config = config
+        self._sdk = importlib.import_module(config.provider)  # each takes a second to import
+        key = os.environ.get(KEYS[config.provider])
+        if not key and not config.base_url:
+            raise Hopeless(f"set {KEYS[config.provider]} in the environment, or base_url")
+        limits = httpx2.Limits(max_connections=config.concurrency + 1)
+        name = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[config.provider]
+        self._client = getattr(self._sdk, name)(
+            api_key=key or "none",
+            base_url=config.base_url or None,
+            max_retries=0,  # RateLimit has to see each refusal
+            timeout=config.timeout_seconds,
+            http_client=self._sdk.DefaultAioHttpClient(limits=limits),
+        )
+        self._path = "/v1/messages" if config.provider == "anthropic" else "/chat/completions"
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def send(self, content: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
+        """(the reply's JSON, its headers) of one attempt.
+
+        Raises:
+          Again, Refused, Hopeless: what the failure means.
+        """
+        try:
+            response = await self._client.post(self._path, cast_to=httpx2.Response, body=content)
+            return response.json(), response.headers
+        except self._sdk.APIStatusError as error:
+            raise self._meaning(error) from None
+        except self._sdk.APITimeoutError:
+            raise Again(f"no answer within {self.config.timeout_seconds:g} s") from None
+        except (self._sdk.APIConnectionError, httpx2.HTTPError) as error:
+            raise Again(f"connection: {reason(error.__cause__ or error)}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise Again(f"not JSON: {reason(error)}") from None
+
+    def _meaning(self, error: Any) -> Exception:
+        status, said = error.status_code, reason(error)
+        headers = error.response.headers
+        after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
+        if after is None:
+            after = seconds_until(headers.get("retry-after", ""))
+        if status == 429 and "insufficient_quota" in said:
+            return Hopeless(f"{self.config.provider}: {said}; add credit and run again")
+        if status in (408, 409, 429) or status >= 500:
+            return Again(said, throttled=status in (429, 529), after=after)
+        if status in (401, 403, 404):
+            return Hopeless(
+                f"{self.config.base_url or self.config.provider} answers {said}; check the key in "
+                f"{KEYS[self.config.provider]}, the model {self.config.model!r} and base_url"
+            )
+        return Refused(said)

@@ -1,0 +1,473 @@
+"""Asking models over real HTTP, through the real SDKs, from a server that fails."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from chat_server import FAULTS, ChatServer, question
+from conftest import REPOSITORY
+
+from datagen import chat, providers
+from datagen.chat import Answer, AnswerStore, ChatConfig, Client, Failure, Request, Stopped
+
+CONFIG = {
+    "provider": "openai",
+    "base_url": "",
+    "model": "stand-in",
+    "max_tokens": 50,
+    "temperature": None,
+    "top_p": None,
+    "presence_penalty": None,
+    "reasoning_effort": None,
+    "extra_body": "",
+    "concurrency": 16,
+    "attempts": 20,
+    "timeout_seconds": 10.0,
+    "budget_usd": 0.0,
+    "budget_tokens": 0,
+    "price_input": 1.0,
+    "price_output": 10.0,
+    "offline": False,
+}
+PRICE = (20 * 1.0 + 7 * 10.0) / 1e6  # of each of the server's replies
+
+
+def make_config(server: ChatServer | None, **changes) -> ChatConfig:
+    settings = CONFIG | changes
+    if server:
+        path = "" if settings["provider"] == "anthropic" else "/v1"
+        settings["base_url"] = server.url + path
+    return ChatConfig(**settings)
+
+
+@pytest.fixture
+def server():
+    server = ChatServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(chat, "LONGEST_WAIT", 0.1)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-of-the-test")
+
+
+def requests(count: int, **changes):
+    return [(i, Request("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
+
+
+def ask(config, path, asked, *, stop_after=None):
+    """(outcomes by tag, client, why it stopped) of asking all."""
+    got, why = {}, None
+
+    async def work(client):
+        nonlocal why
+        try:
+            async for tag, outcome in client.stream(asked):
+                assert tag not in got
+                got[tag] = outcome
+                if stop_after and len(got) == stop_after:
+                    client.stop("enough")
+        except ValueError as error:
+            why = error
+
+    async def main(client):
+        async with client:
+            await work(client)
+
+    with AnswerStore(path, read_only=config.offline) as store:
+        client = Client(config, store, report=lambda _: None)
+        asyncio.run(main(client))
+        client.total = None if config.offline else store.spent()
+    return got, client, why
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_answers_are_stored_and_never_asked_for_again(server, tmp_path, provider):
+    config = make_config(server, provider=provider)
+    got, client, why = ask(config, tmp_path / "s", requests(40))
+    assert why is None
+    assert {i: a.text for i, a in got.items()} == {i: f"answer to question {i}" for i in range(40)}
+    assert all(a == Answer(a.text, "stop", "stand-in-1", a.id, 20, 7) for a in got.values())
+    assert client.total.usd == pytest.approx(40 * PRICE, rel=1e-12)
+    assert len(server.bodies) == 40
+    again, client, _ = ask(config, tmp_path / "s", requests(40))
+    assert again == got
+    assert len(server.bodies) == 40, "nothing is sent again"
+    assert client.counts == {"stored": 40}
+    offline, *_ = ask(
+        make_config(server, provider=provider, offline=True), tmp_path / "s", requests(41)
+    )
+    assert {i: offline[i] for i in range(40)} == got
+    assert isinstance(offline[40], Failure) and "offline" in offline[40].reason
+    assert len(server.bodies) == 40
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"max_tokens": 51},
+        {"temperature": 0.0},
+        {"extra_body": '{"seed": 1}'},
+        {"reasoning_effort": "low"},
+    ],
+    ids=str,
+)
+def test_whatever_can_change_the_answer_is_asked_anew(server, tmp_path, change):
+    with AnswerStore(tmp_path / "s") as store:
+        one = Client(make_config(server), store)
+        other = Client(make_config(server, **change), store)
+        request = Request("s", "u", "v1")
+        assert one.key(request) == Client(make_config(server), store).key(Request("s", "u", "v1"))
+        keys = {
+            one.key(request),
+            other.key(request),
+            one.key(Request("s", "u", "v2")),
+            one.key(Request("s", "u", "v1", sample=1)),
+            one.key(Request("s2", "u", "v1")),
+            one.key(Request("", "su", "v1")),
+            one.key(Request("s", "u", "v1", schema={"type": "object"})),
+        }
+        assert len(keys) == 7
+
+
+def test_how_many_are_out_and_how_often_it_is_asked_do_not_change_the_key(server, tmp_path):
+    with AnswerStore(tmp_path / "s") as store:
+        request = Request("s", "u", "v1")
+        keys = {
+            Client(make_config(server, **change), store).key(request)
+            for change in ({}, {"concurrency": 3}, {"attempts": 2}, {"budget_usd": 1.0})
+        }
+    assert len(keys) == 1
+
+
+# Faults.
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_thirty_percent_of_faults_change_nothing(tmp_path, provider):
+    server = ChatServer(faults=0.3, seed=1)
+    server.stall = 1.5
+    config = make_config(server, provider=provider, concurrency=64, timeout_seconds=1.0)
+    got, client, why = ask(config, tmp_path / "s", requests(2000))
+    server.close()
+    assert why is None
+    assert {i: a.text for i, a in got.items()} == {
+        i: f"answer to question {i}" for i in range(2000)
+    }
+    assert set(server.answered.values()) == {1}, "none is answered twice"
+    assert len(server.answered) == 2000
+    assert client.counts["answered"] == 2000
+    assert client.counts["tried again"] == len(server.bodies) - 2000 > 600
+    assert client.total.usd == pytest.approx(server.charged * PRICE, rel=1e-9)
+    assert client.total.tokens == server.charged * 27
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_stays_is_told_and_not_stored(tmp_path, fault):
+    server = ChatServer(faults=1.0, kinds=(fault,))
+    server.stall = 1.0
+    config = make_config(server, attempts=2, timeout_seconds=0.5 if fault == "stall" else 10.0)
+    got, client, why = ask(config, tmp_path / "s", requests(2))
+    assert why is None
+    assert all(isinstance(f, Failure) and "in 2 attempts" in f.reason for f in got.values())
+    assert client.counts["failed"] == 2
+    assert len(server.bodies) == 4
+    server.faults = 0.0
+    got, *_ = ask(config, tmp_path / "s", requests(2))
+    assert [got[i].text for i in range(2)] == ["answer to question 0", "answer to question 1"]
+    server.close()
+
+
+KILLED = """
+import asyncio, sys
+from datagen import chat
+sys.path.insert(0, "tests")
+from test_chat import CONFIG, requests
+from pathlib import Path
+chat.FIRST_WAIT, chat.LONGEST_WAIT = 0.01, 0.05
+changes = {"base_url": sys.argv[1], "concurrency": 32, "timeout_seconds": 1.0}
+config = chat.ChatConfig(**CONFIG | changes)
+
+async def work():
+    async for tag, outcome in client.stream(requests(2000)):
+        print(tag, outcome.text, sep="\\t", flush=True)
+
+with chat.AnswerStore(Path(sys.argv[2])) as store:
+    client = chat.Client(config, store)
+    chat.run(client, work)
+"""
+
+
+def started(server, path):
+    command = [sys.executable, "-c", KILLED, server.url + "/v1", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments(tmp_path):
+    server = ChatServer(faults=0.3, seed=2)
+    server.stall, server.delay = 1.5, 0.02
+    path, used = tmp_path / "s", set()
+    for round_ in range(20):
+        process = started(server, path)
+        for _ in range(1 + 9 * round_ % 70):  # lines read before the kill
+            line = process.stdout.readline()
+            if not line:
+                break
+            used.add(line)
+        time.sleep(0.003 * round_)
+        process.kill()
+        used |= {line for line in process.stdout if line.endswith("\n")}
+        process.wait()
+    with sqlite3.connect(path) as connection:
+        stored = {row[0] for row in connection.execute("SELECT request FROM answers")}
+    assert {line.split("\t")[0] for line in used} <= {
+        question(json.loads(r)).split()[-1] for r in stored
+    }, "what was used is on disk"
+    before = len(server.bodies)
+    process = started(server, path)
+    lines = process.stdout.read().splitlines()
+    assert process.wait() == 0
+    server.close()
+    assert sorted(lines, key=lambda x: int(x.split("\t")[0])) == [
+        f"{i}\tanswer to question {i}" for i in range(2000)
+    ]
+    asked_again = {question(body) for body in server.bodies[before:]}
+    assert not asked_again & {question(json.loads(r)) for r in stored}
+    with sqlite3.connect(path) as connection:
+        count, distinct = connection.execute(
+            "SELECT count(*), count(DISTINCT key) FROM answers"
+        ).fetchone()
+        (charged,) = connection.execute(
+            "SELECT count(*) FROM charges WHERE what = 'answer'"
+        ).fetchone()
+    assert (count, distinct, charged) == (2000, 2000, 2000)
+
+
+def test_ctrl_c_keeps_what_is_on_its_way(tmp_path):
+    server = ChatServer()
+    server.delay = 0.3
+    process = started(server, tmp_path / "s")
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read().splitlines()
+    assert process.wait() == 1
+    server.close()
+    with sqlite3.connect(tmp_path / "s") as connection:
+        (stored,) = connection.execute("SELECT count(*) FROM answers").fetchone()
+    assert stored == len(server.bodies) == 1 + len(rest) < 2000
+
+
+# Rates.
+
+
+def test_requests_are_kept_below_the_servers_limit(tmp_path):
+    server = ChatServer()
+    server.delay = 0.02
+    refused, lock = [], threading.Lock()
+    serve = server._reply
+
+    def at_most_four(handler, body, fault):
+        with lock:
+            over = server._at_once > 4
+        refused.append(over)
+        serve(handler, body, "429" if over else "")
+
+    server._reply = at_most_four
+    got, *_ = ask(make_config(server, concurrency=64), tmp_path / "s", requests(300))
+    server.close()
+    assert len(got) == 300 and not any(isinstance(a, Failure) for a in got.values())
+    assert sum(refused[-150:]) < 60, "it has learnt the limit"
+
+
+def test_retry_after_pauses_everybody(server, tmp_path):
+    serve, times = server._reply, []
+
+    def first_refused(handler, body, fault):
+        times.append(time.monotonic())
+        serve(handler, body, "429 after" if len(times) == 1 else "")
+
+    server._reply = first_refused
+    config = make_config(server, concurrency=1)
+    ask(config, tmp_path / "s", requests(5))
+    assert times[1] - times[0] >= 0.05
+
+
+def test_headers_that_say_nothing_is_left_are_believed(server, tmp_path):
+    server.headers = {
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "200ms",
+    }
+    start = time.monotonic()
+    ask(make_config(server, concurrency=1), tmp_path / "s", requests(3))
+    assert time.monotonic() - start >= 0.4
+
+
+# What ends a run.
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "says"),
+    [
+        (401, "Incorrect API key provided: sk-secret-of-the-test", "OPENAI_API_KEY"),
+        (404, "no such model", "the model 'stand-in'"),
+        (429, "insufficient_quota", "add credit"),
+        (400, "Unsupported parameter: temperature", "every request so far is refused"),
+    ],
+)
+def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
+    server.always = (status, {"error": {"message": message, "code": message}})
+    _, client, why = ask(make_config(server), tmp_path / "s", requests(500))
+    assert isinstance(why, Stopped) and says in str(why)
+    assert message.split(":")[0] in str(why)
+    assert len(server.bodies) <= 16
+    assert client.counts["answered"] == 0
+
+
+def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
+    server.always = (401, {"error": {"message": "Incorrect API key: sk-secret-of-the-test"}})
+    _, _, why = ask(make_config(server), tmp_path / "s", requests(1))
+    assert "secret" not in str(why) and "[key]" in str(why)
+    server.always = None
+    ask(make_config(server), tmp_path / "s", requests(1))
+    assert server.authorization == {"Bearer sk-secret-of-the-test"}
+    for path in tmp_path.iterdir():
+        assert b"secret" not in path.read_bytes(), path
+
+
+def test_a_refused_request_among_others_is_told(server, tmp_path):
+    serve = server._reply
+
+    def one_refused(handler, body, fault):
+        server.always = (400, {"error": {"message": "too long"}}) if "7" in question(body) else None
+        serve(handler, body, fault)
+
+    server._reply = one_refused
+    got, client, why = ask(make_config(server, concurrency=1), tmp_path / "s", requests(10))
+    assert why is None
+    assert [i for i, outcome in got.items() if isinstance(outcome, Failure)] == [7]
+    assert "too long" in got[7].reason
+    assert client.counts["tried again"] == 0
+
+
+@pytest.mark.parametrize("cap", [{"budget_usd": 30 * PRICE}, {"budget_tokens": 30 * 27}])
+def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path, cap):
+    got, client, why = ask(make_config(server, **cap), tmp_path / "s", requests(100))
+    assert isinstance(why, Stopped) and "budget is reached" in str(why)
+    assert client.total.usd <= 30 * PRICE and client.total.tokens <= 30 * 27
+    assert 20 <= len(got) == len(server.bodies) <= 30
+    got, client, why = ask(make_config(server, budget_usd=1.0), tmp_path / "s", requests(100))
+    assert why is None and len(got) == len(server.bodies) == 100
+    assert client.total.usd == pytest.approx(100 * PRICE)
+
+
+def test_a_budget_without_a_price_is_an_error(server, tmp_path):
+    config = make_config(server, price_input=None, price_output=None, budget_usd=1.0)
+    with AnswerStore(tmp_path / "s") as store, pytest.raises(ValueError, match="price_input"):
+        Client(config, store)
+
+
+def test_an_estimate_before_the_first_call(server, tmp_path):
+    with AnswerStore(tmp_path / "s") as store:
+        client = Client(make_config(server), store)
+        before = client.estimate(request for _, request in requests(100))
+        assert (before.requests, before.stored) == (100, 0)
+        assert before.output_tokens == 100 * 50
+        assert before.usd == pytest.approx((before.input_tokens + 10 * 5000) / 1e6)
+    ask(make_config(server), tmp_path / "s", requests(60))
+    with AnswerStore(tmp_path / "s") as store:
+        after = Client(make_config(server), store).estimate(r for _, r in requests(100))
+    assert (after.requests, after.stored, after.output_tokens) == (40, 60, 40 * 7)
+    assert "40 requests to send, 60 answers stored" in str(after)
+
+
+# The store.
+
+
+def test_two_runs_do_not_share_a_store(tmp_path):
+    with AnswerStore(tmp_path / "s"), pytest.raises(OSError, match="another run"):
+        AnswerStore(tmp_path / "s")
+    AnswerStore(tmp_path / "s").close()
+
+
+def test_what_is_no_store_is_told(tmp_path):
+    (tmp_path / "s").write_text("not a database, but a text that is long enough to be read as one")
+    with pytest.raises(OSError, match="not a database"):
+        AnswerStore(tmp_path / "s")
+
+
+# What is sent.
+
+
+def body(**changes):
+    request = Request("sys", "usr", "v1", schema=changes.pop("schema", None))
+    return providers.body(make_config(None, **changes), request)
+
+
+def test_bodies_hold_what_the_config_says_and_no_more():
+    messages = [{"role": "system", "content": "sys"}, {"role": "user", "content": "usr"}]
+    openai = {"model": "stand-in", "messages": messages, "max_completion_tokens": 50}
+    assert body() == openai
+    assert "max_tokens" in body(base_url="http://localhost:1/v1")
+    settings = {"temperature": 1.0, "top_p": 0.9, "presence_penalty": 1.5}
+    assert body(**settings, reasoning_effort="low") == openai | settings | {
+        "reasoning_effort": "low"
+    }
+    assert body(extra_body='{"top_k": 5}') == openai | {"top_k": 5}
+    anthropic = {
+        "model": "stand-in",
+        "max_tokens": 50,
+        "system": "sys",
+        "messages": [{"role": "user", "content": "usr"}],
+    }
+    assert body(provider="anthropic") == anthropic
+    schema = {"type": "object"}
+    assert body(provider="anthropic", schema=schema)["output_config"] == {
+        "format": {"type": "json_schema", "schema": schema}
+    }
+    assert body(schema=schema)["response_format"]["json_schema"]["schema"] == schema
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"provider": "opnai"}, "choose from openai, anthropic"),
+        ({"concurrency": 0}, "concurrency must be above 0"),
+        ({"base_url": "http://me:pass@host"}, "no password"),
+        ({"extra_body": "[1]"}, "not a JSON object"),
+        ({"price_output": None}, "or neither"),
+    ],
+)
+def test_a_bad_config_is_told(change, says):
+    with pytest.raises(ValueError, match=says):
+        make_config(None, **change)
+
+
+def test_refusals_and_cuts_are_answers_of_their_own_kind(server, tmp_path):
+    read = providers.read_reply
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    choice = {"finish_reason": "length", "message": {"content": "half an"}}
+    assert read("openai", {}, {"choices": [choice], "usage": usage}).finish_reason == "length"
+    choice = {"finish_reason": "stop", "message": {"content": None, "refusal": "I will not"}}
+    refused = read("openai", {}, {"choices": [choice], "usage": usage})
+    assert (refused.text, refused.finish_reason) == ("I will not", "refusal")
+    reply = {"content": [], "stop_reason": "refusal", "usage": {"input_tokens": 1}}
+    assert read("anthropic", {}, reply).finish_reason == "refusal"
+    choice = {"finish_reason": "stop", "message": {"content": "four"}}
+    unknown = read("openai", {}, {"choices": [choice]})
+    assert not unknown.usage_reported and unknown.output_tokens == 1
