@@ -1,6 +1,7 @@
 """The device mesh, and where each array lies on it."""
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,14 @@ BATCH_AXES = ("data", "fsdp")
 """Rows of a batch are spread over both: `fsdp` differs from `data` in sharding weights too."""
 
 
+LARGE = 2**24
+"""Elements of a weight that may not be whole on every device of a mesh that spreads weights.
+
+Weight, gradient and two moments in float32 take 16 bytes an element: 256 MiB at this size, 1.6 % of
+the smallest TPU. Every vector and the matrices of the smallest models stay below.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:
     """Sizes of the mesh axes, one of which may be -1: whatever is left, and the sharding rules."""
@@ -27,6 +36,7 @@ class ShardingConfig:
     fsdp: int
     tensor: int
     rules: Mapping[str, str]  # logical axis of params.WEIGHTS -> mesh axis, empty: not spread
+    allow_replicated: str  # paths of params.WEIGHTS, comma-separated, that may be LARGE and whole
 
     def __post_init__(self):
         sizes = [self.data, self.fsdp, self.tensor]
@@ -36,6 +46,18 @@ class ShardingConfig:
             raise ValueError(
                 f"sharding.rules name mesh axes {sorted(unknown)}; choose from {', '.join(AXES)}"
             )
+        known = [weight.path for weight in params.WEIGHTS]
+        for path in self.replicated_weights:
+            if path not in known:
+                near = difflib.get_close_matches(path, known, n=1, cutoff=0)[0]
+                raise ValueError(
+                    f"sharding.allow_replicated names no weight {path!r}; did you mean {near!r}?"
+                )
+
+    @property
+    def replicated_weights(self) -> tuple[str, ...]:
+        """Paths of the weights that are meant to be whole on every device."""
+        return tuple(filter(None, map(str.strip, self.allow_replicated.split(","))))
 
 
 def make_mesh(config: ShardingConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -70,12 +92,14 @@ def make_mesh(config: ShardingConfig, devices: Sequence[jax.Device] | None = Non
     return Mesh(grid, AXES, axis_types=types)
 
 
-def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]) -> Params:
+def of_params(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
     """The NamedSharding of each weight.
 
     Raises:
-      ValueError: a logical axis has no rule, or its length does not divide over the mesh axis.
+      ValueError: a logical axis has no rule, or its length does not divide over the mesh axis; or
+        the mesh spreads weights, and the rules leave a LARGE one whole that is not meant to be.
     """
+    rules = how.rules
 
     def leaf(weight: params.Weight) -> NamedSharding:
         spec = []
@@ -96,9 +120,27 @@ def of_params(config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]) -> Para
                     f"{mesh_axis!r}"
                 )
             spec.append(mesh_axis or None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        if sharding.is_fully_replicated and weight.path not in how.replicated_weights:
+            _check_may_be_whole(weight, config, mesh, rules)
+        return sharding
 
     return params.tree(config, leaf)
+
+
+def _check_may_be_whole(
+    weight: params.Weight, config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]
+) -> None:
+    size = math.prod(params.shape(weight, config))
+    spread = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1]
+    if size <= LARGE or not spread:
+        return
+    asked = ", ".join(f"{axis}={rules[axis]!r}" for axis in weight.axes.split())
+    raise ValueError(
+        f"{weight.path} ({size:,} elements) would be whole on each of {mesh.size} devices by "
+        f"sharding.rules {asked}; put one of them on {' or '.join(map(repr, spread))}, or name the "
+        "weight in sharding.allow_replicated"
+    )
 
 
 def describe(mesh: Mesh) -> str:
@@ -135,7 +177,7 @@ def of_flags(mesh: Mesh) -> NamedSharding:
 
 
 def placement(
-    config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str], dtype: jnp.dtype, kernel: str
+    config: LlamaConfig, mesh: Mesh, how: ShardingConfig, dtype: jnp.dtype, kernel: str
 ) -> Placement:
     """Rows stay where they are; weights come to them, and their gradients go back.
 
@@ -144,7 +186,7 @@ def placement(
     compute dtype, and gradients are reduced straight into their shards (arXiv:2004.13336,
     arXiv:1910.02054 stage 3).
     """
-    shardings = of_params(config, mesh, rules)
+    shardings = of_params(config, mesh, how)
 
     def rows(x: jax.Array) -> jax.Array:
         spec = PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 1))
@@ -160,7 +202,7 @@ def placement(
     kernels = {
         "xla": attention.xla,
         "cudnn": attention.cudnn,
-        "splash": attention.splash(mesh, BATCH_AXES, rules["heads"] or None),
+        "splash": attention.splash(mesh, BATCH_AXES, how.rules["heads"] or None),
     }
     return Placement(rows, layer, lambda head_VD: _gather(head_VD, head, 0), kernels[kernel])
 

@@ -1,6 +1,6 @@
 """The compiled programs of a training run, and the state that they work on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from alpacare_jax import loss as loss_lib
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.run_config import ModelConfig, RunConfig
+from alpacare_jax.sharding import ShardingConfig
 
 State = dict[str, Any]
 """{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
@@ -35,7 +36,7 @@ def mean_loss(
     shape: LlamaConfig,
     model: ModelConfig,
     mesh: Mesh,
-    rules: Mapping[str, str],
+    how: ShardingConfig,
     sums: Params | None = None,
 ) -> jax.Array:
     """This micro-batch's part of the step's mean loss a target token; scalar, float32.
@@ -46,7 +47,7 @@ def mean_loss(
     """
     dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
     kernel = attention_kernel(shape, model, mesh)
-    placement = sharding.placement(shape, mesh, rules, dtype, kernel)
+    placement = sharding.placement(shape, mesh, how, dtype, kernel)
     module = llama.Llama(weights, shape, dtype, placement)
     rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
     hidden = module.hidden(
@@ -86,7 +87,7 @@ def make_steps(
     """
 
     def loss_of(weights, micro, sums=None):
-        return mean_loss(weights, micro, shape, config.model, mesh, config.sharding.rules, sums)
+        return mean_loss(weights, micro, shape, config.model, mesh, config.sharding, sums)
 
     def train_step(state: State, arrays, num_micro, stops):
         weights = state["params"]
@@ -126,7 +127,7 @@ def state_shardings(
     shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
 ) -> State:
     """NamedShardings of the state: moments lie where their weights lie."""
-    of_params = sharding.of_params(shape, mesh, config.sharding.rules)
+    of_params = sharding.of_params(shape, mesh, config.sharding)
     abstract = jax.eval_shape(update.init, params.abstract(shape))
     whole = sharding.replicated(mesh)
     of_opt_state = optax.tree_map_params(

@@ -57,4 +57,5 @@ def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
             ffn="tensor",
             norm="",
         ),
+        allow_replicated="",  # weights meant to be whole on every device: "lm_head,embed_tokens"
     )

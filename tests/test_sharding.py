@@ -1,5 +1,6 @@
 """Mesh and shardings: what fits, what raises and by which name."""
 
+import dataclasses
 import types
 
 import jax
@@ -14,12 +15,12 @@ from configs import common
 RULES = common.sharding().rules.to_dict()
 
 
-def config(data=1, fsdp=1, tensor=1, **rules) -> ShardingConfig:
-    return ShardingConfig(data, fsdp, tensor, RULES | rules)
+def config(data=1, fsdp=1, tensor=1, allow_replicated="", **rules) -> ShardingConfig:
+    return ShardingConfig(data, fsdp, tensor, RULES | rules, allow_replicated)
 
 
 def specs(variant: str, mesh, **rules) -> dict[str, P]:
-    tree = sharding.of_params(llama.VARIANTS[variant], mesh, RULES | rules)
+    tree = sharding.of_params(llama.VARIANTS[variant], mesh, config(**rules))
     return {path: s.spec for path, s in params.flatten(tree).items()}
 
 
@@ -84,7 +85,7 @@ def test_specs_are_as_expected():
 def test_every_variant_is_spread_over_eight_devices(variant):
     shape = llama.VARIANTS[variant]
     mesh = sharding.make_mesh(config(1, -1, 1))
-    tree = params.flatten(sharding.of_params(shape, mesh, RULES))
+    tree = params.flatten(sharding.of_params(shape, mesh, config()))
     for weight in params.weights(shape):
         whole = params.shape(weight, shape)
         part = tree[weight.path].shard_shape(whole)
@@ -103,8 +104,9 @@ def test_a_batch_is_spread_by_rows():
 def test_an_axis_without_a_rule():
     mesh = sharding.make_mesh(config(1, 8, 1))
     rules = {axis: rule for axis, rule in RULES.items() if axis != "ffn"}
+    lacking = dataclasses.replace(config(), rules=rules)
     with pytest.raises(ValueError, match=r"sharding\.rules lack logical axis 'ffn' of layers\.mlp"):
-        sharding.of_params(llama.VARIANTS["tiny"], mesh, rules)
+        sharding.of_params(llama.VARIANTS["tiny"], mesh, lacking)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,64 @@ def test_two_axes_of_one_weight_on_one_mesh_axis():
     mesh = sharding.make_mesh(config(1, 8, 1))
     with pytest.raises(ValueError, match=r"embed_tokens: .*'vocab' and 'embed' .*'fsdp'"):
         specs("tiny", mesh, vocab="fsdp")
+
+
+MATRICES = dict.fromkeys(("embed", "vocab", "heads", "kv_heads", "ffn"), "")
+
+
+@pytest.mark.parametrize(
+    "sizes, rules, message",
+    [
+        (
+            (1, 8, 1),
+            {"embed": ""},
+            r"embed_tokens \(131,072,000 elements\) would be whole on each of 8 devices by "
+            r"sharding\.rules vocab='tensor', embed=''; put one of them on 'fsdp', or name the "
+            r"weight in sharding\.allow_replicated",
+        ),
+        ((1, 1, 8), {"vocab": ""}, r"embed_tokens .* vocab='', embed='fsdp'; .* on 'tensor', or"),
+        (
+            (1, 2, 4),
+            {"ffn": "", "embed": ""},
+            r"gate_proj .* put one of them on 'fsdp' or 'tensor'",
+        ),
+        ((2, 1, 4), {"heads": ""}, r"layers\.self_attn\.q_proj \(536,870,912 elements\)"),
+    ],
+)
+def test_a_large_weight_that_would_be_whole_everywhere(sizes, rules, message):
+    mesh = sharding.make_mesh(config(*sizes))
+    with pytest.raises(ValueError, match=message):
+        specs("llama-7b", mesh, **rules)
+
+
+def test_a_large_weight_that_is_meant_to_be_whole():
+    mesh = sharding.make_mesh(config(1, 1, 8))
+    meant = {"vocab": "", "allow_replicated": "embed_tokens, lm_head"}
+    got = specs("llama-7b", mesh, **meant)
+    assert got["lm_head"] == P(None, "fsdp"), "an axis of one device"
+    with pytest.raises(ValueError, match=r"lm_head \(131,072,000 elements\) would be whole"):
+        specs("llama-7b", mesh, **meant | {"allow_replicated": "embed_tokens"})
+
+
+def test_on_data_alone_weights_are_meant_to_be_whole():
+    specs("llama-7b", sharding.make_mesh(config(8, 1, 1)))
+    specs("llama-7b", sharding.make_mesh(config(8, 1, 1)), **MATRICES)
+
+
+def test_vectors_and_the_smallest_models_may_be_whole():
+    mesh = sharding.make_mesh(config(1, 8, 1))
+    for variant, shape in llama.VARIANTS.items():
+        got = specs(variant, mesh)
+        assert {got[w.path] for w in params.weights(shape) if not w.decay} <= {
+            P(None),
+            P(None, None),
+        }
+    specs("tiny", mesh, **MATRICES)
+
+
+def test_a_misspelt_weight_that_may_be_whole():
+    with pytest.raises(ValueError, match=r"no weight 'lm_hed'; did you mean 'lm_head'\?"):
+        config(allow_replicated="embed_tokens,lm_hed")
 
 
 def test_several_slices_share_the_axis_data():

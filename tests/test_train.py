@@ -416,14 +416,14 @@ def hand_made_weights() -> llama.Params:
 
 
 MODEL = run_config(Path()).model
-RULES = run_config(Path()).sharding.rules
+HOW = run_config(Path()).sharding
 ONE_DEVICE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
 @functools.cache
 def gradient_of_micro():
     def loss(weights, micro):
-        return train_step.mean_loss(weights, micro, TINY, MODEL, ONE_DEVICE, RULES)
+        return train_step.mean_loss(weights, micro, TINY, MODEL, ONE_DEVICE, HOW)
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -475,7 +475,7 @@ def test_accumulation_of_four_is_accumulation_of_one():
     def gradient(weights, arrays, num_micro):
         def add(micro, total):
             loss = functools.partial(
-                train_step.mean_loss, shape=TINY, model=MODEL, mesh=ONE_DEVICE, rules=RULES
+                train_step.mean_loss, shape=TINY, model=MODEL, mesh=ONE_DEVICE, how=HOW
             )
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(weights, micro))
 
