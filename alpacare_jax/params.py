@@ -156,6 +156,20 @@ def decay_mask(config: LlamaConfig) -> Params:
     return tree(config, lambda w: w.decay)
 
 
+def matrix_axes(config: LlamaConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """{weight path: its axes that are rows of a layer's matrix, and those that are columns}.
+
+    Matrices are Hugging Face's: q_proj "LDNH" of "NH D" -> (2, 3), (1,). Vectors have no columns.
+    """
+
+    def axes(weight: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        rows, columns = (*weight.hf_dims.split(), "")[:2]
+        at = weight.dims.index
+        return tuple(map(at, rows)), tuple(map(at, columns))
+
+    return {w.path: axes(w) for w in weights(config)}
+
+
 def from_hf_layout(weight: Weight, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """One Hugging Face tensor -> our layout of one layer (a view, no copy).
 

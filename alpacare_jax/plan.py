@@ -67,7 +67,9 @@ def trace_step(
     config: RunConfig, shape: LlamaConfig, mesh: Mesh, batch: data.Step
 ) -> jax.stages.Traced:
     """The real training step, traced for abstract arguments."""
-    update = optimizer.make(config.optimizer, 1000, params.decay_mask(shape))
+    update = optimizer.make(
+        config.optimizer, 1000, params.decay_mask(shape), params.matrix_axes(shape)
+    )
     step, _ = train_step.make_steps(shape, config, update, mesh)
     spread = sharding.of_batch(mesh)
     arrays = {
@@ -142,6 +144,7 @@ def make_plan(
         "micro_batches": batch.num_micro,
         "real_token_share": batch.num_tokens / batch.num_computed,
         "parameters": params.count(shape),
+        "optimizer": optimizer.describe(config.optimizer),
     }
     began = time.perf_counter()
     try:
@@ -230,6 +233,7 @@ def memory(found: Any, available: float) -> dict[str, Any]:
         "argument_bytes": found.argument_size_in_bytes,
         "temporary_bytes": found.temp_size_in_bytes,
         "code_bytes": found.generated_code_size_in_bytes,
+        "host_bytes": found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
     }
 
 
@@ -240,6 +244,8 @@ def roofline(plan: Mapping[str, Any], where: topology.Topology, tokens: int) -> 
         "memory": plan["hbm_traffic_bytes"] / where.hbm_rate,
         "network": sum(c["num_bytes"] for c in plan["collectives"]) / where.ici_rate,
     }
+    if plan["host_bytes"]:  # moments come, and go at the same time
+        seconds["host"] = plan["host_bytes"] / where.host_rate
     bound = max(seconds, key=seconds.get)
     step = seconds[bound]
     return {
@@ -260,6 +266,7 @@ def table(plan: Mapping[str, Any]) -> str:
         ("mesh", mesh),
         ("batch", f"{plan['micro_batches']} micro-batches of rows {plan['rows']} (A x R x T)"),
         ("real tokens", f"{plan['real_token_share']:.1%}"),
+        ("optimizer", plan["optimizer"]),
     ]
     if "needed_bytes" not in plan:
         return _aligned([*rows, ("fits", f"NO: {plan['why']}")])
@@ -270,6 +277,7 @@ def table(plan: Mapping[str, Any]) -> str:
         ("  arguments", giga(plan["argument_bytes"])),
         ("  temporaries", giga(plan["temporary_bytes"])),
         ("  generated code", giga(plan["code_bytes"])),
+        ("host memory", f"{giga(plan['host_bytes'])} a device"),
         ("compile time", f"{plan['compile_seconds']:.0f} s"),
         ("model FLOPs", f"{plan['model_flops']:.3g} a step"),
         (

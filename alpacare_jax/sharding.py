@@ -128,6 +128,12 @@ def of_params(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
     return params.tree(config, leaf)
 
 
+def of_moment(shape: Sequence[int], of_weight: NamedSharding) -> NamedSharding:
+    """Where a moment of a weight lies: as the weight does, on the axes that it is no mean over."""
+    spec = (None if size == 1 else axis for size, axis in zip(shape, of_weight.spec, strict=True))
+    return NamedSharding(of_weight.mesh, PartitionSpec(*spec))
+
+
 def _check_may_be_whole(
     weight: params.Weight, config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]
 ) -> None:

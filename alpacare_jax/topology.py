@@ -56,6 +56,9 @@ CHIPS = {
 }
 """Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
 
+HOST_RATE = 15e9
+"""Bytes a second between one chip and its host's memory, one way (the same book: PCIe)."""
+
 RESERVED = 0.75 * 2**30
 """Bytes of a device that the TPU runtime keeps: by the compiler's messages 0.75 GiB of a v4 core,
 0.25 of a v5e chip."""
@@ -72,6 +75,7 @@ class Topology:
     hbm_bytes: float
     hbm_rate: float
     ici_rate: float  # of all links of one device, one way
+    host_rate: float  # to the host's memory, one way
 
 
 def describe(name: str) -> Topology:
@@ -124,15 +128,17 @@ def describe(name: str) -> Topology:
         hbm_bytes=chip.hbm_bytes / chip.devices - RESERVED,
         hbm_rate=chip.hbm_rate / chip.devices,
         ici_rate=links * chip.link_rate / chip.devices,
+        host_rate=HOST_RATE / chip.devices,
     )
 
 
 GPU_RATES = {
-    "NVIDIA A100": (2.0e12, 300e9),
-    "NVIDIA H100": (3.35e12, 450e9),
-    "NVIDIA H200": (4.8e12, 450e9),
+    "NVIDIA A100": (2.0e12, 300e9, 32e9),
+    "NVIDIA H100": (3.35e12, 450e9, 64e9),
+    "NVIDIA H200": (4.8e12, 450e9, 64e9),
 }
-"""Bytes a second to memory, and to other GPUs one way (NVLink), from the data sheets."""
+"""Bytes a second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
+data sheets."""
 
 
 def _local() -> Topology:
@@ -140,8 +146,8 @@ def _local() -> Topology:
     kind, limits = devices[0].device_kind, devices[0].memory_stats() or {}
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     # What is not known bounds nothing.
-    hbm_rate, ici_rate = next(
-        (rates for name, rates in GPU_RATES.items() if kind.startswith(name)), (math.inf, math.inf)
+    hbm_rate, ici_rate, host_rate = next(
+        (rates for name, rates in GPU_RATES.items() if kind.startswith(name)), [math.inf] * 3
     )
     return Topology(
         name="local",
@@ -151,4 +157,5 @@ def _local() -> Topology:
         hbm_bytes=limits.get("bytes_limit", machine),
         hbm_rate=hbm_rate,
         ici_rate=ici_rate,
+        host_rate=host_rate,
     )

@@ -189,7 +189,9 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     # state
     description = workdir_lib.describe(config)
     workdir_lib.check(workdir, description)
-    update = optimizer.make(config.optimizer, num_steps, params.decay_mask(shape))
+    update = optimizer.make(
+        config.optimizer, num_steps, params.decay_mask(shape), params.matrix_axes(shape)
+    )
     first = checkpoint.latest_step(workdir) or 0
     if first == num_steps:
         if runtime.is_first():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from alpacare_jax import attention, llama, params, sharding
+from alpacare_jax import attention, llama, offload, params, sharding
 from alpacare_jax import loss as loss_lib
 from alpacare_jax.llama import Params
 from alpacare_jax.llama_config import LlamaConfig
@@ -100,10 +100,18 @@ def make_steps(
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
         loss, grads = accumulate(add, arrays, num_micro, zero)
-        updates, opt_state = update.update(grads, state["opt_state"], weights)
-        report = {"loss": loss, "grad_norm": optax.tree.norm(grads), "stop": jnp.max(stops)}
-        state = {"params": optax.apply_updates(weights, updates), "opt_state": opt_state}
-        return state, report
+        norm = optax.tree.norm(grads)
+        weights, opt_state = apply(grads, state["opt_state"], weights, norm)
+        report = {"loss": loss, "grad_norm": norm, "stop": jnp.max(stops)}
+        return {"params": weights, "opt_state": opt_state}, report
+
+    def apply(grads, opt_state, weights, norm):
+        if config.optimizer.offload:
+            return offload.update_by_layer(
+                update, grads, opt_state, weights, norm, shardings["opt_state"]
+            )
+        updates, opt_state = update.update(grads, opt_state, weights, grad_norm=norm)
+        return optax.apply_updates(weights, updates), opt_state
 
     def eval_step(weights, arrays, num_micro):
         zero = jnp.zeros((), jnp.float32)
@@ -126,12 +134,26 @@ def make_steps(
 def state_shardings(
     shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
 ) -> State:
-    """NamedShardings of the state: moments lie where their weights lie."""
+    """NamedShardings of the state: moments lie where their weights lie, or on those hosts."""
     of_params = sharding.of_params(shape, mesh, config.sharding)
+    if config.optimizer.offload:
+        offload.check_supported(mesh, config.sharding.rules)
+
+    def of_moment(moment, of_weight, is_matrix):
+        found = sharding.of_moment(moment.shape, of_weight)
+        # A layer's vector is no whole tile of its stack, and TPUs send the host nothing less.
+        hosted = config.optimizer.offload and is_matrix
+        return found.with_memory_kind(offload.HOST) if hosted else found
+
     abstract = jax.eval_shape(update.init, params.abstract(shape))
     whole = sharding.replicated(mesh)
     of_opt_state = optax.tree_map_params(
-        update, lambda _, s: s, abstract, of_params, transform_non_params=lambda _: whole
+        update,
+        of_moment,
+        abstract,
+        of_params,
+        params.decay_mask(shape),
+        transform_non_params=lambda _: whole,
     )
     return {"params": of_params, "opt_state": of_opt_state}
 

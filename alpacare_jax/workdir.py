@@ -15,6 +15,7 @@ SAME_RUN = ("model", "data", "optimizer", "train")
 
 MAY_CHANGE = {
     *("model.remat", "model.loss_tokens", "train.microbatch_tokens"),  # memory against time
+    "optimizer.offload",  # likewise
     "model.attention",  # rounding apart, all kernels give the same
     *("train.log_every", "train.eval_every", "train.tensorboard"),
 }

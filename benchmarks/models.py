@@ -90,7 +90,9 @@ class OurTraining:
         from alpacare_jax import optimizer, params, sharding, train, train_step
 
         self.mesh = mesh = sharding.make_mesh(config.sharding)
-        update = optimizer.make(config.optimizer, 1000, params.decay_mask(shape))
+        update = optimizer.make(
+            config.optimizer, 1000, params.decay_mask(shape), params.matrix_axes(shape)
+        )
         self._step, _ = train_step.make_steps(shape, config, update, mesh)
         if random:
             shardings = train_step.state_shardings(shape, config, update, mesh)

@@ -7,8 +7,8 @@ Variants: llama-7b, llama-13b, llama2-7b, llama2-13b. Data: alpacare (MedInstruc
 1,024) or alpaca (Alpaca-52k, 512). 52,002 examples give 1,218 steps at 7B and 2,030 at 13B.
 
 Planned for, by `alpacare_jax.plan`: 7B on v5e-16, v6e-8, v5p-8 and v4-8, 13B on v5e-32, v6e-16 and
-v4-16; EXPERIMENTS.md has the settings for v4. Where memory is left, as on v5p,
---config.model.remat=dots is faster.
+v4-16. On the two v4 slices --config.optimizer.offload=True --config.train.microbatch_tokens=2048
+makes room. Where memory is left, as on v5p, --config.model.remat=dots is faster.
 
 Time to expect at 50 % MFU and 300 tokens an example: 7B about 64 min on one H200, 8 on eight H100,
 20 on a v5e-16 slice (calculated, not measured). Score to expect: the loss of Stanford's own
@@ -55,6 +55,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             max_row_length=2048,  # and at most so long, whatever max_length is
         ),
         optimizer=common.section(
+            name="adamw",  # or adafactor: next to no moments; betas, epsilon and first_moment idle
             learning_rate=learning_rate,  # peak
             schedule="cosine",  # cosine, linear or constant
             warmup_ratio=0.03,  # share of steps, rounded up
@@ -64,6 +65,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             weight_decay=0.0,  # on matrices only
             max_grad_norm=1.0,  # clip by global norm; 0: off
             first_moment="float32",  # or bfloat16: 2 bytes a weight less
+            offload=False,  # moments in the host's memory: 8 bytes a weight less, slower steps
         ),
         train=common.section(
             batch_size=128,  # examples a step, over all devices

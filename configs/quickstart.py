@@ -30,6 +30,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             max_row_length=320,  # and at most so long: one shape here
         ),
         optimizer=common.section(
+            name="adamw",  # or adafactor: next to no moments; betas, epsilon and first_moment idle
             learning_rate=2e-4,  # peak; small models take more than 7B's 2e-5
             schedule="cosine",  # cosine, linear or constant
             warmup_ratio=0.1,  # share of steps, rounded up
@@ -39,6 +40,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             weight_decay=0.0,  # on matrices only
             max_grad_norm=1.0,  # clip by global norm; 0: off
             first_moment="float32",  # or bfloat16: 2 bytes a weight less
+            offload=False,  # moments in the host's memory: 8 bytes a weight less, slower steps
         ),
         train=common.section(
             batch_size=16,  # examples a step, over all devices

@@ -145,6 +145,7 @@ def test_the_recipe_is_the_published_one(variant, dataset, max_length):
     assert config.data.overlong == "truncate"
     assert (config.data.eval_path, config.data.eval_share) == ("", 0.0)
     assert dataclasses.asdict(config.optimizer) == {
+        "name": "adamw",
         "learning_rate": learning_rate,
         "schedule": "cosine",
         "warmup_ratio": 0.03,
@@ -154,6 +155,7 @@ def test_the_recipe_is_the_published_one(variant, dataset, max_length):
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "first_moment": "float32",
+        "offload": False,
     }
 
 

@@ -214,6 +214,7 @@ def test_gradients_equal_torch(shape, reference, torch):
 def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
     num_steps, prompt = 20, 100
     settings = optimizer.OptimizerConfig(
+        name="adamw",
         learning_rate=5e-3,
         schedule="cosine",
         warmup_ratio=0.15,
@@ -223,6 +224,7 @@ def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
         weight_decay=0.1,
         max_grad_norm=1.0,
         first_moment="float32",
+        offload=False,
     )
     config = make_config(shape)
     weights = random_weights(config)
@@ -247,7 +249,9 @@ def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
         adamw.zero_grad()
         expected.append(step_loss.item())
 
-    update = optimizer.make(settings, num_steps, params.decay_mask(config))
+    update = optimizer.make(
+        settings, num_steps, params.decay_mask(config), params.matrix_axes(config)
+    )
     state = update.init(weights)
 
     @jit

@@ -12,6 +12,7 @@ from alpacare_jax import llama, optimizer, params
 from alpacare_jax.optimizer import OptimizerConfig
 
 RECIPE = OptimizerConfig(
+    name="adamw",
     learning_rate=2e-5,
     schedule="cosine",
     warmup_ratio=0.03,
@@ -21,6 +22,7 @@ RECIPE = OptimizerConfig(
     weight_decay=0.0,
     max_grad_norm=1.0,
     first_moment="float32",
+    offload=False,
 )
 
 
@@ -66,6 +68,7 @@ def test_warm_up_steps_are_rounded_up(num_steps, ratio, warmup):
 
 
 WEIGHTS = {"matrix": np.linspace(-1, 1, 12).reshape(3, 4), "norm": np.linspace(0.5, 1.5, 4)}
+AXES = {"matrix": ((0,), (1,)), "norm": ((0,), ())}
 MASK = {"matrix": True, "norm": False}
 
 
@@ -77,7 +80,7 @@ def gradients(step: int, scale: float = 1.0) -> dict[str, np.ndarray]:
 
 
 def run(config: OptimizerConfig, grads_of_step, num_steps: int) -> dict[str, np.ndarray]:
-    update = optimizer.make(config, num_steps, MASK)
+    update = optimizer.make(config, num_steps, MASK, AXES)
     weights = {name: jnp.asarray(w, jnp.float32) for name, w in WEIGHTS.items()}
     state = update.init(weights)
     apply = jax.jit(update.update)
@@ -147,6 +150,8 @@ def test_matrices_decay_and_norms_and_biases_do_not():
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"name": "lion"}, "optimizer.name is 'lion'; choose from adamw, adafactor"),
+        ({"name": "adafactor", "offload": True}, "adafactor has next to none: set it to False"),
         ({"schedule": "wsd"}, "optimizer.schedule is 'wsd'; choose from cosine, linear, constant"),
         ({"warmup_ratio": 1.0}, r"optimizer.warmup_ratio is 1.0; it must be in \[0, 1\)"),
         ({"warmup_ratio": -0.1}, "optimizer.warmup_ratio is -0.1"),
@@ -159,7 +164,9 @@ def test_bad_settings(changes, message):
 
 def test_a_first_moment_in_bfloat16_is_half_as_large_and_goes_the_same_way():
     def run(dtype: str):
-        update = optimizer.make(dataclasses.replace(RECIPE, first_moment=dtype), 50, {"w": True})
+        update = optimizer.make(
+            dataclasses.replace(RECIPE, first_moment=dtype), 50, {"w": True}, AXES
+        )
         weights = {"w": jnp.linspace(-1.0, 1.0, 64)}
         state = update.init(weights)
         for _ in range(50):
@@ -179,3 +186,19 @@ def test_a_first_moment_in_bfloat16_is_half_as_large_and_goes_the_same_way():
 def test_other_moments_are_an_error():
     with pytest.raises(ValueError, match="first_moment is 'int8'; choose float32 or bfloat16"):
         dataclasses.replace(RECIPE, first_moment="int8")
+
+
+def test_a_part_of_the_gradients_is_clipped_by_the_norm_of_all():
+    clip = optimizer.clip_by_global_norm(1.0)
+    grads = {"a": jnp.full(4, 3.0), "b": jnp.full(9, 4.0)}
+    whole, _ = clip.update(grads, clip.init(grads))
+    part, _ = clip.update({"a": grads["a"]}, clip.init(grads), grad_norm=optax.tree.norm(grads))
+    np.testing.assert_array_equal(part["a"], whole["a"])
+    assert optax.tree.norm(whole) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_description():
+    assert optimizer.describe(RECIPE) == "adamw, first moment in float32, moments in device memory"
+    hosted = dataclasses.replace(RECIPE, first_moment="bfloat16", offload=True)
+    assert optimizer.describe(hosted) == "adamw, first moment in bfloat16, moments in host memory"
+    assert "adafactor" in optimizer.describe(dataclasses.replace(RECIPE, name="adafactor"))

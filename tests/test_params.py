@@ -221,3 +221,17 @@ def test_keys_and_shapes_are_transformers(variant):
         for layer in (range(2) if weight.stacked else [None])
     }
     assert ours == theirs
+
+
+def test_rows_and_columns_of_a_layers_matrix_are_hugging_faces():
+    axes = params.matrix_axes(CONFIG)
+    assert axes["layers.self_attn.q_proj"] == ((2, 3), (1,)), "LDNH of [N*H, D]"
+    assert axes["layers.self_attn.o_proj"] == ((3,), (1, 2)), "LNHD of [D, N*H]"
+    assert axes["layers.mlp.gate_proj"] == ((2,), (1,))
+    assert axes["embed_tokens"] == ((0,), (1,))
+    assert axes["layers.self_attn.q_bias"] == ((1, 2), ())
+    assert axes["norm"] == ((0,), ())
+    for weight in params.weights(CONFIG):
+        rows, columns = axes[weight.path]
+        first = 1 if weight.stacked else 0
+        assert sorted(rows + columns) == list(range(first, len(weight.dims))), weight.path

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -156,6 +157,32 @@ def test_the_table_says_it_all(local_plan):
         "cost",
     ):
         assert part in text, part
+
+
+def test_adafactor_leaves_little_beside_the_weights(local_plan):
+    config = tiny_config(train__batch_size=32, optimizer__name="adafactor")
+    small = plan.make_plan(config, local_plan[1], WORK, None)
+    moments = 2 * 4 * params.count(TINY) / 8
+    saved = local_plan[0]["argument_bytes"] - small["argument_bytes"]
+    assert 0.9 * moments < saved < moments
+    assert "optimizer         adafactor" in plan.table(small)
+
+
+def test_what_the_host_holds_is_told_and_takes_its_time(local_plan):
+    """Numbers as a TPU's compiler gives them; a CPU is its own host and counts nothing apart."""
+    plain, where = local_plan
+    assert plain["host_bytes"] == 0 and "host" not in plain["seconds"]
+    sizes = ("argument", "output", "alias", "temp", "generated_code")
+    sizes = dict.fromkeys([f"{name}_size_in_bytes" for name in sizes], 100)
+    sizes |= {"host_argument_size_in_bytes": 5 * 10**9, "host_temp_size_in_bytes": 10**9}
+    found = plan.memory(types.SimpleNamespace(**sizes), where.hbm_bytes)
+    assert (found["needed_bytes"], found["host_bytes"]) == (300, 6 * 10**9)
+    where = dataclasses.replace(where, host_rate=1e6)
+    hosted = plain | found
+    hosted |= plan.roofline(hosted, where, tokens=1000)
+    assert (hosted["bound"], hosted["seconds"]["host"]) == ("host", 6000)
+    assert "host memory       5.59 GiB a device" in plan.table(hosted)
+    assert "host time         6000.000 s a step" in plan.table(hosted)
 
 
 def test_what_does_not_fit(local_plan):

@@ -197,3 +197,12 @@ def test_several_slices_share_the_axis_data():
     devices = [types.SimpleNamespace(slice_index=i // 4) for i in range(8)]
     with pytest.raises(ValueError, match=r"data is 1; over 2 slices it must be a multiple of 2"):
         sharding.make_mesh(config(data=1, fsdp=-1), devices)
+
+
+def test_a_moment_lies_as_its_weight_on_the_axes_it_has():
+    mesh = sharding.make_mesh(config(2, 2, 2))
+    q = params.flatten(sharding.of_params(llama.VARIANTS["tiny"], mesh, config()))
+    q = q["layers.self_attn.q_proj"]
+    assert sharding.of_moment((2, 64, 4, 16), q).spec == q.spec
+    assert sharding.of_moment((2, 1, 4, 16), q).spec == P(None, None, "tensor", None)
+    assert sharding.of_moment((2, 64, 1, 1), q).spec == P(None, "fsdp", None, None)

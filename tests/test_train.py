@@ -197,8 +197,8 @@ def finished_run(corpus: Path) -> SimpleNamespace:
         patch.setattr(
             optimizer,
             "make",
-            lambda recipe, steps, mask: (
-                steps_of_schedule.append(steps) or make(recipe, steps, mask)
+            lambda recipe, steps, *of_weights: (
+                steps_of_schedule.append(steps) or make(recipe, steps, *of_weights)
             ),
         )
         patch.setattr(sys, "stdout", out)
@@ -515,6 +515,7 @@ def golden_examples() -> list[Encoded]:
 def golden_config() -> RunConfig:
     config = run_config(Path())
     recipe = optimizer.OptimizerConfig(
+        name="adamw",
         learning_rate=GOLDEN_RATE,
         schedule="cosine",
         warmup_ratio=0.1,
@@ -524,12 +525,16 @@ def golden_config() -> RunConfig:
         weight_decay=0.01,
         max_grad_norm=1.0,
         first_moment="float32",
+        offload=False,
     )
     return dataclasses.replace(config, optimizer=recipe)
 
 
-def golden_curve(steps: int = 10, **mesh_sizes) -> dict[str, list[float]]:
-    """Steps of 8 examples each from hand-made weights; no random number anywhere."""
+def golden_curve(steps: int = 10, recipe: dict | None = None, **mesh_sizes) -> dict[str, list]:
+    """Steps of 8 examples each from hand-made weights; no random number anywhere.
+
+    `recipe`: what is changed in the optimizer's settings.
+    """
     sizes = tuple(mesh_sizes.get(axis, 1) for axis in sharding.AXES)
     mesh = jax.make_mesh(
         sizes,
@@ -538,7 +543,11 @@ def golden_curve(steps: int = 10, **mesh_sizes) -> dict[str, list[float]]:
         devices=jax.devices()[: math.prod(sizes)],
     )
     config, examples = golden_config(), golden_examples()
-    update = optimizer.make(config.optimizer, steps, params.decay_mask(TINY))
+    recipe = dataclasses.replace(config.optimizer, **recipe or {})
+    config = dataclasses.replace(config, optimizer=recipe)
+    update = optimizer.make(
+        config.optimizer, steps, params.decay_mask(TINY), params.matrix_axes(TINY)
+    )
     step_once, _ = train_step.make_steps(TINY, config, update, mesh)
     weights = hand_made_weights()
     state = jax.device_put(
@@ -591,6 +600,22 @@ def test_loss_curve_is_the_same_on_any_mesh(twenty_steps_of_one_device, mesh_siz
         np.testing.assert_allclose(
             values, twenty_steps_of_one_device[name], rtol=1e-5, err_msg=name
         )
+
+
+MIXED = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_loss_curve_of_adafactor_is_the_same_on_any_mesh(twenty_steps_of_one_device):
+    alone = golden_curve(10, {"name": "adafactor"})
+    spread = golden_curve(10, {"name": "adafactor"}, **MIXED)
+    np.testing.assert_allclose(spread["loss"], alone["loss"], rtol=1e-5)
+    assert alone["loss"][-1] < alone["loss"][0] - 0.3
+    assert abs(alone["loss"][-1] - twenty_steps_of_one_device["loss"][9]) > 1e-3
+
+
+def test_loss_curve_with_moments_in_the_host_is_the_same(twenty_steps_of_one_device):
+    curve = golden_curve(20, {"offload": True}, **MIXED)
+    np.testing.assert_allclose(curve["loss"], twenty_steps_of_one_device["loss"], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -793,6 +818,28 @@ def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path, capsys):
     )
     loss = lambda workdir: [line.get("loss", 0) for line in lines(workdir)]  # noqa: E731
     np.testing.assert_allclose(loss(tmp_path), loss(finished.workdir), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"optimizer__name": "adafactor"}, {"optimizer__name": "adafactor"}),
+        ({"optimizer__offload": True}, {"optimizer__offload": True}),
+        pytest.param({}, {"optimizer__offload": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_other_moments_go_on_over_other_devices(corpus, tmp_path, before, after):
+    stopped_run(corpus, tmp_path / "stopped", step=5, **before)
+    config = ten_steps(corpus, checkpoint__every_steps=5, **after, sharding__tensor=2)
+    with small_machine() as patch:
+        patch.setattr(jax, "device_count", lambda: 4)
+        train.run(config, tmp_path / "stopped")
+        patch.setattr(jax, "device_count", lambda: 1)
+        train.run(ten_steps(corpus, **before), tmp_path / "whole")
+    loss = lambda name: [line.get("loss", 0) for line in lines(tmp_path / name)]  # noqa: E731
+    assert len(loss("whole")) == 11
+    np.testing.assert_allclose(loss("stopped"), loss("whole"), rtol=1e-5)
 
 
 # The command itself.
