@@ -11,17 +11,25 @@ another number of rows XLA may sum in another order, which in bfloat16 can turn 
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alpacare_jax import sharding
 from alpacare_jax.llama import Llama, LlamaConfig, Params
 
 BUCKET = 64
 """Prompts are padded, and the cache grows, to this times a power of two: few compilations."""
+
+BURST = 16
+"""Most decode steps between two looks at what has ended."""
+
+DECODE = "decode"
+"""Name of the loop over decode steps in compiled programs; `plan` looks for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +112,8 @@ class Engine:
       params, config, dtype: as for `Llama`.
       eos_ids: any of them ends an answer.
       max_length: most tokens of prompt and answer together.
+      mesh, rules: where `params` are spread over several devices, their mesh and sharding rules.
+        The cache's rows go over the batch axes, its heads with the weights'.
     """
 
     def __init__(
@@ -116,26 +126,46 @@ class Engine:
         max_length: int,
         slots: int,
         sampling: Sampling,
+        mesh: Mesh | None = None,
+        rules: Mapping[str, str] | None = None,
     ):
         self.params, self.config, self.dtype = params, config, dtype
         self.eos_ids, self.max_length, self.slots = tuple(eos_ids), max_length, slots
         self.sampling = sampling
+        self._groups = sharding.batch_groups(mesh) if mesh else 1
+        if slots % self._groups:
+            raise ValueError(
+                f"{slots} slots do not divide over {self._groups} groups of devices (mesh axes "
+                f"{' and '.join(sharding.BATCH_AXES)}); choose a multiple of {self._groups}"
+            )
+        spread = self._spread = _state_shardings(mesh, rules) if mesh else None
+        self._empty = jax.jit(self._empty_state, static_argnums=(0, 1), out_shardings=spread)
         self._prefill = jax.jit(self._prefill_step)
-        self._insert = jax.jit(_insert_row, donate_argnums=0)
-        self._decode = jax.jit(self._decode_steps, donate_argnums=1)
+        self._insert = jax.jit(
+            _insert_row,
+            donate_argnums=0,
+            in_shardings=(spread, None, None),
+            out_shardings=spread,
+        )
+        self._decode = jax.jit(
+            self._decode_steps,
+            donate_argnums=1,
+            in_shardings=(None, spread, None, None),
+            out_shardings=spread,
+        )
 
     def run(
         self,
         requests: Iterable[Request],
         stop_early: Callable[[list[int]], bool] = lambda ids: False,
-        burst: int = 16,
+        burst: int = BURST,
     ) -> Iterator[Answer]:
         """Yields answers as they end, in any order.
 
         Args:
           stop_early: told an unfinished answer's ids between bursts; True ends it, with
             finish_reason `stop`.
-          burst: most decode steps between two looks at what has ended.
+          burst: see `BURST`.
         """
         if burst < 1:
             raise ValueError("burst must be at least 1")
@@ -146,7 +176,8 @@ class Engine:
                     f"prompt {request.index} is {len(request.prompt):,} tokens, which leaves no "
                     f"room in max_length {self.max_length:,}; raise it or shorten the prompt"
                 )
-        slots: list[Request | None] = [None] * min(self.slots, len(queue))
+        rows = min(self.slots, len(queue))
+        slots: list[Request | None] = [None] * (-(-rows // self._groups) * self._groups)
         state = self._empty(len(slots), BUCKET)
         while queue or any(slots):
             for slot, request in enumerate(slots):
@@ -158,6 +189,16 @@ class Engine:
             state = self._decode(self.params, state, burst, bool(queue))
             state, slots, answers = self._collect(state, slots, stop_early)
             yield from answers
+
+    def trace(self, prompt_tokens: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """The programs of one prompt's prefill and of `BURST` decode steps with all slots, traced.
+
+        The cache is as long as it ever gets. Nothing is allocated: `params` may be abstract.
+        """
+        state = self._empty.eval_shape(self.slots, _bucket(self.max_length))
+        prompt = jax.ShapeDtypeStruct((_bucket(prompt_tokens),), np.int32)
+        prefill = self._prefill.trace(self.params, prompt, prompt_tokens, 0)
+        return prefill, self._decode.trace(self.params, state, BURST, True)
 
     # Device state, rows B = slots:
     #   k, v [L, B, S, K, H]    the cache; index = position
@@ -172,7 +213,7 @@ class Engine:
     def _seen_size(self) -> int:
         return self.config.vocab_size if self.sampling.repetition_penalty != 1 else 1
 
-    def _empty(self, rows: int, length: int) -> dict[str, Any]:
+    def _empty_state(self, rows: int, length: int) -> dict[str, Any]:
         c = self.config
         cache = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
         integers = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
@@ -259,7 +300,8 @@ class Engine:
             active = jnp.sum(s["active"])
             return (i < burst) & (active > 0) & ~(waiting & (active < len(rows)))
 
-        return jax.lax.while_loop(going, step, (0, state))[1]
+        with jax.named_scope(DECODE):
+            return jax.lax.while_loop(going, step, (0, state))[1]
 
     def _collect(self, state, slots, stop_early):
         """Takes finished rows out of their slots."""
@@ -284,12 +326,12 @@ class Engine:
         """Halves the rows while at most half of them are busy: nothing is left to refill them."""
         busy = [i for i, request in enumerate(slots) if request]
         rows = len(slots)
-        while busy and rows > 1 and len(busy) <= rows // 2:
-            rows = -(-rows // 2)
+        while busy and rows > self._groups and len(busy) <= rows // 2:
+            rows = -(-rows // 2 // self._groups) * self._groups
         if not busy or rows == len(slots):
             return state, slots
         chosen = (busy + [i for i, request in enumerate(slots) if not request])[:rows]
-        return _take_rows(state, np.array(chosen)), [slots[i] for i in chosen]
+        return self._place(_take_rows(state, np.array(chosen))), [slots[i] for i in chosen]
 
     def _grow(self, state, slots, burst):
         """Makes the cache long enough for the next `burst` tokens of every busy row."""
@@ -299,7 +341,20 @@ class Engine:
 
     def _lengthen(self, state, need: int):
         missing = min(_bucket(need), _bucket(self.max_length)) - state["k"].shape[2]
-        return _pad_cache(state, missing) if missing > 0 else state
+        return self._place(_pad_cache(state, missing)) if missing > 0 else state
+
+    def _place(self, state):
+        """Back to where the state lies on the mesh; most often it is there already."""
+        return jax.device_put(state, self._spread) if self._spread else state
+
+
+def _state_shardings(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
+    """Only the cache is spread: all else is small, and every process reads it."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    heads = rules["kv_heads"] or None
+    cache = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES, None, heads, None))
+    names = ("tokens", "positions", "active", "output", "count", "limit", "requests", "seen")
+    return {"k": cache, "v": cache} | dict.fromkeys(names, whole)
 
 
 def _insert_row(state, slot, row):

@@ -14,9 +14,10 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from alpacare_jax import convert, decoding, params
+from alpacare_jax import convert, decoding, params, sharding
 from alpacare_jax.decoding import Answer, Engine, Request, Sampling
 from alpacare_jax.llama import Llama, LlamaConfig, RopeScaling
+from configs import common
 
 CONFIG = LlamaConfig(
     vocab_size=64,
@@ -71,7 +72,9 @@ def short_buckets(monkeypatch):
     monkeypatch.setattr(decoding, "BUCKET", 8)
 
 
-def make_engine(weights, *, config=CONFIG, slots=4, eos_ids=NO_EOS, sampling=GREEDY) -> Engine:
+def make_engine(
+    weights, *, config=CONFIG, slots=4, eos_ids=NO_EOS, sampling=GREEDY, **spread
+) -> Engine:
     return Engine(
         weights,
         config,
@@ -80,6 +83,7 @@ def make_engine(weights, *, config=CONFIG, slots=4, eos_ids=NO_EOS, sampling=GRE
         max_length=MAX_LENGTH,
         slots=slots,
         sampling=sampling,
+        **spread,
     )
 
 
@@ -255,6 +259,44 @@ def test_a_long_answer_does_not_hold_up_the_others(cases):
     # Looked at after every token: what ends within one burst comes in the order of the slots.
     order = [answer.index for answer in engine.run([long, *REQUESTS[2:5]], burst=1)]
     assert order[-1] == long.index
+
+
+RULES = common.sharding().rules.to_dict()
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 2), pytest.param((2, 2, 2), marks=SLOW)])
+def test_the_answers_are_the_same_on_a_mesh(weights, cases, sizes):
+    engine, expected = cases[GREEDY]
+    mesh = sharding.make_mesh(sharding.ShardingConfig(*sizes, RULES))
+    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, RULES))
+    on_mesh = make_engine(spread, slots=8, eos_ids=engine.eos_ids, mesh=mesh, rules=RULES)
+    assert answers_of(on_mesh, REQUESTS) == expected
+    few = REQUESTS[:3]  # fewer than the four groups of rows
+    assert answers_of(on_mesh, few) == {r.index: expected[r.index] for r in few}
+
+
+def test_the_cache_lies_where_it_is_planned(weights, monkeypatch):
+    """`trace` describes the state that a run holds: shapes, dtypes and shardings."""
+    mesh = sharding.make_mesh(sharding.ShardingConfig(4, 1, 2, RULES))
+    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, RULES))
+    engine = make_engine(spread, slots=4, mesh=mesh, rules=RULES)
+    prefill, decode = engine.trace(20)
+    states, run = [], engine._decode
+    monkeypatch.setattr(engine, "_decode", lambda *a: states.append(run(*a)) or dict(states[-1]))
+    answers = list(engine.run([Request(i, [1] * 20, 40) for i in range(4)]))
+    assert [len(answer.ids) for answer in answers] == [40] * 4
+    for name, planned in decode.out_info.items():
+        held = states[-1][name]
+        assert (held.shape, held.dtype) == (planned.shape, planned.dtype), name
+        assert held.sharding.is_equivalent_to(planned.sharding, held.ndim), name
+    assert states[-1]["k"].sharding.shard_shape(states[-1]["k"].shape) == (2, 1, 64, 1, 8)
+    assert prefill.out_info["k"].shape == (2, 64, 2, 8)
+
+
+def test_slots_must_divide_over_the_groups(weights):
+    mesh = sharding.make_mesh(sharding.ShardingConfig(2, 2, 2, RULES))
+    with pytest.raises(ValueError, match=r"6 slots do not divide over 4 .*; choose a multiple"):
+        make_engine(weights, slots=6, mesh=mesh, rules=RULES)
 
 
 # Endings
