@@ -1,7 +1,6 @@
 """Mesh and shardings: what fits, what raises and by which name."""
 
 import dataclasses
-import types
 
 import jax
 import numpy as np
@@ -193,12 +192,6 @@ def test_a_misspelt_weight_that_may_be_whole():
         config(allow_replicated="embed_tokens,lm_hed")
 
 
-def test_several_slices_share_the_axis_data():
-    devices = [types.SimpleNamespace(slice_index=i // 4) for i in range(8)]
-    with pytest.raises(ValueError, match=r"data is 1; over 2 slices it must be a multiple of 2"):
-        sharding.make_mesh(config(data=1, fsdp=-1), devices)
-
-
 def test_a_moment_lies_as_its_weight_on_the_axes_it_has():
     mesh = sharding.make_mesh(config(2, 2, 2))
     q = params.flatten(sharding.of_params(llama.VARIANTS["tiny"], mesh, config()))
@@ -206,3 +199,41 @@ def test_a_moment_lies_as_its_weight_on_the_axes_it_has():
     assert sharding.of_moment((2, 64, 4, 16), q).spec == q.spec
     assert sharding.of_moment((2, 1, 4, 16), q).spec == P(None, None, "tensor", None)
     assert sharding.of_moment((2, 64, 1, 1), q).spec == P(None, "fsdp", None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A described v5e of a slice of 4 x 2, as JAX arranges meshes by it."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def two_slices() -> list[Chip]:
+    """16 chips of two slices and four hosts, in no order."""
+    chips = [Chip(i, i // 8, i // 4, (i % 4, i % 8 // 4, 0)) for i in range(16)]
+    return [chips[i] for i in np.random.default_rng(0).permutation(16)]
+
+
+@pytest.mark.parametrize("sizes", [(2, -1, 1), (2, 4, 2), (4, -1, 1), (-1, 2, 2)])
+def test_only_the_axis_data_goes_over_several_slices(sizes):
+    mesh = sharding.make_mesh(config(*sizes), two_slices())
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16))
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert (slices == slices[:, :1, :1]).all(), "fsdp and tensor stay inside a slice"
+    half = len(slices) // 2
+    assert set(slices[:half].flat) == {0} and set(slices[half:].flat) == {1}
+    # Within a slice each is a neighbour of the next, as on one slice alone.
+    places = np.array([chip.coords for chip in mesh.devices.flat])
+    assert (abs(np.diff(places[:8], axis=0)).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("sizes", [(1, -1, 1), (1, 8, 2)])
+def test_several_slices_share_the_axis_data(sizes):
+    with pytest.raises(ValueError, match=r"data is 1; over 2 slices it must be a multiple of 2"):
+        sharding.make_mesh(config(*sizes), two_slices())
