@@ -1,4 +1,4 @@
-"""Reads compiled XLA programs: what moves between devices and to memory, and how often.
+"""Reads compiled XLA programs: what runs how often, and what moves to memory and back.
 
 XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it
 runs: trip counts come from the loops' conditions or, where they depend on data, from the caller.
@@ -8,9 +8,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-
-import numpy as np
+from collections.abc import Callable, Mapping
 
 BYTES = {
     "pred": 1,
@@ -42,6 +40,9 @@ NO_TRAFFIC = {
     *("call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier"),
 }
 """Opcodes that read and write nothing themselves."""
+
+IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
+"""Opcodes that change a part of their first operand, and which operand is the new part."""
 
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -95,6 +96,10 @@ class Instruction:
         return found[1] if found else ""
 
     @property
+    def num_bytes(self) -> int:
+        return sum(array.num_bytes for array in self.arrays)
+
+    @property
     def hbm_bytes(self) -> int:
         return sum(array.num_bytes for array in self.arrays if array.in_hbm)
 
@@ -106,17 +111,6 @@ class Program:
     computations: Mapping[str, tuple[Instruction, ...]]
     runs: Mapping[str, float]
     fused: frozenset[str]  # computations inside a fusion: they touch no memory of their own
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One kind of collective over one group of devices, all its runs in an execution together."""
-
-    kind: str
-    axes: str  # mesh axes it goes over, joined by "+"
-    group: int  # devices that take part in one
-    count: float  # how often it runs
-    num_bytes: float  # bytes that one device sends
 
 
 def _balanced(text: str, start: int) -> int:
@@ -206,92 +200,6 @@ def _trips(
     raise ValueError(f"how often the loop {loop.op_name or loop.name!r} runs is not known")
 
 
-def _devices(instruction: Instruction, count: int) -> list[int]:
-    """The devices of the first group of a collective; for a permute all that its pairs connect."""
-    text = instruction.attributes
-    if instruction.opcode.startswith("collective-permute"):
-        listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
-        found = re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")
-        pairs = [(int(a), int(b)) for a, b in found]
-        group, grew = {pairs[0][0]} if pairs else {0}, True
-        while grew:
-            more = {b for a, b in pairs if a in group} | {a for a, b in pairs if b in group}
-            grew = not more <= group
-            group |= more
-        return sorted(group)
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return [int(i) for i in found[1].split(",")]
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        ids = _iota(count, found[3], found[4])
-        return ids.reshape(int(found[1]), int(found[2]))[0].tolist()
-    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
-    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", text):
-        sizes = {k: int(v) for k, v in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        moving = re.findall(r"'(\w+)'", found[4])
-        ids = _iota(count, found[2] or str(count), found[3]).reshape(list(sizes.values()))
-        index = tuple(slice(None) if name in moving else 0 for name in sizes)
-        return ids[index].ravel().tolist()
-    return list(range(count))
-
-
-def _iota(count: int, shape: str, order: str | None) -> np.ndarray:
-    """0, 1, 2 ... in a shape such as "2,4", its axes then put in an order such as "1,0"."""
-    ids = np.arange(count).reshape([int(size) for size in shape.split(",")])
-    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids
-
-
-def _axes(devices: list[int], mesh: Mapping[str, int]) -> str:
-    """The mesh axes along which these devices differ."""
-    places = np.unravel_index(devices, tuple(mesh.values()))
-    return "+".join(
-        name for name, place in zip(mesh, places, strict=True) if len(set(place.tolist())) > 1
-    )
-
-
-def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
-    """What devices send to each other, largest first.
-
-    With n devices in a group, a ring sends of the whole array of B bytes: all-gather,
-    reduce-scatter and all-to-all B (n - 1) / n, all-reduce twice that, collective-permute B.
-
-    Args:
-      mesh: axis -> size, in the order of the devices.
-    """
-    total: dict[tuple[str, str, int], list[float]] = {}
-    # One collective may be fused into several places, on one channel.
-    seen: dict[str, float] = {}
-    for name, instruction in _instructions(program):
-        kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f"{k}-start")), None)
-        if kind is None:
-            continue
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-        key = f"{kind} {channel[1]}" if channel else f"{name} {instruction.name}"
-        times = max(0.0, program.runs[name] - seen.get(key, 0.0))
-        seen[key] = max(program.runs[name], seen.get(key, 0.0))
-        devices = _devices(instruction, math.prod(mesh.values()))
-        n = len(devices)
-        if n == 1 or not times:
-            continue
-        size = sum(array.num_bytes for array in instruction.arrays)
-        if instruction.opcode != kind:  # a -start results in its operands too
-            operands = instruction.operands
-            size -= sum(_size(i) for i in program.computations[name] if i.name in operands)
-        factor = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(kind, (n - 1) / n)
-        if kind == "reduce-scatter":
-            factor = n - 1.0  # its result is one part
-        entry = total.setdefault((kind, _axes(devices, mesh), n), [0.0, 0.0])
-        entry[0] += times
-        entry[1] += times * factor * size
-    found = [Collective(*key, *values) for key, values in total.items()]
-    return sorted(found, key=lambda c: -c.num_bytes)
-
-
-def _instructions(program: Program) -> Iterator[tuple[str, Instruction]]:
-    for name, times in program.runs.items():
-        if times:
-            yield from ((name, instruction) for instruction in program.computations[name])
-
-
 def hbm_bytes(program: Program) -> float:
     """Bytes that one device reads from and writes to its main memory, an estimate.
 
@@ -319,17 +227,19 @@ def _traffic(instruction: Instruction, results: Mapping[str, Instruction], progr
     written = instruction.hbm_bytes
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * written
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * sizes[1]
+    if instruction.opcode in IN_PLACE:
+        return 2 * sizes[IN_PLACE[instruction.opcode]]
+    if instruction.opcode == "send":  # to the host; it results in its operand
+        return sum(sizes)
     if instruction.opcode == "fusion":
         body = program.computations[instruction.attribute("calls")]
         for i, size in enumerate(sizes):
-            sizes[i] = min(size, _read_of(i, body))
+            sizes[i] = min(size, _read_of(i, body, program))
         written = min(written, _written_by(body))
     return sum(sizes) + written
 
 
-def _read_of(number: int, body: tuple[Instruction, ...]) -> float:
+def _read_of(number: int, body: tuple[Instruction, ...], program: Program) -> float:
     """Bytes that a fused computation reads of a parameter: all, or the slices it takes.
 
     What only passes through, as the buffers of a collective under way do, is not read.
@@ -337,12 +247,16 @@ def _read_of(number: int, body: tuple[Instruction, ...]) -> float:
     own = next((i for i in body if i.opcode == "parameter" and i.arguments == str(number)), None)
     if own is None:
         return math.inf
-    total = 0
+    total = 0.0
     for user in (i for i in body if own.name in i.operands):
         first = user.operands[0] == own.name
         if first and user.opcode in ("dynamic-slice", "gather"):
-            total += _size(user)
-        elif not (first and user.opcode == "dynamic-update-slice") and (
+            total += user.num_bytes
+        elif user.opcode == "fusion":
+            inner = program.computations[user.attribute("calls")]
+            places = [place for place, name in enumerate(user.operands) if name == own.name]
+            total += sum(_read_of(place, inner, program) for place in places)
+        elif not (first and user.opcode in IN_PLACE) and (
             user.opcode not in ("tuple", *COLLECTIVES)
         ):
             return math.inf
@@ -358,12 +272,9 @@ def _written_by(body: tuple[Instruction, ...]) -> float:
     outputs = [by_name.get(o, root) for o in root.operands] if root.opcode == "tuple" else [root]
     total = 0
     for output in outputs:
-        if output.opcode == "dynamic-update-slice" and output.operands[1] in by_name:
-            total += _size(by_name[output.operands[1]])
+        update = output.operands[IN_PLACE[output.opcode]] if output.opcode in IN_PLACE else ""
+        if update in by_name:
+            total += by_name[update].num_bytes
         elif output.opcode not in ("parameter", *COLLECTIVES):
-            total += _size(output)
+            total += output.num_bytes
     return total
-
-
-def _size(instruction: Instruction) -> int:
-    return sum(array.num_bytes for array in instruction.arrays)

@@ -16,12 +16,16 @@ from alpacare_jax import metrics
 class Chip:
     """One chip, from the makers' data sheets and jax-ml.github.io/scaling-book/tpus.
 
-    Rates are bytes a second; FLOPs are in `metrics.PEAK_BF16_FLOPS`.
+    Rates are bytes a second; FLOPs are in `metrics.PEAK_BF16_FLOPS`. What leaves a slice goes over
+    the data-centre network (DCN). By docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e} a v5p chip has 50
+    Gbit/s, a pod of 256 v5e 6.4 Tbit/s (2 x 100 Gbit/s a host of 8) and of v6e 25.6 Tbit/s (4 x
+    200). Of v4 nothing is published: the book's typical host has 25 GB/s, here for 4 chips.
     """
 
     hbm_bytes: float
     hbm_rate: float
     link_rate: float  # of one link to a neighbour, one way
+    dcn_rate: float  # to other slices, one way
     cores: int  # how many the slice's name counts for a chip: v4-8 is 4 chips
     devices: int  # how many JAX sees when it compiles without the chip
     bounds: dict[int, str]  # chips of a slice -> its shape
@@ -49,10 +53,10 @@ CUBE = {
 }
 
 CHIPS = {
-    "v4": Chip(32 * 2**30, 1.23e12, 45e9, 2, 2, CUBE),
-    "v5p": Chip(95 * 2**30, 2.77e12, 90e9, 2, 1, CUBE),
-    "v5e": Chip(16 * 2**30, 0.82e12, 45e9, 1, 1, FLAT),
-    "v6e": Chip(32 * 2**30, 1.64e12, 90e9, 1, 1, FLAT),
+    "v4": Chip(32 * 2**30, 1.23e12, 45e9, 6.25e9, 2, 2, CUBE),
+    "v5p": Chip(95 * 2**30, 2.77e12, 90e9, 6.25e9, 2, 1, CUBE),
+    "v5e": Chip(16 * 2**30, 0.82e12, 45e9, 3.125e9, 1, 1, FLAT),
+    "v6e": Chip(32 * 2**30, 1.64e12, 90e9, 12.5e9, 1, 1, FLAT),
 }
 """Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
 
@@ -75,7 +79,9 @@ class Topology:
     hbm_bytes: float
     hbm_rate: float
     ici_rate: float  # of all links of one device, one way
-    host_rate: float  # to the host's memory, one way
+    slices: int = 1
+    dcn_rate: float = math.inf  # of one device to other slices, one way
+    host_rate: float = math.inf  # of one device to its host's memory, one way
 
 
 def describe(name: str) -> Topology:
@@ -116,6 +122,7 @@ def describe(name: str) -> Topology:
             platform="tpu",
             topology_name=f"{generation}:{bounds}",
             **({"num_slices": slices} if slices > 1 else {}),
+            **({"chips_per_host_bounds": (1, 1, 1)} if bounds == "1x1" else {}),
         )
     except RuntimeError as error:
         raise ValueError(f"libtpu does not describe {name}: {error}") from error
@@ -129,6 +136,8 @@ def describe(name: str) -> Topology:
         hbm_rate=chip.hbm_rate / chip.devices,
         ici_rate=links * chip.link_rate / chip.devices,
         host_rate=HOST_RATE / chip.devices,
+        slices=slices,
+        dcn_rate=chip.dcn_rate / chip.devices,
     )
 
 

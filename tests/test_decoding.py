@@ -267,8 +267,9 @@ RULES = common.sharding().rules.to_dict()
 @pytest.mark.parametrize("sizes", [(4, 1, 2), pytest.param((2, 2, 2), marks=SLOW)])
 def test_the_answers_are_the_same_on_a_mesh(weights, cases, sizes):
     engine, expected = cases[GREEDY]
-    mesh = sharding.make_mesh(sharding.ShardingConfig(*sizes, RULES))
-    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, RULES))
+    how = sharding.ShardingConfig(*sizes, RULES, allow_replicated="")
+    mesh = sharding.make_mesh(how)
+    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, how))
     on_mesh = make_engine(spread, slots=8, eos_ids=engine.eos_ids, mesh=mesh, rules=RULES)
     assert answers_of(on_mesh, REQUESTS) == expected
     few = REQUESTS[:3]  # fewer than the four groups of rows
@@ -277,8 +278,9 @@ def test_the_answers_are_the_same_on_a_mesh(weights, cases, sizes):
 
 def test_the_cache_lies_where_it_is_planned(weights, monkeypatch):
     """`trace` describes the state that a run holds: shapes, dtypes and shardings."""
-    mesh = sharding.make_mesh(sharding.ShardingConfig(4, 1, 2, RULES))
-    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, RULES))
+    how = sharding.ShardingConfig(4, 1, 2, RULES, allow_replicated="")
+    mesh = sharding.make_mesh(how)
+    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, how))
     engine = make_engine(spread, slots=4, mesh=mesh, rules=RULES)
     prefill, decode = engine.trace(20)
     states, run = [], engine._decode
@@ -294,7 +296,7 @@ def test_the_cache_lies_where_it_is_planned(weights, monkeypatch):
 
 
 def test_slots_must_divide_over_the_groups(weights):
-    mesh = sharding.make_mesh(sharding.ShardingConfig(2, 2, 2, RULES))
+    mesh = sharding.make_mesh(sharding.ShardingConfig(2, 2, 2, RULES, allow_replicated=""))
     with pytest.raises(ValueError, match=r"6 slots do not divide over 4 .*; choose a multiple"):
         make_engine(weights, slots=6, mesh=mesh, rules=RULES)
 

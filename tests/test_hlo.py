@@ -1,16 +1,10 @@
-"""Compiled programs as we read them: hand-made text, and one that XLA compiles here."""
+"""Compiled programs as we read them, from hand-made text."""
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alpacare_jax import hlo
-
-MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 
 TEXT = (Path(__file__).parent / "golden" / "loops.hlo").read_text()
 """Written by hand: 3 times 32 turns, each with a slice, a gather, a copy and an update."""
@@ -24,17 +18,6 @@ def test_computations_count_as_often_as_they_run():
     program = hlo.parse(TEXT, trips)
     assert program.runs == {"main": 1, "steps": 3, "layers": 96, "sliced": 96, "updated": 96}
     assert program.fused == {"sliced", "updated"}
-
-
-def test_collectives():
-    gather, loss, out = hlo.collectives(hlo.parse(TEXT, trips), MESH)
-    assert (gather.kind, gather.axes, gather.group, gather.count) == ("all-gather", "fsdp", 4, 96)
-    assert gather.num_bytes == 96 * 3 / 4 * 4 * 100 * 4
-    assert {(c.kind, c.axes, c.group) for c in (loss, out)} == {
-        ("all-reduce", "data", 2),
-        ("all-reduce", "data+fsdp", 8),
-    }
-    assert sorted(c.num_bytes for c in (loss, out)) == [2 * 1 / 2 * 4, 2 * 7 / 8 * 4]
 
 
 def test_traffic_counts_slices_not_what_they_are_cut_from():
@@ -76,56 +59,34 @@ def test_other_text_is_an_error():
         hlo.parse("nothing", trips)
 
 
-@pytest.mark.parametrize(
-    ("groups", "devices"),
-    [
-        ("replica_groups={{0,2},{1,3}}", [0, 2]),
-        ("replica_groups=[4,2]<=[8]", [0, 1]),
-        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
-        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", [0, 1, 2, 3]),
-        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", [0, 4]),
-        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", [0, 1, 2, 3]),
-        ("replica_groups={}", list(range(8))),
-    ],
-)
-def test_groups_of_devices(groups, devices):
-    line = f"  %x = f32[4]{{0}} all-reduce(%y), {groups}, to_apply=%add"
-    assert hlo._devices(hlo._instruction(line), 8) == devices
-
-
-def test_a_permutation_goes_round_its_ring():
-    pairs = "source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}"
-    line = f"  %x = f32[4]{{0}} collective-permute(%y), channel_id=1, {pairs}"
-    devices = hlo._devices(hlo._instruction(line), 8)
-    assert devices == [0, 1, 2, 3]
-    assert hlo._axes(devices, MESH) == "fsdp"
-
-
-def test_a_program_that_xla_compiles():
-    """A matrix spread over 4 devices is gathered once in each of 5 turns."""
-    mesh = jax.make_mesh((2, 4, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    spread = NamedSharding(mesh, PartitionSpec("fsdp", None))
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def turns(x, w):
-        def turn(carry, _):
-            x, w = carry
-            gathered = jax.lax.with_sharding_constraint(w, whole)
-            return (jnp.tanh(x @ gathered), jax.lax.with_sharding_constraint(w * w, spread)), None
-
-        return jax.lax.scan(turn, (x, w), length=5)[0][0]
-
-    compiled = (
-        jax.jit(turns, in_shardings=(rows, spread), out_shardings=rows)
-        .lower(
-            jax.ShapeDtypeStruct((64, 128), np.float32),
-            jax.ShapeDtypeStruct((128, 128), np.float32),
-        )
-        .compile()
+def fused(body: str, signature: str) -> str:
+    """A program of one fusion, whose first parameter is 32 times 100 numbers."""
+    return (
+        f"%inner (q0: f32[32,100], q1: s32[]) -> f32[1,100] {{\n"
+        "  %q0 = f32[32,100]{1,0} parameter(0)\n  %q1 = s32[] parameter(1)\n"
+        "  ROOT %cut = f32[1,100]{1,0} dynamic-slice(%q0, %q1, %q1), dynamic_slice_sizes={1,100}\n"
+        f"}}\n\n%outer (p0: f32[32,100], p1: s32[], p2: f32[2,100]) -> {signature} {{\n"
+        "  %p0 = f32[32,100]{1,0} parameter(0)\n  %p1 = s32[] parameter(1)\n"
+        f"  %p2 = f32[2,100]{{1,0}} parameter(2)\n{body}}}\n\n"
+        f"ENTRY %main (a: f32[32,100], b: s32[], c: f32[2,100]) -> {signature} {{\n"
+        "  %a = f32[32,100]{1,0} parameter(0)\n  %b = s32[] parameter(1)\n"
+        "  %c = f32[2,100]{1,0} parameter(2)\n"
+        f"  ROOT %out = {signature}{{1,0}} fusion(%a, %b, %c), kind=kLoop, calls=%outer\n}}\n"
     )
-    program = hlo.parse(compiled.as_text(), lambda name: None)
-    found = {c.kind: c for c in hlo.collectives(program, dict(mesh.shape))}
-    gather = found["all-gather"]
-    assert (gather.axes, gather.group, gather.count) == ("fsdp", 4, 5)
-    assert gather.num_bytes == 5 * 3 / 4 * 128 * 128 * 4
+
+
+def test_traffic_of_a_layer_cut_out_by_a_fusion_in_a_fusion():
+    """How a TPU multiplies by one layer of stacked weights."""
+    body = (
+        "  %w = f32[1,100]{1,0} fusion(%p0, %p1), kind=kLoop, calls=%inner\n"
+        "  ROOT %x = f32[2,100]{1,0} multiply(%p2, %w)\n"
+    )
+    text = fused(body, "f32[2,100]")
+    assert hlo.hbm_bytes(hlo.parse(text, trips)) == 400 + 4 + 800 + 800
+    whole = text.replace("fusion(%p0, %p1), kind=kLoop, calls=%inner", "add(%p0, %p0)")
+    assert hlo.hbm_bytes(hlo.parse(whole, trips)) == 32 * 400 + 800 + 800
+
+
+def test_traffic_of_rows_scattered_into_a_cache():
+    body = "  ROOT %put = f32[32,100]{1,0} scatter(%p0, %p1, %p2), to_apply=%add\n"
+    assert hlo.hbm_bytes(hlo.parse(fused(body, "f32[32,100]"), trips)) == 4 + 800 + 800

@@ -1,0 +1,117 @@
+"""The plan of a training run: its step, compiled for described devices with nothing allocated."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alpacare_jax import (
+    data,
+    llama,
+    loss,
+    metrics,
+    optimizer,
+    params,
+    roofline,
+    sharding,
+    train,
+    train_step,
+)
+from alpacare_jax.llama_config import LlamaConfig
+from alpacare_jax.run_config import RunConfig
+from alpacare_jax.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is trained on, as far as a plan has to know it."""
+
+    num_examples: int
+    example_tokens: int  # mean length; lengths are spread evenly from half of it to 1.5 times
+    answer_share: float  # share of tokens that carry loss
+
+
+def typical_batch(config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Workload) -> data.Step:
+    """One step's batch as training would make it, of examples with the workload's lengths."""
+    count = config.train.batch_size
+    lengths = np.linspace(0.5, 1.5, count) * work.example_tokens
+    lengths = np.clip(lengths.round().astype(int), 2, config.data.max_length)
+    examples = [
+        data.Encoded(np.zeros(n, np.int32), max(1, round(n * (1 - work.answer_share))))
+        for n in lengths.tolist()
+    ]
+    return train.make_batcher(examples, count, config, shape, mesh).batch(0)
+
+
+def trace_step(
+    config: RunConfig, shape: LlamaConfig, mesh: Mesh, batch: data.Step
+) -> jax.stages.Traced:
+    """The real training step, traced for abstract arguments."""
+    update = optimizer.make(
+        config.optimizer, 1000, params.decay_mask(shape), params.matrix_axes(shape)
+    )
+    step, _ = train_step.make_steps(shape, config, update, mesh)
+    spread = sharding.of_batch(mesh)
+    arrays = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
+        for name, array in batch.arrays.items()
+    }
+    return step.trace(
+        train_step.abstract_state(shape, config, update, mesh),
+        arrays,
+        jax.ShapeDtypeStruct((), np.int32),
+        jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding.of_flags(mesh)),
+    )
+
+
+def loop_trips(config: RunConfig, mesh: Mesh, batch: data.Step) -> Callable[[str], float | None]:
+    """How often the loops run whose number of trips is in the data, by their name in a program."""
+    rows = batch.arrays["tokens"].shape[1] // sharding.batch_groups(mesh)
+    chunk = max(1, config.model.loss_tokens // rows)
+    most = max(np.count_nonzero(batch.arrays["weights"][: batch.num_micro], axis=-1).flat)
+    known = {train_step.ACCUMULATE: batch.num_micro, loss.CHUNKS: -(-int(most) // chunk)}
+
+    def trips(op_name: str) -> float | None:
+        # jit(train_step)/accumulate/while, .../jvp(loss_chunks)/while
+        scope = re.search(r"(\w+)\)*/while$", op_name)
+        return known.get(scope[1]) if scope else None
+
+    return trips
+
+
+def make_plan(
+    config: RunConfig, where: Topology, work: Workload, price: float | None
+) -> dict[str, Any]:
+    """Compiles one training step and works out what it needs and how fast it could be."""
+    shape = llama.VARIANTS[config.model.variant]
+    mesh = sharding.make_mesh(config.sharding, where.devices)
+    batch = typical_batch(config, shape, mesh, work)
+    traced = trace_step(config, shape, mesh, batch)
+    A, R, T = batch.arrays["tokens"].shape
+    plan = roofline.machine(where, mesh) | {
+        "rows": f"{A} x {R} x {T}",
+        "micro_batches": batch.num_micro,
+        "real_token_share": batch.num_tokens / batch.num_computed,
+        "parameters": params.count(shape),
+        "optimizer": optimizer.describe(config.optimizer),
+    }
+    plan |= roofline.measure(traced, where, mesh, loop_trips(config, mesh, batch), mesh.size)
+    if "needed_bytes" not in plan:
+        return plan
+    step = plan["step_seconds"]
+    model = metrics.train_flops(shape, batch.num_tokens, batch.num_pairs, batch.num_targets)
+    steps = work.num_examples // config.train.batch_size * config.train.epochs
+    return (
+        plan
+        | {
+            "model_flops": model,
+            "mfu_ceiling": model / (step * mesh.size * where.flops),
+            "tokens_per_second": batch.num_tokens / step,
+            "steps": steps,
+        }
+        | roofline.bill(where, steps * step, price)
+    )
