@@ -9,9 +9,6 @@ from datagen.answer_store import Spent
 
 TABLE = Path(__file__).with_name("prices.json")
 
-BATCH_SHARE = 0.5
-"""Of the live price, at both providers (their documentation of batch processing)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Price:

@@ -89,11 +89,12 @@ class Hopeless(ValueError):
 
 def reason(error: Exception) -> str:
     """One line of an error without anything that could be a key."""
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())
     for name in KEYS.values():
         if key := os.environ.get(name):
             text = text.replace(key, "[key]")
-    return re.sub(r"\bsk-[\w*.-]{4,}", "[key]", text) or type(error).__name__
+    text = re.sub(r"\bsk-[\w*.-]{4,}", "[key]", text)
+    return text[:300] or type(error).__name__
 
 
 def body(config: ChatConfig, request: Request) -> dict[str, Any]:

@@ -350,6 +350,13 @@ def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
         assert b"secret" not in path.read_bytes(), path
 
 
+def test_an_error_is_cut_after_the_key_is_gone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "plain-key-without-a-prefix")
+    said = providers.reason(ValueError("x" * 290 + " plain-key-without-a-prefix"))
+    assert said == "x" * 290 + " [key]"
+    assert providers.reason(ValueError()) == "ValueError"
+
+
 def test_a_refused_request_among_others_is_told(server, tmp_path):
     serve = server._reply
 

@@ -1,0 +1,142 @@
+"""Reads the tasks in a teacher's reply. What cannot be read is told, never dropped silently.
+
+A reply is meant to look like this, and seldom does:
+
+    ###
+    1. Type: Open Q&A
+    Topic: Cardiology
+    View: Patient
+    Difficulty: 2
+    Instruction: What does a murmur mean?
+    Input: <noinput>
+    ###
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from contract.jsonl import NO_INPUT
+from datagen.records import difficulty
+
+LABELS = ("type", "topic", "view", "difficulty")
+
+_HEADER = re.compile(
+    r"^[ \t]*(?:#+[ \t]*)?[*_]*(?:task[ \t]*)?(?:\d+[.):][ \t]*)?[*_]*"
+    r"(type|topic|view|difficulty|instruction|input)[*_]*[ \t]*:[*_]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SEPARATOR = re.compile(r"^[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
+
+_TASK_END = re.compile(r"^[ \t]*#{2,}[ \t]*$", re.MULTILINE)
+"""What the prompt asks for between tasks; a rule of dashes may be part of a text."""
+
+_BETWEEN = re.compile(r"\s*^[ \t]*(?:#{2,}|-{3,}|\*{3,})[^\n]*(?:\n\s*(?:\d+[.):])?)*\s*\Z", re.M)
+"""A separator that ends a text, with the next task's number where that stands on its own line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedTask:
+    """The fields of one task, each as it stands in the reply."""
+
+    type: str
+    topic: str
+    view: str
+    difficulty: int
+    instruction: str
+    input: str  # "" where there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """A piece of a reply that is no task."""
+
+    reason: str
+    text: str
+
+
+def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
+    """The tasks of a reply, in its order, and the pieces that are none.
+
+    A task begins where type, topic, view and difficulty, in any order, stand at the beginnings of
+    lines and an instruction follows; the same words inside a text, and a later "Input:" at the
+    beginning of a line, belong to the text. Separators and numbers may be missing.
+
+    Args:
+      cut: whether the reply ended at the limit of its length; its last task is incomplete then.
+
+    >>> tasks, rejected = parse('''1. **Type:** Q&A
+    ... Topic: Diabetes
+    ... View: Nurse
+    ... Difficulty: 3/5
+    ... Instruction: Sort these notes.
+    ... Input: Type: 2
+    ... Type: 1''', cut=False)
+    >>> tasks[0].difficulty, tasks[0].input, rejected
+    (3, 'Type: 2\\nType: 1', [])
+    """
+    reply = reply.replace("\r\n", "\n")
+    headers = list(_HEADER.finditer(reply))
+    names = [header[1].lower() for header in headers]
+    starts = [i for i in range(len(names)) if _begins(names, i)]
+    first = headers[starts[0]].start() if starts else len(reply)
+    rejected = list(_outside(reply[:first]))
+    tasks = []
+    for k, i in enumerate(starts):
+        last = k == len(starts) - 1
+        stop = len(reply) if last else headers[starts[k + 1]].start()
+        separator = _TASK_END.search(reply, headers[i + 4].end(), stop)
+        end = separator.start() if separator else stop
+        rest = list(_outside(reply[end:stop]))
+        if last and cut:
+            piece = rest.pop().text if rest else reply[headers[i].start() : end]
+            rejected += [*rest, Rejected("cut at the length limit", piece)]
+            if not separator:
+                continue
+        else:
+            rejected += rest
+        found = _read(reply, headers[i : i + 5], names[i : i + 5], end)
+        (tasks if isinstance(found, ParsedTask) else rejected).append(found)
+    return tasks, rejected
+
+
+def _begins(names: list[str], i: int) -> bool:
+    return sorted(names[i : i + 4]) == sorted(LABELS) and names[i + 4 : i + 5] == ["instruction"]
+
+
+def _outside(text: str) -> Iterator[Rejected]:
+    """Pieces that lie before the first task, or behind the separator of one."""
+    for piece in _SEPARATOR.split(text):
+        if not piece.strip() or re.fullmatch(r"\s*\d+[.):]?\s*", piece):
+            continue  # nothing, or the number of the task that follows
+        have = {header[1].lower() for header in _HEADER.finditer(piece)}
+        lacking = [name for name in (*LABELS, "instruction") if name not in have]
+        reason = f"lacks {', '.join(lacking) or 'the usual order'}" if have else "no task"
+        yield Rejected(reason, piece)
+
+
+def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> ParsedTask | Rejected:
+    whole = reply[headers[0].start() : end]
+    ends = [header.start() for header in headers[1:]]
+    labels = {
+        name: reply[header.end() : stop].strip().strip("*_").strip()
+        for name, header, stop in zip(names, headers, ends, strict=False)
+    }
+    if long := [name for name in LABELS if "\n" in labels[name]]:
+        return Rejected(f"{long[0]} is more than a line", whole)
+    level = difficulty(labels["difficulty"])
+    if level is None:
+        return Rejected(f"difficulty {labels['difficulty']!r:.40} is not 1 to 5", whole)
+    start = headers[4].end()
+    split = next((h for h in _HEADER.finditer(reply, start, end) if h[1].lower() == "input"), None)
+    instruction = _text(reply[start : split.start() if split else end])
+    given = _text(reply[split.end() : end]) if split else ""
+    if not instruction:
+        return Rejected("the instruction is empty", whole)
+    if given.lower() in NO_INPUT:
+        given = ""
+    return ParsedTask(labels["type"], labels["topic"], labels["view"], level, instruction, given)
+
+
+def _text(piece: str) -> str:
+    return _BETWEEN.sub("", piece).strip()
