@@ -59,3 +59,28 @@ def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
         ),
         allow_replicated="",  # weights meant to be whole on every device: "lm_head,embed_tokens"
     )
+
+
+def chat(provider: str, model: str, max_tokens: int, **changes) -> ConfigDict:
+    """Whom to ask, and how; the keys of datagen.providers.ChatConfig."""
+    config = section(
+        provider=provider,  # openai (and any server that speaks its protocol) or anthropic
+        base_url="",  # "": the provider's own; http://localhost:8000/v1 for vLLM, Ollama, ours
+        model=model,
+        max_tokens=max_tokens,  # most tokens of an answer, reasoning included
+        temperature=config_dict.placeholder(float),  # None: not sent; many models refuse it
+        top_p=config_dict.placeholder(float),
+        presence_penalty=config_dict.placeholder(float),
+        reasoning_effort=config_dict.placeholder(str),
+        extra_body="",  # JSON object of whatever else is to be sent
+        concurrency=64,  # most requests out at once; rate limits are kept below it
+        attempts=8,  # most times one request is sent
+        timeout_seconds=600.0,  # for one attempt
+        budget_usd=0.0,  # hard cap on all that the workdir has spent; 0: none
+        budget_tokens=0,  # the same in tokens
+        price_input=config_dict.placeholder(float),  # USD a million tokens; None: prices.json
+        price_output=config_dict.placeholder(float),
+        offline=False,  # answer from the store only
+    )
+    config.update(changes)
+    return config

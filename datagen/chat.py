@@ -178,9 +178,11 @@ class Client:
                 del self._asked[key]
 
     async def stream(
-        self, requests: Iterable[tuple[Tag, Request]]
+        self, requests: Iterable[tuple[Tag, Request] | None]
     ) -> AsyncIterator[tuple[Tag, Answer | Failure]]:
         """Each request's outcome as it comes, in any order; requests are drawn as places free up.
+
+        A None among the requests: nothing more to ask before another outcome has come.
 
         Raises:
           Stopped: as `ask`, once what was out has come.
@@ -344,4 +346,7 @@ def run(client: Client, work: Callable[[], Awaitable[None]]) -> None:
         client.report(f"{name.name}: waiting for the answers that are on their way")
         client.stop("stopped by a signal; run again to go on")
 
-    asyncio.run(guarded())
+    try:
+        asyncio.run(guarded())
+    finally:
+        client.report(client.summary())

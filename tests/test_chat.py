@@ -113,6 +113,33 @@ def test_answers_are_stored_and_never_asked_for_again(server, tmp_path, provider
     assert len(server.bodies) == 40
 
 
+def test_requests_may_wait_for_outcomes(server, tmp_path):
+    got = []
+
+    def asked():
+        for i in range(6):
+            while len(got) < i - 1:
+                yield None
+            yield i, Request("", f"question {i}", "v1")
+
+    async def main(client):
+        async with client:
+            got.extend([tag async for tag, _ in client.stream(asked())])
+
+    async def step_by_step(client):
+        async with client:
+            async for tag, _ in client.stream(asked()):
+                got.append(tag)
+
+    with AnswerStore(tmp_path / "s") as store:
+        asyncio.run(step_by_step(Client(make_config(server), store, report=lambda _: None)))
+        assert sorted(got) == list(range(6))
+        assert server.most_at_once <= 2
+        got.clear()
+        asyncio.run(main(Client(make_config(server), store, report=lambda _: None)))
+        assert got == [0, 1], "a request that waits for ever ends the stream"
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,0 +1,70 @@
+"""Prompts as text files: a system text and a user text with places to fill in.
+
+Lines before the first section are comments.
+[system]
+You are a physician.
+[user]
+Answer this: {question}
+"""
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Self
+
+_SECTION = re.compile(r"^\[(system|user)\][ \t]*$", re.MULTILINE)
+_PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The wording of a request."""
+
+    version: str  # name and hash of the texts: whatever changes the wording changes it
+    system: str  # "" for none
+    user: str
+
+    @classmethod
+    def read(cls, name: str, folder: Path) -> Self:
+        """The prompt `name` of `folder`, or a file of one's own, whose name ends in .txt.
+
+        Raises:
+          FileNotFoundError: there is no such prompt; those that there are are named.
+          ValueError: the file has not the form above.
+        """
+        path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
+            raise FileNotFoundError(
+                f"no prompt {name!r}; choose from {known}, or give the path of a .txt file"
+            ) from None
+        _, *pieces = _SECTION.split(text)
+        sections = dict(zip(pieces[::2], (piece.strip() for piece in pieces[1::2]), strict=True))
+        if len(sections) * 2 < len(pieces) or not sections.get("user"):
+            raise ValueError(f"{path}: needs one section [user], and one [system] at most")
+        system, user = sections.get("system", ""), sections["user"]
+        digest = hashlib.sha256(f"{system}\0{user}".encode()).hexdigest()
+        return cls(f"{path.stem}@{digest[:10]}", system, user)
+
+    def fill(self, **texts: str) -> tuple[str, str]:
+        """(system, user), with each {name} replaced by its text.
+
+        A text may hold anything, the names of other places too: none is looked at again.
+
+        >>> Prompt("v", "", "Compare {one} and {two}.").fill(one="{two}", two="2")
+        ('', 'Compare {two} and 2.')
+
+        Raises:
+          ValueError: the prompt and the texts have not the same names.
+        """
+        places = set(_PLACE.findall(self.system + self.user))
+        if wrong := places ^ texts.keys():
+            raise ValueError(
+                f"prompt {self.version}: its places are {sorted(places)}, "
+                f"but {sorted(wrong)} is in one of prompt and request only"
+            )
+        filled = (_PLACE.sub(lambda place: texts[place[1]], t) for t in (self.system, self.user))
+        return tuple(filled)
