@@ -1,7 +1,7 @@
 """How every command of this package starts and ends: exit codes and one-line errors."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -13,6 +13,15 @@ def fail(error: Exception) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     return 1
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Counts in one line.
+
+    >>> told({"near-duplicate": 1200, "blacklisted": 3, "too long": 0}), told({})
+    ('1,200 near-duplicate, 3 blacklisted', 'none')
+    """
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
 
 
 def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False) -> None:

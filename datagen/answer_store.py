@@ -133,13 +133,13 @@ class AnswerStore:
         usd, tokens, unpriced = self._read.execute(query).fetchone()
         return Spent(usd or 0.0, tokens or 0, unpriced or 0)
 
-    def usual(self) -> tuple[float, float] | None:
-        """(seconds, output tokens) of a stored answer on average; None where there is none."""
+    def usual(self, model: str) -> tuple[float, float] | None:
+        """(seconds, output tokens) of a model's answers on average; None where there is none."""
         query = (
             "SELECT avg(a.seconds), avg(c.output_tokens) FROM answers a JOIN charges c "
-            "ON a.key = c.key WHERE c.what = 'answer' AND a.seconds IS NOT NULL"
+            "ON a.key = c.key WHERE c.model = ? AND c.what = 'answer' AND a.seconds IS NOT NULL"
         )
-        seconds, tokens = self._read.execute(query).fetchone()
+        seconds, tokens = self._read.execute(query, (model,)).fetchone()
         return None if seconds is None else (seconds, tokens)
 
     async def put(

@@ -211,16 +211,20 @@ class Client:
         if ended:
             raise ended
 
-    def estimate(self, requests: Iterable[Request]) -> Estimate:
-        """What is left to send, in tokens, money and time, judged by stored answers if any."""
+    def estimate(self, requests: Iterable[Request], output_tokens: int = 0) -> Estimate:
+        """What is left to send, in tokens, money and time, judged by stored answers if any.
+
+        Args:
+          output_tokens: of a usual answer, before there are any; 0: as many as are allowed.
+        """
         stored, sizes = 0, []
         for request in requests:
             if self.store.get(self.key(request)):
                 stored += 1
             else:
                 sizes.append(self._input_bytes(providers.body(self.config, request)))
-        usual = self.store.usual() or (self.config.max_tokens / TOKENS_PER_SECOND, None)
-        seconds, output = usual[0], usual[1] or self.config.max_tokens
+        guess = output_tokens or self.config.max_tokens
+        seconds, output = self.store.usual(self.config.model) or (guess / TOKENS_PER_SECOND, guess)
         tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
         return Estimate(
             requests=len(sizes),

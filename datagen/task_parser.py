@@ -1,6 +1,7 @@
 """Reads the tasks in a teacher's reply. What cannot be read is told, never dropped silently.
 
-A reply is meant to look like this, and seldom does:
+A reply in JSON follows a schema, unless it was cut. One in text is meant to look like this, and
+seldom does:
 
     ###
     1. Type: Open Q&A
@@ -13,8 +14,10 @@ A reply is meant to look like this, and seldom does:
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from contract.jsonl import NO_INPUT
 from datagen.records import difficulty
@@ -126,17 +129,66 @@ def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> Pa
         return Rejected(f"{long[0]} is more than a line", whole)
     level = difficulty(labels["difficulty"])
     if level is None:
-        return Rejected(f"difficulty {labels['difficulty']!r:.40} is not 1 to 5", whole)
+        return Rejected("difficulty is not 1 to 5", whole)
     start = headers[4].end()
     split = next((h for h in _HEADER.finditer(reply, start, end) if h[1].lower() == "input"), None)
     instruction = _text(reply[start : split.start() if split else end])
     given = _text(reply[split.end() : end]) if split else ""
-    if not instruction:
+    return _task(labels | {"difficulty": level, "instruction": instruction, "input": given}, whole)
+
+
+def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
+    if not fields["instruction"]:
         return Rejected("the instruction is empty", whole)
-    if given.lower() in NO_INPUT:
-        given = ""
-    return ParsedTask(labels["type"], labels["topic"], labels["view"], level, instruction, given)
+    if fields["input"].lower() in NO_INPUT:
+        fields["input"] = ""
+    return ParsedTask(**fields)
 
 
 def _text(piece: str) -> str:
     return _BETWEEN.sub("", piece).strip()
+
+
+# Replies in JSON.
+
+_TEXTS = ("type", "topic", "view", "instruction", "input")
+
+
+def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
+    """As `parse`, of a reply in JSON: an object whose `tasks` is a list of objects.
+
+    Args:
+      cut: whether the reply ended at the limit of its length; the tasks before the cut are read.
+
+    >>> tasks, rejected = parse_json('{"tasks": [{"type": "Q&A", "topic": "Gout", "view": "Nurse", '
+    ...     '"difficulty": 2, "instruction": "Define gout.", "input": "<noinput>"}, {"ty', cut=True)
+    >>> tasks[0].instruction, tasks[0].input, rejected
+    ('Define gout.', '', [Rejected(reason='cut at the length limit', text='{"ty')])
+    """
+    opening = re.match(r'\s*\{\s*"tasks"\s*:\s*\[\s*', reply)
+    if not opening:
+        reason = "cut at the length limit" if cut else "not JSON of the schema"
+        return [], [Rejected(reason, reply)]
+    tasks: list[ParsedTask] = []
+    rejected: list[Rejected] = []
+    decoder, at = json.JSONDecoder(), opening.end()
+    while at < len(reply) and reply[at] != "]":
+        try:
+            record, end = decoder.raw_decode(reply, at)
+        except (json.JSONDecodeError, RecursionError):
+            reason = "cut at the length limit" if cut else "not JSON of the schema"
+            rejected.append(Rejected(reason, reply[at:]))
+            break
+        found = _read_json(record, reply[at:end])
+        (tasks if isinstance(found, ParsedTask) else rejected).append(found)
+        at = re.compile(r"\s*,?\s*").match(reply, end).end()
+    return tasks, rejected
+
+
+def _read_json(record: Any, whole: str) -> ParsedTask | Rejected:
+    if not isinstance(record, dict) or not all(isinstance(record.get(x), str) for x in _TEXTS):
+        return Rejected("not JSON of the schema", whole)
+    level = difficulty(record.get("difficulty"))
+    if level is None:
+        return Rejected("difficulty is not 1 to 5", whole)
+    return _task({name: record[name].strip() for name in _TEXTS} | {"difficulty": level}, whole)

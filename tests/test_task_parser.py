@@ -82,8 +82,8 @@ def test_a_cut_reply_loses_its_last_task_and_says_so():
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (task(Difficulty="hard"), "difficulty 'hard' is not 1 to 5"),
-        (task(Difficulty="9"), "difficulty '9' is not 1 to 5"),
+        (task(Difficulty="hard"), "difficulty is not 1 to 5"),
+        (task(Difficulty="9"), "difficulty is not 1 to 5"),
         (task(instruction=""), "the instruction is empty"),
         (task(Topic="Joints\nand bones"), "topic is more than a line"),
         ("###\n1. Type: Q&A\nTopic: Joints\nInstruction: What?", "lacks view, difficulty"),
