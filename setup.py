@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["alpacare_jax", "contract", "datagen", "evaluation"],
-    package_data={"datagen": ["starter/*", "prices.json"]},
+    package_data={"datagen": ["starter/*", "prompts/*", "prices.json"]},
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12.8,<0.13",
@@ -26,6 +26,7 @@ setup(
         "tokenizers>=0.22",
         "openai[aiohttp]>=3,<4",
         "anthropic[aiohttp]>=2,<3",
+        "py3langid>=0.4,<0.5",
         "rapidfuzz>=3.14,<4",
         "rouge-score>=0.1.2",
         "etils[epath]>=1.15",

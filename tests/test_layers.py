@@ -17,8 +17,7 @@ PACKAGES = (
 )
 COMMANDS = (
     *(f"alpacare_jax.{name}" for name in ("train", "generate", "convert", "tokenizer", "plan")),
-    "datagen.dedup",
-    "datagen.stats",
+    *(f"datagen.{name}" for name in ("tasks", "dedup", "responses", "stats")),
 )
 
 ALLOWED = {
