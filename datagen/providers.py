@@ -141,6 +141,8 @@ def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
         model, name = str(reply.get("model", "")), str(reply.get("id", ""))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Again(f"malformed reply: {json.dumps(reply)[:100]}") from None
+    # Half a surrogate pair, from a cut "\\ud83d\\ude00", is no Unicode and fits no file.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return Answer(text, finish, model, name, *tokens, usage_reported=not estimated)
 
 

@@ -138,6 +138,8 @@ def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> Pa
 
 
 def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
+    if re.search(r"[\ud800-\udfff]", "".join(fields[name] for name in _TEXTS)):
+        return Rejected("half a surrogate pair", whole)  # written as an escape in JSON
     if not fields["instruction"]:
         return Rejected("the instruction is empty", whole)
     if fields["input"].lower() in NO_INPUT:
@@ -151,6 +153,9 @@ def _text(piece: str) -> str:
 
 # Replies in JSON.
 
+_OPENING = re.compile(r'\s*(?:```(?:json)?\s*)?\{\s*"tasks"\s*:\s*\[\s*')
+_COMMA = re.compile(r"\s*,?\s*")
+_CLOSING = re.compile(r"\]\s*\}\s*(?:```\s*)?")
 _TEXTS = ("type", "topic", "view", "instruction", "input")
 
 
@@ -165,7 +170,7 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejecte
     >>> tasks[0].instruction, tasks[0].input, rejected
     ('Define gout.', '', [Rejected(reason='cut at the length limit', text='{"ty')])
     """
-    opening = re.match(r'\s*\{\s*"tasks"\s*:\s*\[\s*', reply)
+    opening = _OPENING.match(reply)
     if not opening:
         reason = "cut at the length limit" if cut else "not JSON of the schema"
         return [], [Rejected(reason, reply)]
@@ -181,7 +186,9 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejecte
             break
         found = _read_json(record, reply[at:end])
         (tasks if isinstance(found, ParsedTask) else rejected).append(found)
-        at = re.compile(r"\s*,?\s*").match(reply, end).end()
+        at = _COMMA.match(reply, end).end()
+    if not rejected and not _CLOSING.fullmatch(reply, at):
+        rejected.append(Rejected("cut at the length limit" if cut else "no task", reply[at:]))
     return tasks, rejected
 
 

@@ -140,6 +140,12 @@ def test_requests_may_wait_for_outcomes(server, tmp_path):
         assert got == [0, 1], "a request that waits for ever ends the stream"
 
 
+def test_half_a_surrogate_pair_in_an_answer_is_replaced(server, tmp_path):
+    server.answer = lambda body: "a smile: \ud83d"
+    got, _, why = ask(make_config(server), tmp_path / "s", requests(2))
+    assert why is None and {a.text for a in got.values()} == {"a smile: \ufffd"}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,6 +1,7 @@
 """What teachers write, and what is read in it."""
 
 import doctest
+import json
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datagen import task_parser
-from datagen.task_parser import ParsedTask, parse
+from datagen.task_parser import ParsedTask, parse, parse_json
 
 
 def task(number=1, instruction="What is gout?", given="<noinput>", **labels) -> str:
@@ -134,3 +135,74 @@ def test_nothing_is_made_up(reply, cut):
     assert all(piece.text in reply for piece in rejected)
     if re.sub(r"[\s#*\d.):-]", "", reply):
         assert tasks or rejected
+
+
+# Replies in JSON.
+
+FIELDS = {
+    "type": "Open Q&A",
+    "topic": "Joints",
+    "view": "Patient",
+    "difficulty": 2,
+    "instruction": "What is gout?",
+    "input": "",
+}
+
+
+def as_json(*records) -> str:
+    return json.dumps({"tasks": records}, indent=1)
+
+
+@pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", " {}\n"])
+def test_replies_in_json(wrap):
+    reply = wrap.replace("{}", as_json(FIELDS, FIELDS | {"input": " N/A "}))
+    assert parse_json(reply, cut=False) == ([GOUT, GOUT], [])
+    assert parse_json(as_json(), cut=False) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "record, reason",
+    [
+        (FIELDS | {"difficulty": 0}, "difficulty is not 1 to 5"),
+        (FIELDS | {"difficulty": True}, "difficulty is not 1 to 5"),
+        (FIELDS | {"instruction": " "}, "the instruction is empty"),
+        (FIELDS | {"view": None}, "not JSON of the schema"),
+        (FIELDS | {"input": "\ud83d"}, "half a surrogate pair"),
+        ({"type": "Chat"}, "not JSON of the schema"),
+        ("a text", "not JSON of the schema"),
+    ],
+)
+def test_what_is_no_task_in_json_is_told(record, reason):
+    tasks, rejected = parse_json(as_json(FIELDS, record, FIELDS), cut=False)
+    assert tasks == [GOUT, GOUT] and [piece.reason for piece in rejected] == [reason]
+
+
+def test_a_reply_in_json_that_is_cut_loses_its_last_task_alone():
+    reply = as_json(FIELDS, FIELDS)
+    for end in range(len(reply) - 1):
+        tasks, rejected = parse_json(reply[:end], cut=True)
+        assert tasks == [GOUT] * len(tasks)
+        assert [piece.reason for piece in rejected] == ["cut at the length limit"]
+    assert len(tasks) == 2
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from([*FIELDS]), inner, max_size=6)
+    ),
+)
+
+
+@given(st.lists(VALUES, max_size=4), st.text(max_size=20), st.booleans(), st.integers(0, 400))
+def test_nothing_is_made_up_from_json(records, noise, cut, end):
+    reply = (json.dumps({"tasks": [FIELDS, *records]}) + noise)[:end]
+    tasks, rejected = parse_json(reply, cut=cut)
+    texts = {json.dumps(r["instruction"].strip()) for r in [FIELDS, *records] if _is_task(r)}
+    assert {json.dumps(task.instruction) for task in tasks} <= texts
+    assert all(piece.text in reply for piece in rejected)
+    assert tasks or rejected
+
+
+def _is_task(record) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("instruction"), str)
