@@ -324,6 +324,12 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
     assert 0 < len(read_tasks(tmp_path / "tasks.jsonl")) < 60, "what there is"
     told = json.loads((tmp_path / "tasks.jsonl.run.json").read_text())
     assert told["counts"]["replies"] == 2
+    # Gone on with, it comes to the same tasks as a run in one go.
+    server.always, server.answer = None, teacher.write_tasks
+    tasks.run(make_config(server), tmp_path, dry_run=False)
+    tasks.run(make_config(server), tmp_path / "in one go", dry_run=False)
+    in_one_go = (tmp_path / "in one go" / "tasks.jsonl").read_bytes()
+    assert (tmp_path / "tasks.jsonl").read_bytes() == in_one_go
 
 
 @pytest.mark.parametrize(
