@@ -15,7 +15,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["alpacare_jax", "contract", "datagen", "evaluation"],
-    package_data={"datagen": ["starter/*", "prompts/*", "prices.json"]},
+    package_data={
+        "datagen": ["starter/*", "prompts/*", "prices.json"],
+        "evaluation": ["reference_prompts/*"],
+    },
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12.8,<0.13",
