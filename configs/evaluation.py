@@ -1,0 +1,29 @@
+"""Dual-sided judging, and reference answers, by any model with an API.
+
+    python -m evaluation.judge --config=configs/evaluation.py --benchmark=medinstruct \\
+        --outputs=alpacare-7b=outputs.jsonl --references=gpt-4,claude-2 --workdir=judged/luna \\
+        --config.judges=alpacare,medical --config.chat.model=gpt-6-luna
+
+Another provider: --config.chat.provider=anthropic --config.chat.model=claude-haiku-5-5. A server of
+one's own (vLLM, Ollama, ours): --config.chat.base_url=http://localhost:8000/v1. Models that know
+sampling parameters judge more steadily at --config.chat.temperature=0.
+
+Time and price to expect for one model on MedInstruct-test (216 items, 4 references, both orders):
+1,728 requests of about 1,000 input tokens, some $0.20 with gpt-6-luna and $4 with gpt-6.1-sol where
+the judge does not explain; --dry_run tells for your files.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> config_dict.ConfigDict:
+    common.parse_arg(arg)
+    return config_dict.create(
+        judges="alpacare",  # comma-separated: alpacare, explained, medical, structured, ...
+        reasks=2,  # most times that a reply without a verdict is asked for again
+        # The model that judges, or whose answers are the reference. Its reasoning counts among its
+        # tokens, so there is room for it; a reply that is cut is no verdict.
+        chat=common.chat(provider="openai", model="gpt-6-luna", max_tokens=4096),
+    )
