@@ -149,7 +149,7 @@ def summary(counts: dict[str, Any]) -> str:
             f"{counts['asked_again']:,} asked more than once; invalid: {told(counts['invalid'])}"
         )
     lines += [
-        f"reference {name}: {cut:,} of {counts['items']:,} answers seem cut; they lose more often"
+        f"reference {name}: {cut:,} of {counts['items']:,} answers seem cut"
         for name, cut in counts["cut_references"].items()
         if cut
     ]
