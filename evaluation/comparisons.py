@@ -13,7 +13,7 @@ from evaluation.judges import Judge
 from evaluation.outputs import ModelOutput
 from evaluation.reply_parsers import INVALID
 
-MODEL_FIRST, REFERENCE_FIRST = ORDERS = ("model_first", "reference_first")
+MODEL_FIRST, REFERENCE_FIRST = "model_first", "reference_first"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def pair(
         for theirs in references
         for mine in models
         for item, output, reference in zip(items, mine, theirs, strict=True)
-        for order in ORDERS
+        for order in (MODEL_FIRST, REFERENCE_FIRST)
     ]
 
 

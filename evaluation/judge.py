@@ -108,8 +108,8 @@ def require_all_kept(path: Path, compared: Sequence[Comparison], model: str) -> 
     asked = {tuple(comparisons.names(comparison, model).values()) for comparison in compared}
     fields = tuple(comparisons.names(compared[0], model))
     for where, record in jsonl.read(path):
-        if tuple(record[field] for field in fields) not in asked:
-            what = ", ".join(f"{field} {record[field]}" for field in fields)
+        if tuple(record.get(field) for field in fields) not in asked:
+            what = ", ".join(f"{field} {record.get(field)}" for field in fields)
             raise ValueError(
                 f"{where}: a verdict that this run does not ask for ({what}); choose another "
                 "--workdir, or ask for all that was asked for before, too"
@@ -182,8 +182,8 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
     """Judges, and writes the workdir.
 
     Raises:
-      ValueError: the workdir holds verdicts of another run; or, once all is written, some
-        comparisons have no reply.
+      ValueError: the workdir holds verdicts that are not asked for now; or, once all is written,
+        some comparisons have no reply.
       Stopped: the budget is reached, a signal came, or nothing can be answered.
     """
     config = judging.config.chat
@@ -204,7 +204,8 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
     if failures := [reply.failure for reply in judging.replies if reply.failure]:
         raise ValueError(
             f"{len(failures):,} of {len(judging.replies):,} comparisons have no reply and are "
-            f"invalid in {workdir / JUDGEMENTS}, the first: {failures[0]}; run again to ask again"
+            f"invalid in {workdir / JUDGEMENTS}; the first failed so: {failures[0]}; run again to "
+            "ask for them again"
         )
 
 

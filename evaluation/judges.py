@@ -1,6 +1,6 @@
 """Judges: a prompt file and how its replies read. A further one is a file in prompts/ and a row.
 
-    judge = load("medical")                # or load("medical=my_rubric.txt"): the same, my wording
+    judge = Judge.load("medical")          # or "medical=my_rubric.txt": with a prompt of my own
     request = judge.request(question, first, second)
     judge.verdict(answer)                  # "first", "second", "tie" or "invalid"
 
@@ -8,10 +8,10 @@ Prompts have the places {instruction}, {output_1}, {output_2} and {mark}; see co
 
 What is done against texts that speak to the judge: the instruction and both outputs stand between
 lines that hold {mark}, a hash of the three texts which none of them contains. So no text can end
-its own block, begin another or be taken for a part of the prompt, whatever it holds, and the prompt
-says that all between the marks is material and no request. Two prompts are equal only where all
-three texts are. What this cannot do is make a model obey: an answer may still flatter or threaten
-its judge. Read the transcripts of judges that you do not know.
+its block or begin another, whatever it holds, and each can be told from the prompt's own words; the
+prompt says that all between the marks is material and no request. What this cannot do is make a
+model obey: it may overlook a mark that differs, and an answer may still flatter or threaten it.
+Read the transcripts of judges that you do not know.
 """
 
 import dataclasses

@@ -244,6 +244,9 @@ def test_a_second_run_makes_no_request_and_a_larger_one_only_what_is_new(server,
         judge.run(make(config, files, ["model-13B"]), tmp_path)
     with pytest.raises(ValueError, match="--workdir"):
         judge.run(make(make_config(server, model="other"), files), tmp_path)
+    (tmp_path / "judgements.jsonl").write_text('{"note": "by hand"}\n')
+    with pytest.raises(ValueError, match="does not ask for"):
+        judge.run(make(config, files), tmp_path)
 
 
 def test_a_dry_run_tells_the_price_and_asks_nothing(server, files, tmp_path, capsys):
