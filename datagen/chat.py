@@ -15,7 +15,6 @@ import hashlib
 import json
 import random
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self, TypeVar
@@ -23,6 +22,7 @@ from typing import Any, Self, TypeVar
 from datagen import prices, providers
 from datagen.answer_store import Answer, AnswerStore, Charge
 from datagen.prices import Budget, BudgetReached
+from datagen.progress import Progress, duration, to_stderr
 from datagen.providers import Again, ChatConfig, Hopeless, Refused, Request
 from datagen.rate_limit import RateLimit
 
@@ -41,10 +41,6 @@ FIRST_REFUSALS = 3
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the second attempt, doubled each time, and the longest; half of it is random."""
-
-
-def to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +72,6 @@ class Estimate:
             f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, {price}, "
             f"{duration(self.seconds)}"
         )
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(42), duration(130), duration(9000)
-    ('42 s', '2 min 10 s', '2 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Client:
@@ -178,34 +161,43 @@ class Client:
                 del self._asked[key]
 
     async def stream(
-        self, requests: Iterable[tuple[Tag, Request] | None]
+        self, requests: Iterable[tuple[Tag, Request] | None], total: int | None = None
     ) -> AsyncIterator[tuple[Tag, Answer | Failure]]:
         """Each request's outcome as it comes, in any order; requests are drawn as places free up.
 
         A None among the requests: nothing more to ask before another outcome has come.
 
+        Args:
+          total: how many there are, for the progress line; None where nobody knows.
+
         Raises:
           Stopped: as `ask`, once what was out has come.
         """
         left, out = iter(requests), {}
+        done: asyncio.Queue[asyncio.Task[Answer]] = asyncio.Queue()
         ended: ValueError | None = None
+        progress = Progress(total, lambda: self.counts["stored"], self.spent, self.report)
         try:
             while True:
                 while not ended and len(out) < self.window and (item := next(left, None)):
-                    out[asyncio.ensure_future(self.ask(item[1]))] = item[0]
+                    task = asyncio.ensure_future(self.ask(item[1]))
+                    task.add_done_callback(done.put_nowait)
+                    out[task] = item[0]
                 if not out:
                     break
-                done, _ = await asyncio.wait(out, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    tag, error = out.pop(task), task.exception()
-                    if isinstance(error, Stopped):
-                        ended = ended or error
-                    elif isinstance(error, Refused):
-                        self.counts["failed"] += 1
-                        yield tag, Failure(str(error))
-                    else:
-                        yield tag, task.result()
+                task = await done.get()
+                tag, error = out.pop(task), task.exception()
+                if isinstance(error, Stopped):
+                    ended = ended or error
+                elif isinstance(error, Refused):
+                    self.counts["failed"] += 1
+                    progress.failed += 1
+                    yield tag, Failure(str(error))
+                else:
+                    progress.done += 1
+                    yield tag, task.result()
         finally:
+            progress.close()
             for task in out:
                 task.cancel()
         if ended:

@@ -14,7 +14,7 @@ import pytest
 from chat_server import FAULTS, ChatServer, question
 from conftest import REPOSITORY
 
-from datagen import chat, providers
+from datagen import chat, progress, providers
 from datagen.chat import Answer, AnswerStore, ChatConfig, Client, Failure, Request, Stopped
 
 CONFIG = {
@@ -66,14 +66,14 @@ def requests(count: int, **changes):
     return [(i, Request("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
 
 
-def ask(config, path, asked, *, stop_after=None):
+def ask(config, path, asked, *, stop_after=None, report=lambda _: None):
     """(outcomes by tag, client, why it stopped) of asking all."""
     got, why = {}, None
 
     async def work(client):
         nonlocal why
         try:
-            async for tag, outcome in client.stream(asked):
+            async for tag, outcome in client.stream(asked, total=len(asked)):
                 assert tag not in got
                 got[tag] = outcome
                 if stop_after and len(got) == stop_after:
@@ -86,7 +86,7 @@ def ask(config, path, asked, *, stop_after=None):
             await work(client)
 
     with AnswerStore(path, read_only=config.offline) as store:
-        client = Client(config, store, report=lambda _: None)
+        client = Client(config, store, report)
         asyncio.run(main(client))
         client.total = None if config.offline else store.spent()
     return got, client, why
@@ -144,6 +144,16 @@ def test_half_a_surrogate_pair_in_an_answer_is_replaced(server, tmp_path):
     server.answer = lambda body: "a smile: \ud83d"
     got, _, why = ask(make_config(server), tmp_path / "s", requests(2))
     assert why is None and {a.text for a in got.values()} == {"a smile: \ufffd"}
+
+
+def test_a_run_tells_how_it_goes(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(progress, "EVERY_IN_A_LOG", 0.01)
+    server.delay, lines = 0.05, []
+    ask(make_config(server), tmp_path / "s", requests(20), report=lines.append)
+    assert lines[0].startswith("0/20 done, 0 failed | $0.0000, 0 tokens")
+    assert 0 < int(lines[-1].split("/20 done")[0]) <= 20
+    assert "secret" not in "".join(lines)
 
 
 @pytest.mark.parametrize(
