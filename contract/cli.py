@@ -30,7 +30,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False
     Only a command that is `positional` takes arguments that are no flags.
 
     Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
-    the traceback instead). 2: wrong flags.
+    the traceback instead). 2: wrong flags. 130: interrupted, by Ctrl-C as a rule.
     """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error instead of one line.")
 
@@ -68,5 +68,10 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False
             if flags.FLAGS.debug:
                 raise
             return fail(error)
+        except KeyboardInterrupt:
+            if flags.FLAGS.debug:
+                raise
+            print("interrupted", file=sys.stderr)
+            return 130
 
     app.run(guarded, flags_parser=parse)

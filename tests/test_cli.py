@@ -30,10 +30,13 @@ def main(argv):
         open("/no/such/file")
     elif kind == "number":
         raise FloatingPointError("loss is nan")
+    elif kind == "ctrl-c":
+        raise KeyboardInterrupt
     else:
         raise Custom("a bug of ours")
 
-flags.DEFINE_enum("kind", "fine", ["fine", "code", "lines", "silent", "file", "number", "bug"], "")
+KINDS = ["fine", "code", "lines", "silent", "file", "number", "ctrl-c", "bug"]
+flags.DEFINE_enum("kind", "fine", KINDS, "")
 flags.DEFINE_integer("steps", 1, "How many.", lower_bound=1)
 flags.DEFINE_string("workdir", None, "Where.", required=True)
 cli.run(main)
@@ -79,6 +82,10 @@ def test_a_command_may_choose_its_code(command):
 )
 def test_an_error_is_1_and_one_line(command, kind, line):
     assert command(f"--kind={kind}") == (1, "", line)
+
+
+def test_an_interruption_is_130_and_one_line(command):
+    assert command("--kind=ctrl-c") == (130, "", "interrupted\n")
 
 
 def test_debug_shows_the_traceback(command):
