@@ -1,8 +1,11 @@
 """Asking models over real HTTP, through the real SDKs, from a server that fails."""
 
 import asyncio
+import dataclasses
+import itertools
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -11,6 +14,7 @@ import threading
 import time
 
 import pytest
+from chat_lives import requests
 from chat_server import FAULTS, ChatServer, question
 from conftest import REPOSITORY
 
@@ -60,10 +64,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(chat, "LONGEST_WAIT", 0.1)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-of-the-test")
-
-
-def requests(count: int, **changes):
-    return [(i, Request("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
 
 
 def ask(config, path, asked, *, stop_after=None, report=lambda _: None):
@@ -233,66 +233,78 @@ def test_a_fault_that_stays_is_told_and_not_stored(tmp_path, fault):
     server.close()
 
 
-KILLED = """
-import asyncio, sys
-from datagen import chat
-sys.path.insert(0, "tests")
-from test_chat import CONFIG, requests
-from pathlib import Path
-chat.FIRST_WAIT, chat.LONGEST_WAIT = 0.01, 0.05
-changes = {"base_url": sys.argv[1], "concurrency": 32, "timeout_seconds": 1.0}
-config = chat.ChatConfig(**CONFIG | changes)
+class Life:
+    """A client's process that asks 2,000 questions; `lines` reads what it uses."""
 
-async def work():
-    async for tag, outcome in client.stream(requests(2000)):
-        print(tag, outcome.text, sep="\\t", flush=True)
+    def __init__(self, parent, config, store, fifo):
+        self._parent = parent
+        wanted = {"config": dataclasses.asdict(config), "store": str(store), "fifo": str(fifo)}
+        os.mkfifo(fifo)
+        print(json.dumps(wanted), file=parent.stdin, flush=True)
+        self.lines = open(fifo)  # noqa: SIM115 - read by the test
+        self.number = int(parent.stdout.readline())
 
-with chat.AnswerStore(Path(sys.argv[2])) as store:
-    client = chat.Client(config, store)
-    chat.run(client, work)
-"""
+    def signal(self, number):
+        os.kill(self.number, number)
+
+    def wait(self) -> int:
+        self.lines.close()
+        return int(self._parent.stdout.readline())
 
 
-def started(server, path):
-    command = [sys.executable, "-c", KILLED, server.url + "/v1", str(path)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
-    )
+@pytest.fixture(scope="module")
+def parent():
+    command = [sys.executable, "tests/chat_lives.py"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def new_life(parent, tmp_path):
+    numbers = itertools.count()
+
+    def start(server):
+        config = make_config(server, concurrency=32, timeout_seconds=1.0)
+        return Life(parent, config, tmp_path / "s", tmp_path / f"fifo {next(numbers)}")
+
+    return start
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(tmp_path):
+def test_killed_at_twenty_moments(new_life, tmp_path):
     server = ChatServer(faults=0.3, seed=2)
     server.stall, server.delay = 1.5, 0.02
-    path, used = tmp_path / "s", set()
-    for round_ in range(20):
-        process = started(server, path)
-        for _ in range(1 + 9 * round_ % 70):  # lines read before the kill
-            line = process.stdout.readline()
-            if not line:
-                break
-            used.add(line)
-        time.sleep(0.003 * round_)
-        process.kill()
-        used |= {line for line in process.stdout if line.endswith("\n")}
-        process.wait()
-    with sqlite3.connect(path) as connection:
+    moments, used = random.Random(3), set()
+    for _ in range(20):
+        life = new_life(server)
+        used |= set(itertools.islice(life.lines, moments.randrange(70)))
+        time.sleep(moments.uniform(0.0, 0.06))
+        life.signal(signal.SIGKILL)
+        used |= {line for line in life.lines if line.endswith("\n")}
+        assert life.wait() == -signal.SIGKILL
+    with sqlite3.connect(tmp_path / "s") as connection:
         stored = {row[0] for row in connection.execute("SELECT request FROM answers")}
-    assert {line.split("\t")[0] for line in used} <= {
-        question(json.loads(r)).split()[-1] for r in stored
-    }, "what was used is on disk"
+    stored = {question(json.loads(request)) for request in stored}
+    assert 20 < len(stored) < 2000, "all lives but the last were cut short"
+    assert {line.split("\t")[0] for line in used} <= {text.split()[-1] for text in stored}, (
+        "what was used is on disk"
+    )
     before = len(server.bodies)
-    process = started(server, path)
-    lines = process.stdout.read().splitlines()
-    assert process.wait() == 0
+    life = new_life(server)
+    lines = life.lines.read().splitlines()
+    assert life.wait() == 0
     server.close()
     assert sorted(lines, key=lambda x: int(x.split("\t")[0])) == [
         f"{i}\tanswer to question {i}" for i in range(2000)
     ]
     asked_again = {question(body) for body in server.bodies[before:]}
-    assert not asked_again & {question(json.loads(r)) for r in stored}
-    with sqlite3.connect(path) as connection:
+    assert not asked_again & stored
+    with sqlite3.connect(tmp_path / "s") as connection:
         count, distinct = connection.execute(
             "SELECT count(*), count(DISTINCT key) FROM answers"
         ).fetchone()
@@ -302,18 +314,30 @@ def test_killed_at_twenty_moments(tmp_path):
     assert (count, distinct, charged) == (2000, 2000, 2000)
 
 
-def test_ctrl_c_keeps_what_is_on_its_way(tmp_path):
+def test_sigterm_keeps_what_is_on_its_way(new_life, tmp_path):
     server = ChatServer()
     server.delay = 0.3
-    process = started(server, tmp_path / "s")
-    process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    rest = process.stdout.read().splitlines()
-    assert process.wait() == 1
+    life = new_life(server)
+    life.lines.readline()
+    life.signal(signal.SIGTERM)
+    rest = life.lines.read().splitlines()
+    assert life.wait() == 1
     server.close()
     with sqlite3.connect(tmp_path / "s") as connection:
         (stored,) = connection.execute("SELECT count(*) FROM answers").fetchone()
     assert stored == len(server.bodies) == 1 + len(rest) < 2000
+
+
+def test_a_second_signal_waits_for_nothing(new_life, tmp_path):
+    server = ChatServer()
+    life = new_life(server)
+    life.lines.readline()
+    server.delay = 0.9  # less than the client's timeout: else it would end by itself
+    life.signal(signal.SIGINT)
+    life.signal(signal.SIGTERM)  # another one: two of a kind may become one
+    life.lines.read()
+    assert life.wait() == -signal.SIGINT, "as KeyboardInterrupt ends a process"
+    server.close()
 
 
 # Rates.
