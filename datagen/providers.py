@@ -196,14 +196,15 @@ class Connection:
         await self._client.close()
 
     async def send(self, content: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
-        """(the reply's JSON, its headers) of one attempt.
+        """(the reply's JSON, its headers with names in lower case) of one attempt.
 
         Raises:
           Again, Refused, Hopeless: what the failure means.
         """
         try:
             response = await self._client.post(self._path, cast_to=httpx2.Response, body=content)
-            return response.json(), response.headers
+            # A look-up in the SDK's own mapping decodes all headers anew.
+            return response.json(), dict(response.headers.items())
         except self._sdk.APIStatusError as error:
             raise self._meaning(error) from None
         except self._sdk.APITimeoutError:
