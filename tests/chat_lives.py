@@ -5,6 +5,7 @@ each life. It reads a life from stdin, as a line of JSON, and prints the life's 
 how it ended. A life writes what it uses to a FIFO.
 """
 
+import gc
 import json
 import os
 import sys
@@ -34,6 +35,7 @@ def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
 
 def main() -> None:
     chat.FIRST_WAIT, chat.LONGEST_WAIT = 0.01, 0.05
+    gc.freeze()  # else a life's first collection copies all that it shares with this process
     for line in sys.stdin:
         wanted = json.loads(line)
         fifo = os.open(wanted["fifo"], os.O_WRONLY)
