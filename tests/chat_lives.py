@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-import openai  # noqa: F401 - here, once, and not in each life
+import openai
 
 from datagen import chat
 from datagen.chat import AnswerStore, ChatConfig, Client, Request
@@ -35,6 +35,7 @@ def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
 
 def main() -> None:
     chat.FIRST_WAIT, chat.LONGEST_WAIT = 0.01, 0.05
+    openai.DefaultAioHttpClient()  # imports here what each life would import else
     gc.freeze()  # else a life's first collection copies all that it shares with this process
     for line in sys.stdin:
         wanted = json.loads(line)
