@@ -1,31 +1,24 @@
 """The three charts of `datagen.stats`: bars, histograms and the sunburst, as drawings."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
-from datagen.drawing import ON_WEDGE, WEDGES, Drawing, Line, Point, Polygon, Text, box
+from contract.drawing import (
+    ON_WEDGE,
+    WEDGES,
+    Drawing,
+    Line,
+    Point,
+    Polygon,
+    Text,
+    box,
+    shortened,
+)
 
 OTHER = "other ("  # begins the label that stands for a tail
 LEGEND_LINE = 14.0
 WIDTH = 360  # fits a phone at full size
 DASHES = (None, (6, 3), (2, 2), (8, 3), (4, 2), (1, 2))
-
-
-def text_width(text: str, size: float) -> float:
-    """About as wide as a browser draws it."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return size * (0.52 * (len(text) - wide) + wide)
-
-
-def shortened(text: str, width: float, size: float) -> str:
-    """The text on one line; cut with "…" where it is wider than `width`."""
-    text = " ".join(text.split())
-    if text_width(text, size) <= width:
-        return text
-    while text and text_width(text + "…", size) > width:
-        text = text[:-1]
-    return text + "…"
 
 
 def share(count: float, total: float) -> str:

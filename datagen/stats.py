@@ -14,9 +14,9 @@ from typing import Any
 
 from absl import flags
 
-from contract import cli, jsonl, provenance
+from contract import cli, drawing, jsonl, provenance
 from contract.jsonl import Record
-from datagen import dataset_card, drawing, set_stats, stats_page, verb_objects
+from datagen import dataset_card, set_stats, stats_page, verb_objects
 from datagen.records import read_records
 
 

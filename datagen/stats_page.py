@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
-from datagen import charts, drawing
-from datagen.drawing import Drawing
+from contract.drawing import Drawing
+from contract.page import Row, document, foldout, number, panels, table
+from datagen import charts
 from datagen.set_stats import NEAR_DUPLICATE, OBJECTS, VERBS
-from datagen.stats_tables import FIELDS, Row, Stats, number, summary_rows, table
+from datagen.stats_tables import FIELDS, Stats, summary_rows
 
 SHOWN_LABELS = 12  # of each field; the others are one bar
 PARSERS = {
@@ -16,53 +17,23 @@ PARSERS = {
 
 TOKENS = {"rouge": "rouge_score's tokens (a-z and 0-9)", "unicode": "words of any script"}
 
-STYLE = """
-:root{color-scheme:light dark;LIGHT}
-@media (prefers-color-scheme:dark){:root{DARK}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:1240px;padding:24px 15px 60px;background:var(--paper);
-color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Roboto,"Noto Sans",sans-serif}
-h1{font-size:26px;line-height:1.2;margin:0 0 4px}h2{font-size:19px;margin:40px 0 4px}
-h3{font-size:14px;margin:0 0 6px;overflow-wrap:anywhere}
-p{margin:4px 0 12px;max-width:75ch}.muted,caption,summary{color:var(--muted)}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));
-gap:28px 32px;align-items:start;margin:14px 0}
-figure{margin:0;max-width:430px;break-inside:avoid}
-figcaption{color:var(--muted);font-size:13px}
-svg{display:block;width:100%;height:auto;font-family:inherit}
-svg .gap{stroke:var(--paper);stroke-width:.8}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px;margin:8px 0}
-th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--grid);
-font-variant-numeric:tabular-nums;vertical-align:top}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
-th{font-weight:600}tr.group th{padding-top:14px;border-bottom-color:var(--muted)}
-caption{text-align:left}details{margin:6px 0}summary{cursor:pointer}
-@media print{:root{LIGHT}body{font-size:10.5pt;max-width:none;padding:0}details{display:none}
-.panels{grid-template-columns:repeat(2,1fr);gap:14px 22px}h2,p{break-after:avoid;break-inside:avoid}
-#nearest,#lengths{break-inside:avoid}
-h2{margin-top:22px}
-th,td{padding-block:1.5px}section:last-child{break-inside:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-"""
+STYLE = "@media print{#nearest,#lengths,section:last-child{break-inside:avoid}}"
 
 
 def page(stats: Stats) -> str:
     """The whole page."""
-    light, dark = drawing.colour_rules(False), drawing.colour_rules(True)
-    style = STYLE.replace("LIGHT", light).replace("DARK", dark)
     names = ", ".join(stats["sets"])
     sections = [
-        _section(name, heading, text, drawings, details)
-        for name, (heading, text, drawings, details) in figures(stats).items()
+        _section(name, heading, text, drawings, numbers)
+        for name, (heading, text, drawings, numbers) in figures(stats).items()
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Statistics of {escape(names)}</title><style>{style}</style></head>\n<body>"
+    body = (
         f"<h1>Instruction set statistics</h1><p class=muted>{escape(names)}</p>\n"
         f"<section id=summary><h2>Summary</h2>{_summary(stats)}</section>\n"
         + "\n".join(sections)
-        + f"\n{_notes(stats)}</body></html>\n"
+        + f"\n{_notes(stats)}"
     )
+    return document(f"Statistics of {names}", body, style=STYLE)
 
 
 Figure = tuple[str, str, list[Drawing], str]  # heading, text, drawings, HTML of the numbers
@@ -78,22 +49,15 @@ def figures(stats: Stats) -> dict[str, Figure]:
     }
 
 
-def _section(name: str, heading: str, text: str, drawings: Sequence[Drawing], details: str) -> str:
-    panels = "".join(
-        f"<figure><h3>{escape(item.title)}</h3>{drawing.svg(item)}</figure>" for item in drawings
-    )
+def _section(name: str, heading: str, text: str, drawings: Sequence[Drawing], numbers: str) -> str:
     return (
         f"<section id={name}><h2>{escape(heading)}</h2><p>{escape(text)}</p>"
-        f"<div class=panels>{panels}</div>{details}</section>"
+        f"{panels(drawings)}{numbers}</section>"
     )
 
 
 def _summary(stats: Stats) -> str:
     return table(["", *stats["sets"]], summary_rows(stats))
-
-
-def _numbers(content: str, label: str = "The numbers") -> str:
-    return f"<details><summary>{label}</summary>{content}</details>"
 
 
 def _verb_objects(stats: Stats) -> Figure:
@@ -122,7 +86,7 @@ def _verb_objects(stats: Stats) -> Figure:
     )
     if empty:
         text += f" No pair in: {', '.join(empty)}."
-    return "Root verbs and their objects", text, drawings, _numbers("".join(tables))
+    return "Root verbs and their objects", text, drawings, foldout("".join(tables))
 
 
 def label_rows(stats: Stats, field: str) -> list[tuple[str, list[int]]]:
@@ -164,10 +128,10 @@ def _labels(stats: Stats) -> Figure:
         for value in found["labels"][field]["values"]
         if len(value["spellings"]) > 1
     ]
-    details = _numbers("".join(tables))
+    details = foldout("".join(tables))
     if spelled:
         spellings = table(["Label", "Set", "Spelled"], spelled)
-        details += _numbers(spellings, "Spellings counted as one label")
+        details += foldout(spellings, "Spellings counted as one label")
     text = "Shares are of the records that have the label; spelling variants are counted as one."
     if said:
         text += " Records " + "; ".join(said) + "."
@@ -197,7 +161,7 @@ def _lengths(stats: Stats) -> Figure:
             rows.append((name, cells))
     details = table(["Words", "Texts", "Mean", "Median", "95th percentile", "Longest"], rows)
     text = "Of the texts that are not empty. The last bin holds everything longer."
-    return "Lengths", text, drawings, _numbers(details)
+    return "Lengths", text, drawings, foldout(details)
 
 
 def _nearest(stats: Stats) -> Figure:
@@ -228,7 +192,7 @@ def _nearest(stats: Stats) -> Figure:
         f"compared. Exact, on {TOKENS[settings['nearest_tokenizer']]}. {'; '.join(asked)}. "
         "A larger set has nearer neighbours, everything else equal."
     )
-    return "Nearest neighbours", text, [chart], _numbers(table(head, rows))
+    return "Nearest neighbours", text, [chart], foldout(table(head, rows))
 
 
 def _notes(stats: Stats) -> str:

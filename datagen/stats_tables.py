@@ -1,45 +1,15 @@
 """The numbers of `stats.json` as rows of text, for the page and the dataset card."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from typing import Any
 
+from contract.page import Row, number
 from datagen import charts
 from datagen.set_stats import NEAR_DUPLICATE, TEXTS
 
 Stats = dict[str, Any]
 
 FIELDS = ("type", "topic", "view", "difficulty")
-
-
-def number(value: float) -> str:
-    """As the page writes numbers: whole ones with commas, others with three digits.
-
-    >>> number(52002), number(0.12345), number(24.61), number(12.0)
-    ('52,002', '0.123', '24.6', '12')
-    """
-    if value == int(value):
-        return f"{int(value):,}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-
-
-Row = tuple[str, Sequence[str]]
-
-
-def table(head: Sequence[str], rows: Iterable[Row], caption: str = "") -> str:
-    """An HTML table; a row without cells is a heading within it."""
-    cells = "".join(f"<th scope=col>{escape(text)}</th>" for text in head)
-    lines = []
-    for label, values in rows:
-        if not values:
-            lines.append(
-                f"<tr class=group><th scope=rowgroup colspan={len(head)}>{escape(label)}</th></tr>"
-            )
-            continue
-        data = "".join(f"<td>{escape(value)}</td>" for value in values)
-        lines.append(f"<tr><td>{escape(label)}</td>{data}</tr>")
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<div class=scroll><table>{title}<tr>{cells}</tr>{''.join(lines)}</table></div>"
 
 
 def summary_rows(stats: Stats) -> list[Row]:

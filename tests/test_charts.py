@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from contract.drawing import Line, Polygon, Text, text_width
 from datagen import charts
-from datagen.drawing import Line, Polygon, Text
 
 
 def test_examples_of_the_docstrings():
@@ -44,7 +44,7 @@ def test_long_and_wide_labels_are_cut():
     drawing = charts.bars("T", [("long " * 50, [1]), ("医" * 99, [1])], ["A"], [2])
     cut = [text for text in texts(drawing) if text.endswith("…")]
     assert len(cut) == 2
-    assert all(charts.text_width(text, 11) <= 132 for text in cut)
+    assert all(text_width(text, 11) <= 132 for text in cut)
 
 
 def test_histogram_areas_are_the_shares():

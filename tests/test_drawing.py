@@ -2,8 +2,8 @@
 
 import xml.etree.ElementTree as ElementTree
 
-from datagen import drawing
-from datagen.drawing import Drawing, Line, Polygon, Text
+from contract import drawing
+from contract.drawing import Drawing, Line, Polygon, Text
 
 SHAPES = [
     Polygon(drawing.box(10, 10, 50, 20), "series0", "<tip> & more"),
@@ -19,6 +19,16 @@ def test_svg_is_well_formed_and_escaped():
     assert [element.tag for element in root] == ["polygon", "polyline", "text"]
     assert root[0][0].text == "<tip> & more"
     assert root[2].text == "a < b $x$"
+
+
+def test_an_svg_file_names_its_colours(tmp_path):
+    drawing.write_svg(tmp_path / "x.svg", DRAWING)
+    text = (tmp_path / "x.svg").read_text()
+    assert "var(--" not in text
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert (root.get("width"), root.get("height")) == ("100", "50")
+    assert [element.get("fill") for element in root[:2]] == ["#ffffff", "#0072b2"]
 
 
 def test_every_colour_has_a_rule_in_both_modes():

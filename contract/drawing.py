@@ -6,10 +6,13 @@ Colours are names of `COLOURS`, so that the page can show them in its dark mode.
 import dataclasses
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+from contract import provenance
 
 Point = tuple[float, float]
 
@@ -35,6 +38,7 @@ COLOURS = {  # name: (light, dark)
 
 SERIES = sum(name.startswith("series") for name in COLOURS)
 WEDGES = sum(name.startswith("wedge") for name in COLOURS)
+NAMESPACE = 'xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, Arial, sans-serif"'
 ON_WEDGE = "#1b1f24"
 
 
@@ -82,11 +86,31 @@ def box(x: float, y: float, width: float, height: float) -> list[Point]:
     return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
 
 
+def text_width(text: str, size: float) -> float:
+    """About as wide as a browser draws it."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return size * (0.52 * (len(text) - wide) + wide)
+
+
+def shortened(text: str, width: float, size: float) -> str:
+    """The text on one line; cut with "…" where it is wider than `width`."""
+    text = " ".join(text.split())
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(text + "…", size) > width:
+        text = text[:-1]
+    return text + "…"
+
+
 def _colour(name: str) -> str:
     return COLOURS[name][0] if name in COLOURS else name
 
 
-def _paint(kind: str, name: str) -> str:
+def _plain_paint(kind: str, name: str) -> str:
+    return f'{kind}="{_colour(name)}"'
+
+
+def _page_paint(kind: str, name: str) -> str:
     return f'style="{kind}:var(--{name})"' if name in COLOURS else f'{kind}="{name}"'
 
 
@@ -94,10 +118,16 @@ def _path(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def svg(drawing: Drawing) -> str:
-    """Inline SVG, which takes its colours from the page's `colour_rules`."""
+def svg(drawing: Drawing, *, alone: bool = False) -> str:
+    """SVG. Inline it takes its colours from the page's `colour_rules`; a file `alone` has its own.
+
+    Programs for drawing do not know CSS variables, so a file names each colour where it is used.
+    """
+    paint = _plain_paint if alone else _page_paint
+    size = f'width="{drawing.width:g}" height="{drawing.height:g}"'
     parts = [
-        f'<svg viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" '
+        f"<svg {f'{NAMESPACE} {size}' if alone else ''} "
+        f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" '
         f'aria-label="{escape(drawing.title)}">'
     ]
     for shape in drawing.shapes:
@@ -106,7 +136,7 @@ def svg(drawing: Drawing) -> str:
             turn = f' transform="rotate({shape.angle:.1f} {shape.x:.1f} {shape.y:.1f})"'
             parts.append(
                 f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size:g}" '
-                f'text-anchor="{shape.anchor}" {_paint("fill", shape.colour)}'
+                f'text-anchor="{shape.anchor}" {paint("fill", shape.colour)}'
                 f"{turn if shape.angle else ''}{weight if shape.bold else ''}>"
                 f"{escape(shape.text)}</text>"
             )
@@ -115,14 +145,14 @@ def svg(drawing: Drawing) -> str:
         if isinstance(shape, Polygon):
             gap = ' class="gap"'
             parts.append(
-                f'<polygon points="{_path(shape.points)}" {_paint("fill", shape.fill)} '
+                f'<polygon points="{_path(shape.points)}" {paint("fill", shape.fill)} '
                 f'fill-opacity="{shape.opacity:g}"{gap if shape.gap else ""}>{tip}</polygon>'
             )
         else:
             dash = f' stroke-dasharray="{shape.dash[0]:g} {shape.dash[1]:g}"' if shape.dash else ""
             parts.append(
                 f'<polyline points="{_path(shape.points)}" fill="none" '
-                f'{_paint("stroke", shape.colour)} stroke-width="{shape.width:g}"{dash}>'
+                f'{paint("stroke", shape.colour)} stroke-width="{shape.width:g}"{dash}>'
                 f"{tip}</polyline>"
             )
     return "".join(parts) + "</svg>"
@@ -152,6 +182,13 @@ def _moved(shape: Polygon | Line | Text, right: float, down: float) -> Polygon |
     if isinstance(shape, Text):
         return dataclasses.replace(shape, x=shape.x + right, y=shape.y + down)
     return dataclasses.replace(shape, points=[(x + right, y + down) for x, y in shape.points])
+
+
+def write_svg(path: Path, drawing: Drawing) -> None:
+    """Writes an SVG file for a paper or a slide, in the light colours on white."""
+    white = Polygon(box(0, 0, drawing.width, drawing.height), "paper")
+    whole = dataclasses.replace(drawing, shapes=[white, *drawing.shapes])
+    provenance.write_text(path, svg(whole, alone=True) + "\n")
 
 
 def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:
