@@ -1,0 +1,140 @@
+"""How far two or more judges agree on the same pairs of answers.
+
+A unit is one item of one cell, judged in both orders. Its category is the side that both orders
+together favour: model (a score above 0.5), reference (below), or tie (0.5).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+CATEGORIES = 3
+MODEL_WINS, REFERENCE_WINS, NEITHER = range(CATEGORIES)
+
+
+def categories(scores: np.ndarray) -> np.ndarray:
+    """[...] scores from 0 to 1 as categories; -1 where NaN.
+
+    >>> categories(np.array([1, 0.75, 0.5, 0.25, np.nan]))
+    array([ 0,  0,  2,  1, -1])
+    """
+    sides = np.where(scores > 0.5, MODEL_WINS, REFERENCE_WINS)
+    sides = np.where(scores == 0.5, NEITHER, sides)
+    return np.where(np.isnan(scores), -1, sides)
+
+
+def contingency(one: np.ndarray, other: np.ndarray, count: int = CATEGORIES) -> np.ndarray:
+    """[count, count]: how often the first judge said the row and the second the column."""
+    both = (one >= 0) & (other >= 0)
+    pairs = one[both] * count + other[both]
+    return np.bincount(pairs, minlength=count * count).reshape(count, count)
+
+
+def cohen_kappa(table: np.ndarray) -> np.ndarray:
+    """Cohen's kappa of contingency tables [..., k, k]: agreement beyond chance.
+
+    (p_o - p_e) / (1 - p_e) with p_o the share on the diagonal and p_e the share that is expected
+    there from the margins (Cohen 1960, Educational and Psychological Measurement 20:37-46). NaN
+    where both judges always say the same one thing, or nothing was judged.
+
+    Fleiss, Levin and Paik (Statistical Methods for Rates and Proportions, section 18.1), two
+    psychiatrists on 100 people, have 0.68:
+
+    >>> round(float(cohen_kappa(np.array([[75, 1, 4], [5, 4, 1], [0, 0, 10]]))), 2)
+    0.68
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = table / table.sum(axis=(-2, -1), keepdims=True)
+        observed = np.trace(shares, axis1=-2, axis2=-1)
+        expected = (shares.sum(axis=-1) * shares.sum(axis=-2)).sum(axis=-1)
+        return (observed - expected) / (1 - expected)
+
+
+def nominal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one != other).astype(float)
+
+
+def interval(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one - other) ** 2
+
+
+def krippendorff_alpha(
+    ratings: np.ndarray, difference: Callable[[np.ndarray, np.ndarray], np.ndarray] = nominal
+) -> float:
+    """Krippendorff's alpha of `ratings` [judges, units], NaN where a judge did not rate a unit.
+
+    1 - D_o / D_e, the observed over the expected `difference`, from the coincidence matrix
+    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). NaN where nothing varies or no
+    unit has two ratings. `difference` is `nominal` (any two categories are equally far apart) or
+    `interval` (scores: the square of their difference).
+    """
+    values = np.unique(ratings[~np.isnan(ratings)])
+    counts = np.stack([(ratings == value).sum(axis=0) for value in values], axis=1)  # [units, v]
+    counts = counts[counts.sum(axis=1) >= 2].astype(float)
+    rated = counts.sum(axis=1, keepdims=True)
+    if not len(counts):
+        return float("nan")
+    coincidences = (counts / (rated - 1)).T @ counts - np.diag((counts / (rated - 1)).sum(axis=0))
+    totals = coincidences.sum(axis=1)
+    apart = difference(values[:, None], values[None, :])
+    observed = (coincidences * apart).sum()
+    expected = (np.outer(totals, totals) * apart).sum() / (totals.sum() - 1)
+    return float(1 - observed / expected) if expected else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Of two judges; shares from 0 to 1, None where nothing is counted or nothing varies."""
+
+    units: int  # that both judged validly
+    same: float | None  # share of the units with the same category
+    decided: int  # units where neither judge is undecided
+    same_decided: float | None  # share of these with the same side
+    kappa: float | None  # Cohen's, on the three categories
+    kappa_low: float | None  # 95 % interval, items resampled whole
+    kappa_high: float | None
+    alpha_nominal: float | None  # Krippendorff's, on the categories
+    alpha_interval: float | None  # on the scores
+
+    def record(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int = 1000):
+    """The `Agreement` of two judges' scores [items, cells], NaN where not judged or invalid.
+
+    The interval of kappa is a percentile bootstrap over items: one item's cells stay together.
+    """
+    sides = categories(one), categories(other)
+    table = contingency(*sides)
+    units, decided = int(table.sum()), table[:NEITHER, :NEITHER]
+    if not units:
+        return Agreement(0, None, 0, None, None, None, None, None, None)
+    by_item = np.stack([contingency(a, b).ravel() for a, b in zip(*sides, strict=True)])
+    by_item = by_item[by_item.sum(axis=1) > 0]
+    rows, counts = np.unique(by_item, axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(by_item), counts / len(by_item), resamples)
+    kappas = cohen_kappa((drawn @ rows).reshape(-1, CATEGORIES, CATEGORIES))
+    kappas = kappas[~np.isnan(kappas)]
+    low, high = np.quantile(kappas, [0.025, 0.975]) if len(kappas) else (np.nan, np.nan)
+    kappa = cohen_kappa(table)
+    flat = [np.where(side < 0, np.nan, side).ravel() for side in sides]
+    return Agreement(
+        units=units,
+        same=float(np.trace(table) / units),
+        decided=int(decided.sum()),
+        same_decided=float(np.trace(decided) / decided.sum()) if decided.sum() else None,
+        kappa=_number(kappa),
+        kappa_low=None if np.isnan(kappa) else _number(low),
+        kappa_high=None if np.isnan(kappa) else _number(high),
+        alpha_nominal=_number(krippendorff_alpha(np.stack(flat))),
+        alpha_interval=_number(
+            krippendorff_alpha(np.stack([one.ravel(), other.ravel()]), interval)
+        ),
+    )
