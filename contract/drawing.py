@@ -201,16 +201,20 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, drawing.width), ylim=(drawing.height, 0))
     axes.axis("off")
-    for shape in drawing.shapes:
+    for layer, shape in enumerate(drawing.shapes):  # as in SVG, what comes later lies above
         if isinstance(shape, Polygon):
             face = to_rgba(_colour(shape.fill), shape.opacity)
             edge = _colour("paper") if shape.gap else "none"
-            patch = Patch(shape.points, fc=face, ec=edge, lw=0.8)
+            patch = Patch(shape.points, fc=face, ec=edge, lw=0.8, zorder=layer)
             axes.add_patch(patch)
         elif isinstance(shape, Line):
             style = (0, shape.dash) if shape.dash else "-"
             axes.plot(
-                *zip(*shape.points, strict=True), c=_colour(shape.colour), lw=shape.width, ls=style
+                *zip(*shape.points, strict=True),
+                c=_colour(shape.colour),
+                lw=shape.width,
+                ls=style,
+                zorder=layer,
             )
         else:
             place = {"start": "left", "middle": "center", "end": "right"}[shape.anchor]
@@ -225,6 +229,7 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
                 rotation=-shape.angle,
                 rotation_mode="anchor",
                 weight="bold" if shape.bold else "normal",
+                zorder=layer,
             )
     partial = path.with_name(path.name + ".tmp")
     with warnings.catch_warnings(record=True) as caught:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import agreement, intervals, lengths, score, significance
+from evaluation import agreement, intervals, lengths, score, signals, significance
 from evaluation.verdicts import MODEL, REFERENCE, Cell, Verdicts, natural
 from evaluation.workdirs import Texts
 
@@ -38,6 +38,7 @@ def measure(verdicts: Verdicts, people: Verdicts | None, texts: Texts, *, seed: 
         "comparisons": [row for key, panel in panels.items() for row in _compare(key, panel)],
         "by_length": _by_length(verdicts, texts, seed),
         "agreement": _agreements(verdicts, people, seed),
+        "signals": signals.measure(verdicts, texts),
     }
 
 

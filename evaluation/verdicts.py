@@ -11,11 +11,10 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils.epath import Path
 
 FILE = "judgements.jsonl"
 ORDERS = ("model_first", "reference_first")
@@ -38,21 +37,12 @@ class Cell(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """Where one judgement stands."""
-
-    path: Path
-    offset: int  # bytes
-    length: int  # bytes
-
-
-@dataclasses.dataclass(frozen=True)
 class Verdicts:
     ids: dict[str, list[str]]  # of each benchmark, in the order of the files
     cells: dict[Cell, np.ndarray]  # [items of the benchmark, 2 ORDERS] int8: VERDICTS or MISSING
     prompts: dict[str, str]  # judge -> prompt version
     paths: list[Path]
-    places: dict[Cell, np.ndarray]  # [items, 2, 3] int64: file, offset, length; -1 where MISSING
+    places: dict[Cell, np.ndarray]  # [items, 2, 3] int64: file, first byte, bytes; -1: MISSING
 
     @property
     def count(self) -> int:
@@ -62,13 +52,9 @@ class Verdicts:
         """All judges, benchmarks, references or generators, in alphabetical order."""
         return sorted({getattr(cell, field) for cell in self.cells})
 
-    def line(self, cell: Cell, item: int, order: int) -> Line | None:
-        file, offset, length = map(int, self.places[cell][item, order])
-        return Line(self.paths[file], offset, length) if file >= 0 else None
-
 
 def read(
-    workdirs: Sequence[str | PurePath], labels: Sequence[str | PurePath] = ()
+    workdirs: Sequence[str | Path], labels: Sequence[str | Path] = ()
 ) -> tuple[Verdicts, Verdicts | None]:
     """(verdicts of the workdirs, verdicts of people), the second None without `labels`.
 
@@ -101,11 +87,18 @@ def read(
     return verdicts, people
 
 
-def reply(line: Line) -> str:
-    """The judge's own text of a judgement."""
-    with line.path.open("rb") as file:
-        file.seek(line.offset)
-        return str(json.loads(file.read(line.length)).get("raw") or "")
+def replies(verdicts: Verdicts, places: np.ndarray) -> list[str]:
+    """The judges' own texts, "" where there is none, of `places` [n, 3] as in `Verdicts.places`."""
+    texts = [""] * len(places)
+    for file, path in enumerate(verdicts.paths):
+        mine = np.flatnonzero(places[:, 0] == file)
+        if not len(mine):
+            continue
+        with path.open("rb") as lines:
+            for at in mine[np.argsort(places[mine, 1])]:
+                lines.seek(places[at, 1])
+                texts[at] = json.loads(lines.read(places[at, 2])).get("raw") or ""
+    return texts
 
 
 _CELL = itemgetter("judge", "benchmark", "reference", "generator", "prompt_version")

@@ -2,47 +2,34 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import PurePath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from etils.epath import Path
 
 from contract import jsonl
 from contract.jsonl import Record
 from datagen import records
+from evaluation.benchmarks import Item
+from evaluation.outputs import ModelOutput
 from evaluation.verdicts import Verdicts
 
-REMEDY = "use the workdirs of one version of the files, or judge again in a new --workdir"
+REMEDY = "report workdirs that judged the same files, or judge again in a new --workdir"
 
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    instruction: str
-    input: str
-    topic: str  # "" where it is not known
-    difficulty: int | None  # 1 to 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    text: str
-    finish_reason: str  # "" where it is not known; length: cut at a limit
-    num_tokens: int | None
+Outputs = dict[str, ModelOutput]  # by the id of the item
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
     items: dict[tuple[str, str], Item]  # (benchmark, id)
-    outputs: dict[tuple[str, str], dict[str, Output]]  # (benchmark, generator) -> id
+    outputs: dict[tuple[str, str], Outputs]  # (benchmark, generator)
 
     def lengths(self, benchmark: str, generator: str, ids: Sequence[str]) -> np.ndarray:
         """[ids] characters of each answer; 0 where there is none."""
-        outputs = self.outputs.get((benchmark, generator), {})
-        return np.array([len(outputs[i].text) if i in outputs else 0 for i in ids])
+        outputs = self.outputs[benchmark, generator]
+        return np.array([len(outputs[i].output) if i in outputs else 0 for i in ids])
 
 
-def read(workdirs: Sequence[str | PurePath], verdicts: Verdicts) -> Texts:
+def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> Texts:
     """The items and answers that `verdicts` speak of.
 
     Raises:
@@ -50,45 +37,53 @@ def read(workdirs: Sequence[str | PurePath], verdicts: Verdicts) -> Texts:
       ValueError: two workdirs tell different texts, or a text is missing; the remedy is named.
     """
     items: dict[tuple[str, str], Item] = {}
-    outputs: dict[tuple[str, str], dict[str, Output]] = {}
+    outputs: dict[tuple[str, str], Outputs] = {}
     for workdir in map(Path, workdirs):
         for where, record in jsonl.read(workdir / "items.jsonl"):
-            key = _text(where, record, "benchmark"), _text(where, record, "id")
             item = _item(where, record)
-            if items.setdefault(key, item) != item:
-                raise ValueError(f"{where}: another text for id {key[1]!r} of {key[0]}; {REMEDY}")
-        for where, record in jsonl.read(workdir / "outputs.jsonl"):
-            key = _text(where, record, "benchmark"), _text(where, record, "generator")
-            name, output = _text(where, record, "id"), _output(where, record)
-            mine = outputs.setdefault(key, {})
-            if mine.setdefault(name, output) != output:
+            if items.setdefault((item.benchmark, item.id), item) != item:
                 raise ValueError(
-                    f"{where}: another answer by {key[1]} to id {name!r} of {key[0]}; {REMEDY}"
+                    f"{where}: another text of id {item.id!r} of {item.benchmark}; {REMEDY}"
+                )
+        for where, record in jsonl.read(workdir / "outputs.jsonl"):
+            output = _output(where, record)
+            mine = outputs.setdefault((output.benchmark, output.generator), {})
+            if mine.setdefault(output.id, output).output != output.output:
+                raise ValueError(
+                    f"{where}: another answer by {output.generator} to id {output.id!r} of "
+                    f"{output.benchmark}; {REMEDY}"
                 )
     texts = Texts(items, outputs)
     _check(texts, verdicts)
     return texts
 
 
-def _text(where: str, record: Record, field: str) -> str:
-    if not jsonl.text(where, record, field):
+def _name(where: str, record: Record, field: str) -> str:
+    if not (name := jsonl.text(where, record, field)):
         raise ValueError(f"{where}: field {field!r} is missing")
-    return record[field]
+    return name
 
 
 def _item(where: str, record: Record) -> Item:
-    instruction, given, topic = (
-        jsonl.text(where, record, field) for field in ("instruction", "input", "topic")
+    return Item(
+        id=_name(where, record, "id"),
+        benchmark=_name(where, record, "benchmark"),
+        instruction=jsonl.text(where, record, "instruction"),
+        input=jsonl.text(where, record, "input"),
+        topic=jsonl.text(where, record, "topic"),
+        difficulty=records.difficulty(record.get("difficulty")),
     )
-    return Item(instruction, given, topic, records.difficulty(record.get("difficulty")))
 
 
-def _output(where: str, record: Record) -> Output:
-    tokens: Any = record.get("num_tokens")
-    return Output(
-        jsonl.text(where, record, "output"),
-        jsonl.text(where, record, "finish_reason"),
-        tokens if isinstance(tokens, int) else None,
+def _output(where: str, record: Record) -> ModelOutput:
+    number = record.get("num_tokens")
+    return ModelOutput(
+        benchmark=_name(where, record, "benchmark"),
+        id=_name(where, record, "id"),
+        generator=_name(where, record, "generator"),
+        output=jsonl.text(where, record, "output"),
+        finish_reason=jsonl.text(where, record, "finish_reason"),
+        num_tokens=number if isinstance(number, int) else None,
     )
 
 

@@ -1,0 +1,127 @@
+"""Tables, figures and a page with transcripts, from the workdirs of evaluation.judge.
+
+    python -m evaluation.report --judgements=D,... --output=DIR [--labels=F,...] [--systems=F]
+
+Writes report.json, report.html (one file that opens from disk), figures/*.png and *.svg,
+tables/*.md and *.tex, and run.json into --output. --labels are judgements of people, in the same
+format with judge "human"; --systems names systems and their backbones (evaluation/systems.py).
+The same judgements give the same files.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from contract import cli, provenance
+from evaluation import (
+    figures,
+    report_page,
+    results,
+    systems,
+    table_formats,
+    tables,
+    transcripts,
+    verdicts,
+    workdirs,
+)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_tables(directory: Path, found: dict[str, list[table_formats.Table]]) -> None:
+    """One Markdown and one LaTeX file for each name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, mine in found.items():
+        labels = [name if len(mine) == 1 else f"{name}-{i + 1}" for i in range(len(mine))]
+        tex = [table_formats.latex(t, label) for t, label in zip(mine, labels, strict=True)]
+        provenance.write_text(directory / f"{name}.tex", "\n".join(tex))
+        text = "\n".join(map(table_formats.markdown, mine))
+        provenance.write_text(directory / f"{name}.md", text)
+
+
+def clear(directory: Path, endings: Sequence[str]) -> None:
+    """Takes away what an earlier report left: this one may have fewer figures."""
+    for path in sorted(directory.glob("*")) if directory.exists() else ():
+        if path.suffix in endings:
+            path.unlink()
+
+
+def run(
+    *,
+    judgements: Sequence[str],
+    output: Path,
+    labels: Sequence[str],
+    systems_file: str,
+    seed: int,
+    page_mib: float,
+) -> None:
+    """Reads, counts and writes; see the flags for the arguments."""
+    found, people = verdicts.read(judgements, labels)
+    say(f"{found.count:,} verdicts, {len(found.cells):,} cells")
+    texts = workdirs.read(judgements, found)
+    inputs = [Path(directory) / verdicts.FILE for directory in judgements]
+    settings = {
+        "judgements": {str(path): provenance.sha256(path) for path in inputs},
+        "labels": {str(path): provenance.sha256(path) for path in labels},
+        "systems": provenance.sha256(systems_file) if systems_file else None,
+        "seed": seed,
+        "page_mib": page_mib,
+    }
+    record = provenance.describe(config=settings)
+    measured = results.measure(found, people, texts, seed=seed)
+    named = systems.read(systems_file, measured["systems"])
+    drawn = figures.build(measured, named)
+    output.mkdir(parents=True, exist_ok=True)
+    provenance.write_json(output / "report.json", measured)
+    clear(output / "figures", (".png", ".svg"))
+    missing = figures.write(output / "figures", drawn)
+    if missing:
+        some = " ".join(sorted(missing)[:20])
+        say(f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}")
+    built = tables.build(measured, named)
+    clear(output / "tables", (".md", ".tex"))
+    write_tables(output / "tables", built)
+    packed = transcripts.pack(
+        found, people, texts, systems=named, seed=seed, most_bytes=int(page_mib * 2**20)
+    )
+    page = report_page.build(measured, drawn, built, packed)
+    provenance.write_text(output / "report.html", page)
+    provenance.write_json(output / "run.json", record | {"end": provenance.now()})
+    say(
+        f"{output / 'report.html'}: {len(page.encode()) / 2**20:.1f} MiB, transcripts of "
+        f"{packed.shown:,} of {packed.items:,} items"
+    )
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("judgements", None, "Workdirs of evaluation.judge.")
+    flags.DEFINE_string("output", None, "Folder for the report.")
+    flags.DEFINE_list("labels", [], "Judgements of people: JSONL files.")
+    flags.DEFINE_string("systems", "", "JSON file that names systems and their backbones.")
+    flags.DEFINE_integer("seed", 0, "Of what is drawn: some intervals, and items of a small page.")
+    flags.DEFINE_float(
+        "page_mib", 20.0, "About how large the transcripts in the page may be.", lower_bound=0.1
+    )
+    flags.mark_flags_as_required(["judgements", "output"])
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    FLAGS = flags.FLAGS
+    run(
+        judgements=FLAGS.judgements,
+        output=Path(FLAGS.output),
+        labels=FLAGS.labels,
+        systems_file=FLAGS.systems,
+        seed=FLAGS.seed,
+        page_mib=FLAGS.page_mib,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
