@@ -8,8 +8,8 @@ from typing import Any
 
 from contract import drawing
 from contract.drawing import SERIES, Drawing
-from evaluation import charts
-from evaluation.charts import Bar, Field, percent
+from evaluation import report_charts
+from evaluation.report_charts import Bar, Field, percent
 from evaluation.results import AVERAGE, Results, headline
 from evaluation.systems import System
 
@@ -124,7 +124,9 @@ def _win_rates(results: Results, systems: Systems, judge: str) -> Figure:
                 pairs = zip(rows, names, strict=True)
                 groups.append((label, [_bar(r, f"{label} against {n}") for r, n in pairs]))
         if groups:
-            drawings.append(charts.bars(_title(benchmark, results), groups, names, _series(names)))
+            drawings.append(
+                report_charts.bars(_title(benchmark, results), groups, names, _series(names))
+            )
     text = (
         f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, averaged over both orders of the "
         "two answers and over all items. Lines are 95 % intervals, items resampled whole."
@@ -153,7 +155,7 @@ def _backbones(results: Results, systems: Systems, judge: str) -> Figure | None:
         if len(groups) < 2:
             continue
         title = f"{_title(benchmark, results)}, {_against(reference)}"
-        drawings.append(charts.bars(title, groups, methods, _series(methods)))
+        drawings.append(report_charts.bars(title, groups, methods, _series(methods)))
     text = f"Judge: {judge}. The same methods on different base models; lines are 95 % intervals."
     return Figure(f"Backbones, {judge}", text, drawings)
 
@@ -179,7 +181,7 @@ def _judges(results: Results, systems: Systems) -> Figure | None:
                 groups.append((label, [_bar(row, f"{label}, {judge}") for row, judge in pairs]))
         if groups:
             title = _title(benchmark, results)
-            drawings.append(charts.bars(title, groups, judges, _series(judges)))
+            drawings.append(report_charts.bars(title, groups, judges, _series(judges)))
     text = (
         "The same pairs of answers, judged by each, averaged over the references. Judges may "
         "differ in level and still agree on which system is better."
@@ -209,7 +211,7 @@ def _position(results: Results) -> Figure:
         "first, or the second, twice. That counts half a win, so that it pulls every rate towards "
         "50 %."
     )
-    chart = charts.shares("Pairs judged in both orders", rows, names, colours)
+    chart = report_charts.shares("Pairs judged in both orders", rows, names, colours)
     return Figure("Does the order of the answers matter?", text, [chart])
 
 
@@ -231,7 +233,7 @@ def _comparisons(results: Results, systems: Systems, judge: str) -> Figure:
             rows.append((systems[one].label, fields))
         reference = _against(stands[judge, benchmark])
         title = f"{_title(benchmark, results)}, {reference}"
-        drawings.append(charts.heat(title, [systems[g].label for g in order], rows))
+        drawings.append(report_charts.heat(title, [systems[g].label for g in order], rows))
     text = (
         f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on the "
         "same items. Bold and coloured: p below 0.05 by an exact paired permutation test, after "
@@ -283,7 +285,9 @@ def _by_label(results: Results, systems: Systems, judge: str, field: str) -> Fig
             if any(fields):
                 table.append((systems[generator].label, fields))
         reference = _against(headlines(results)[judge, benchmark])
-        drawings.append(charts.heat(f"{_title(benchmark, results)}, {reference}", heads, table))
+        drawings.append(
+            report_charts.heat(f"{_title(benchmark, results)}, {reference}", heads, table)
+        )
     text = (
         f"Judge: {judge}. Win rates in per cent, of the items of each {field}, whose number stands "
         "in brackets; blue is above 50, orange below."
@@ -317,7 +321,7 @@ def _lengths(results: Results) -> Figure:
             for stratum in next(iter(found.values()))["strata"]
         ]
         colours = [f"series{judges.index(name)}" for name in names]
-        drawings.append(charts.bars(_title(benchmark, results), groups, names, colours))
+        drawings.append(report_charts.bars(_title(benchmark, results), groups, names, colours))
     text = (
         "Win rates of all systems together, by the length of the answer in characters over that of "
         "its reference. Nothing is corrected: systems that write more may also write better. The "

@@ -50,11 +50,14 @@ def bootstrap_ratios(
     """
     rows = np.concatenate([sums, counts], axis=1)
     drawn = _draws(len(sums), seed, resamples)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        over, under = np.split(drawn @ rows, 2, axis=1)
-        tails = (1 - level) / 2
-        ratios = sums.sum(axis=0) / counts.sum(axis=0)
-        return ratios, np.nanquantile(over / under, [tails, 1 - tails], axis=0)
+    tails = (1 - level) / 2
+    ratios, ends = np.full(sums.shape[1], np.nan), np.full((2, sums.shape[1]), np.nan)
+    counted = counts.sum(axis=0) > 0
+    ratios[counted] = sums.sum(axis=0)[counted] / counts.sum(axis=0)[counted]
+    over, under = (part[:, counted] for part in np.split(drawn @ rows, 2, axis=1))
+    with np.errstate(invalid="ignore"):  # a resample may hold nothing that counts
+        ends[:, counted] = np.nanquantile(over / under, [tails, 1 - tails], axis=0)
+    return ratios, ends
 
 
 @functools.lru_cache(maxsize=4)

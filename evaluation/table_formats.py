@@ -64,11 +64,15 @@ _TEX = {
 
 
 def tex_text(text: str) -> str:
-    r"""
+    r"""The text with TeX's own characters escaped; an interval at its end is set small.
+
     >>> print(tex_text("a_b & 5 % {x} p < 0.05"))
     a\_b \& 5 \% \{x\} p $<$ 0.05
+    >>> print(tex_text("50.0 [41.0, 59.0]"))
+    50.0 {\tiny[41.0, 59.0]}
     """
-    return "".join(_TEX.get(letter, letter) for letter in text)
+    plain = "".join(_TEX.get(letter, letter) for letter in text)
+    return re.sub(r"(?<=\d) (\[[^]]*\])$", r" {\\tiny\1}", plain)
 
 
 def latex(table: Table, label: str) -> str:
@@ -85,7 +89,8 @@ def latex(table: Table, label: str) -> str:
         [
             r"\begin{table}",
             r"  \centering",
-            r"  \small",
+            r"  \footnotesize",
+            r"  \setlength{\tabcolsep}{3pt}",
             rf"  \caption{{{tex_text(table.caption)}}}",
             rf"  \label{{tab:{label}}}",
             rf"  \begin{{tabular}}{{{columns}}}",

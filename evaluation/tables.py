@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from evaluation.charts import percent
 from evaluation.figures import Systems, headlines
+from evaluation.report_charts import percent
 from evaluation.results import AVERAGE, Results
 from evaluation.table_formats import Table
 

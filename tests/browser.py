@@ -101,6 +101,7 @@ class Browser:
 
     def open(self, url: str) -> None:
         self.send("Page.navigate", url=url)
+        self.wait_for("document.readyState == 'complete' && location.href != 'about:blank'")
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         self.send(
