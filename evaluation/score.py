@@ -7,8 +7,9 @@ over the two orders, then over the N items. Its code (`evaluation/evaulation.py`
 differs in one point that changes numbers: an item with an unreadable verdict in either order is NaN
 and falls out of N, uncounted. `WinRate.rate` is that number too, with the items that are left told
 as `valid`; `worst` and `best` are the same rate over all N, each invalid verdict counted as lost
-and as won: the rate that readable verdicts would have given lies between them. Without invalid
-verdicts all three are the paper's.
+and as won: the rate that readable verdicts would have given lies between them. (`rate` itself need
+not: an item with one valid verdict counts in the bounds alone.) Without invalid verdicts all three
+are the paper's.
 
 MedInstruct-test has 216 items where the paper says 217: N here is what was judged, so a rate of the
 same verdicts is 217/216 of one divided by the paper's N.

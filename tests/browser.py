@@ -48,10 +48,13 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._out)
-        self._process.kill()
-        self._process.wait()
-        os.close(self._in)
+        os.close(self._out)  # without its pipe the browser ends, with all its processes
+        try:
+            self._process.wait(timeout=SECONDS)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._in)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a command; events that come before it are looked through."""

@@ -1,0 +1,84 @@
+"""The command: what it writes, twice the same, and its errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import judge_workdirs
+import pytest
+from conftest import REPOSITORY
+
+from evaluation import report
+
+
+def run(*args):
+    command = [sys.executable, "-m", "evaluation.report", *map(str, args)]
+    env = os.environ | {"PYTHONHASHSEED": "1"}
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=env)
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def test_everything_is_written_and_twice_the_same(tmp_path):
+    """In two processes with different hash seeds; what an earlier report left goes."""
+    folder = judge_workdirs.write(
+        tmp_path / "work",
+        judge_workdirs.a_verdict,
+        items={"heart": ["1", "2", "3", "4"]},
+        systems=["ours", "theirs"],
+    )
+    labels = judge_workdirs.write_lines(
+        tmp_path / "labels.jsonl",
+        [judge_workdirs.judgement("2", "model_first", "tie", judge="human")],
+    )
+    names = tmp_path / "systems.json"
+    names.write_text('{"ours": {"name": "Ours"}}')
+    old = tmp_path / "one" / "figures" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    flags = (f"--judgements={folder}", f"--labels={labels}", f"--systems={names}")
+    process = run(*flags, f"--output={tmp_path / 'one'}")
+    assert process.returncode == 0, process.stderr
+    report.run(
+        judgements=[str(folder)],
+        output=tmp_path / "two",
+        labels=[str(labels)],
+        systems_file=str(names),
+        seed=0,
+        page_mib=20.0,
+    )
+    one = contents(tmp_path / "one")
+    assert one == contents(tmp_path / "two")
+    figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
+    tables = ("win_rates", "judges", "agreement", "comparisons", "difficulty", "lengths")
+    assert set(one) >= {
+        *("report.json", "report.html"),
+        *(f"figures/{name}.{end}" for name in figures for end in ("png", "svg")),
+        *(f"tables/{name}.{end}" for name in (*tables, "signals") for end in ("md", "tex")),
+    }
+    assert "figures/old.png" not in one
+    assert json.loads(one["report.json"])["verdicts"] == 16
+    assert b"Ours" in one["tables/win_rates.tex"]
+    record = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert record["end"]
+    assert list(record["config"]["judgements"]) == [str(folder / "judgements.jsonl")]
+
+
+def test_a_workdir_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--judgements takes workdirs of"):
+        report.run(
+            judgements=[str(tmp_path)],
+            output=tmp_path / "out",
+            labels=[],
+            systems_file="",
+            seed=0,
+            page_mib=1.0,
+        )
+    assert not (tmp_path / "out").exists()

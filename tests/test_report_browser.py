@@ -1,0 +1,150 @@
+"""The page in a real browser: filters, search, a transcript, links, a phone, and no error."""
+
+import browser
+import judge_workdirs
+import pytest
+import test_report_page
+
+pytestmark = pytest.mark.skipif(
+    not browser.find(), reason="no Chromium: install the package chromium (apt install chromium)"
+)
+ROOT = "document.documentElement.dataset"
+COUNT = "document.getElementById('list').children.length"
+SHOWN = "document.getElementById('shown').textContent"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = judge_workdirs.write_set(tmp_path_factory.mktemp("set"))
+    path = folder / "report.html"
+    path.write_text(test_report_page.build(folder), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, url):
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as opened:
+        opened.size(1280, 900)
+        opened.open(url)
+        opened.wait_for(f"{ROOT}.ready == 'true'")
+        yield opened
+        assert opened.problems == [], "of all that the tests of this module did"
+
+
+def choose(page, **values):
+    """Sets controls and waits until the list follows."""
+    before = page.run(f"Number({ROOT}.searches)")
+    for name, value in values.items():
+        kind = "input" if name == "query" else "change"
+        field = "checked" if isinstance(value, bool) else "value"
+        text = str(value).lower() if isinstance(value, bool) else repr(value)
+        page.run(
+            f"(() => {{ const e = document.getElementById('{name}'); e.{field} = {text};"
+            f"e.dispatchEvent(new Event('{kind}')) }})()"
+        )
+    page.wait_for(f"Number({ROOT}.searches) >= {before + len(values)}")
+
+
+def label(page, control, text):
+    """The value of an option, by its text."""
+    return page.run(
+        f"[...document.getElementById('{control}').options].find(o => o.text == '{text}').value"
+    )
+
+
+EVERYTHING = {"benchmark": "", "outcome": "", "query": "", "deep": False}
+
+
+@pytest.fixture
+def fresh(page):
+    choose(page, **EVERYTHING)
+    first = {
+        name: label(page, name, text)
+        for name, text in (("system", "ours-7b"), ("reference", "gpt-4"), ("judge", "strict"))
+    }
+    choose(page, **first)
+    return page
+
+
+def test_the_list_holds_every_item_and_follows_the_filters(fresh):
+    assert fresh.run(COUNT) == 16
+    choose(fresh, benchmark=label(fresh, "benchmark", "lung"))
+    assert fresh.run(COUNT) == 4
+    counted = 0
+    choose(fresh, benchmark="")
+    for outcome in ("won", "lost", "tie", "first", "second", "mixed", "invalid"):
+        choose(fresh, outcome=outcome)
+        counted += fresh.run(COUNT)
+    assert counted == 16
+
+
+def test_filters_agree_with_the_verdicts(fresh):
+    found, *_ = judge_workdirs.read_set()
+    table = found.cells["strict", "heart", "gpt-4", "ours-7b"]
+    won = int((table == 0).all(axis=1).sum())
+    choose(fresh, benchmark=label(fresh, "benchmark", "heart"), outcome="won")
+    assert fresh.run(COUNT) == won > 0
+    assert fresh.run("document.querySelectorAll('#list .badge.won').length") == won
+
+
+def test_search_in_questions_and_in_answers(fresh):
+    choose(fresh, query="WHAT OF H11")
+    assert fresh.run(COUNT) == 1
+    choose(fresh, query="ours-7b on h3")
+    assert fresh.run(COUNT) == 0
+    choose(fresh, deep=True)
+    assert fresh.run(COUNT) == 1
+
+
+def test_a_transcript_shows_both_answers_and_every_judge(fresh):
+    choose(fresh, query="What of h1?")
+    fresh.run("document.querySelector('#list button').click()")
+    fresh.wait_for(f"{ROOT}.opened == 'h1'")
+    text = fresh.run(SHOWN)
+    assert judge_workdirs.HOSTILE in text, "shown as it is"
+    assert "gpt-4 on h1." in text
+    assert "Model first: " in text
+    assert "strict says" in text
+    assert "lenient/gpt says" in text
+    assert fresh.run("document.title") == "Evaluation report"
+    assert fresh.run("document.querySelectorAll('#shown script, #shown p > b').length") == 0
+
+
+def test_next_and_previous(fresh):
+    fresh.run("document.querySelectorAll('#list button')[1].click()")
+    fresh.wait_for(f"{ROOT}.opened == 'h1'")
+    fresh.run("document.getElementById('next').click()")
+    fresh.wait_for(f"{ROOT}.opened == 'h2'")
+    fresh.run("document.getElementById('previous').click()")
+    fresh.wait_for(f"{ROOT}.opened == 'h1'")
+
+
+def test_a_link_opens_its_transcript(page, url):
+    page.open("about:blank#")
+    page.open(f"{url}#lung/l2/theirs-7b/claude-2")
+    page.wait_for(f"{ROOT}.ready == 'true'")
+    assert page.run(f"{ROOT}.opened") == "l2"
+    text = page.run(SHOWN)
+    assert "theirs-7b on l2." in text
+    assert "claude-2 on l2." in text
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(fresh):
+    fresh.size(390, 844, phone=True)
+    assert fresh.run("document.documentElement.scrollWidth") <= 390
+    fresh.run("document.querySelector('#list button').click()")
+    fresh.wait_for("getComputedStyle(document.getElementById('view')).display == 'block'")
+    assert fresh.run("getComputedStyle(document.getElementById('found')).display") == "none"
+    assert fresh.run("document.documentElement.scrollWidth") <= 390
+    fresh.run("document.getElementById('back').click()")
+    assert fresh.run("getComputedStyle(document.getElementById('found')).display") != "none"
+    fresh.size(1280, 900)
+
+
+def test_an_error_would_be_noticed(page):
+    page.run("console.error('one'); setTimeout(() => { throw Error('two') })")
+    page.wait_for("new Promise(done => setTimeout(() => done(true), 10))")
+    one, two = page.problems
+    page.problems.clear()
+    assert "one" in one
+    assert "two" in two
