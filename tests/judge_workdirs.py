@@ -98,7 +98,7 @@ SET = {
     "references": ("claude-2", "gpt-4"),
     "judges": ("strict", "lenient/gpt"),
 }
-HOSTILE = '</script><script>document.title = "hacked"</script><b>&amp;{output_1}\u2028'
+HOSTILE = '</script><script>document.title = "hacked"</script><b>&amp;{output_1}\u2028' + 200 * "w"
 
 
 def a_verdict(record: dict) -> str:

@@ -9,7 +9,9 @@ from test_figures import PLAIN
 from evaluation import table_formats, tables
 from evaluation.table_formats import Table
 
-HOSTILE = Table("<i> & |x|", ["<b>", "a_b"], [["</td>", "1 [0, 2]"]], frozenset({(0, 1)}))
+HOSTILE = Table(
+    "<i> & |x|", ["<b>", "a_b"], [["</td>", "1 [0, 2]"], ["<u>", "x"]], frozenset({(0, 1)})
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,7 @@ def test_examples_of_the_docstrings():
 def test_texts_stay_texts():
     page = table_formats.html(HOSTILE)
     assert "<i>" not in page
+    assert "<u>" not in page
     assert page.count("<b>") == 1  # of the bold cell
     text = table_formats.markdown(HOSTILE)
     assert r"\<i\> & \|x\|" in text

@@ -75,11 +75,18 @@
     for (const id of Object.keys(state)) state[id] = element(id).value;
   }
 
+  // The side that valid verdicts favour together, as in the table of agreement; null: none are.
+  function side(both) {
+    const judged = both.filter((code) => code !== MISSING);
+    if (!judged.length || judged.includes(INVALID)) return null;
+    const votes = (code) => judged.filter((said) => said === code).length;
+    return Math.sign(votes(MODEL) - votes(REFERENCE));
+  }
+
   function judgesDiffer(item) {
-    const said = index.judges.map((_, judge) => outcome(
-      verdict(judge, item.benchmark, state.reference, state.system, item.place)));
-    const decided = new Set(said.filter((word) => ["won", "lost", "tie"].includes(word)));
-    return decided.size > 1;
+    const sides = index.judges.map((_, judge) =>
+      side(verdict(judge, item.benchmark, state.reference, state.system, item.place)));
+    return new Set(sides.filter((favoured) => favoured !== null)).size > 1;
   }
 
   const pair = (item) =>
