@@ -151,7 +151,7 @@ def heat(
     wide = max(30.0, min(58.0, (WIDTH - LABELS) / len(columns)))
     longest = max(text_width(name, 10.5) for name in columns)
     turned = longest > wide - 4
-    top = 8 + min(longest * 0.72, 90) if turned else 18.0
+    top = 20 + min(longest * 0.72, 90) if turned else 18.0
     for i, name in enumerate(columns):
         x = LABELS + wide * (i + 0.5)
         if turned:
