@@ -17,7 +17,7 @@ setup(
     packages=["alpacare_jax", "contract", "datagen", "evaluation"],
     package_data={
         "datagen": ["starter/*", "prompts/*", "prices.json"],
-        "evaluation": ["prompts/*", "reference_prompts/*"],
+        "evaluation": ["prompts/*", "reference_prompts/*", "page/*"],
     },
     install_requires=[
         "jax>=0.10,<0.13",

@@ -12,8 +12,9 @@ from evaluation.benchmarks import Item
 from evaluation.judges import Judge
 from evaluation.outputs import ModelOutput
 from evaluation.reply_parsers import INVALID
+from evaluation.verdicts import ORDERS
 
-MODEL_FIRST, REFERENCE_FIRST = "model_first", "reference_first"
+MODEL_FIRST, REFERENCE_FIRST = ORDERS
 
 
 @dataclasses.dataclass(frozen=True)

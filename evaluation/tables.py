@@ -240,7 +240,7 @@ def _signals(results: Results, systems: Systems) -> list[Table]:
         for name in dict.fromkeys(order):
             row = rows[name]
             label = systems[name].label if name in systems else f"{name} (reference)"
-            parts = ("cut", "run_on", "declining", "empty")
+            parts = ("cut", "run_on", "refused", "empty")
             rouge = [row["rouge"].get(reference) for reference in references]
             lines.append(
                 [label, f"{row['mean_words']:,.0f}"]
@@ -252,9 +252,9 @@ def _signals(results: Results, systems: Systems) -> list[Table]:
             )
         caption = (
             f"Signals without a judge on {benchmark}: mean words; per cent of the answers that are "
-            "cut, run on, decline at their beginning, are empty; ROUGE-1 / 2 / L F against each "
+            "cut, run on, begin as refusals do, are empty; ROUGE-1 / 2 / L F against each "
             "reference, times 100. None of them is quality."
         )
-        head = ["Answers of", "Words", "Cut", "Run on", "Decline", "Empty"]
+        head = ["Answers of", "Words", "Cut", "Run on", "Refuse", "Empty"]
         tables.append(Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines))
     return tables
