@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from contract import sections
 from datagen import chat
 from datagen.chat import Stopped
-from evaluation import judge
+from evaluation import judge, results, verdicts, workdirs
 from evaluation.judge import Judging
 from evaluation.run_config import EvaluationConfig
 
@@ -346,3 +346,17 @@ def test_published_files(server, tmp_path):
     )
     judge.run(judging, tmp_path)
     assert len(read(tmp_path)) == 2 * 4 * 3 * 2 == len(server.bodies)
+
+
+# The report.
+
+
+def test_the_report_reads_what_is_written(server, files, tmp_path):
+    """A judge that always prefers the first answer: exactly 50 %, and a position bias of 100 %."""
+    judge.run(make(make_config(server), files), tmp_path)
+    found, _ = verdicts.read([tmp_path])
+    measured = results.measure(found, None, workdirs.read([tmp_path], found), seed=0)
+    assert {row["rate"] for row in measured["win_rates"]} == {0.5}
+    (told,) = measured["judges"].values()
+    assert told["position"]["first_preference"] == told["position"]["for_first_share"] == 1.0
+    assert measured["benchmarks"]["set"]["difficulty"] == {"1": 1, "5": 2}
