@@ -1,21 +1,27 @@
 """The figures of a report, from `report.json`: for the page, and one PNG and one SVG each."""
 
-import dataclasses
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from contract import drawing
-from contract.drawing import SERIES, Drawing
 from evaluation import report_charts
-from evaluation.report_charts import Bar, Field, percent
-from evaluation.results import AVERAGE, Results, headline
-from evaluation.systems import System
+from evaluation.figure_parts import (
+    Figure,
+    Row,
+    Systems,
+    against,
+    bar,
+    file_end,
+    fit,
+    headlines,
+    p_text,
+    panel_title,
+    rates_by_cell,
+    series,
+)
+from evaluation.report_charts import Field, percent
+from evaluation.results import AVERAGE, Results
 
 SHOWN_TOPICS = 12
-Row = dict[str, Any]
-Systems = dict[str, System]
 
 POSITIONS = (
     ("consistent", "same winner in both orders", "series2"),
@@ -25,24 +31,17 @@ POSITIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    heading: str
-    text: str
-    drawings: list[Drawing]
-
-
 def build(results: Results, systems: Systems) -> dict[str, Figure]:
     """The figures by the names of their files; what the verdicts cannot show is left out.
 
     Raises:
       ValueError: there are more judges, references or backbones than colours.
     """
-    _fit("judges", results["judges"])
-    _fit("references", results["references"])
+    fit("judges", results["judges"])
+    fit("references", results["references"])
     found = {}
     for judge in results["judges"]:
-        end = _file_end(judge, results["judges"])
+        end = file_end(judge, results["judges"])
         found[f"win_rates{end}"] = _win_rates(results, systems, judge)
         found[f"backbones{end}"] = _backbones(results, systems, judge)
         found[f"comparisons{end}"] = _comparisons(results, systems, judge)
@@ -54,62 +53,8 @@ def build(results: Results, systems: Systems) -> dict[str, Figure]:
     return {name: figure for name, figure in found.items() if figure and figure.drawings}
 
 
-def _fit(what: str, names: Sequence[str] | dict) -> None:
-    if len(names) > SERIES:
-        raise ValueError(f"{len(names)} {what} do not fit in a figure; report at most {SERIES}")
-
-
-def _file_end(judge: str, judges: Iterable[str]) -> str:
-    """What tells a judge's figures from the others'; "" for the only one."""
-    judges = list(judges)
-    if len(judges) == 1:
-        return ""
-    plain = [re.sub(r"[^A-Za-z0-9.]+", "_", name) for name in judges]
-    mine = plain[judges.index(judge)]
-    return f"-{mine}" if plain.count(mine) == 1 else f"-{mine}-{judges.index(judge) + 1}"
-
-
-def _series(names: Sequence[str]) -> list[str]:
-    """Colours: each name's own, the average dark."""
-    return ["ink" if name == AVERAGE else f"series{i}" for i, name in enumerate(names)]
-
-
-def _bar(row: Row | None, what: str) -> Bar | None:
-    if row is None or row["rate"] is None:
-        return None
-    tip = (
-        f"{what}: {percent(row['rate'])} % "
-        f"[{percent(row['low'])}, {percent(row['high'])}], {_count(row)}"
-    )
-    return Bar(row["rate"], row["low"], row["high"], tip)
-
-
-def _count(row: Row) -> str:
-    if "valid" not in row:
-        return f"{row['pairs']:,} pairs of {row['items']:,} items"
-    invalid = row["items"] - row["valid"]
-    return f"{row['valid']:,} items" + (f", {invalid:,} more invalid" if invalid else "")
-
-
-def _rates(results: Results) -> dict[tuple[str, str, str, str], Row]:
-    return {
-        (row["judge"], row["benchmark"], row["reference"], row["generator"]): row
-        for row in results["win_rates"]
-    }
-
-
-def headlines(results: Results) -> dict[tuple[str, str], str]:
-    """(judge, benchmark) -> what stands for all references: their average, or the only one."""
-    keys = {(row["judge"], row["benchmark"], row["reference"]) for row in results["win_rates"]}
-    return {pair: headline(sorted(keys), *pair)[2] for pair in sorted({key[:2] for key in keys})}
-
-
-def _title(benchmark: str, results: Results) -> str:
-    return f"{benchmark} ({results['benchmarks'][benchmark]['items']:,} items)"
-
-
 def _win_rates(results: Results, systems: Systems, judge: str) -> Figure:
-    rates, drawings = _rates(results), []
+    rates, drawings = rates_by_cell(results), []
     for benchmark in results["benchmarks"]:
         names = [
             reference
@@ -122,11 +67,13 @@ def _win_rates(results: Results, systems: Systems, judge: str) -> Figure:
             rows = [rates.get((judge, benchmark, name, generator)) for name in names]
             if any(rows):
                 pairs = zip(rows, names, strict=True)
-                groups.append((label, [_bar(r, f"{label} against {n}") for r, n in pairs]))
+                groups.append((label, [bar(r, f"{label} against {n}") for r, n in pairs]))
         if groups:
-            drawings.append(
-                report_charts.bars(_title(benchmark, results), groups, names, _series(names))
-            )
+            title = panel_title(benchmark, results)
+            if len(names) == 1:  # no legend names it
+                title += f", {against(names[0])}"
+            colours = series(names, results["references"])
+            drawings.append(report_charts.bars(title, groups, names, colours))
     text = (
         f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, averaged over both orders of the "
         "two answers and over all items. Lines are 95 % intervals, items resampled whole."
@@ -140,9 +87,9 @@ def _backbones(results: Results, systems: Systems, judge: str) -> Figure | None:
     methods = list(dict.fromkeys(s.name for s in systems.values() if s.backbone))
     if len(backbones) < 2:
         return None
-    _fit("methods with a backbone", methods)
+    fit("methods with a backbone", methods)
     by_both = {(s.backbone, s.name): generator for generator, s in systems.items()}
-    rates, drawings = _rates(results), []
+    rates, drawings = rates_by_cell(results), []
     for (of, benchmark), reference in headlines(results).items():
         if of != judge:
             continue
@@ -150,25 +97,21 @@ def _backbones(results: Results, systems: Systems, judge: str) -> Figure | None:
         for backbone in backbones:
             keys = [(judge, benchmark, reference, by_both.get((backbone, m))) for m in methods]
             rows = zip((rates.get(key) for key in keys), methods, strict=True)
-            if any(found := [_bar(row, f"{method} on {backbone}") for row, method in rows]):
+            if any(found := [bar(row, f"{method} on {backbone}") for row, method in rows]):
                 groups.append((backbone, found))
         if len(groups) < 2:
             continue
-        title = f"{_title(benchmark, results)}, {_against(reference)}"
-        drawings.append(report_charts.bars(title, groups, methods, _series(methods)))
+        title = f"{panel_title(benchmark, results)}, {against(reference)}"
+        drawings.append(report_charts.bars(title, groups, methods, series(methods, methods)))
     text = f"Judge: {judge}. The same methods on different base models; lines are 95 % intervals."
     return Figure(f"Backbones, {judge}", text, drawings)
-
-
-def _against(reference: str) -> str:
-    return "average of the references" if reference == AVERAGE else f"against {reference}"
 
 
 def _judges(results: Results, systems: Systems) -> Figure | None:
     judges = list(results["judges"])
     if len(judges) < 2:
         return None
-    rates, stands, drawings = _rates(results), headlines(results), []
+    rates, stands, drawings = rates_by_cell(results), headlines(results), []
     for benchmark in results["benchmarks"]:
         groups = []
         for generator in results["systems"]:
@@ -178,10 +121,10 @@ def _judges(results: Results, systems: Systems) -> Figure | None:
             if any(rows):
                 label = systems[generator].label
                 pairs = zip(rows, judges, strict=True)
-                groups.append((label, [_bar(row, f"{label}, {judge}") for row, judge in pairs]))
+                groups.append((label, [bar(row, f"{label}, {judge}") for row, judge in pairs]))
         if groups:
-            title = _title(benchmark, results)
-            drawings.append(report_charts.bars(title, groups, judges, _series(judges)))
+            title = panel_title(benchmark, results)
+            drawings.append(report_charts.bars(title, groups, judges, series(judges, judges)))
     text = (
         "The same pairs of answers, judged by each, averaged over the references. Judges may "
         "differ in level and still agree on which system is better."
@@ -231,8 +174,8 @@ def _comparisons(results: Results, systems: Systems, judge: str) -> Figure:
         for one in order:
             fields = [_difference(found, systems, one, other) for other in order]
             rows.append((systems[one].label, fields))
-        reference = _against(stands[judge, benchmark])
-        title = f"{_title(benchmark, results)}, {reference}"
+        reference = against(stands[judge, benchmark])
+        title = f"{panel_title(benchmark, results)}, {reference}"
         drawings.append(report_charts.heat(title, [systems[g].label for g in order], rows))
     text = (
         f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on the "
@@ -258,14 +201,6 @@ def _difference(found: dict, systems: Systems, one: str, other: str) -> Field | 
     return Field(points / 40 if p < 0.05 else 0.0, text, tip, bold=p < 0.05)
 
 
-def p_text(p: float) -> str:
-    """
-    >>> p_text(0.0321), p_text(1e-9), p_text(1)
-    ('p = 0.032', 'p < 0.001', 'p = 1.000')
-    """
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
 def _by_label(results: Results, systems: Systems, judge: str, field: str) -> Figure:
     drawings = []
     for benchmark, told in results["benchmarks"].items():
@@ -284,9 +219,9 @@ def _by_label(results: Results, systems: Systems, judge: str, field: str) -> Fig
             fields = [_rate_field(rows.get((generator, label)), label) for label in labels]
             if any(fields):
                 table.append((systems[generator].label, fields))
-        reference = _against(headlines(results)[judge, benchmark])
+        reference = against(headlines(results)[judge, benchmark])
         drawings.append(
-            report_charts.heat(f"{_title(benchmark, results)}, {reference}", heads, table)
+            report_charts.heat(f"{panel_title(benchmark, results)}, {reference}", heads, table)
         )
     text = (
         f"Judge: {judge}. Win rates in per cent, of the items of each {field}, whose number stands "
@@ -298,8 +233,8 @@ def _by_label(results: Results, systems: Systems, judge: str, field: str) -> Fig
 def _rate_field(row: Row | None, label: str) -> Field | None:
     if row is None or row["rate"] is None:
         return None
-    bar = _bar(row, label)
-    return Field((row["rate"] - 0.5) / 0.4, percent(row["rate"], 0), bar.tip)
+    shown = bar(row, label)
+    return Field((row["rate"] - 0.5) / 0.4, percent(row["rate"], 0), shown.tip)
 
 
 def _lengths(results: Results) -> Figure:
@@ -316,12 +251,12 @@ def _lengths(results: Results) -> Figure:
         groups = [
             (
                 stratum,
-                [_bar(found[name]["strata"][stratum], f"{stratum}, {name}") for name in names],
+                [bar(found[name]["strata"][stratum], f"{stratum}, {name}") for name in names],
             )
             for stratum in next(iter(found.values()))["strata"]
         ]
-        colours = [f"series{judges.index(name)}" for name in names]
-        drawings.append(report_charts.bars(_title(benchmark, results), groups, names, colours))
+        title = panel_title(benchmark, results)
+        drawings.append(report_charts.bars(title, groups, names, series(names, judges)))
     text = (
         "Win rates of all systems together, by the length of the answer in characters over that of "
         "its reference. Nothing is corrected: systems that write more may also write better. The "

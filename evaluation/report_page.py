@@ -8,7 +8,7 @@ from typing import Any
 
 from contract import page
 from evaluation import table_formats
-from evaluation.figures import Figure
+from evaluation.figure_parts import Figure
 from evaluation.results import Results
 from evaluation.table_formats import Table
 from evaluation.transcripts import Transcripts

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluation.figures import Systems, headlines
+from evaluation.figure_parts import Systems, headlines
 from evaluation.report_charts import percent
 from evaluation.results import AVERAGE, Results
 from evaluation.table_formats import Table

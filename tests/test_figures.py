@@ -6,7 +6,7 @@ import judge_workdirs
 import pytest
 
 from contract.drawing import Polygon, Text
-from evaluation import figures
+from evaluation import figure_parts, figures, results, verdicts, workdirs
 from evaluation.systems import System
 
 NAMES = {
@@ -23,7 +23,7 @@ def measured():
 
 
 def test_examples_of_the_docstrings():
-    assert doctest.testmod(figures).failed == 0
+    assert doctest.testmod(figure_parts).failed == 0
 
 
 def tips(figure):
@@ -52,6 +52,22 @@ def test_a_bar_for_every_rate(measured):
     (tip,) = [t for t in tips(found) if t.startswith("ours-7b against gpt-4") and "12" in t]
     assert f"{100 * row['rate']:.1f} %" in tip
     assert len(tips(found)) == 2 * 3 * 3
+
+
+def test_a_reference_has_one_colour_in_all_panels(tmp_path):
+    one = judge_workdirs.write(
+        tmp_path / "one", lambda r: "tie", items={"heart": ["1"]}, references=["claude-2", "gpt-4"]
+    )
+    two = judge_workdirs.write(tmp_path / "two", lambda r: "tie", items={"lung": ["1"]})
+    found, _ = verdicts.read([one, two])
+    texts = workdirs.read([one, two], found)
+    results_ = results.measure(found, None, texts, seed=0)
+    heart, lung = figures.build(results_, {"ours": System("ours")})["win_rates"].drawings
+    colours = [
+        [s.fill for s in d.shapes if isinstance(s, Polygon) and s.tip] for d in (heart, lung)
+    ]
+    assert colours == [["series0", "series1", "muted"], ["series1"]]
+    assert lung.title == "lung (1 items), against gpt-4"
 
 
 def test_backbones_are_groups_of_methods(measured):
@@ -83,8 +99,8 @@ def test_more_judges_than_colours(measured):
 
 def test_judges_of_nearly_one_name_have_files_of_their_own():
     judges = ["a/b", "a b"]
-    assert [figures._file_end(judge, judges) for judge in judges] == ["-a_b-1", "-a_b-2"]
-    assert figures._file_end("a/b", ["a/b"]) == ""
+    assert [figure_parts.file_end(judge, judges) for judge in judges] == ["-a_b-1", "-a_b-2"]
+    assert figure_parts.file_end("a/b", ["a/b"]) == ""
 
 
 def test_png_and_svg_of_each(tmp_path, measured):

@@ -136,6 +136,7 @@ def test_a_transcript_shows_both_answers_and_every_judge(fresh):
     assert "Model first: " in text
     assert "strict says" in text
     assert "lenient/gpt says" in text
+    assert fresh.run("document.querySelectorAll('#shown > p .badge').length") == 2
     assert fresh.run("document.title") == "Evaluation report"
     assert fresh.run("document.querySelectorAll('#shown script, #shown p > b').length") == 0
 

@@ -177,7 +177,7 @@
     sides.append(answer("Model", system, texts.outputs[index.answers.systems[state.system]]),
       answer("Reference", reference, texts.outputs[index.answers.references[state.reference]]));
     element("shown").replaceChildren(
-      make("h3", title), question, sides, make("h4", "Verdicts"),
+      make("h3", title), outcomes(item), question, sides, make("h4", "Verdicts"),
       judged(item, texts.replies, unpacked.replies));
     element("transcripts").classList.add("opened");
     element("previous").disabled = at <= 0;
@@ -209,6 +209,17 @@
       "muted"));
     side.append(text.trim() ? make("p", text, "text") : make("p", "(empty)", "muted"));
     return side;
+  }
+
+  // What each judge's verdicts come to, in a line.
+  function outcomes(item) {
+    const line = make("p", undefined, "muted");
+    index.judges.forEach((judge, number) => {
+      const said = outcome(
+        verdict(number, item.benchmark, state.reference, state.system, item.place));
+      if (said !== "none") line.append(`${judge} `, badge(said), "  ");
+    });
+    return line;
   }
 
   // Both verdicts of every judge on the pair shown.
