@@ -14,7 +14,7 @@ def bootstrap(scores: np.ndarray, steps: int, level: float = LEVEL) -> tuple[flo
 
     Items are resampled whole, with all that was judged of them, so verdicts on one item need not be
     independent of each other (a cluster bootstrap: Davison and Hinkley, Bootstrap Methods and Their
-    Application, 1997, sections 3.8 and 5.2.2).
+    Application, 1997, sections 3.8 and 5.3).
 
     Nothing is drawn at random: the sum of n draws with replacement from scores on a grid has a
     distribution that one Fourier transform gives, as with infinitely many resamples. Its rounding

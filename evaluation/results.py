@@ -85,9 +85,7 @@ def headline(keys: Any, judge: str, benchmark: str) -> Key | None:
 
 
 def _of(key: Key, generator: str) -> dict[str, str]:
-    return dict(
-        zip(("judge", "benchmark", "reference", "generator"), (*key, generator), strict=True)
-    )
+    return Cell(*key, generator)._asdict()
 
 
 def win_rates(verdicts: Verdicts, panels: dict[Key, Panel]) -> list[dict[str, Any]]:
@@ -125,9 +123,7 @@ def _benchmark(verdicts: Verdicts, texts: Texts, benchmark: str) -> dict[str, An
     }
     return {
         "items": len(verdicts.ids[benchmark]),
-        "difficulty": {
-            str(label): counts["difficulty"][label] for label in sorted(counts["difficulty"])
-        },
+        "difficulty": {str(level): n for level, n in sorted(counts["difficulty"].items())},
         "topic": dict(sorted(counts["topic"].items(), key=lambda item: (-item[1], item[0]))),
     }
 
@@ -138,14 +134,17 @@ def _by_label(
     texts: Texts,
     field: str,
 ) -> list[dict[str, Any]]:
-    """Win rates of the items with each label; of topics only those with `FEW` items or more."""
+    """Win rates of the items with each label; of topics only those with `FEW` items or more.
+
+    Of the average of the references only: against one of them few items of a label are judged.
+    """
     rows = []
     for key, panel in panels.items():
+        if key != headline(panels, *key[:2]):
+            continue
         labels = np.array([str(x or "") for x in _labels(verdicts, texts, key[1], field)])
         counts = Counter(labels.tolist())
         least = 1 if field == "difficulty" else FEW
-        if key != headline(panels, *key[:2]):
-            continue  # each reference alone has few items of a label
         for label in sorted(counts, key=natural):
             if not label or counts[label] < least:
                 continue

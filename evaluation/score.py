@@ -2,7 +2,7 @@
 
 A table is [items, 2 orders] of `verdicts.MODEL, REFERENCE, TIE, INVALID` or `MISSING`.
 
-**The paper's win rate** (AlpaCare, arXiv 2310.14558, section 4.1): win 1, tie 0.5, lose 0, averaged
+**The paper's win rate** (AlpaCare, arXiv 2310.14558): win 1, tie 0.5, lose 0, averaged
 over the two orders, then over the N items. Its code (`evaluation/evaulation.py`, AlpaCare b469c41)
 differs in one point that changes numbers: an item with an unreadable verdict in either order is NaN
 and falls out of N, uncounted. `WinRate.rate` is that number too, with the items that are left told

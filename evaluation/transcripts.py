@@ -170,7 +170,9 @@ def _block(
 
 
 def _json(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    """Half a surrogate pair, which a reply may hold and UTF-8 cannot, becomes a question mark."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", errors="replace")
 
 
 def _pack(content: bytes) -> str:

@@ -279,5 +279,5 @@ def _check_items(verdicts: Verdicts) -> None:
 
 def natural(name: str) -> list[tuple[int, int | str]]:
     """A key that sorts "7" before "10", and "7B" before "13B"."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part]
+    parts = enumerate(re.split(r"(\d+)", name))  # texts and numbers take turns
+    return [(0, int(part)) if place % 2 else (1, part) for place, part in parts if part]

@@ -172,6 +172,16 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(fresh):
     fresh.size(1280, 900)
 
 
+def test_on_paper_only_what_can_be_read(fresh):
+    shown = "(id) => getComputedStyle(document.getElementById(id)).display != 'none'"
+    fresh.send("Emulation.setEmulatedMedia", media="print")
+    assert [fresh.run(f"({shown})('{name}')") for name in ("rates", "found")] == [True, False]
+    assert fresh.run("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    paper = fresh.send("Page.printToPDF", printBackground=True)["data"]
+    assert paper.startswith("JVBERi0")  # %PDF-
+    fresh.send("Emulation.setEmulatedMedia", media="")
+
+
 def test_an_error_would_be_noticed(page):
     page.run("console.error('one'); setTimeout(() => { throw Error('two') })")
     page.wait_for("new Promise(done => setTimeout(() => done(true), 10))")

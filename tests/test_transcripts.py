@@ -84,5 +84,17 @@ def test_a_small_page_holds_a_sample_that_a_seed_draws(read, monkeypatch):
     assert pack(read, most_bytes=1).shown == 2
 
 
+def test_half_a_surrogate_pair_in_a_reply(tmp_path):
+    folder = judge_workdirs.write(tmp_path, lambda r: "tie", items={"b": ["1"]})
+    path = folder / "judgements.jsonl"
+    path.write_text(path.read_text().replace("j says tie", r"tie \ud83d"))
+    found, _ = verdicts.read([folder])
+    texts = workdirs.read([folder], found)
+    packed = transcripts.pack(
+        found, None, texts, systems={"ours": System("ours")}, seed=0, most_bytes=10**6
+    )
+    assert json.loads(unpack(packed, "block-0"))["replies"] == ["tie ?"]
+
+
 def test_the_same_texts_give_the_same_bytes(read):
     assert pack(read) == pack(read)

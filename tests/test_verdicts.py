@@ -174,8 +174,8 @@ def test_labels_that_fit_nothing(tmp_path, change, said):
 
 
 def test_names_are_sorted_as_people_count():
-    names = ["llama-13b", "llama-7b", "10", "9", "a"]
-    assert sorted(names, key=verdicts.natural) == ["9", "10", "a", "llama-7b", "llama-13b"]
+    names = ["llama-13b", "llama-7b", "10", "9", "a", "²"]
+    assert sorted(names, key=verdicts.natural) == ["9", "10", "a", "llama-7b", "llama-13b", "²"]
 
 
 def test_the_file_is_json_lines_as_the_design_says(tmp_path):
