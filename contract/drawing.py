@@ -143,7 +143,7 @@ def svg(drawing: Drawing, *, alone: bool = False) -> str:
             continue
         tip = f"<title>{escape(shape.tip)}</title>" if shape.tip else ""
         if isinstance(shape, Polygon):
-            gap = ' class="gap"'
+            gap = f' {paint("stroke", "paper")} stroke-width="0.8"' if alone else ' class="gap"'
             parts.append(
                 f'<polygon points="{_path(shape.points)}" {paint("fill", shape.fill)} '
                 f'fill-opacity="{shape.opacity:g}"{gap if shape.gap else ""}>{tip}</polygon>'
