@@ -5,29 +5,18 @@ records -> token ids and loss mask -> shuffled steps -> rows packed exactly -> a
 
 import dataclasses
 import math
-from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
 
+from alpacare_jax import packing
 from alpacare_jax.prompts import Template
 from alpacare_jax.records import Example
 from alpacare_jax.tokenizer import Tokenizer
 
-MICRO_COST = 256
-"""What a micro-batch costs a device beyond its tokens, in tokens: weights are read, gathered and
-their gradients added up once more. By the roofline of a 7B model 400 on one GPU, 50 to 300 under
-FSDP over a pod; 25 on CPU."""
-
-MAX_SHAPES = 6
-"""Shapes of micro-batches in one run: each is a compilation of half a minute at 7B."""
-
-WORTH_COMPILING = 0.002
-"""A further shape must save this share of the time."""
-
-FITTED_STEPS = 64
-"""Steps that shapes are chosen by."""
+FITTED_STEPS, FITTED_EPOCHS = 64, 3
+"""Steps that shapes are chosen by, spread over the first epoch or, if it has fewer, over more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,26 +140,6 @@ def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(draws, kind="stable")
 
 
-def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Best-fit decreasing: puts every item into the fullest row that still holds it.
-
-    >>> pack([5, 3, 4, 2], row_length=7)
-    [[0, 3], [2, 1]]
-    """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = bisect_left(room, (lengths[item], 0))
-        if at == len(room):
-            rows.append([])
-            free, row = row_length, len(rows) - 1
-        else:
-            free, row = room.pop(at)
-        rows[row].append(item)
-        insort(room, (free - lengths[item], row))
-    return rows
-
-
 @dataclasses.dataclass(frozen=True)
 class Step:
     """The arrays of one optimiser step, [A, R, T]: A micro-batches of R rows of T tokens.
@@ -233,35 +202,26 @@ class Batcher:
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     @cached_property
-    def shapes(self) -> list[tuple[int, int]]:
-        """The micro-batches of a run: (row length T, rows on one device), at most MAX_SHAPES.
+    def shapes(self) -> list[packing.Shape]:
+        """The micro-batches of a run: (row length T, rows on one device).
 
-        Chosen one after the other, each time the one that saves most over a sample of the first
-        epoch, and then fixed, so that each compiles once. Steps differ by some percent in tokens;
-        shapes that differ as little waste little. A row may be longer than any example.
+        Chosen by a sample of its steps and then fixed, so that each compiles once. A row may be
+        longer than any example.
         """
-        every = -(-self.steps_per_epoch // FITTED_STEPS)
-        sample = range(0, self.steps_per_epoch, every)
-        steps = [[len(self.examples[i].ids) for i in self.indices(step)] for step in sample]
+        every = max(1, self.steps_per_epoch // FITTED_STEPS)
+        count = min(FITTED_STEPS, FITTED_EPOCHS * self.steps_per_epoch)
+        steps = [[len(e.ids) for e in self._chosen(every * i)] for i in range(count)]
         longest = -(-self.max_length // self.row_multiple) * self.row_multiple
         limit = max(longest, self.max_row_length // self.row_multiple * self.row_multiple)
-        costs: dict[tuple[int, int], np.ndarray] = {}
-        for T in range(self.row_multiple, limit + 1, self.row_multiple):
-            rows = np.array([len(pack(s, T)) if max(s) <= T else np.inf for s in steps])
-            for r in range(1, max(1, self.microbatch_tokens // T) + 1):
-                costs[T, r] = self._cost(T, r, rows)
-        # The first one holds every example that there may be.
-        safe = {shape: cost.sum() for shape, cost in costs.items() if shape[0] >= longest}
-        chosen = [min(safe, key=safe.get)]
-        best = costs[chosen[0]]
-        while len(chosen) < MAX_SHAPES:
-            gain = {shape: np.maximum(best - cost, 0).sum() for shape, cost in costs.items()}
-            shape = max(gain, key=gain.get)
-            if gain[shape] <= WORTH_COMPILING * best.sum():
-                break
-            chosen.append(shape)
-            best = np.minimum(best, costs[shape])
-        return sorted(chosen)
+        possible = packing.possible_shapes(self.row_multiple, limit, self.microbatch_tokens)
+        num_rows = {
+            T: np.array([len(packing.pack(s, T)) if max(s) <= T else np.inf for s in steps])
+            for T in {T for T, _ in possible}
+        }
+        costs = np.array([self._cost((T, r), num_rows[T]) for T, r in possible])
+        # Epochs to come may hold every example that there may be.
+        safe = np.array([longest <= T for T, _ in possible])
+        return sorted(possible[i] for i in packing.choose(costs, safe))
 
     @cached_property
     def full_batch_size(self) -> int:
@@ -272,22 +232,16 @@ class Batcher:
         tokens = np.mean([len(example.ids) for example in self.examples])
         return math.ceil(10 * self.row_multiple * self.row_groups / tokens)
 
-    def _cost(self, T: int, rows_per_device: int, rows: np.ndarray) -> np.ndarray:
-        """What `rows` rows of T tokens cost a device, in tokens."""
-        micro = np.ceil(rows / (rows_per_device * self.row_groups))
-        return micro * (MICRO_COST + rows_per_device * T * (1 + self.attention_cost * T))
+    def _cost(self, shape: packing.Shape, num_rows: np.ndarray | int) -> np.ndarray:
+        return packing.cost(shape, num_rows, self.row_groups, self.attention_cost)
 
-    def _layout(self, lengths: Sequence[int]) -> tuple[int, int, list[list[int]]]:
-        """The shape that costs least for these examples, and its rows."""
-        wide = [(T, r) for T, r in self.shapes if max(lengths) <= T]
-        packed = {T: pack(lengths, T) for T, _ in wide}
-        T, r = min(wide, key=lambda s: float(self._cost(*s, np.array(len(packed[s[0]])))))
-        return T, r, packed[T]
+    def _chosen(self, step: int) -> list[Encoded]:
+        return [self.examples[i] for i in self.indices(step)]
 
     def batch(self, step: int) -> Step:
         """The arrays of optimiser step `step`, counted from 0."""
-        chosen = [self.examples[i] for i in self.indices(step)]
-        T, r, rows = self._layout([len(e.ids) for e in chosen])
+        chosen = self._chosen(step)
+        (T, r), rows = packing.lay_out([len(e.ids) for e in chosen], self.shapes, self._cost)
         R = r * self.row_groups
         # A covers the worst case, one example a row, so each shape compiles just once; the step
         # runs only the micro-batches that hold something.

@@ -14,7 +14,7 @@ from conftest import write_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax import data, optimizer, prompts, records, tokenizer
+from alpacare_jax import data, optimizer, packing, prompts, records, tokenizer
 from alpacare_jax.data import Batcher, DataConfig, Encoded
 from alpacare_jax.prompts import Template
 from alpacare_jax.records import Example
@@ -82,7 +82,7 @@ def expected(examples) -> list[tuple]:
     )
 
 
-@pytest.mark.parametrize("module", [data, common])
+@pytest.mark.parametrize("module", [common])
 def test_doctests(module):
     results = doctest.testmod(module)
     assert results.attempted
@@ -259,26 +259,6 @@ def test_split_depends_on_the_seed():
     assert data.split(examples, 0.5, seed=5) != data.split(examples, 0.5, seed=6)
 
 
-# Packing.
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 60).flatmap(lambda T: st.tuples(st.just(T), st.lists(st.integers(1, T)))))
-def test_packing_covers_every_item_once_and_never_overflows(case):
-    row_length, lengths = case
-    rows = data.pack(lengths, row_length)
-    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
-    used = sorted(sum(lengths[i] for i in row) for row in rows)
-    assert all(0 < tokens <= row_length for tokens in used)
-    assert len(used) < 2 or used[0] + used[1] > row_length, "two rows would have fitted into one"
-
-
-def test_packing_takes_the_fullest_row_that_fits():
-    assert data.pack([6, 7, 3, 2], row_length=10) == [[1, 2], [0, 3]]
-    assert data.pack([4, 4, 4], row_length=8) == [[0, 1], [2]]
-    assert data.pack([], row_length=8) == []
-
-
 # Steps.
 
 
@@ -390,13 +370,13 @@ def steps_of(config, row_groups, mean, count=16):
 
 
 @pytest.mark.parametrize("mean", [130, 180, 300])
-@pytest.mark.parametrize("row_groups, least", [(1, 0.95), (8, 0.92), (16, 0.9)])
+@pytest.mark.parametrize("row_groups, least", [(1, 0.965), (8, 0.94), (16, 0.92)])
 def test_most_of_what_is_computed_is_real_tokens(row_groups, least, mean):
     steps = steps_of(alpacare.get_config(), row_groups, mean, count=39)
     share = sum(s.num_tokens for s in steps) / sum(s.num_computed for s in steps)
     assert share >= least
     shapes = {step.arrays["tokens"].shape for step in steps}
-    assert len(shapes) <= data.MAX_SHAPES
+    assert len(shapes) <= packing.MAX_SHAPES
     assert all(T % 128 == 0 and T <= 2048 for _, _, T in shapes)
 
 
@@ -416,7 +396,7 @@ def test_the_real_token_share_of_real_data(name):
     ]
     examples = [encoded(min(n, 1024), min(n, 1024) - 1) for n in lengths]
     config = alpacare.get_config()
-    for row_groups, least in ((1, 0.95), (8, 0.92), (16, 0.92)):
+    for row_groups, least in ((1, 0.97), (8, 0.92), (16, 0.92)):
         one = batcher(
             examples,
             128,
