@@ -6,7 +6,7 @@ records -> token ids and loss mask -> shuffled steps -> rows packed exactly -> a
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -134,10 +134,13 @@ def split(
     )
 
 
+@lru_cache(maxsize=4)  # 5 ms for 52,002 items, and every step of an epoch asks
 def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     """A random order of n items that depends on (n, seed, epoch) alone; epoch -1 is the split's."""
     draws = np.random.Generator(np.random.Philox(key=[seed, epoch + 1])).random(n)
-    return np.argsort(draws, kind="stable")
+    order = np.argsort(draws, kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,17 +254,17 @@ class Batcher:
             name: np.zeros((A * R, T), np.float32 if name == "weights" else np.int32)
             for name in ("tokens", "targets", "weights", "segments", "positions")
         }
+        tokens, targets, weights, segments, positions = arrays.values()
+        count, weight = np.arange(T), 1 / num_targets
         for row, items in enumerate(rows):
             start = 0
             for segment, example in enumerate((chosen[i] for i in items), start=1):
-                n, end = len(example.ids), start + len(example.ids)
-                arrays["tokens"][row, start:end] = example.ids
-                arrays["targets"][row, start : end - 1] = example.ids[1:]
-                arrays["weights"][row, start + example.prompt_length - 1 : end - 1] = (
-                    1 / num_targets
-                )
-                arrays["segments"][row, start:end] = segment
-                arrays["positions"][row, start:end] = np.arange(n)
+                ids, end = example.ids, start + len(example.ids)
+                tokens[row, start:end] = ids
+                targets[row, start : end - 1] = ids[1:]
+                weights[row, start + example.prompt_length - 1 : end - 1] = weight
+                segments[row, start:end] = segment
+                positions[row, start:end] = count[: len(ids)]
                 start = end
         num_micro = -(-len(rows) // R)
         return Step(

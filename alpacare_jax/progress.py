@@ -4,6 +4,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 from etils.epath import Path
 from jax.sharding import Mesh
 
@@ -72,7 +73,10 @@ class Progress:
     ) -> None:
         """From here on steps are told; `first` is the step of the checkpoint gone on from."""
         self._config, self._shape, self._first, self._num_steps = config, shape, first, num_steps
-        self._rate = optimizer.schedule(config.optimizer, num_steps)
+        # All at once: a device would compute one of them only after the steps that it was given.
+        self._rates = np.asarray(
+            optimizer.schedule(config.optimizer, num_steps)(np.arange(num_steps))
+        )
         self._peak, self._peak_source = metrics.peak_flops()
         self._devices = mesh.size
         if self._speaks:
@@ -108,7 +112,7 @@ class Progress:
             self._shape, batch.num_tokens, batch.num_pairs, batch.num_targets
         )
         values = report | {
-            "learning_rate": float(self._rate(step - 1)),
+            "learning_rate": float(self._rates[step - 1]),
             "tokens_per_second": batch.num_tokens / seconds,
             "real_token_share": batch.num_tokens / batch.num_computed,
             "mfu": needed / (seconds * self._devices * self._peak),

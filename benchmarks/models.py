@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import jax
     import torch
 
     from alpacare_jax import data
@@ -107,14 +108,20 @@ class OurTraining:
 
     def step(self, batch: "data.Step") -> float:
         """One optimiser step; its loss."""
+        from alpacare_jax import sharding
+
+        return self.run([(sharding.put_batch(batch.arrays, self.mesh), batch.num_micro)])
+
+    def run(self, batches: "Sequence[tuple[dict[str, jax.Array], int]]") -> float:
+        """A step for each (arrays on the devices, num_micro), without waiting; the last loss."""
         import jax
         import numpy as np
 
         from alpacare_jax import sharding
 
-        arrays = sharding.put_batch(batch.arrays, self.mesh)
         goes_on = sharding.put_flag(False, self.mesh)
-        self._state, report = self._step(self._state, arrays, np.int32(batch.num_micro), goes_on)
+        for arrays, num_micro in batches:
+            self._state, report = self._step(self._state, arrays, np.int32(num_micro), goes_on)
         jax.block_until_ready(self._state)
         return float(report["loss"])
 
