@@ -81,6 +81,9 @@ def chat(provider: str, model: str, max_tokens: int, **changes) -> ConfigDict:
         price_input=config_dict.placeholder(float),  # USD a million tokens; None: prices.json
         price_output=config_dict.placeholder(float),
         offline=False,  # answer from the store only
+        batch=False,  # at half price through the provider's batch API; takes up to 24 hours
+        batch_requests=50_000,  # most in one batch; lower it where queued tokens are limited
+        poll_seconds=60.0,  # between two looks at a batch
     )
     config.update(changes)
     return config

@@ -12,8 +12,11 @@ import json
 import queue
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -32,6 +35,26 @@ CREATE TABLE IF NOT EXISTS charges (  -- every reply that costs money, answers o
   usd REAL,              -- NULL where the price is not known
   stored TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS batches (  -- see batch_log.py
+  name TEXT PRIMARY KEY, -- ours, written down before anything is sent
+  provider TEXT NOT NULL,
+  base_url TEXT NOT NULL,
+  model TEXT NOT NULL,
+  price_input REAL,      -- USD per million tokens, as charged; NULL: not known
+  price_output REAL,
+  requests INTEGER NOT NULL,
+  usd REAL NOT NULL,     -- the most that it can cost
+  tokens INTEGER NOT NULL,
+  sent REAL NOT NULL,    -- Unix time, before it was sent
+  id TEXT,               -- the provider's; NULL: not known whether it arrived
+  state TEXT NOT NULL    -- open, or what became of it
+);
+CREATE TABLE IF NOT EXISTS batch_requests (  -- without a result so far
+  key TEXT PRIMARY KEY,  -- so no request is in two batches
+  batch TEXT NOT NULL,
+  request TEXT NOT NULL  -- what is sent, as JSON
+);
+CREATE INDEX IF NOT EXISTS requests_of_batch ON batch_requests (batch);
 """
 
 
@@ -58,6 +81,10 @@ class Charge:
     input_tokens: int
     output_tokens: int
     usd: float | None
+
+    @property
+    def is_answer(self) -> bool:
+        return self.what == "answer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,27 +160,39 @@ class AnswerStore:
         usd, tokens, unpriced = self._read.execute(query).fetchone()
         return Spent(usd or 0.0, tokens or 0, unpriced or 0)
 
-    def usual(self, model: str) -> tuple[float, float] | None:
-        """(seconds, output tokens) of a model's answers on average; None where there is none."""
+    def usual(self, model: str) -> tuple[float | None, float | None]:
+        """(seconds, output tokens) of a model's answers on average; None where not known."""
         query = (
             "SELECT avg(a.seconds), avg(c.output_tokens) FROM answers a JOIN charges c "
-            "ON a.key = c.key WHERE c.model = ? AND c.what = 'answer' AND a.seconds IS NOT NULL"
+            "ON a.key = c.key WHERE c.model = ? AND c.what = 'answer'"
         )
-        seconds, tokens = self._read.execute(query, (model,)).fetchone()
-        return None if seconds is None else (seconds, tokens)
+        return self._read.execute(query, (model,)).fetchone()
+
+    def rows(self, query: str, *values: Any) -> sqlite3.Cursor:
+        """What a SELECT finds among all that is on disk; to be read to its end at once."""
+        return self._read.execute(query, values)
 
     async def put(
-        self, charge: Charge, request: dict | None, answer: Answer | None, seconds: float | None
+        self, charge: Charge, request: dict, answer: Answer | None, seconds: float | None
     ) -> None:
         """Returns when the charge, and the answer where there is one, are on disk.
 
         Raises:
           OSError: the disk is full or fails.
         """
+        text = json.dumps(request, ensure_ascii=False)
+        await self.write(lambda connection: insert(connection, charge, text, answer, seconds))
+
+    async def write(self, change: Callable[[sqlite3.Connection], Result]) -> Result:
+        """What `change` returns, once all that it did is on disk; it runs in another thread.
+
+        Raises:
+          OSError: the disk is full or fails.
+        """
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        self._queue.put((loop, done, charge, request, answer, seconds))
-        await asyncio.shield(done)
+        self._queue.put((loop, done, change))
+        return await asyncio.shield(done)
 
     def _write(self) -> None:
         connection = sqlite3.connect(self.path)
@@ -165,42 +204,43 @@ class AnswerStore:
                 items.append(self._queue.get())
             last = items[-1] is None
             items = [item for item in items if item]
-            failure = None
             try:
                 with connection:
-                    for _, _, *row in items:
-                        _insert(connection, *row)
+                    results = [change(connection) for _, _, change in items]
             except sqlite3.Error as error:
                 failure = OSError(f"{self.path}: {error}; nothing that came after is stored")
-            for loop, done, *_ in items:
+                results = [failure] * len(items)
+            for (loop, done, _), result in zip(items, results, strict=True):
                 # After a kill by Ctrl-C nobody may be waiting any more.
                 if not loop.is_closed():
-                    loop.call_soon_threadsafe(_settle, done, failure)
+                    loop.call_soon_threadsafe(_settle, done, result)
         connection.close()
 
 
-def _insert(
+def insert(
     connection: sqlite3.Connection,
     charge: Charge,
-    request: dict | None,
+    request: str,
     answer: Answer | None,
     seconds: float | None,
 ) -> None:
+    """Writes down what a reply cost and, where it is an answer, the answer to `request`."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     connection.execute(
         "INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, ?)", (*dataclasses.astuple(charge), now)
     )
     if answer:
-        as_json = (json.dumps(x, ensure_ascii=False) for x in (request, dataclasses.asdict(answer)))
+        as_json = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
         connection.execute(
-            "INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (charge.key, *as_json, seconds, now)
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?)",
+            (charge.key, request, as_json, seconds, now),
         )
 
 
-def _settle(done: asyncio.Future, failure: OSError | None) -> None:
+def _settle(done: asyncio.Future, result: Any) -> None:
     if done.done():
         return
-    if failure:
-        done.set_exception(failure)
+    if isinstance(result, OSError):
+        done.set_exception(result)
     else:
-        done.set_result(None)
+        done.set_result(result)

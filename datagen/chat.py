@@ -21,6 +21,8 @@ from typing import Any, Self, TypeVar
 
 from datagen import prices, providers
 from datagen.answer_store import Answer, AnswerStore, Charge
+from datagen.batch_log import BatchLog
+from datagen.batches import Batches
 from datagen.prices import Budget, BudgetReached
 from datagen.progress import Progress, duration, to_stderr
 from datagen.providers import Again, ChatConfig, Hopeless, Refused, Request
@@ -38,6 +40,12 @@ TOKENS_PER_SECOND = 50
 
 FIRST_REFUSALS = 3
 """Requests that a server may refuse before any is answered: then all would be."""
+
+MOST_WAITING = 100_000
+"""Requests that a run holds at once while batches are worked on; each takes some 8 kB of memory."""
+
+BATCH_SECONDS = 24 * 3600.0
+"""The longest that a batch takes, at both providers."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the second attempt, doubled each time, and the longest; half of it is random."""
@@ -63,14 +71,18 @@ class Estimate:
     input_tokens: int
     output_tokens: int
     usd: float | None  # None: the price is not known
-    seconds: float
+    seconds: float  # the longest that batches take
+    waiting: int = 0  # in batches at the provider, paid for
+    batch: bool = False
 
     def __str__(self) -> str:
         price = "price not known" if self.usd is None else f"${self.usd:,.2f}"
+        waiting = f", {self.waiting:,} in batches at the provider" if self.waiting else ""
+        usually = "in batches, at most " if self.batch else ""
         return (
-            f"{self.requests:,} requests to send, {self.stored:,} answers stored; about "
+            f"{self.requests:,} requests to send{waiting}, {self.stored:,} answers stored; about "
             f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, {price}, "
-            f"{duration(self.seconds)}"
+            f"{usually}{duration(self.seconds)}"
         )
 
 
@@ -92,6 +104,8 @@ class Client:
             if config.price_input is None
             else prices.Price(config.price_input, config.price_output)
         )
+        if config.batch and self.price:
+            self.price = self.price.in_batch()
         if config.budget_usd and not self.price:
             raise ValueError(
                 f"budget_usd is set, but {config.model!r} has no price in datagen/prices.json; "
@@ -103,27 +117,52 @@ class Client:
         self._limit = RateLimit(config.concurrency)
         self._asked: dict[str, asyncio.Task[Answer]] = {}
         self._connection: providers.Connection | None = None
+        self._batches: Batches | None = None
 
     async def __aenter__(self) -> Self:
         if not self.config.offline:
             self._connection = providers.Connection(self.config)
+            await self._take_up_batches()
         return self
+
+    async def _take_up_batches(self) -> None:
+        # Without batch=True too: what is in a batch of an earlier run must not be sent again.
+        if not self.config.batch and not BatchLog(self.store).open():
+            return
+        given = self.config, self.store, self._connection, self.budget, self.price
+        self._batches = Batches(*given, self.counts, self.report)
+        try:
+            await self._batches.start()
+        except BaseException:
+            await self.__aexit__()
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         for task in self._asked.values():
             task.cancel()
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
-        if self._connection:
-            await self._connection.close()
+        try:
+            if self._batches:
+                await self._batches.close()
+        finally:
+            if self._connection:
+                await self._connection.close()
 
     @property
     def window(self) -> int:
         """Requests worth having on their way at a time: enough that no place stays empty."""
+        if self.config.batch:
+            return min(2 * self.config.batch_requests, MOST_WAITING)
         return 2 * self.config.concurrency
 
     def stop(self, why: str) -> None:
-        """Sends nothing more; what is out may still come."""
-        self.stop_reason = self.stop_reason or why
+        """Sends nothing more; what is out may still come, but batches are not waited for."""
+        if self.stop_reason:
+            return
+        left = self._batches.left_open() if self._batches else ""
+        self.stop_reason = f"{why}; {left}" if left else why
+        if self._batches:
+            self._batches.stop(self.stop_reason)
 
     def key(self, request: Request) -> str:
         """Hash of everything that can change the answer."""
@@ -209,14 +248,20 @@ class Client:
         Args:
           output_tokens: of a usual answer, before there are any; 0: as many as are allowed.
         """
-        stored, sizes = 0, []
+        stored, waiting, sizes = 0, 0, []
+        in_batches = set() if self.config.offline else BatchLog(self.store).all_keys()
         for request in requests:
-            if self.store.get(self.key(request)):
+            key = self.key(request)
+            if self.store.get(key):
                 stored += 1
+            elif key in in_batches:
+                waiting += 1
             else:
                 sizes.append(self._input_bytes(providers.body(self.config, request)))
-        guess = output_tokens or self.config.max_tokens
-        seconds, output = self.store.usual(self.config.model) or (guess / TOKENS_PER_SECOND, guess)
+        seconds, output = self.store.usual(self.config.model)
+        output = output or output_tokens or self.config.max_tokens
+        seconds = seconds or output / TOKENS_PER_SECOND
+        rounds = -(-len(sizes) // self.config.concurrency)
         tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
         return Estimate(
             requests=len(sizes),
@@ -224,26 +269,24 @@ class Client:
             input_tokens=tokens[0],
             output_tokens=tokens[1],
             usd=self.price and self.price.usd(*tokens),
-            seconds=seconds * -(-len(sizes) // self.config.concurrency),
+            seconds=BATCH_SECONDS if self.config.batch and sizes else rounds * seconds,
+            waiting=waiting,
+            batch=self.config.batch,
         )
 
     async def _answer(self, key: str, request: Request) -> Answer:
         body = providers.body(self.config, request)
-        worst = self._input_bytes(body), self.config.max_tokens
-        reserved = self.price.usd(*worst) if self.price else 0.0, sum(worst)
         failed = Again("")
         for attempt in range(self.config.attempts):
-            if attempt:
+            if attempt and not self.config.batch:  # the next batch is wait enough
                 await self._wait(attempt, failed.after)
             if self.stop_reason:
                 raise Stopped(self.stop_reason)
             try:
-                await self.budget.reserve(*reserved)
+                return await self._once(key, body)
             except BudgetReached:
                 self.stop(f"the budget is reached: {self.spent()}; raise it and run again")
                 raise Stopped(self.stop_reason) from None
-            try:
-                return await self._attempt(key, body)
             except Again as error:
                 failed = error
                 self.counts["tried again"] += 1
@@ -253,9 +296,21 @@ class Client:
             except Hopeless as error:
                 self.stop(str(error))
                 raise Stopped(self.stop_reason) from None
-            finally:
-                await self.budget.release(*reserved)
         raise Refused(f"no answer in {self.config.attempts} attempts, the last time: {failed}")
+
+    async def _once(self, key: str, body: dict[str, Any]) -> Answer:
+        if self._batches:
+            if stored := self.store.get(key):  # its batch may have been collected meanwhile
+                return stored
+            if self.config.batch or key in self._batches:
+                return await self._batches.ask(key, body)
+        worst = self._input_bytes(body), self.config.max_tokens
+        reserved = self.price.usd(*worst) if self.price else 0.0, sum(worst)
+        await self.budget.reserve(*reserved)
+        try:
+            return await self._attempt(key, body)
+        finally:
+            await self.budget.release(*reserved)
 
     def _refused(self, error: Refused) -> None:
         self.counts["refused by the server"] += 1
@@ -282,27 +337,22 @@ class Client:
         seconds = time.monotonic() - sent
         self._limit.leave(success=True, headers=headers)
         answer = providers.read_reply(self.config.provider, body, reply)
-        # Blocked by the provider's filter: paid, no answer, and another try may pass.
-        blocked = answer.finish_reason == "content_filter"
-        await self._store(key, body, answer, seconds, "content_filter" if blocked else "answer")
-        if blocked:
-            raise Again("blocked by the provider's content filter")
+        charge = prices.charge(key, self.config.model, self.price, answer)
+        await self._store(charge, body, answer, seconds)
+        if not charge.is_answer:
+            raise Again(providers.BLOCKED)
         return answer
 
     async def _store(
-        self, key: str, body: dict[str, Any], answer: Answer, seconds: float, what: str
+        self, charge: Charge, body: dict[str, Any], answer: Answer, seconds: float
     ) -> None:
-        tokens = answer.input_tokens, answer.output_tokens
-        usd = self.price.usd(*tokens) if self.price else None
-        self.budget.charge(usd, sum(tokens))
-        charge = Charge(key, self.config.model, what, *tokens, usd)
-        is_answer = what == "answer"
+        self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
         try:
-            await self.store.put(charge, body, answer if is_answer else None, seconds)
+            await self.store.put(charge, body, answer if charge.is_answer else None, seconds)
         except OSError as error:
             self.stop(str(error))
             raise
-        self.counts["answered"] += is_answer
+        self.counts["answered"] += charge.is_answer
         self.counts["no usage reported"] += not answer.usage_reported
 
     async def _wait(self, attempt: int, after: float | None) -> None:
@@ -339,7 +389,8 @@ def run(client: Client, work: Callable[[], Awaitable[None]]) -> None:
     def stop(name: signal.Signals) -> None:
         if client.stop_reason:
             raise KeyboardInterrupt  # the second time: at once
-        client.report(f"{name.name}: waiting for the answers that are on their way")
+        if not client.config.batch:
+            client.report(f"{name.name}: waiting for the answers that are on their way")
         client.stop("stopped by a signal; run again to go on")
 
     try:

@@ -4,8 +4,9 @@ import asyncio
 import dataclasses
 import json
 from pathlib import Path
+from typing import Self
 
-from datagen.answer_store import Spent
+from datagen.answer_store import Answer, Charge, Spent
 
 TABLE = Path(__file__).with_name("prices.json")
 
@@ -24,6 +25,10 @@ class Price:
         """
         return (self.input * input_tokens + self.output * output_tokens) / 1e6
 
+    def in_batch(self) -> Self:
+        """What both providers charge for a request in a batch: half."""
+        return dataclasses.replace(self, input=self.input / 2, output=self.output / 2)
+
 
 def look_up(model: str, path: Path = TABLE) -> Price | None:
     """The price of a model by its exact name; None where the table has no such row.
@@ -36,6 +41,13 @@ def look_up(model: str, path: Path = TABLE) -> Price | None:
         return Price(float(row["input"]), float(row["output"])) if row else None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a price table like {TABLE.name} ({error!r})") from None
+
+
+def charge(key: str, model: str, price: Price | None, answer: Answer) -> Charge:
+    """What a reply cost. One that the provider's filter blocked was paid, but is no answer."""
+    tokens = answer.input_tokens, answer.output_tokens
+    what = "content_filter" if answer.finish_reason == "content_filter" else "answer"
+    return Charge(key, model, what, *tokens, price.usd(*tokens) if price else None)
 
 
 class BudgetReached(Exception):
@@ -70,12 +82,26 @@ class Budget:
           BudgetReached: it does not fit, even when nothing else is out.
         """
         async with self._changed:
-            while not self._fits(usd + self._reserved[0], tokens + self._reserved[1]):
+            while not self.reserve_now(usd, tokens):
                 if not self._fits(usd, tokens):
                     raise BudgetReached
                 await self._changed.wait()
-            self._reserved[0] += usd
-            self._reserved[1] += tokens
+
+    def reserve_now(self, usd: float, tokens: int) -> bool:
+        """Reserves if it fits beside all that is out; says whether it did."""
+        fits = self._fits(usd + self._reserved[0], tokens + self._reserved[1])
+        if fits:
+            self.hold(usd, tokens)
+        return fits
+
+    def hold(self, usd: float, tokens: int) -> None:
+        """Reserves for what is out already, even where it does not fit."""
+        self._reserved[0] += usd
+        self._reserved[1] += tokens
+
+    def set_aside(self, usd: float, tokens: int) -> None:
+        """Lowers the caps for what this run will not see come in."""
+        self.caps = (self.caps[0] - usd, self.caps[1] - tokens)
 
     async def release(self, usd: float, tokens: int) -> None:
         """Ends a reservation; what the reply cost has been told by `charge` before."""

@@ -4,12 +4,13 @@ Bodies are plain JSON and go through the official SDKs' `post`, which leaves to 
 best (authentication, connections, errors) and to the config which parameters a model takes.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -19,6 +20,9 @@ from datagen.answer_store import Answer
 from datagen.rate_limit import seconds_until
 
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+
+BLOCKED = "blocked by the provider's content filter"
+"""Paid, no answer, and another try may pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +57,14 @@ class ChatConfig:
     price_input: float | None  # USD per million tokens; None: from datagen/prices.json
     price_output: float | None
     offline: bool  # answer from the store only
+    batch: bool  # at half price through the provider's batch API; takes up to 24 hours
+    batch_requests: int  # most in one batch; lower it where the provider limits queued tokens
+    poll_seconds: float  # between two looks at a batch
 
     def __post_init__(self):
         sections.choice("provider", self.provider, KEYS)
-        for name in ("max_tokens", "concurrency", "attempts", "timeout_seconds"):
+        above_zero = ("max_tokens", "concurrency", "attempts", "timeout_seconds")
+        for name in (*above_zero, "batch_requests", "poll_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if "@" in self.base_url:
@@ -73,10 +81,15 @@ class ChatConfig:
 class Again(Exception):
     """This attempt failed; another may not."""
 
-    def __init__(self, reason: str, *, throttled: bool = False, after: float | None = None):
+    def __init__(self, reason: str, *, status: int = 0, after: float | None = None):
         super().__init__(reason)
-        self.throttled = throttled  # the provider asks for fewer requests
-        self.after = after  # seconds that it asks to wait
+        self.status = status  # of HTTP; 0: no reply
+        self.after = after  # seconds that the provider asks to wait
+
+    @property
+    def throttled(self) -> bool:
+        """The provider asks for fewer requests."""
+        return self.status in (429, 529)
 
 
 class Refused(Exception):
@@ -85,6 +98,10 @@ class Refused(Exception):
 
 class Hopeless(ValueError):
     """No request will be answered: no such model, no credit, a wrong key."""
+
+
+class NotThere(Hopeless):
+    """The server knows no such model, path, batch or file."""
 
 
 def reason(error: Exception) -> str:
@@ -199,14 +216,50 @@ class Connection:
         """(the reply's JSON, its headers with names in lower case) of one attempt.
 
         Raises:
-          Again, Refused, Hopeless: what the failure means.
+          Again, Refused, Hopeless: what the failure means; so do `get`, `post` and `lines`.
         """
-        try:
+        with self._meanings():
             response = await self._client.post(self._path, cast_to=httpx2.Response, body=content)
             # A look-up in the SDK's own mapping decodes all headers anew.
             return response.json(), dict(response.headers.items())
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """The JSON at a path."""
+        with self._meanings():
+            options = {"params": query}
+            return (await self._client.get(path, cast_to=httpx2.Response, options=options)).json()
+
+    async def post(self, path: str, **content: Any) -> Any:
+        """The reply's JSON; `content` as the SDKs' `post` takes it: body, content, files."""
+        with self._meanings():
+            return (await self._client.post(path, cast_to=httpx2.Response, **content)).json()
+
+    async def lines(self, path: str) -> AsyncIterator[Any]:
+        """The JSON of each line, as they come."""
+        with self._meanings():
+            response = await self._client.get(path, cast_to=httpx2.Response, stream=True)
+            try:
+                rest = b""
+                async for part in response.aiter_bytes():
+                    # By hand: to `aiter_lines` a line also ends at U+2028, which answers may hold.
+                    *whole, rest = (rest + part).split(b"\n")
+                    for line in filter(bytes.strip, whole):
+                        yield json.loads(line)
+                if rest.strip():
+                    yield json.loads(rest)
+            finally:
+                await response.aclose()
+
+    @contextlib.contextmanager
+    def _meanings(self) -> Iterator[None]:
+        try:
+            yield
         except self._sdk.APIStatusError as error:
-            raise self._meaning(error) from None
+            headers = error.response.headers
+            after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
+            if after is None:
+                after = seconds_until(headers.get("retry-after", ""))
+            raise meaning(self.config, error.status_code, reason(error), after) from None
         except self._sdk.APITimeoutError:
             raise Again(f"no answer within {self.config.timeout_seconds:g} s") from None
         except (self._sdk.APIConnectionError, httpx2.HTTPError) as error:
@@ -214,19 +267,16 @@ class Connection:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise Again(f"not JSON: {reason(error)}") from None
 
-    def _meaning(self, error: Any) -> Exception:
-        status, said = error.status_code, reason(error)
-        headers = error.response.headers
-        after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
-        if after is None:
-            after = seconds_until(headers.get("retry-after", ""))
-        if status == 429 and "insufficient_quota" in said:
-            return Hopeless(f"{self.config.provider}: {said}; add credit and run again")
-        if status in (408, 409, 429) or status >= 500:
-            return Again(said, throttled=status in (429, 529), after=after)
-        if status in (401, 403, 404):
-            return Hopeless(
-                f"{self.config.base_url or self.config.provider} answers {said}; check the key in "
-                f"{KEYS[self.config.provider]}, the model {self.config.model!r} and base_url"
-            )
-        return Refused(said)
+
+def meaning(config: ChatConfig, status: int, said: str, after: float | None = None) -> Exception:
+    """Again, Refused or Hopeless: what an HTTP status says about one request."""
+    if status == 429 and "insufficient_quota" in said:
+        return Hopeless(f"{config.provider}: {said}; add credit and run again")
+    if status in (408, 409, 429) or status >= 500:
+        return Again(said, status=status, after=after)
+    if status in (401, 402, 403, 404):
+        return (NotThere if status == 404 else Hopeless)(
+            f"{config.base_url or config.provider} answers {said}; check the key in "
+            f"{KEYS[config.provider]}, the model {config.model!r} and base_url"
+        )
+    return Refused(said)

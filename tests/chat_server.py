@@ -68,6 +68,8 @@ class ChatServer:
             def do_POST(self):
                 outer._serve(self)
 
+            do_GET = do_POST  # of batches, which only BatchServer has
+
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             request_queue_size = 256

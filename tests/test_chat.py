@@ -40,6 +40,9 @@ CONFIG = {
     "price_input": 1.0,
     "price_output": 10.0,
     "offline": False,
+    "batch": False,
+    "batch_requests": 50_000,
+    "poll_seconds": 60.0,
 }
 PRICE = (20 * 1.0 + 7 * 10.0) / 1e6  # of each of the server's replies
 
