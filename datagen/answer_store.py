@@ -203,18 +203,21 @@ class AnswerStore:
             while not self._queue.empty():
                 items.append(self._queue.get())
             last = items[-1] is None
-            items = [item for item in items if item]
-            try:
-                with connection:
-                    results = [change(connection) for _, _, change in items]
-            except sqlite3.Error as error:
-                failure = OSError(f"{self.path}: {error}; nothing that came after is stored")
-                results = [failure] * len(items)
-            for (loop, done, _), result in zip(items, results, strict=True):
-                # After a kill by Ctrl-C nobody may be waiting any more.
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_settle, done, result)
+            self._commit(connection, [item for item in items if item])
+            del items  # which may be large, while the thread waits for more
         connection.close()
+
+    def _commit(self, connection: sqlite3.Connection, items: list[tuple]) -> None:
+        try:
+            with connection:
+                results = [change(connection) for _, _, change in items]
+        except sqlite3.Error as error:
+            failure = OSError(f"{self.path}: {error}; nothing that came after is stored")
+            results = [failure] * len(items)
+        for (loop, done, _), result in zip(items, results, strict=True):
+            # After a kill by Ctrl-C nobody may be waiting any more.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, done, result)
 
 
 def insert(

@@ -8,6 +8,7 @@ order, so each request carries a `custom_id`: our batch's name and the start of 
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
@@ -70,15 +71,16 @@ class OpenAIBatches:
           Again: it may have been made all the same.
           Refused, Hopeless: it was not, and will not be.
         """
-        head = (
-            '{{"custom_id": "{}", "method": "POST", "url": "/v1/chat/completions", "body": {}}}\n'
-        )
-        lines = "".join(head.format(custom_id(batch, key), body) for key, body in requests)
+        lines = bytearray()  # up to 200 MB: no second copy
+        for key, body in requests:
+            head = f'{{"custom_id": "{custom_id(batch, key)}", "method": "POST", '
+            head += '"url": "/v1/chat/completions", "body": '
+            lines += f"{head}{body}}}\n".encode()
         try:
             file = await self._connection.post(
                 "/files",
                 body={"purpose": "batch"},
-                files={"file": (f"{batch.name}.jsonl", lines.encode(), "application/jsonl")},
+                files={"file": (f"{batch.name}.jsonl", io.BytesIO(lines), "application/jsonl")},
                 options={"headers": {"Content-Type": "multipart/form-data"}},
             )
             file = _id(file)
@@ -162,14 +164,14 @@ class AnthropicBatches:
 
     async def send(self, batch: Batch, requests: Iterable[tuple[str, str]]) -> str:
         """As OpenAIBatches.send."""
-        one = '{{"custom_id": "{}", "params": {}}}'
-        content = ", ".join(one.format(custom_id(batch, key), body) for key, body in requests)
+        content = bytearray(b'{"requests": [')
+        for key, body in requests:
+            comma = ", " if content.endswith(b"}") else ""
+            one = f'{{"custom_id": "{custom_id(batch, key)}", "params": {body}}}'
+            content += f"{comma}{one}".encode()
+        content += b"]}"
         with _refused_is_unsent():
-            return _id(
-                await self._connection.post(
-                    "/v1/messages/batches", content=f'{{"requests": [{content}]}}'.encode()
-                )
-            )
+            return _id(await self._connection.post("/v1/messages/batches", content=bytes(content)))
 
     async def find(self, batch: Batch, known: set[str]) -> str | None:
         """The provider's id of a batch that was sent; None: not there.
@@ -267,7 +269,9 @@ STATUS = {
 }
 """HTTP statuses of Anthropic's kinds of errors (docs: Errors); the rest is 500 and may pass."""
 
-BATCHES = {"openai": OpenAIBatches, "anthropic": AnthropicBatches}
+BatchProtocol = OpenAIBatches | AnthropicBatches
+
+BATCHES: dict[str, type[BatchProtocol]] = {"openai": OpenAIBatches, "anthropic": AnthropicBatches}
 
 
 @contextlib.contextmanager

@@ -1,25 +1,24 @@
 """Requests at half price: gathered, sent as one batch, waited for, and collected, over many runs.
 
 What is guaranteed: a request is in one batch at most, and while it is in one, it is sent by no
-other way. A batch is on disk before it is sent; one whose submission got no reply is looked for at
-the provider, and only where it is certainly not there are its requests sent again (see `find` in
-batch_protocols.py for what each provider can tell). Every answer is stored, with its charge, once.
+other way. A batch is on disk before it is sent. One whose submission got no reply is looked for at
+the provider, and only where it is still not there after SETTLE_SECONDS are its requests sent again;
+`find` in batch_protocols.py tells what that proves. Every answer is stored, with its charge, once.
 """
 
 import asyncio
 import collections
-import contextlib
 import copy
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from datagen import prices, providers
 from datagen.answer_store import Answer, AnswerStore, Charge
 from datagen.batch_log import Batch, BatchLog
-from datagen.batch_protocols import BATCHES, KEY_DIGITS, State, Undecided, Unsent
+from datagen.batch_protocols import BATCHES, State, Undecided, Unsent
+from datagen.batch_results import BatchResults
 from datagen.prices import Budget, BudgetReached, Price
 from datagen.providers import Again, ChatConfig, Connection, Hopeless, NotThere, Refused
 
@@ -27,13 +26,13 @@ QUIET_SECONDS = 5.0
 """A batch is sent when nothing has been added for this long, or when it is full."""
 
 SETTLE_SECONDS = 900.0
-"""How long after a submission without a reply a batch may still turn up at the provider."""
+"""How long after a submission without a reply a batch may still turn up at the provider.
+
+Neither provider documents a bound; a batch is usually listed within seconds of its submission.
+"""
 
 OUTAGE_SECONDS = 3600.0
 """How long a provider may give no usable reply before the run ends; the batch goes on."""
-
-CHUNK = 500
-"""Answers stored in one transaction."""
 
 FIRST_WAIT, LONGEST_WAIT = 30.0, 600.0
 """Seconds before a batch that was not taken is sent again, doubled each time, and the longest."""
@@ -53,9 +52,9 @@ class Batches:
         report: Callable[[str], None],
     ):
         self.config, self.budget, self.counts, self.report = config, budget, counts, report
-        self._price, self._connection, self._store = price, connection, store
-        self._log = BatchLog(store)
+        self._price, self._store, self._log = price, store, BatchLog(store)
         self._protocol = BATCHES[config.provider](connection)
+        self._results = BatchResults(config.provider, self._protocol, connection, self._log)
         self._most = min(config.batch_requests, self._protocol.most_requests)
         self._open: dict[str, Batch] = {}  # by name
         self._out: set[str] = set()  # keys that are in open batches
@@ -69,6 +68,7 @@ class Batches:
         self._undecided: set[str] = set()  # batches that were told to be so
         self._busy = asyncio.Lock()  # held while a batch is sent or collected
         self._tasks: set[asyncio.Task] = set()
+        self._left: Hopeless | None = None  # why some batch is not waited for any more
         self._broken: BaseException | None = None  # a full disk, or a mistake of ours
 
     async def start(self) -> None:
@@ -92,6 +92,7 @@ class Batches:
                 settled = False
             if not settled:
                 self._run(self._follow(batch))
+        self._not_taken, self._not_before = 0, 0.0  # of this run
         self._run(self._send_gathered())
 
     async def close(self) -> None:
@@ -132,8 +133,8 @@ class Batches:
           Again, Refused, Hopeless: why there is none.
           BudgetReached: it does not fit, and nothing is out.
         """
-        if self._broken:
-            raise self._broken
+        if self._broken or (self._left and key in self._out):
+            raise self._broken or copy.copy(self._left)
         future = self._futures[key] = asyncio.get_running_loop().create_future()
         if key not in self._out:
             self._gather(key, json.dumps(body, ensure_ascii=False))
@@ -227,7 +228,7 @@ class Batches:
         if self._not_taken >= self.config.attempts:
             error = Hopeless(f"no batch was taken in {self._not_taken} attempts: {why}")
             return await self._end(batch, "not sent", {}, error)
-        self.report(f"{_told(batch)} was not taken ({why}); its requests are sent again")
+        self.report(f"{_told(batch)} was not taken ({why}); what is asked of it is sent again")
         requests = list(self._log.requests(batch))
         await self._close(batch, "not sent")
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(0, self._not_taken - 1))
@@ -301,68 +302,20 @@ class Batches:
     # Collecting.
 
     async def _collect(self, batch: Batch, state: State) -> None:
-        keys = self._log.keys(batch)
-        by_digits = {key[:KEY_DIGITS]: key for key in keys}
-        failures: dict[str, Exception] = {
-            keys[place]: Refused(why) for place, why in state.refused.items()
-        }
-        chunk, answered = [], 0
         try:
-            async for name, reply in self._results(state):
-                answered += not isinstance(reply, Exception)
-                owner, _, digits = name.partition("-")
-                key = by_digits.get(digits) if owner == batch.name else None
-                if key is None:  # stored before a kill
-                    continue
-                if isinstance(reply, Exception):
-                    failures[key] = reply
-                    continue
-                chunk.append((key, reply))
-                if len(chunk) == CHUNK:
-                    await self._settle(batch, chunk, failures)
-                    chunk.clear()
+            failures = await self._results.store_all(batch, state, self._deliver)
         except NotThere:
             return await self._lose(batch)
-        await self._settle(batch, chunk, failures)
-        if answered < state.answered:  # what is missing is paid, and must not be asked again
-            raise Again(f"the results are cut short: {answered} of {state.answered} answers")
-        self._not_taken = 0
-        rest = Again("its batch brought no result for it")
-        await self._end(batch, "collected", failures, rest)
+        self._not_taken, self._crowded = 0, False
+        await self._end(batch, "collected", failures, Again("its batch brought no result for it"))
 
-    async def _results(self, state: State) -> AsyncIterator[tuple[str, Any]]:
-        for path in state.results:
-            async with contextlib.aclosing(self._connection.lines(path)) as lines:
-                async for line in lines:
-                    yield self._protocol.read(line)
-
-    async def _settle(
-        self, batch: Batch, replies: list[tuple[str, Any]], failures: dict[str, Exception]
-    ) -> None:
-        """Stores replies with their charges, and hands out the answers among them."""
-        results = []
-        for key, reply in replies:
-            try:
-                sent = json.loads(self._log.request(key))
-                answer = providers.read_reply(self.config.provider, sent, reply)
-            except Again as error:
-                failures[key] = error
-                continue
-            charge = prices.charge(key, batch.model, batch.price, answer)
-            if not charge.is_answer:
-                failures[key] = Again(providers.BLOCKED)
-            results.append((charge, answer))
-        new = await self._log.settle(batch, results)
-        for charge, answer in results:
-            if charge.key not in new:
-                continue
-            new.remove(charge.key)
-            self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
-            self.counts["answered"] += charge.is_answer
-            self.counts["no usage reported"] += not answer.usage_reported
-            future = self._futures.pop(charge.key, None) if charge.is_answer else None
-            if future and not future.done():
-                future.set_result(answer)
+    def _deliver(self, charge: Charge, answer: Answer) -> None:
+        self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
+        self.counts["answered"] += charge.is_answer
+        self.counts["no usage reported"] += not answer.usage_reported
+        future = self._futures.pop(charge.key, None) if charge.is_answer else None
+        if future and not future.done():
+            future.set_result(answer)
 
     async def _lose(self, batch: Batch) -> None:
         """The provider has deleted the results: paid at most what was reserved, never seen."""
@@ -394,12 +347,12 @@ class Batches:
     async def _close(self, batch: Batch, state: str, lost: Charge | None = None) -> None:
         await self._log.close(batch, state, lost)
         del self._open[batch.name]
-        self._crowded = self._crowded and bool(self._open)
         await self.budget.release(batch.usd, batch.tokens)
         self._changed.set()
 
     def _leave(self, batch: Batch, why: Hopeless) -> None:
         """Leaves a batch open, for a later run."""
+        self._left = why
         for key in self._log.keys(batch):
             self._fail(key, why)
 

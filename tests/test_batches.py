@@ -16,7 +16,7 @@ from batch_server import BatchServer
 from conftest import REPOSITORY
 from test_chat import PRICE, ask, make_config, requests
 
-from datagen import batch_log, batch_protocols, batches, chat
+from datagen import batch_log, batch_protocols, batch_results, batches, chat
 from datagen.chat import Answer, AnswerStore, Client, Failure, Stopped
 
 HALF = PRICE / 2
@@ -169,7 +169,7 @@ def test_a_cancelled_batch_ends_the_run_and_the_next_asks_the_rest(server, tmp_p
 
 @pytest.mark.parametrize("cut", ["cut", "short"])
 def test_results_that_are_cut_are_read_again(server, tmp_path, provider, cut, monkeypatch):
-    monkeypatch.setattr(batches, "CHUNK", 10)  # so that some are stored before the cut
+    monkeypatch.setattr(batch_results, "CHUNK", 10)  # so that some are stored before the cut
     server.polls = [cut]
     got, client, why = ask(batched(server, provider), tmp_path / "s", requests(60))
     assert why is None and said(got) == texts(60) and not server.polls
@@ -214,6 +214,9 @@ def test_a_full_queue_is_waited_for(server, tmp_path):
     got, _, why = ask(config, tmp_path / "s", requests(20))
     assert why is None and said(got) == texts(20)
     assert set(server.submitted.values()) == {1} and len(server.batches) == 4
+    server.fail = [None, None, full]
+    got, _, why = ask(config, tmp_path / "s", requests(50))
+    assert why is None and said(got) == texts(50) and len(server.batches) == 8
 
 
 def test_lines_that_are_not_taken_are_told_and_the_rest_sent_again(server, tmp_path):
@@ -279,7 +282,7 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
 ):
     path = tmp_path / "s"
     left = tmp_path / "left"
-    monkeypatch.setattr(batches, "CHUNK", 10)
+    monkeypatch.setattr(batch_results, "CHUNK", 10)
 
     def kill():
         if not left.exists():
