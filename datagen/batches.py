@@ -122,8 +122,8 @@ class Batches:
             return ""
         requests = sum(batch.requests for batch in self._open.values())
         return (
-            f"batches at {self.config.provider} go on: {len(self._open)} with {requests:,} "
-            "requests; run again to collect them"
+            f"batches at {self.config.provider} go on ({len(self._open)} with {requests:,} requests), "
+            "and the next run collects them"
         )
 
     async def ask(self, key: str, body: Mapping[str, Any]) -> Answer:

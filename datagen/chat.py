@@ -42,7 +42,7 @@ FIRST_REFUSALS = 3
 """Requests that a server may refuse before any is answered: then all would be."""
 
 MOST_WAITING = 100_000
-"""Requests that a run holds at once while batches are worked on; each takes some 8 kB of memory."""
+"""Requests that a run has in batches at once; each takes some 8 kB of memory beside its text."""
 
 BATCH_SECONDS = 24 * 3600.0
 """The longest that a batch takes, at both providers."""
@@ -152,7 +152,7 @@ class Client:
     def window(self) -> int:
         """Requests worth having on their way at a time: enough that no place stays empty."""
         if self.config.batch:
-            return min(2 * self.config.batch_requests, MOST_WAITING)
+            return MOST_WAITING
         return 2 * self.config.concurrency
 
     def stop(self, why: str) -> None:

@@ -1,6 +1,7 @@
 """Both batch APIs over real HTTP, through the real SDKs: nothing is sent twice, nothing is lost."""
 
 import asyncio
+import importlib
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from batch_server import BatchServer
 from conftest import REPOSITORY
 from test_chat import PRICE, ask, make_config, requests
 
-from datagen import batch_log, batch_protocols, batch_results, batches, chat
+from datagen import batch_log, batch_protocols, batch_results, batches, chat, providers
 from datagen.chat import Answer, AnswerStore, Client, Failure, Stopped
 
 HALF = PRICE / 2
@@ -34,6 +35,13 @@ def server():
     server = BatchServer()
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """The SDKs, so that no test waits for one while a timer runs."""
+    for name in providers.KEYS:
+        importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +227,42 @@ def test_a_full_queue_is_waited_for(server, tmp_path):
     assert why is None and said(got) == texts(50) and len(server.batches) == 8
 
 
+def released(server, expected, at_third=lambda: None):
+    """Holds all batches until so many submissions have come, or for long if they do not come."""
+    server.held, seen = True, []
+    late = threading.Timer(3.0, lambda: (seen.append("too late"), server.release()))
+
+    def at(what):
+        if what != "submission":
+            return
+        seen.append("sent")
+        if len(seen) == 1:
+            late.start()
+        if len(seen) == 3:
+            at_third()
+        if len(seen) == expected:
+            late.cancel()
+            server.release()
+
+    server.moment = at
+    return seen
+
+
+def test_the_first_batch_that_ends_makes_room(server, tmp_path):
+    server.fail = [None, None, [{"code": "token_limit_exceeded", "message": "full"}]]
+    seen = released(server, 4, lambda: server.batches["batch-1"].update(looks=9))
+    got, *_ = ask(batched(server, batch_requests=5), tmp_path / "s", requests(15))
+    assert said(got) == texts(15) and seen == ["sent"] * 4, "while the second is worked on"
+
+
+def test_batches_of_our_own_are_not_taken_for_the_lost_one(server, tmp_path):
+    server.submissions = ["", "500"]
+    seen = released(server, 3)
+    config = batched(server, "anthropic", batch_requests=5)
+    got, *_ = ask(config, tmp_path / "s", requests(10))
+    assert said(got) == texts(10) and seen == ["sent"] * 3
+
+
 def test_lines_that_are_not_taken_are_told_and_the_rest_sent_again(server, tmp_path):
     server.fail = [[{"code": "invalid", "message": "too many cooks", "line": 3}]]
     got, _, why = ask(batched(server), tmp_path / "s", requests(5))
@@ -248,7 +292,11 @@ def test_a_look_that_fails_is_taken_again(server, tmp_path, provider, monkeypatc
     monkeypatch.setattr(batches, "OUTAGE_SECONDS", 0.1)
     server.polls = ["500"] * 1000
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(6))
-    assert isinstance(why, Stopped) and "cannot be read" in str(why) and "run again" in str(why)
+    assert (
+        isinstance(why, Stopped)
+        and "cannot be read" in str(why)
+        and "next run collects" in str(why)
+    )
     server.polls = []
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(6))
     assert said(got) == texts(6) and set(server.submitted.values()) == {1}
@@ -384,7 +432,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
     server.held, told = True, []
 
     async def work():
-        with pytest.raises(Stopped, match="go on: 1 with 5 requests; run again to collect them"):
+        with pytest.raises(Stopped, match=r"go on \(1 with 5 requests\), and the next run"):
             async for _ in client.stream(requests(5)):
                 pass
 
