@@ -8,6 +8,7 @@ the provider, and only where it is still not there after SETTLE_SECONDS are its 
 
 import asyncio
 import collections
+import contextlib
 import copy
 import json
 import time
@@ -34,7 +35,7 @@ Neither provider documents a bound; a batch is usually listed within seconds of 
 OUTAGE_SECONDS = 3600.0
 """How long a provider may give no usable reply before the run ends; the batch goes on."""
 
-FIRST_WAIT, LONGEST_WAIT = 30.0, 600.0
+FIRST_WAIT, LONGEST_WAIT = 30.0, 1800.0
 """Seconds before a batch that was not taken is sent again, doubled each time, and the longest."""
 
 
@@ -62,8 +63,8 @@ class Batches:
         self._gathered: collections.deque[tuple[str, str, int]] = collections.deque()
         self._bytes = 0  # of what is gathered
         self._changed = asyncio.Event()
-        self._last_added = self._not_before = 0.0
-        self._crowded = False  # the provider takes no more before a batch ends
+        self._last_added = 0.0
+        self._not_before = 0.0  # monotonic time; the provider took no batch
         self._not_taken = 0  # batches in a row
         self._undecided: set[str] = set()  # batches that were told to be so
         self._busy = asyncio.Lock()  # held while a batch is sent or collected
@@ -121,10 +122,8 @@ class Batches:
         if not self._open:
             return ""
         requests = sum(batch.requests for batch in self._open.values())
-        return (
-            f"batches at {self.config.provider} go on ({len(self._open)} with {requests:,} requests), "
-            "and the next run collects them"
-        )
+        count = f"{len(self._open)} with {requests:,} requests"
+        return f"batches at {self.config.provider} go on ({count}), and the next run collects them"
 
     async def ask(self, key: str, body: Mapping[str, Any]) -> Answer:
         """The answer, stored, from the batch that the request is in already or from a new one.
@@ -153,10 +152,14 @@ class Batches:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if not self._gathered or (self._crowded and self._open):
+            if not self._gathered:
                 continue
             while (wait := self._seconds_to_wait()) > 0:
-                await asyncio.sleep(wait)
+                # Not wait_for, which before Python 3.12 may swallow a cancellation.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
+                self._changed.clear()
             requests = self._take()
             if requests:
                 await self._send(requests)
@@ -222,17 +225,17 @@ class Batches:
 
     async def _put_back(self, batch: Batch, why: Unsent) -> None:
         """It is certainly not at the provider: what still matters of it is gathered again."""
-        others = len(self._open) > 1
-        self._crowded = why.crowded and others
-        self._not_taken += not self._crowded
+        waits = why.crowded and len(self._open) > 1  # for another batch to make room
+        self._not_taken += not waits
         if self._not_taken >= self.config.attempts:
             error = Hopeless(f"no batch was taken in {self._not_taken} attempts: {why}")
             return await self._end(batch, "not sent", {}, error)
         self.report(f"{_told(batch)} was not taken ({why}); what is asked of it is sent again")
         requests = list(self._log.requests(batch))
         await self._close(batch, "not sent")
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** max(0, self._not_taken - 1))
-        self._not_before = time.monotonic() + max(wait, why.after or 0.0)
+        wait = LONGEST_WAIT if waits else FIRST_WAIT * 2 ** (self._not_taken - 1)
+        wait = max(min(wait, LONGEST_WAIT), why.after or 0.0)
+        self._not_before = time.monotonic() + wait
         for key, body in requests:
             self._out.discard(key)
             if key in self._futures:
@@ -306,7 +309,7 @@ class Batches:
             failures = await self._results.store_all(batch, state, self._deliver)
         except NotThere:
             return await self._lose(batch)
-        self._not_taken, self._crowded = 0, False
+        self._not_taken = 0
         await self._end(batch, "collected", failures, Again("its batch brought no result for it"))
 
     def _deliver(self, charge: Charge, answer: Answer) -> None:

@@ -227,7 +227,7 @@ def test_a_full_queue_is_waited_for(server, tmp_path):
     assert why is None and said(got) == texts(50) and len(server.batches) == 8
 
 
-def released(server, expected, at_third=lambda: None):
+def released(server, expected):
     """Holds all batches until so many submissions have come, or for long if they do not come."""
     server.held, seen = True, []
     late = threading.Timer(3.0, lambda: (seen.append("too late"), server.release()))
@@ -238,8 +238,6 @@ def released(server, expected, at_third=lambda: None):
         seen.append("sent")
         if len(seen) == 1:
             late.start()
-        if len(seen) == 3:
-            at_third()
         if len(seen) == expected:
             late.cancel()
             server.release()
@@ -250,8 +248,14 @@ def released(server, expected, at_third=lambda: None):
 
 def test_the_first_batch_that_ends_makes_room(server, tmp_path):
     server.fail = [None, None, [{"code": "token_limit_exceeded", "message": "full"}]]
-    seen = released(server, 4, lambda: server.batches["batch-1"].update(looks=9))
-    got, *_ = ask(batched(server, batch_requests=5), tmp_path / "s", requests(15))
+    seen = released(server, 4)
+
+    def report(line):
+        if "was not taken" in line:
+            server.batches["batch-1"]["looks"] = 9
+
+    config = batched(server, batch_requests=5)
+    got, *_ = ask(config, tmp_path / "s", requests(15), report=report)
     assert said(got) == texts(15) and seen == ["sent"] * 4, "while the second is worked on"
 
 
