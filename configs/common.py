@@ -1,5 +1,7 @@
 """What the config files share: their string argument and the sections that seldom change."""
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 
@@ -61,8 +63,17 @@ def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
     )
 
 
+def limits() -> dict[str, Any]:
+    """What a run may do, whomever it asks."""
+    return {
+        "budget_usd": 0.0,  # hard cap on all that the workdir has spent; 0: none
+        "budget_tokens": 0,  # the same in tokens
+        "offline": False,  # answer from the store only
+    }
+
+
 def chat(provider: str, model: str, max_tokens: int, **changes) -> ConfigDict:
-    """Whom to ask, and how; the keys of datagen.providers.ChatConfig."""
+    """Whom to ask, and how; the keys of datagen.providers.ModelConfig."""
     config = section(
         provider=provider,  # openai (and any server that speaks its protocol) or anthropic
         base_url="",  # "": the provider's own; http://localhost:8000/v1 for vLLM, Ollama, ours
@@ -76,11 +87,8 @@ def chat(provider: str, model: str, max_tokens: int, **changes) -> ConfigDict:
         concurrency=64,  # most requests out at once; rate limits are kept below it
         attempts=8,  # most times one request is sent
         timeout_seconds=600.0,  # for one attempt
-        budget_usd=0.0,  # hard cap on all that the workdir has spent; 0: none
-        budget_tokens=0,  # the same in tokens
         price_input=config_dict.placeholder(float),  # USD a million tokens; None: prices.json
         price_output=config_dict.placeholder(float),
-        offline=False,  # answer from the store only
         batch=False,  # at half price through the provider's batch API; takes up to 24 hours
         batch_requests=50_000,  # most in one batch; lower it where queued tokens are limited
         poll_seconds=60.0,  # between two looks at a batch

@@ -16,6 +16,7 @@ from configs import common
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     common.parse_arg(arg)
     return config_dict.create(
+        **common.limits(),  # budget_usd, budget_tokens, offline
         tasks=common.section(
             num_tasks=52_002,  # that are kept; the paper's number
             seeds="datagen/starter/seeds.jsonl",  # the paper's 167 are not free for all uses

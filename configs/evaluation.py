@@ -21,6 +21,7 @@ from configs import common
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     common.parse_arg(arg)
     return config_dict.create(
+        **common.limits(),  # budget_usd, budget_tokens, offline
         judges="alpacare",  # comma-separated: alpacare, explained, medical, structured, ...
         reasks=2,  # most times that a reply without a verdict is asked for again
         # The model that judges, or whose answers are the reference. Its reasoning counts among its

@@ -16,7 +16,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
 from datagen import prices, providers
@@ -25,12 +25,30 @@ from datagen.batch_log import BatchLog
 from datagen.batches import Batches
 from datagen.prices import Budget, BudgetReached
 from datagen.progress import Progress, duration, to_stderr
-from datagen.providers import Again, ChatConfig, Hopeless, Refused, Request
+from datagen.providers import (
+    Again,
+    ChatConfig,
+    Hopeless,
+    Limits,
+    ModelConfig,
+    Refused,
+    Request,
+)
 from datagen.rate_limit import RateLimit
 
-__all__ = ["Answer", "AnswerStore", "ChatConfig", "Client", "Failure", "Request", "Stopped"]
+__all__ = [
+    "Answer",
+    "AnswerStore",
+    "ChatConfig",
+    "Client",
+    "Failure",
+    "Limits",
+    "ModelConfig",
+    "Request",
+    "Stopped",
+]
 
-Tag = TypeVar("Tag")
+Tag, Result = TypeVar("Tag"), TypeVar("Result")
 
 BYTES_PER_TOKEN = 4
 """Of English text, in estimates (OpenAI's rule of thumb). Budgets count one token a byte."""
@@ -200,14 +218,16 @@ class Client:
                 del self._asked[key]
 
     async def stream(
-        self, requests: Iterable[tuple[Tag, Request] | None], total: int | None = None
+        self,
+        requests: Iterable[tuple[Tag, Request] | None],
+        total: int | Callable[[], int] | None = None,
     ) -> AsyncIterator[tuple[Tag, Answer | Failure]]:
         """Each request's outcome as it comes, in any order; requests are drawn as places free up.
 
         A None among the requests: nothing more to ask before another outcome has come.
 
         Args:
-          total: how many there are, for the progress line; None where nobody knows.
+          total: how many there are, or how many it looks like now; for the progress line.
 
         Raises:
           Stopped: as `ask`, once what was out has come.
@@ -241,6 +261,17 @@ class Client:
                 task.cancel()
         if ended:
             raise ended
+
+    async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]:
+        """The outcomes, in the order of the requests.
+
+        Raises:
+          Stopped: as `ask`, once what was out has come.
+        """
+        outcomes: list[Any] = [None] * len(requests)
+        async for index, outcome in self.stream(enumerate(requests), len(requests)):
+            outcomes[index] = outcome
+        return outcomes
 
     def estimate(self, requests: Iterable[Request], output_tokens: int = 0) -> Estimate:
         """What is left to send, in tokens, money and time, judged by stored answers if any.
@@ -372,19 +403,21 @@ class Client:
         return f"{told or 'nothing asked'}; spent so far {self.spent()}"
 
 
-def run(client: Client, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs `work` to its end; the first Ctrl-C or SIGTERM lets what is out come in and stops.
+def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
+    """The result of `work`, brought to its end.
+
+    The first Ctrl-C or SIGTERM lets what is out come in and stops.
 
     Raises:
       Stopped: it did not come to its end.
     """
 
-    async def guarded() -> None:
+    async def guarded() -> Result:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop, name)
         async with client:
-            await work()
+            return await work()
 
     def stop(name: signal.Signals) -> None:
         if client.stop_reason:
@@ -394,6 +427,6 @@ def run(client: Client, work: Callable[[], Awaitable[None]]) -> None:
         client.stop("stopped by a signal; run again to go on")
 
     try:
-        asyncio.run(guarded())
+        return asyncio.run(guarded())
     finally:
         client.report(client.summary())

@@ -80,7 +80,7 @@ class Progress:
     """Shows how a stream goes until it is closed; count its outcomes in `done` and `failed`.
 
     Args:
-      total: requests that the stream will have, None where nobody knows.
+      total: requests that the stream will have, or how many it looks like now; None: unknown.
       stored: answers that came from the store so far; they tell nothing of the rate.
       spent: money and tokens so far, in words.
       report: takes lines that stay.
@@ -88,7 +88,7 @@ class Progress:
 
     def __init__(
         self,
-        total: int | None,
+        total: int | Callable[[], int] | None,
         stored: Callable[[], int],
         spent: Callable[[], str],
         report: Callable[[str], None],
@@ -113,7 +113,8 @@ class Progress:
         if not self._rewrites and now - self._told < EVERY_IN_A_LOG:
             return
         self._told = now
-        text = line(self.done, self.failed, self._total, self._spent(), rate)
+        total = self._total() if callable(self._total) else self._total
+        text = line(self.done, self.failed, total, self._spent(), rate)
         if self._rewrites:
             fits = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be erased
             print(CLEAR + text[:fits], end="", file=sys.stderr, flush=True)

@@ -37,8 +37,8 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatConfig:
-    """Whom to ask, and how."""
+class ModelConfig:
+    """Whom to ask, and how: a section of a config file."""
 
     provider: str  # openai (and any server that speaks its protocol) or anthropic
     base_url: str  # "" for the provider's own; http://localhost:8000/v1 for vLLM, Ollama, ours
@@ -52,11 +52,8 @@ class ChatConfig:
     concurrency: int  # most requests out at once; rate limits are kept below it
     attempts: int  # most times one request is sent
     timeout_seconds: float  # for one attempt
-    budget_usd: float  # hard cap on all that the workdir has spent; 0: none
-    budget_tokens: int  # the same in tokens
     price_input: float | None  # USD per million tokens; None: from datagen/prices.json
     price_output: float | None
-    offline: bool  # answer from the store only
     batch: bool  # at half price through the provider's batch API; takes up to 24 hours
     batch_requests: int  # most in one batch; lower it where the provider limits queued tokens
     poll_seconds: float  # between two looks at a batch
@@ -76,6 +73,28 @@ class ChatConfig:
                 raise ValueError
         except ValueError:
             raise ValueError(f"extra_body is {self.extra_body!r}, not a JSON object") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig(ModelConfig):
+    """Whom to ask, within the limits of a run."""
+
+    budget_usd: float = 0.0  # as in Limits, as the next two
+    budget_tokens: int = 0
+    offline: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a run may do, whomever it asks: the first keys of a config file."""
+
+    budget_usd: float  # hard cap on all that the workdir has spent; 0: none
+    budget_tokens: int  # the same in tokens
+    offline: bool  # answer from the store only
+
+    def within(self, model: ModelConfig) -> ChatConfig:
+        limits = {field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)}
+        return ChatConfig(**vars(model), **limits)
 
 
 class Again(Exception):

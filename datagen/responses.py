@@ -91,13 +91,6 @@ def example(record: Record, answer: Answer, prompt: Prompt) -> Record:
     return record | {"output": answer.text.strip(), "source": source}
 
 
-async def collect(
-    client: Client, requests: Sequence[Request], outcomes: list[Answer | Failure | None]
-) -> None:
-    async for index, outcome in client.stream(enumerate(requests)):
-        outcomes[index] = outcome
-
-
 async def rate(
     client: Client,
     prompt: Prompt,
@@ -108,7 +101,7 @@ async def rate(
     left = list(range(len(answered)))
     for sample in range(RATING_ATTEMPTS):
         requests = ((i, ask_rating(*answered[i], prompt, sample)) for i in left)
-        async for i, outcome in client.stream(requests):
+        async for i, outcome in client.stream(requests, len(left)):
             if isinstance(outcome, Answer):
                 ratings[i] = rating(outcome.text)
         left = [i for i in left if ratings[i] is None]
@@ -179,18 +172,19 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
         input={str(path): provenance.sha256(path)},
         prompt_version=work.prompt.version,
     )
-    with AnswerStore(workdir / "answers.sqlite", read_only=config.responder.offline) as store:
-        client = Client(config.responder, store)
+    with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:
+        client = Client(config.within(config.responder), store)
         client.report(f"answers: {client.estimate(work.requests(), USUAL_TOKENS)}")
-        rater = Client(config.rater, store) if config.responses.min_rating else None
+        if config.responses.min_rating:  # a rater without a price is found before all is paid
+            rater = Client(config.within(config.rater), store)
+            client.report(f"ratings: {estimate_ratings(rater, work)}")
         if dry_run:
-            if rater:
-                client.report(f"ratings: {estimate_ratings(rater, work)}")
             return
-        chat.run(client, lambda: collect(client, work.requests(), work.outcomes))
+        work.outcomes = chat.run(client, lambda: client.ask_all(work.requests()))
         work.sort()
-        if rater:
-            rate_all(rater, work)
+        if config.responses.min_rating:
+            # Another one, whose budget counts what the answers have cost.
+            rate_all(Client(config.within(config.rater), store), work)
         spent = dataclasses.asdict(store.spent())
     examples, unused = work.split()
     counts = {

@@ -4,7 +4,7 @@ import dataclasses
 
 from contract import sections
 from datagen.near_duplicates import TOKENIZERS
-from datagen.providers import ChatConfig
+from datagen.providers import Limits, ModelConfig
 from datagen.task_filters import FiltersConfig
 from datagen.task_requests import LAYOUTS
 
@@ -62,12 +62,12 @@ class ResponsesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DatagenConfig:
+class DatagenConfig(Limits):
     """All sections."""
 
     tasks: TasksConfig
     filters: FiltersConfig
-    teacher: ChatConfig  # writes tasks
+    teacher: ModelConfig  # writes tasks
     responses: ResponsesConfig
-    responder: ChatConfig  # answers them
-    rater: ChatConfig  # rates the answers, if that is asked for
+    responder: ModelConfig  # answers them
+    rater: ModelConfig  # rates the answers, if that is asked for

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,6 +87,13 @@ class Writing:
     def is_done(self) -> bool:
         return self._ended or len(self.pool.kept) >= self.config.num_tasks
 
+    def expected(self) -> int:
+        """Requests that the run should come to, as it looks now."""
+        missing = (
+            self.config.num_tasks - len(self.pool.kept) - (self.sent - self.read) * self._yield()
+        )
+        return self.sent + max(0, math.ceil(missing / self._yield()))
+
     @property
     def unused(self) -> int:
         """Replies that came when there were tasks enough."""
@@ -103,11 +111,10 @@ class Writing:
 
     def _may_be_enough(self) -> bool:
         """Whether what is on its way should do, or has to be read first."""
-        expected = len(self.pool.kept) + (self.sent - self.read) * self._yield()
         waits = self.config.machine_tasks_per_request and (
             self.sent - self.read >= self.config.machine_lag
         )
-        return waits or expected >= self.config.num_tasks
+        return waits or self.expected() <= self.sent
 
     def _yield(self) -> float:
         """Tasks that a reply is expected to add."""

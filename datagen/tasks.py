@@ -79,14 +79,14 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         seed=settings.seed,
     )
     pool = Pool(settings, Filters(config.filters), seeds)
-    writing = Writing(settings, teacher, pool, offline=config.teacher.offline)
+    writing = Writing(settings, teacher, pool, offline=config.offline)
     description = provenance.describe(
         config=dataclasses.asdict(config),
         prompt_version=teacher.prompt.version,
         seeds=provenance.sha256(settings.seeds),
     )
-    with AnswerStore(workdir / "answers.sqlite", read_only=config.teacher.offline) as store:
-        client = Client(config.teacher, store)
+    with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:
+        client = Client(config.within(config.teacher), store)
         client.report(str(estimate(settings, teacher, client)))
         if dry_run:
             return
@@ -108,7 +108,7 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
 
 
 async def write(writing: Writing, client: Client) -> None:
-    async for index, outcome in client.stream(writing.requests()):
+    async for index, outcome in client.stream(writing.requests(), writing.expected):
         writing.take(index, outcome)
 
 

@@ -86,7 +86,7 @@ async def ask(
         if sample and waiting:
             client.report(f"{len(waiting):,} replies hold no verdict; asking again")
         requests = ((index, comparisons[index].request(sample)) for index in waiting)
-        async for index, outcome in client.stream(requests):
+        async for index, outcome in client.stream(requests, len(waiting)):
             if isinstance(outcome, Failure):
                 replies[index] = dataclasses.replace(replies[index], failure=outcome.reason)
             else:

@@ -186,7 +186,7 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
         some comparisons have no reply.
       Stopped: the budget is reached, a signal came, or nothing can be answered.
     """
-    config = judging.config.chat
+    config = judging.config.within(judging.config.chat)
     require_all_kept(workdir / JUDGEMENTS, judging.compared, config.model)
     record = provenance.describe(**judging.description)
     with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:

@@ -15,7 +15,6 @@ as soon as they come: run again after a stop, and only what is missing is asked.
 
 import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,16 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from contract import cli, jsonl, provenance
+from contract import cli, jsonl, provenance, sections
 from contract.prompt_file import Prompt
 from datagen import chat
 from datagen.chat import Answer, AnswerStore, ChatConfig, Client, Failure, Request
 from evaluation import benchmarks, outputs, text_metrics
 from evaluation.benchmarks import Item
 from evaluation.outputs import ModelOutput
+from evaluation.run_config import EvaluationConfig
 
 PROMPTS = Path(__file__).parent / "reference_prompts"
-
-SECONDS_BETWEEN_PROGRESS = 5.0
-
 
 USUAL_TOKENS = 350
 """Of an answer, in estimates."""
@@ -57,19 +54,6 @@ def requests(items: Sequence[Item], prompt: Prompt) -> list[Request]:
     """What is asked for each item."""
     filled = [prompt.fill(question=item.text) for item in items]
     return [Request(system, user, prompt.version) for system, user in filled]
-
-
-async def collect(
-    client: Client, asked: Sequence[Request], outcomes: list[Answer | Failure | None]
-) -> None:
-    """Fills in the outcome of each request."""
-    done, shown = 0, time.monotonic()
-    async for place, outcome in client.stream(enumerate(asked)):
-        outcomes[place] = outcome
-        done += 1
-        if time.monotonic() - shown > SECONDS_BETWEEN_PROGRESS:
-            shown = time.monotonic()
-            client.report(f"{done:,}/{len(asked):,} | {client.summary()}")
 
 
 def output(item: Item, generator: str, outcome: Answer | Failure) -> ModelOutput:
@@ -146,13 +130,12 @@ def run_ask(asking: Asking, benchmark: str, data: Path, workdir: Path, *, dry_ru
     asked = requests(items, prompt)
     settings = {"benchmark": items[0].benchmark, "asking": dataclasses.asdict(asking)}
     made = provenance.describe(config=settings, prompt_version=prompt.version)
-    outcomes: list[Any] = [None] * len(items)
     with AnswerStore(workdir / "answers.sqlite", read_only=asking.chat.offline) as store:
         client = Client(asking.chat, store)
         client.report(str(client.estimate(asked, USUAL_TOKENS)))
         if dry_run:
             return
-        chat.run(client, lambda: collect(client, asked, outcomes))
+        outcomes = chat.run(client, lambda: client.ask_all(asked))
         made["spent"] = dataclasses.asdict(store.spent())
     pairs = list(zip(items, outcomes, strict=True))
     write(workdir, items, [output(item, asking.name, outcome) for item, outcome in pairs], made)
@@ -186,8 +169,8 @@ def main(argv: Sequence[str]) -> None:
         return
     if FLAGS.config is None:
         raise ValueError("give --config for the model to ask, or --import for frozen answers")
-    chat_config = ChatConfig(**FLAGS.config.chat.to_dict())
-    asking = Asking(chat_config, FLAGS.prompt, FLAGS.generator)
+    config = sections.build(EvaluationConfig, FLAGS.config.to_dict())
+    asking = Asking(config.within(config.chat), FLAGS.prompt, FLAGS.generator)
     run_ask(asking, FLAGS.benchmark, data, workdir, dry_run=FLAGS.dry_run)
 
 

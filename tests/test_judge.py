@@ -63,6 +63,7 @@ def make_config(server, judges="alpacare", reasks=2, **changes) -> EvaluationCon
     content = importlib.import_module("configs.evaluation").get_config().to_dict()
     anthropic = changes.get("provider") == "anthropic"
     url = server.url + ("" if anthropic else "/v1")
+    content |= {name: changes.pop(name) for name in [*changes] if name in content}
     chat_changes = {"base_url": url, "attempts": 30, "timeout_seconds": 5.0} | changes
     content |= {"judges": judges, "reasks": reasks, "chat": content["chat"] | chat_changes}
     return sections.build(EvaluationConfig, content)
@@ -226,7 +227,7 @@ def test_a_second_run_makes_no_request_and_a_larger_one_only_what_is_new(server,
     assert sorted(first) == ["items.jsonl", "judgements.jsonl", "outputs.jsonl"]
     server.bodies.clear()
     judge.run(make(config, files, ["model-7B"], difficulty=[5]), tmp_path)
-    offline = dataclasses.replace(config, chat=dataclasses.replace(config.chat, offline=True))
+    offline = dataclasses.replace(config, offline=True)
     judge.run(make(offline, files, ["model-7B"], difficulty=[5]), tmp_path)
     assert server.bodies == []
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == first

@@ -1,5 +1,6 @@
 """Answers to tasks: which become examples, and what is kept apart. From seeds to training."""
 
+import contextlib
 import doctest
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from test_train import make_corpus, run_config, small_machine
 
 from alpacare_jax import train
 from contract import refusals
-from datagen import dedup, responses, tasks
+from datagen import chat, dedup, responses, tasks
 from datagen.chat import Answer, Failure
 from datagen.records import read_records
 
@@ -131,6 +132,20 @@ def test_answers_that_are_rated_low_are_kept_apart(server, tmp_path):
     assert len(asked) == 2 + responses.RATING_ATTEMPTS
     responses.run(settings, path, tmp_path, dry_run=False)
     assert len(asked) == 2 + responses.RATING_ATTEMPTS, "ratings are stored as well"
+
+
+def test_the_budget_holds_for_answers_and_ratings_together(server, tmp_path):
+    path = write_tasks(tmp_path)
+    server.answer = lambda body: "Rating: 5" if "===== task" in question(body) else "Fine."
+    changes = {"responses__min_rating": 4.5, "responder__max_tokens": 10, "rater__max_tokens": 10}
+    responses.run(config(server, **changes), path, tmp_path / "free", dry_run=False)
+    longest = max(len(json.dumps(body).encode()) for body in server.bodies[3:]) + 10
+    spent = 3 * 27  # by the answers
+    for cap, stops in ((longest + spent - 1, True), (longest + spent + 3 * 27, False)):
+        settings = config(server, budget_tokens=cap, **changes)
+        with pytest.raises(chat.Stopped, match="budget") if stops else contextlib.nullcontext():
+            responses.run(settings, path, tmp_path / "capped", dry_run=False)
+    assert len(read(tmp_path / "capped" / "examples.jsonl")) == 3
 
 
 def test_bad_input(server, tmp_path):

@@ -319,7 +319,7 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
         tasks.run(make_config(server, teacher__concurrency=1), tmp_path, dry_run=False)
     assert not (tmp_path / "tasks.jsonl").exists()
     asked = len(server.bodies)
-    tasks.run(make_config(server, teacher__offline=True), tmp_path, dry_run=False)
+    tasks.run(make_config(server, offline=True), tmp_path, dry_run=False)
     assert len(server.bodies) == asked
     assert 0 < len(read_tasks(tmp_path / "tasks.jsonl")) < 60, "what there is"
     told = json.loads((tmp_path / "tasks.jsonl.run.json").read_text())
