@@ -309,8 +309,9 @@ class Batches:
             failures = await self._results.store_all(batch, state, self._deliver)
         except NotThere:
             return await self._lose(batch)
-        self._not_taken = 0
         await self._end(batch, "collected", failures, Again("its batch brought no result for it"))
+        self._not_taken, self._not_before = 0, 0.0  # there is room, now that it is closed
+        self._changed.set()
 
     def _deliver(self, charge: Charge, answer: Answer) -> None:
         self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
