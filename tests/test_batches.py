@@ -53,6 +53,7 @@ def quicken(monkeypatch):
     monkeypatch.setattr(batches, "QUIET_SECONDS", 0.02)
     monkeypatch.setattr(batches, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(batches, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(batches, "LONGEST_WAIT", 10.0)  # a test that waits for it fails
     monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-of-the-test")
