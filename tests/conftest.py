@@ -3,10 +3,16 @@
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# What tests, their workers and the commands they start have in common is compiled once a session.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
+    _programs = tempfile.TemporaryDirectory(prefix="alpacare-jax-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
 
 import jax
 import pytest

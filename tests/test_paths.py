@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_sigkill_restart_and_generate_with_all_in_a_bucket(gcs, place, corpus, t
     upload(corpus / "base", place / "base")
     for name in ("train.jsonl", "eval.jsonl"):
         (place / name).write_bytes((corpus / name).read_bytes())
-    changes = {"train__epochs": 4, "train__eval_every": 4, "checkpoint__every_steps": 2}
+    changes = test_train.TWENTY_STEPS
     local, killed = tmp_path / "local", place / "run"
     reference = test_train.start(test_train.command(corpus, local, **changes))
     assert "finished in" in reference.communicate()[1]
@@ -249,6 +250,7 @@ def test_sigkill_restart_and_generate_with_all_in_a_bucket(gcs, place, corpus, t
         process = test_train.start(args)
         while not gcs.names(f"{place.name}/run/checkpoints/{step}/params"):
             assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
         process.kill()
         process.communicate()
         assert checkpoint.latest_step(killed) in (step - 2, step)
@@ -276,11 +278,13 @@ def test_sigkill_restart_and_generate_with_all_in_a_bucket(gcs, place, corpus, t
 
 @pytest.mark.slow
 def test_two_processes_and_a_bucket(gcs, place, corpus, tmp_path):
-    from test_runtime import start_together
+    """Two runs of two processes are the same bit for bit, wherever their workdir lies."""
+    from test_runtime import start_together, train_command
 
     log, workdir = tmp_path / "log", place / "run"
     local = tmp_path / "local"
     for target in (local, workdir):
-        process = start_together(2, 2, test_train.command(corpus, target, train__epochs=1), log)
-        assert process.wait(timeout=120) == 0, log.read_text()
+        process = start_together(2, 2, train_command(corpus, target), log)
+        assert process.wait(timeout=300) == 0, log.read_text()
+    assert len(curve(local)) == 11
     assert curve(workdir) == curve(local)

@@ -56,13 +56,13 @@ def settings(folder: Path, **changes) -> dict:
         "data.max_length": 512,
         "data.max_row_length": 512,
         "data.overlong": "error",
-        "data.row_multiple": 512,  # one shape, hence one compilation
+        "data.row_multiple": 512,  # one shape, hence one compilation: see microbatch_tokens
         "optimizer.learning_rate": 1e-3,
         "optimizer.warmup_ratio": 0.1,
         "train.batch_size": 8,
         "train.epochs": 2,
         "train.log_every": 2,
-        "train.microbatch_tokens": 1024,
+        "train.microbatch_tokens": 512,
     } | {key.replace("__", "."): value for key, value in changes.items()}
 
 
@@ -173,9 +173,10 @@ class Rules(dict):
 
 
 def ten_steps(folder: Path, **changes) -> RunConfig:
-    """The run that the tests of restarts interrupt."""
-    changes = {"data__eval_path": "", "data__eval_share": 0.15, "train__batch_size": 6} | changes
-    return run_config(folder, train__eval_every=2, **changes)
+    """The run that the tests of restarts interrupt: its steps are of two shapes."""
+    held_out = {"data__eval_path": "", "data__eval_share": 0.15, "train__eval_every": 2}
+    steps = {"train__batch_size": 6, "train__microbatch_tokens": 1024}
+    return run_config(folder, **held_out | steps | changes)
 
 
 @functools.cache
@@ -830,13 +831,15 @@ def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path, capsys):
     ids=str,
 )
 def test_other_moments_go_on_over_other_devices(corpus, tmp_path, before, after):
-    stopped_run(corpus, tmp_path / "stopped", step=5, **before)
-    config = ten_steps(corpus, checkpoint__every_steps=5, **after, sharding__tensor=2)
+    one_shape = {"train__microbatch_tokens": 512}
+    stopped_run(corpus, tmp_path / "stopped", step=5, **before, **one_shape)
+    config = ten_steps(corpus, checkpoint__every_steps=5, **after, **one_shape, sharding__tensor=2)
     with small_machine() as patch:
+        compile_once(patch)
         patch.setattr(jax, "device_count", lambda: 4)
         train.run(config, tmp_path / "stopped")
         patch.setattr(jax, "device_count", lambda: 1)
-        train.run(ten_steps(corpus, **before), tmp_path / "whole")
+        train.run(ten_steps(corpus, **before, **one_shape), tmp_path / "whole")
     loss = lambda name: [line.get("loss", 0) for line in lines(tmp_path / name)]  # noqa: E731
     assert len(loss("whole")) == 11
     np.testing.assert_allclose(loss("stopped"), loss("whole"), rtol=1e-5)
@@ -858,6 +861,13 @@ def start(args: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen(
         args, cwd=REPOSITORY, env=env, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def interrupted(args: list[str], note: Path, text: str) -> list[str]:
+    """The command of a run with a signal on its way; see interrupted_train.py for the note."""
+    note.write_text(text)
+    python, _, _, *flags = args
+    return [python, "tests/interrupted_train.py", str(note), *flags]
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> bool:
@@ -884,28 +894,29 @@ def test_sigterm_saves_and_exits_0(corpus, tmp_path):
     assert "Traceback" not in err
 
 
+TWENTY_STEPS = {"train__epochs": 4, "train__eval_every": 4, "checkpoint__every_steps": 2}
+
+
 @pytest.mark.slow
 def test_sigkill_at_random_moments_leaves_the_same_curve(corpus, tmp_path):
-    changes = {"train__epochs": 6, "train__eval_every": 4, "checkpoint__every_steps": 2}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    process = start(command(corpus, undisturbed, **changes))
+    process = start(command(corpus, undisturbed, **TWENTY_STEPS))
     assert process.communicate()[1].count("finished in") == 1
     draw, kills = random.Random(0), 0
-    for step in (1, 5, 12, 21):
-        process = start(command(corpus, killed, **changes))
-        if wait_for_step(process, killed, step):
-            time.sleep(draw.uniform(0, 0.2))
-            process.kill()
-            kills += 1
+    args = command(corpus, killed, **TWENTY_STEPS)
+    for step in (1, 5, 9, 14):
+        note = f"0 {step} SIGKILL {draw.uniform(0, 0.2)}"
+        process = start(interrupted(args, tmp_path / "note", note))
         process.communicate()
+        kills += process.returncode == -signal.SIGKILL
         if checkpoint.latest_step(killed):
             weights = checkpoint.load_params(killed, TINY, step="latest")
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
-    process = start(command(corpus, killed, **changes))
+    process = start(args)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert kills >= 3
-    assert_same_end(killed, undisturbed, 30)
+    assert_same_end(killed, undisturbed, 20)
 
 
 @pytest.mark.slow
