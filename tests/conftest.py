@@ -95,3 +95,11 @@ def tiny() -> LlamaConfig:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"), tiny)
+
+
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """For many programs that run once or twice on tiny arrays: optimising them costs the most."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -11,6 +11,8 @@ from test_optimizer import RECIPE, rates
 
 from alpacare_jax import adafactor, llama, optimizer, params
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SHAPE = dataclasses.replace(llama.VARIANTS["tiny"], attention_bias=True, mlp_bias=True)
 AXES = params.matrix_axes(SHAPE)
 STEPS = 5

@@ -7,6 +7,8 @@ import pytest
 
 from alpacare_jax import attention
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 B, T, H = 2, 9, 4
 
 

@@ -19,6 +19,8 @@ from alpacare_jax.decoding import Answer, Engine, Request, Sampling
 from alpacare_jax.llama import Llama, LlamaConfig, RopeScaling
 from configs import common
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = LlamaConfig(
     vocab_size=64,
     hidden_size=32,

@@ -13,6 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from alpacare_jax.loss import chunked_cross_entropy, cross_entropy
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 B, T, D, V = 3, 14, 8, 23
 PATTERNS = {
     "everywhere": lambda b, t: t >= 0,

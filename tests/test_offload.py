@@ -13,6 +13,8 @@ from test_train import TINY, hand_made_weights, run_config
 
 from alpacare_jax import offload, optimizer, params, sharding, train_step
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def setting(**changes):
     """A config with offload, the mesh and the update rule, and shardings of its state."""

@@ -11,6 +11,8 @@ import pytest
 from alpacare_jax import params
 from alpacare_jax.llama import VARIANTS, LlamaConfig, RopeScaling
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 COUNTS = {
     "llama-7b": 6_738_415_616,
     "llama-13b": 13_015_864_320,

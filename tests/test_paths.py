@@ -166,6 +166,7 @@ def upload(source: Path, target: epath.Path) -> None:
         (target / file.relative_to(source)).write_bytes(file.read_bytes())
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_stops_and_goes_on(gcs, place, corpus):
     config = stopped_run(corpus, place, step=5)
     assert checkpoint.find_step(place, "latest") == 5

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 
@@ -31,6 +32,7 @@ def test_training(tmp_path):
     assert written["plan"]["steps"] == 10 and written["config"]["model"]["variant"] == "tiny"
 
 
+@pytest.mark.slow
 def test_generation_the_best_mesh_and_slots_first(tmp_path):
     flags = ("--generate", "--search", "--slots=4", "--prompt_tokens=20", "--new_tokens=30")
     text, written = plan(tmp_path / "plan.json", *flags, "--prompts=7", "--price=1.5")

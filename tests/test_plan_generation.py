@@ -9,6 +9,8 @@ from test_plan_training import TINY, of_variant, tiny_config
 from alpacare_jax import decoding, metrics, params, plan_generation, plan_table, topology
 from alpacare_jax.run_config import RunConfig
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 WORK = plan_generation.Workload(prompts=20, prompt_tokens=100, new_tokens=28, slots=8)
 CACHE_LENGTH = 128  # 100 + 28, whole buckets
 

@@ -22,6 +22,8 @@ from alpacare_jax.run_config import RunConfig
 from configs import alpacare
 from contract import sections
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 WORK = plan_training.Workload(num_examples=100, example_tokens=60, answer_share=0.5)
 TINY = llama.VARIANTS["tiny"]
 

@@ -7,6 +7,8 @@ import pytest
 
 from alpacare_jax import stack
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 L, M, D = 6, 32, 128
 
 

@@ -606,6 +606,7 @@ def test_loss_curve_is_the_same_on_any_mesh(twenty_steps_of_one_device, mesh_siz
 MIXED = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
+@pytest.mark.slow
 def test_loss_curve_of_adafactor_is_the_same_on_any_mesh(twenty_steps_of_one_device):
     alone = golden_curve(10, {"name": "adafactor"})
     spread = golden_curve(10, {"name": "adafactor"}, **MIXED)
@@ -821,12 +822,13 @@ def test_a_run_goes_on_over_other_devices(corpus, finished, tmp_path, capsys):
     np.testing.assert_allclose(loss(tmp_path), loss(finished.workdir), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         ({"optimizer__name": "adafactor"}, {"optimizer__name": "adafactor"}),
         ({"optimizer__offload": True}, {"optimizer__offload": True}),
-        pytest.param({}, {"optimizer__offload": True}, marks=pytest.mark.slow),
+        ({}, {"optimizer__offload": True}),
     ],
     ids=str,
 )
