@@ -51,10 +51,10 @@ def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> f
     return 6.0 * layers * tokens + attention * pairs + 6.0 * vocabulary * targets
 
 
-def measure_peak_flops(size: int | None = None, seconds: float = 0.2) -> float:
+def measure_peak_flops(size: int | None = None, seconds: float = 0.5) -> float:
     """FLOP/s of one device in a square matrix product, best of what fits into `seconds`."""
     on_cpu = jax.default_backend() == "cpu"
-    size = size or (1024 if on_cpu else 8192)  # a big GPU is not filled by less
+    size = size or (2048 if on_cpu else 8192)  # a big GPU is not filled by less
     x = jnp.ones((size, size), jnp.float32 if on_cpu else jnp.bfloat16)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()

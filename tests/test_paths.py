@@ -287,5 +287,5 @@ def test_two_processes_and_a_bucket(gcs, place, corpus, tmp_path):
     for target in (local, workdir):
         process = start_together(2, 2, train_command(corpus, target), log)
         assert process.wait(timeout=300) == 0, log.read_text()
-    assert len(curve(local)) == 11
+    assert len(curve(local)) == 21
     assert curve(workdir) == curve(local)

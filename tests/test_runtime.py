@@ -346,8 +346,9 @@ def test_no_process_outlives_the_script(sent, tmp_path):
 
 
 def train_command(corpus: Path, workdir: Path) -> list[str]:
-    """10 steps, the same ones in every test: their programs are compiled once a session."""
-    return command(corpus, workdir, train__eval_every=5, checkpoint__every_steps=3)
+    """20 steps, the same ones in every test: their programs are compiled once a session."""
+    changes = {"train__epochs": 4, "train__eval_every": 5, "checkpoint__every_steps": 3}
+    return command(corpus, workdir, **changes)
 
 
 def start_together(
@@ -368,35 +369,35 @@ def start_together(
 
 @pytest.mark.slow
 def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path):
-    """10 steps: alone; and on 2 x 2 devices, SIGTERM, 4 x 2 devices, SIGKILL, 1 x 2 devices."""
+    """20 steps: alone; and on 2 x 4 devices, SIGTERM, 4 x 2 devices, SIGKILL, 1 x 2 devices."""
     alone, log = tmp_path / "alone", tmp_path / "log"
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     subprocess.run(train_command(corpus, alone), cwd=REPOSITORY, env=env, check=True)
 
     workdir = tmp_path / "together"
     args = train_command(corpus, workdir)
-    asked = interrupted(args, tmp_path / "note", "1 3 SIGTERM 0")  # not the one that writes
-    process = start_together(2, 2, asked, log)
+    asked = interrupted(args, tmp_path / "note", "1 4 SIGTERM 0")  # not the one that writes
+    process = start_together(2, 4, asked, log)
     assert process.wait(timeout=300) == 0, log.read_text()
     stopped = checkpoint.latest_step(workdir)
-    assert 3 < stopped < 8
+    assert 4 < stopped < 9
     assert f"stopped by SIGTERM at step {stopped}, which is saved" in log.read_text()
     assert lines(workdir)[-1]["step"] == stopped, "all stop at one step"
     assert running(str(workdir)) == []
 
-    killed = interrupted(args, tmp_path / "note", "2 8 SIGKILL 0")
+    killed = interrupted(args, tmp_path / "note", "2 12 SIGKILL 0")
     process = start_together(4, 2, [*killed, "--config.sharding.tensor=2"], log)
     assert process.wait(timeout=300) == 128 + signal.SIGKILL, log.read_text()
     assert running(str(workdir)) == [], "nobody waits for the dead"
     saved = checkpoint.latest_step(workdir)
-    assert stopped <= saved < 10
+    assert stopped <= saved < 20
 
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     done = subprocess.run(args, cwd=REPOSITORY, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"going on from step {saved}" in done.stderr
     ours, theirs = curve(workdir), curve(alone)
-    assert len(ours) == 11
+    assert len(ours) == 21
     for one, other in zip(ours, theirs, strict=True):
         for name, a, b in zip(("step", "loss", "grad norm", "rate"), one, other, strict=False):
             if a is not None:
@@ -411,4 +412,4 @@ def test_a_killed_run_starts_again_by_itself(corpus, tmp_path):
     assert process.wait(timeout=300) == 0, log.read_text()
     assert "starting again, 1 of at most 1 times" in log.read_text()
     assert "going on from step" in log.read_text()
-    assert len(curve(workdir)) == 11
+    assert len(curve(workdir)) == 21
