@@ -33,7 +33,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
     flags.DEFINE_string("topology", None, "Slice to plan for: v5e-16, v5p-8, 2xv6e-256, or local.")
     flags.DEFINE_bool("generate", False, "Plan generation with the config's model and mesh.")
-    flags.DEFINE_bool("search", False, "Try meshes, remat and micro-batches, or slots; rank them.")
+    flags.DEFINE_bool("search", False, "Try meshes, remat, optimizers ..., or slots; rank them.")
     flags.DEFINE_float("price", None, "Money a chip-hour.", lower_bound=0.0)
     flags.DEFINE_string("output", "plan.json", "Where the plan goes for programs; empty: nowhere.")
     flags.DEFINE_integer("num_examples", 52_002, "Training: examples of the run.", lower_bound=1)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.search:
         plans = plan_search.rank(candidates(config, where, work, FLAGS.price))
         if not plans:
-            raise ValueError(f"no mesh that was tried suits {where.name}")
+            raise ValueError(f"nothing that was tried suits {where.name}; take more devices")
         print(*map(plan_search.summary, plans), "", sep="\n")
     else:
         plans = [make_plan(config, where, work, FLAGS.price)]

@@ -7,69 +7,158 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from alpacare_jax import llama, plan_generation, plan_training, sharding
+from alpacare_jax import optimizer as optimizer_lib
+from alpacare_jax.optimizer import OptimizerConfig
 from alpacare_jax.run_config import RunConfig
 from alpacare_jax.topology import Topology
 
-Candidate = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
-"""What differs from the config, and the plan of it, which may raise ValueError."""
+Plan = dict[str, Any]
+
+TENSOR = (1, 2, 4)
+REMAT = ("full", "dots")  # from the least memory to the most, as the next ones
+MICROBATCH_TOKENS = (2048, 4096, 8192)
+OPTIMIZERS = (
+    {"name": "adamw", "first_moment": "float32", "offload": False},
+    {"name": "adamw", "first_moment": "bfloat16", "offload": False},
+    {"name": "adamw", "first_moment": "float32", "offload": True},
+    {"name": "adafactor", "offload": False},
+)
+"""After the config's own, from what changes a run least: to rounding, to slower, to another."""
+
+replace = dataclasses.replace
 
 
 def training(
     config: RunConfig, where: Topology, work: plan_training.Workload, price: float | None
-) -> Iterator[Candidate]:
-    """Meshes, remat policies and micro-batch sizes around a config's."""
-    replace, seen = dataclasses.replace, set()
-    shape = llama.VARIANTS[config.model.variant]
+) -> Iterator[Plan]:
+    """Plans of meshes, remat policies, micro-batch sizes and optimisers around a config's.
 
-    def make(candidate: RunConfig) -> dict[str, Any]:
-        mesh = sharding.make_mesh(candidate.sharding, where.devices)
-        rows = plan_training.typical_batch(candidate, shape, mesh, work).arrays["tokens"].shape
-        same = (candidate.sharding.tensor, candidate.model.remat, rows)
-        if same in seen:
-            raise ValueError("as with fewer micro-batch tokens")
-        seen.add(same)
-        return plan_training.make_plan(candidate, where, work, price)
+    An optimiser hardly changes how long a step takes, but what fits: each is tried only where none
+    before it fits. Nothing is compiled that takes more memory than what did not fit.
+    """
+    sizes = [tensor for tensor in TENSOR if len(where.devices) % tensor == 0]
+    meshes = [_of_mesh(config, where, work, tensor) for tensor in sizes]
+    # Of each shape one program fits, and an optimiser fails once for each remat policy at most.
+    most = sum(min(len(s) * len(o), len(s) + len(REMAT) * len(o)) for s, o in meshes)
+    _say(f"at most {most} programs to compile")
+    too_large: list[RunConfig] = []
+    for shapes, optimizers in meshes:
+        for shape in shapes:
+            for optimizer in optimizers:
+                candidate = replace(shape, optimizer=optimizer)
+                if any(_takes_more(candidate, other) for other in too_large):
+                    continue
+                plan = attempt(
+                    _changes(candidate), plan_training.make_plan, candidate, where, work, price
+                )
+                if plan:
+                    yield plan
+                if not plan or plan["fits"]:
+                    break
+                too_large.append(candidate)
 
-    for tensor, remat, tokens in itertools.product((1, 2, 4), ("dots", "full"), (2048, 4096, 8192)):
-        candidate = replace(
-            config,
-            sharding=replace(config.sharding, fsdp=-1, tensor=tensor),
-            model=replace(config.model, remat=remat),
-            train=replace(config.train, microbatch_tokens=tokens),
-        )
-        changes = {"tensor": tensor, "remat": remat, "microbatch_tokens": tokens}
-        yield changes, lambda candidate=candidate: make(candidate)
+
+def _of_mesh(
+    config: RunConfig, where: Topology, work: plan_training.Workload, tensor: int
+) -> tuple[list[RunConfig], list[OptimizerConfig]]:
+    """What to try on one mesh: shapes, those that plan alike once, and optimisers that may fit."""
+    model = llama.VARIANTS[config.model.variant]
+    config = replace(config, sharding=replace(config.sharding, fsdp=-1, tensor=tensor))
+    try:
+        mesh = sharding.make_mesh(config.sharding, where.devices)
+        sharding.of_params(model, mesh, config.sharding)
+    except ValueError as error:  # heads that do not divide, and the like
+        _say(f"tensor {tensor}: {error}")
+        return [], []
+    shapes: dict[Any, RunConfig] = {}
+    for tokens, remat in itertools.product(MICROBATCH_TOKENS, REMAT):
+        train = replace(config.train, microbatch_tokens=tokens)
+        shape = replace(config, model=replace(config.model, remat=remat), train=train)
+        rows = plan_training.typical_batch(shape, model, mesh, work).arrays["tokens"].shape
+        shapes.setdefault((rows, remat), shape)
+    all_of_them = [replace(config.optimizer, **changes) for changes in ({}, *OPTIMIZERS)]
+    optimizers = []
+    for optimizer in dict.fromkeys(all_of_them):
+        what = f"tensor {tensor}, {optimizer_lib.describe(optimizer)}"
+        try:
+            least = plan_training.least_bytes(replace(config, optimizer=optimizer), model, mesh)
+        except ValueError as error:  # no host memory that the devices reach
+            _say(f"{what}: {error}")
+            continue
+        if least > where.hbm_bytes:
+            _say(
+                f"{what}: does not fit: weights, moments and gradients alone take "
+                f"{least / 2**30:.1f} of {where.hbm_bytes / 2**30:.1f} GiB a device"
+            )
+            continue
+        optimizers.append(optimizer)
+    return list(shapes.values()), optimizers
+
+
+def _changes(config: RunConfig) -> dict[str, Any]:
+    """What the search sets of a run."""
+    found = {
+        "tensor": config.sharding.tensor,
+        "remat": config.model.remat,
+        "microbatch_tokens": config.train.microbatch_tokens,
+        "optimizer": config.optimizer.name,
+    }
+    if config.optimizer.name == "adamw":
+        found["first_moment"] = config.optimizer.first_moment
+    return found | ({"offload": True} if config.optimizer.offload else {})
+
+
+def _takes_more(a: RunConfig, b: RunConfig) -> bool:
+    """Whether a program of `a` needs the memory of one of `b` at least."""
+    same = a.sharding == b.sharding and a.optimizer == b.optimizer
+    return (
+        same
+        and REMAT.index(a.model.remat) >= REMAT.index(b.model.remat)
+        and a.train.microbatch_tokens >= b.train.microbatch_tokens
+    )
 
 
 def generation(
     config: RunConfig, where: Topology, work: plan_generation.Workload, price: float | None
-) -> Iterator[Candidate]:
-    """Meshes of `data` and `tensor`, and numbers of slots from the given one up."""
-    replace = dataclasses.replace
+) -> Iterator[Plan]:
+    """Plans of meshes of `data` and `tensor`, and numbers of slots from the given one up."""
     for tensor, more in itertools.product((1, 2, 4, 8, 16, 32), (1, 4, 16)):
         if len(where.devices) % tensor:
             continue
         spread = replace(config.sharding, data=-1, fsdp=1, tensor=tensor)
-        arguments = (
+        slots = more * work.slots
+        plan = attempt(
+            {"tensor": tensor, "slots": slots},
+            plan_generation.make_plan,
             replace(config, sharding=spread),
             where,
-            replace(work, slots=more * work.slots),
+            replace(work, slots=slots),
+            price,
         )
-        changes = {"tensor": tensor, "slots": more * work.slots}
-        yield changes, lambda a=arguments: plan_generation.make_plan(*a, price)
+        if plan:
+            yield plan
 
 
-def rank(candidates: Iterable[Candidate]) -> list[dict[str, Any]]:
-    """Plans all; those that fit come first, and of them the fastest."""
-    plans = []
-    for changes, make in candidates:
-        try:
-            plans.append({"changes": changes} | make())
-        except ValueError as error:  # heads that do not divide, and the like
-            print(f"{changes}: {error}", file=sys.stderr)
-            continue
-        print(f"{len(plans)}: {summary(plans[-1])}", file=sys.stderr, flush=True)
-    return sorted(plans, key=lambda p: (not p["fits"], -p.get("tokens_per_second", 0.0)))
+def attempt(changes: dict[str, Any], make: Callable[..., Plan], *args: Any) -> Plan | None:
+    """`make(*args)` with what differs from the config; None where that does not go together."""
+    try:
+        return {"changes": changes} | make(*args)
+    except ValueError as error:  # heads that do not divide, and the like
+        _say(f"{changes}: {error}")
+        return None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def rank(plans: Iterable[Plan]) -> list[Plan]:
+    """Those that fit come first, and of them the fastest; each is shown as soon as it is made."""
+    found = []
+    for plan in plans:
+        found.append(plan)
+        _say(f"{len(found)}: {summary(plan)}")
+    return sorted(found, key=lambda p: (not p["fits"], -p.get("tokens_per_second", 0.0)))
 
 
 def summary(plan: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """The plan of a training run: its step, compiled for described devices with nothing allocated."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from alpacare_jax import (
@@ -14,6 +16,7 @@ from alpacare_jax import (
     llama,
     loss,
     metrics,
+    offload,
     optimizer,
     params,
     roofline,
@@ -47,13 +50,36 @@ def typical_batch(config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Workl
     return train.make_batcher(examples, count, config, shape, mesh).batch(0)
 
 
+def _update(config: RunConfig, shape: LlamaConfig) -> optax.GradientTransformation:
+    num_steps = 1000  # any: programs differ in a number only
+    return optimizer.make(
+        config.optimizer, num_steps, params.decay_mask(shape), params.matrix_axes(shape)
+    )
+
+
+def least_bytes(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> int:
+    """Bytes that a device needs whatever the compiler does, known without it.
+
+    Weights, moments that are not in the host's memory, and all gradients: no weight is updated
+    before the norm of all of them is known.
+
+    Raises:
+      ValueError: a length does not divide over the mesh, or the host's memory is out of reach.
+    """
+    state = train_step.abstract_state(shape, config, _update(config, shape), mesh)
+    held = lambda leaf: (  # noqa: E731
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if leaf.sharding.memory_kind != offload.HOST
+        else 0
+    )
+    return sum(map(held, jax.tree.leaves(state) + jax.tree.leaves(state["params"])))
+
+
 def trace_step(
     config: RunConfig, shape: LlamaConfig, mesh: Mesh, batch: data.Step
 ) -> jax.stages.Traced:
     """The real training step, traced for abstract arguments."""
-    update = optimizer.make(
-        config.optimizer, 1000, params.decay_mask(shape), params.matrix_axes(shape)
-    )
+    update = _update(config, shape)
     step, _ = train_step.make_steps(shape, config, update, mesh)
     spread = sharding.of_batch(mesh)
     arrays = {

@@ -124,6 +124,24 @@ def test_adafactor_leaves_little_beside_the_weights(local_plan):
     assert "optimizer             adafactor" in plan_table.of_training(small)
 
 
+@pytest.mark.parametrize(
+    "changes, of_a_weight",
+    [
+        ({}, 16),
+        ({"optimizer__first_moment": "bfloat16"}, 14),
+        ({"optimizer__name": "adafactor"}, 8),
+    ],
+)
+def test_what_a_device_needs_at_least(local_plan, changes, of_a_weight):
+    config = tiny_config(train__batch_size=32, **changes)
+    least = plan_training.least_bytes(config, TINY, sharding.make_mesh(config.sharding))
+    assert least == pytest.approx(of_a_weight * params.count(TINY) / 8, rel=0.1)
+    if not changes:
+        assert least < local_plan[0]["needed_bytes"]
+        state = least - 4 * params.count(TINY) / 8  # without gradients; arguments have rows too
+        assert 0 <= local_plan[0]["argument_bytes"] - state < 0.1 * state
+
+
 def test_what_the_host_holds_is_told_and_takes_its_time(local_plan):
     """Numbers as a TPU's compiler gives them; a CPU is its own host and counts nothing apart."""
     plain, where = local_plan
