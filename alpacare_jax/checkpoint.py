@@ -205,6 +205,8 @@ class TrainingCheckpoints:
         self._directory = directory
         self._pending: tuple[int, ocp.AsyncResponse] | None = None
         self._closed = self._failed = False
+        self._bucket = paths.in_bucket(directory)
+        self._whole = self.latest  # a bucket that failed would not tell
 
     @property
     def latest(self) -> int | None:
@@ -224,8 +226,7 @@ class TrainingCheckpoints:
         began = time.perf_counter()
         self.wait()
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        bucket = paths.in_bucket(self._directory)
-        free = math.inf if bucket else shutil.disk_usage(self._directory).free
+        free = math.inf if self._bucket else shutil.disk_usage(self._directory).free
         free = runtime.first_says(free)
         if free < need:
             raise OSError(
@@ -237,7 +238,7 @@ class TrainingCheckpoints:
             response = self._checkpointer.save_checkpointables_async(
                 step, dict(state), metrics=metrics
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except _save_errors() as error:
             raise self._save_error(step, error) from error
         self._pending = (step, response) if response else None
         return time.perf_counter() - began
@@ -248,16 +249,17 @@ class TrainingCheckpoints:
             (step, response), self._pending = self._pending, None
             try:
                 response.result()
-            except (OSError, ValueError, RuntimeError) as error:
+            except _save_errors() as error:
                 raise self._save_error(step, error) from error
+            self._whole = step
 
     def _save_error(self, step: int, error: Exception) -> OSError:
         self._failed = True
-        self._checkpointer.reload()
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        remedy = "once the bucket answers," if self._bucket else "free disk space and"
         return OSError(
-            f"step {step} not saved ({reason}); the last good checkpoint is step {self.latest}; "
-            "free disk space and run again"
+            f"step {step} not saved ({reason}); the last good checkpoint is step {self._whole}; "
+            f"{remedy} run again"
         )
 
     def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
@@ -283,9 +285,14 @@ class TrainingCheckpoints:
             self.wait()
         finally:
             # A failed save was told as it should be; Orbax raises it once more when it is closed.
-            told = (OSError, ValueError, RuntimeError) if self._failed else ()
+            told = _save_errors() if self._failed else ()
             with contextlib.suppress(*told):
                 self._checkpointer.close()
+
+
+def _save_errors() -> tuple[type[Exception], ...]:
+    """What Orbax raises where a save fails."""
+    return (OSError, ValueError, RuntimeError, *paths.outages())
 
 
 def _storage() -> ocp.Context:

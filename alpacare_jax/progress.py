@@ -1,5 +1,6 @@
 """How a run goes: lines for people on stderr, metrics.jsonl for programs. Process 0 speaks."""
 
+import contextlib
 import sys
 import time
 
@@ -12,6 +13,7 @@ from alpacare_jax import metrics, optimizer, runtime
 from alpacare_jax.data import Step
 from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.run_config import RunConfig
+from contract import paths
 
 
 def progress_line(
@@ -86,9 +88,11 @@ class Progress:
         self._began = self._lap = time.perf_counter()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
         if self._writer:
-            self._writer.close()
+            # Of two errors the first tells what happened; a run that goes on writes these lines.
+            with contextlib.suppress(*((OSError, *paths.outages()) if error else ())):
+                self._writer.close()
 
     def _write(self, step: int, **values: float) -> None:
         if self._writer:

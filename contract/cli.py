@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
+from contract import paths
+
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 def fail(error: Exception) -> int:
     """Prints `error` on stderr in one line and returns exit code 1."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, paths.outages()):
+        text = f"a bucket does not answer ({text}); once it does, the same command goes on"
     print(f"error: {text}", file=sys.stderr)
     return 1
 
@@ -62,16 +66,21 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False
         if not flags.FLAGS["verbosity"].present:
             # Orbax logs its whole story, failures with a traceback; they reach us as exceptions.
             logging.set_verbosity(logging.FATAL)
-        try:
-            return main(argv) or 0
-        except USER_ERRORS as error:
-            if flags.FLAGS.debug:
-                raise
-            return fail(error)
-        except KeyboardInterrupt:
-            if flags.FLAGS.debug:
-                raise
-            print("interrupted", file=sys.stderr)
-            return 130
+        return guard(main, argv, flags.FLAGS.debug)
 
     app.run(guarded, flags_parser=parse)
+
+
+def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], debug: bool) -> int:
+    """The exit code of `main(argv)`: what is no fault of ours ends in one line."""
+    try:
+        return main(argv) or 0
+    except (*USER_ERRORS, *paths.outages()) as error:
+        if debug:
+            raise
+        return fail(error)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130

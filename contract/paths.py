@@ -5,6 +5,7 @@ whole once its upload ends, replaces the old one at that moment, and cannot be a
 """
 
 import os
+import sys
 from pathlib import PurePath
 
 from etils.epath import Path
@@ -35,8 +36,7 @@ def _check_bucket(name: str) -> None:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
-        from gcsfs.retry import HttpError
-        from google.auth.exceptions import GoogleAuthError
+        import gcsfs.retry  # noqa: F401
     except ImportError:
         raise ValueError(
             f"{BUCKET}{name} needs the extra: pip install 'alpacare-jax[gcs]'"
@@ -47,12 +47,27 @@ def _check_bucket(name: str) -> None:
         if Path(BUCKET + name).exists():
             return
         found = "there is none"
-    except (HttpError, GoogleAuthError, OSError) as error:
+    except (OSError, *outages()) as error:
         found = str(error)
     raise OSError(
         f"bucket {BUCKET}{name}: {found}; create it, or let this account read buckets and objects "
         "(gcloud auth application-default login; on Google Cloud, the machine's service account)"
     )
+
+
+def outages() -> tuple[type[Exception], ...]:
+    """What is raised, beside OSError, where a bucket stops answering for longer than is retried.
+
+    Nothing where no bucket was looked at: `check` loads the libraries that raise it.
+    """
+    if "gcsfs" not in sys.modules:
+        return ()
+    from aiohttp import ClientError
+    from gcsfs.retry import ChecksumError, HttpError
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    return (HttpError, ChecksumError, ClientError, GoogleAPIError, GoogleAuthError)
 
 
 def absolute(path: str | PurePath) -> Path:

@@ -2,7 +2,8 @@
 
 Objects live in memory, with generations and their preconditions as in the JSON API, so that of two
 writers only one wins; an object appears whole, when its upload has ended. The journal holds every
-change in order: a prefix of it is what a client leaves that is killed there.
+change in order: a prefix of it is what a client leaves that is killed there. `outage` is the
+status of every answer once there are so many changes, such as (503, 20).
 https://cloud.google.com/storage/docs/json_api/v1/objects
 """
 
@@ -39,6 +40,7 @@ class Emulator(ThreadingHTTPServer):
         self.objects: dict[Key, tuple[bytes, int]] = {}  # content, generation
         self.journal: list[tuple[Key, bytes | None]] = []  # None: deleted
         self.uploads: dict[str, tuple[str, bytes]] = {}  # unfinished: name, bytes so far
+        self.outage: tuple[int, int] | None = None  # status, changes after which it begins
         self.lock = threading.RLock()
         self._generations = itertools.count(1)
 
@@ -83,6 +85,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: str, target: str, body: bytes) -> Answer:
         path, query = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
+        if self.server.outage and len(self.server.journal) >= self.server.outage[1]:
+            return _error(self.server.outage[0])
         if path.startswith("/batch/"):
             return self._batch(body)
         if found := UPLOAD.fullmatch(path):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from test_train import (
 )
 
 from alpacare_jax import checkpoint, convert, records
-from contract import jsonl, paths, provenance
+from contract import cli, jsonl, paths, provenance
 
 pytest.importorskip("google_crc32c", reason="the extra [gcs] is not installed")
 import gcs_emulator
@@ -210,6 +211,42 @@ def test_whatever_moment_a_kill_comes_the_curve_stays(gcs, place, corpus, capsys
         assert f"going on from step {before}" in capsys.readouterr().err
         assert_same_end(place, reference, 10)
     gcs.objects = objects
+
+
+@pytest.fixture
+def outage(gcs, monkeypatch):
+    """Begins one after so many changes; the libraries try again, without their pauses."""
+
+    async def no_pause(seconds):
+        pass
+
+    def begin(status: int, changes: int) -> None:
+        gcs.outage = (status, len(gcs.journal) + changes)
+
+    monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=no_pause))
+    yield begin
+    gcs.outage = None
+
+
+@pytest.mark.parametrize(
+    "status, changes, part",
+    [
+        (503, 5, "a bucket does not answer (status 503, 503); once it does, the same command"),
+        (403, 12, "step 3 not saved ("),  # at 503 tensorstore would try for a quarter of an hour
+    ],
+)
+def test_an_outage_in_the_middle_of_a_run(
+    gcs, place, corpus, outage, capsys, status, changes, part
+):
+    config = ten_steps(corpus, checkpoint__every_steps=3)
+    outage(status, changes)
+    assert cli.guard(lambda _: go_on(config, place), [], debug=False) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {part}") and len(line) < 400
+    gcs.outage = None
+    assert checkpoint.latest_step(place) is None
+    go_on(config, place)
+    assert_same_end(place, finished_run(corpus).workdir, 10)
 
 
 def test_a_model_that_was_copied_into_a_bucket(gcs, place, corpus, tmp_path):
