@@ -24,7 +24,7 @@ from alpacare_jax import (
     topology,
 )
 from alpacare_jax.run_config import RunConfig
-from contract import cli, provenance, sections
+from contract import cli, paths, provenance, sections
 
 
 def define_flags() -> None:
@@ -49,6 +49,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
+    paths.check(FLAGS.output)
     config = sections.build(RunConfig, FLAGS.config.to_dict())
     if FLAGS.generate:
         work = plan_generation.Workload(

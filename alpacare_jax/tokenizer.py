@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from etils.epath import Path
 
+from contract import paths
+
 if TYPE_CHECKING:
     from alpacare_jax.data import Encoded
 
@@ -329,6 +331,7 @@ def main(argv: Sequence[str]) -> None:
     from alpacare_jax.records import read_examples
 
     args = flags.FLAGS
+    paths.check(args.checkpoint, args.input)
     on_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
     color = args.color == "always" or (args.color == "auto" and on_terminal)
     tokenizer = load(args.checkpoint)

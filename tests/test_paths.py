@@ -24,8 +24,9 @@ from test_train import (
     ten_steps,
 )
 
-from alpacare_jax import checkpoint, convert, records
+from alpacare_jax import checkpoint, convert, plan, records, tokenizer
 from contract import cli, jsonl, paths, provenance
+from launch import sweep, sweep_results, sweep_runs
 
 pytest.importorskip("google_crc32c", reason="the extra [gcs] is not installed")
 import gcs_emulator
@@ -140,6 +141,21 @@ def test_what_another_process_writes_is_seen(gcs, place):
     assert (place / "b").exists()
 
 
+@pytest.mark.parametrize(
+    "module, given",
+    [
+        (tokenizer, {"checkpoint": "gs://private/base", "input": ""}),
+        (tokenizer, {"checkpoint": "", "input": "gs://private/a.jsonl"}),
+        (plan, {"output": "gs://private/plan.json"}),
+    ],
+)
+def test_commands_look_at_the_bucket_first(gcs, monkeypatch, module, given):
+    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**given))
+    monkeypatch.setattr(module, "flags", flags)
+    with pytest.raises(OSError, match="bucket gs://private: "):
+        module.main([])
+
+
 # Data.
 
 
@@ -173,6 +189,23 @@ def test_a_run_in_a_bucket_stops_and_goes_on(gcs, place, corpus):
     assert checkpoint.find_step(place, "latest") == 5
     go_on(config, place)
     assert_same_end(place, finished_run(corpus).workdir, 10)
+
+
+def test_a_sweep_in_a_bucket(place, tmp_path, monkeypatch):
+    (run,) = sweep_runs.make("sweep", lambda add: add(a=2), {"a": 1}, {}, place)
+    assert run.flags[-1] == f"--workdir={place}/a=2"
+    assert sweep.state(run) == "not started" and not sweep.is_finished(run)
+    for end in (None, "2026-11-23"):
+        (run.workdir / "run.json").write_text(json.dumps({"config": {"a": 2}, "end": end}))
+        (run.workdir / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5, "seconds": 9}\n')
+        assert sweep.is_finished(run) is bool(end)
+    monkeypatch.setattr(sweep, "Runner", lambda: types.SimpleNamespace(asked=False))
+    assert sweep.run_all({0: run}, "config.py", "") == {}, "nothing is started"
+    rows = [sweep_results.row(run.name, run.workdir)]
+    sweep.write_results(place, rows, sweep="sweep")
+    sweep.write_results(tmp_path, rows, sweep="sweep")
+    assert (place / "sweep.json").read_text() == (tmp_path / "sweep.json").read_text()
+    assert json.loads((place / "sweep.json").read_text())["runs"][0]["state"] == "finished"
 
 
 @pytest.mark.slow
