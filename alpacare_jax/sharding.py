@@ -20,8 +20,11 @@ BATCH_AXES = ("data", "fsdp")
 """Rows of a batch are spread over both: `fsdp` differs from `data` in sharding weights too."""
 
 
+WEIGHT_AXES = ("fsdp", "tensor")
+"""What spreads weights; `data` is there to copy them."""
+
 LARGE = 2**24
-"""Elements of a weight that may not be whole on every device of a mesh that spreads weights.
+"""Most elements that a device may hold of a weight that is copied over an axis of WEIGHT_AXES.
 
 Weight, gradient and two moments in float32 take 16 bytes an element: 256 MiB at this size, 1.6 % of
 the smallest TPU. Every vector and the matrices of the smallest models stay below.
@@ -36,7 +39,7 @@ class ShardingConfig:
     fsdp: int
     tensor: int
     rules: Mapping[str, str]  # logical axis of params.WEIGHTS -> mesh axis, empty: not spread
-    allow_replicated: str  # paths of params.WEIGHTS, comma-separated, that may be LARGE and whole
+    allow_replicated: str  # paths of params.WEIGHTS, comma-separated, that may be LARGE and copied
 
     def __post_init__(self):
         sizes = [self.data, self.fsdp, self.tensor]
@@ -56,7 +59,7 @@ class ShardingConfig:
 
     @property
     def replicated_weights(self) -> tuple[str, ...]:
-        """Paths of the weights that are meant to be whole on every device."""
+        """Paths of the weights that are meant to be copied."""
         return tuple(filter(None, map(str.strip, self.allow_replicated.split(","))))
 
 
@@ -97,7 +100,7 @@ def of_params(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
 
     Raises:
       ValueError: a logical axis has no rule, or its length does not divide over the mesh axis; or
-        the mesh spreads weights, and the rules leave a LARGE one whole that is not meant to be.
+        a LARGE part of a weight is copied over an axis that spreads weights, and not meant to be.
     """
     rules = how.rules
 
@@ -121,8 +124,8 @@ def of_params(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
                 )
             spec.append(mesh_axis or None)
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
-        if sharding.is_fully_replicated and weight.path not in how.replicated_weights:
-            _check_may_be_whole(weight, config, mesh, rules)
+        if weight.path not in how.replicated_weights:
+            _check_not_copied(weight, config, sharding, rules)
         return sharding
 
     return params.tree(config, leaf)
@@ -134,18 +137,20 @@ def of_moment(shape: Sequence[int], of_weight: NamedSharding) -> NamedSharding:
     return NamedSharding(of_weight.mesh, PartitionSpec(*spec))
 
 
-def _check_may_be_whole(
-    weight: params.Weight, config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]
+def _check_not_copied(
+    weight: params.Weight, config: LlamaConfig, spread: NamedSharding, rules: Mapping[str, str]
 ) -> None:
-    size = math.prod(params.shape(weight, config))
-    spread = [axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1]
-    if size <= LARGE or not spread:
+    mesh, shape = spread.mesh, params.shape(weight, config)
+    share = math.prod(spread.shard_shape(shape))
+    over = [axis for axis in WEIGHT_AXES if mesh.shape[axis] > 1 and axis not in spread.spec]
+    if share <= LARGE or not over:
         return
+    copies = math.prod(mesh.shape[axis] for axis in over)
     asked = ", ".join(f"{axis}={rules[axis]!r}" for axis in weight.axes.split())
     raise ValueError(
-        f"{weight.path} ({size:,} elements) would be whole on each of {mesh.size} devices by "
-        f"sharding.rules {asked}; put one of them on {' or '.join(map(repr, spread))}, or name the "
-        "weight in sharding.allow_replicated"
+        f"{weight.path} ({math.prod(shape):,} elements) would have {copies} copies, {share:,} "
+        f"elements on each device, by sharding.rules {asked}; put one of them on "
+        f"{' or '.join(map(repr, over))}, or name the weight in sharding.allow_replicated"
     )
 
 

@@ -59,7 +59,7 @@ def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
             ffn="tensor",
             norm="",
         ),
-        allow_replicated="",  # weights meant to be whole on every device: "lm_head,embed_tokens"
+        allow_replicated="",  # large weights meant to have copies: "lm_head,embed_tokens"
     )
 
 

@@ -143,31 +143,37 @@ MATRICES = dict.fromkeys(("embed", "vocab", "heads", "kv_heads", "ffn"), "")
         (
             (1, 8, 1),
             {"embed": ""},
-            r"embed_tokens \(131,072,000 elements\) would be whole on each of 8 devices by "
-            r"sharding\.rules vocab='tensor', embed=''; put one of them on 'fsdp', or name the "
-            r"weight in sharding\.allow_replicated",
+            r"embed_tokens \(131,072,000 elements\) would have 8 copies, 131,072,000 elements on "
+            r"each device, by sharding\.rules vocab='tensor', embed=''; put one of "
+            r"them on 'fsdp', or name the weight in sharding\.allow_replicated",
         ),
         ((1, 1, 8), {"vocab": ""}, r"embed_tokens .* vocab='', embed='fsdp'; .* on 'tensor', or"),
         (
             (1, 2, 4),
-            {"ffn": "", "embed": ""},
-            r"gate_proj .* put one of them on 'fsdp' or 'tensor'",
+            {"vocab": "", "embed": ""},
+            r"embed_tokens .* 8 copies, .* put one of them on 'fsdp' or 'tensor'",
         ),
-        ((2, 1, 4), {"heads": ""}, r"layers\.self_attn\.q_proj \(536,870,912 elements\)"),
+        ((2, 1, 4), {"heads": ""}, r"q_proj \(536,870,912 elements\) would have 4 copies"),
+        (
+            (1, 4, 2),
+            {"embed": ""},
+            r"embed_tokens .* 4 copies, 65,536,000 elements on each .* one of them on 'fsdp', or",
+        ),
+        ((1, 4, 2), {"ffn": ""}, r"gate_proj .* would have 2 copies, .* one of them on 'tensor'"),
     ],
 )
-def test_a_large_weight_that_would_be_whole_everywhere(sizes, rules, message):
+def test_a_large_weight_that_would_have_copies(sizes, rules, message):
     mesh = sharding.make_mesh(config(*sizes))
     with pytest.raises(ValueError, match=message):
         specs("llama-7b", mesh, **rules)
 
 
-def test_a_large_weight_that_is_meant_to_be_whole():
+def test_a_large_weight_that_is_meant_to_have_copies():
     mesh = sharding.make_mesh(config(1, 1, 8))
     meant = {"vocab": "", "allow_replicated": "embed_tokens, lm_head"}
     got = specs("llama-7b", mesh, **meant)
     assert got["lm_head"] == P(None, "fsdp"), "an axis of one device"
-    with pytest.raises(ValueError, match=r"lm_head \(131,072,000 elements\) would be whole"):
+    with pytest.raises(ValueError, match=r"lm_head \(131,072,000 elements\) would have 8 copies"):
         specs("llama-7b", mesh, **meant | {"allow_replicated": "embed_tokens"})
 
 
