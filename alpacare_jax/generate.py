@@ -3,8 +3,9 @@
     python -m alpacare_jax.generate --checkpoint=runs/alpacare-7b --input=test.jsonl \\
         --output=outputs.json
 
-The output has alpaca_eval's format, in the order of the input. While it runs, answers gather in
-OUTPUT.partial; run again with the same flags, it answers only what is missing.
+All devices of the machine answer, each with all weights; --tensor=4 spreads a large model's weights
+over groups of four. The output has alpaca_eval's format, in the order of the input. While it runs,
+answers gather in OUTPUT.partial; run again with the same flags, it answers only what is missing.
 """
 
 import bisect
@@ -17,14 +18,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from etils.epath import Path
 
-from alpacare_jax import checkpoint, decoding, llama, metrics, prompts
+from alpacare_jax import checkpoint, decoding, llama, metrics, prompts, sharding
 from alpacare_jax.data import encode_prompt
+from alpacare_jax.llama_config import LlamaConfig
 from alpacare_jax.records import Example, read_examples
 from alpacare_jax.tokenizer import Tokenizer
 from contract import cli, jsonl, paths, provenance
+
+RULES = dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), "tensor")
+RULES |= dict.fromkeys(("layers", "embed", "head_dim", "norm"), "")
+"""Sharding rules: each large weight has one of the first axes. Nothing is gathered for a token."""
 
 
 def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
@@ -137,6 +144,46 @@ def require_unique_ids(examples: Sequence[Example]) -> None:
         first[example.id] = number
 
 
+def load_engine(
+    directory: Path,
+    step: int,
+    config: LlamaConfig,
+    devices: Sequence[jax.Device],
+    tensor: int,
+    *,
+    dtype: jnp.dtype,
+    slots: int,
+    **settings: Any,
+) -> decoding.Engine:
+    """The engine of a checkpoint: weights over `tensor` devices, slots over the groups of them.
+
+    `slots` is rounded up to a multiple of the groups.
+    """
+    if len(devices) % tensor:
+        raise ValueError(
+            f"--tensor={tensor} does not divide the {len(devices)} devices here; choose a divisor"
+        )
+    how = sharding.ShardingConfig(-1, 1, tensor, RULES, allow_replicated="")
+    mesh = sharding.make_mesh(how, devices)
+    groups = sharding.batch_groups(mesh)
+    weights = checkpoint.load_params(
+        directory,
+        config,
+        step=str(step),
+        dtype=dtype,
+        shardings=sharding.of_params(config, mesh, how),
+    )
+    return decoding.Engine(
+        weights,
+        config,
+        dtype=dtype,
+        slots=-(-slots // groups) * groups,
+        mesh=mesh if mesh.size > 1 else None,
+        rules=RULES,
+        **settings,
+    )
+
+
 def run(
     *,
     directory: Path,
@@ -147,6 +194,8 @@ def run(
     max_length: int,
     max_new_tokens: int,
     batch_size: int,
+    devices: Sequence[jax.Device],
+    tensor: int,
     sampling: decoding.Sampling,
     stops: Sequence[str],
     dtype: str,
@@ -192,9 +241,12 @@ def run(
     todo = [i for i in range(len(examples)) if i not in partial.answers]
     if len(todo) < len(examples):
         print(f"{len(examples) - len(todo)} answers are there already", file=sys.stderr)
-    engine = decoding.Engine(
-        checkpoint.load_params(directory, config, step=str(number), dtype=kind),
+    engine = load_engine(
+        directory,
+        number,
         config,
+        devices,
+        tensor,
         dtype=kind,
         eos_ids=eos_ids(directory, tokenizer),
         max_length=max_length,
@@ -253,7 +305,10 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_new_tokens", 0, "Most tokens of an answer; 0: what max_length leaves.", lower_bound=0
     )
-    flags.DEFINE_integer("batch_size", 16, "Answers generated at a time.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", 16, "Answers generated at a time, by all devices.", lower_bound=1
+    )
+    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "0: always the most likely token.")
     flags.DEFINE_integer("top_k", 0, "Draw from the k most likely; 0: all.")
     flags.DEFINE_float("top_p", 1.0, "Draw from the fewest whose probabilities reach p.")
@@ -279,6 +334,8 @@ def main(argv: Sequence[str]) -> None:
         max_length=FLAGS.max_length,
         max_new_tokens=FLAGS.max_new_tokens,
         batch_size=FLAGS.batch_size,
+        devices=jax.local_devices(),
+        tensor=FLAGS.tensor,
         sampling=decoding.Sampling(
             FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
         ),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,6 +87,8 @@ def answer(model, records, tmp_path):
             "max_length": 360,
             "max_new_tokens": 40,
             "batch_size": 3,
+            "devices": jax.devices()[:1],
+            "tensor": 1,
             "sampling": SAMPLING,
             "stops": [],
             "dtype": "float32",
@@ -450,6 +453,27 @@ def test_every_file_that_names_an_eos_is_heard(model, tiny, tmp_path):
         assert generate.eos_ids(tmp_path, tokenizer) == ids
     (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf() | {"eos_token_id": [2, 9]}))
     assert generate.eos_ids(tmp_path, tokenizer) == [2, 9]
+
+
+# Several devices
+
+
+def test_answers_do_not_depend_on_the_devices(answer, monkeypatch):
+    made, shared = [], decoding.Engine
+    monkeypatch.setattr(
+        decoding, "Engine", lambda *a, **k: made.append(shared(*a, **k)) or made[-1]
+    )
+    one = answer("one.json")
+    eight = answer("eight.json", devices=jax.devices(), tensor=2)
+    assert eight.read_bytes() == one.read_bytes()
+    assert [engine.slots for engine in made] == [3, 4], "a multiple of the four groups"
+    spread = made[1].params["layers"]["self_attn"]["q_proj"].sharding
+    assert len(spread.device_set) == 8 and "tensor" in spread.spec
+
+
+def test_groups_of_devices_are_of_one_size(answer):
+    with pytest.raises(ValueError, match=r"--tensor=3 does not divide the 8 devices here; choose"):
+        answer(devices=jax.devices(), tensor=3)
 
 
 # The command
