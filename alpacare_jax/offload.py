@@ -25,7 +25,7 @@ def check_supported(mesh: Mesh, rules: Mapping[str, str]) -> None:
     if HOST not in kinds:
         raise ValueError(
             f"optimizer.offload needs memory of kind {HOST}, and {device.device_kind} has "
-            f"{', '.join(kinds)}; set it to False"
+            f"{', '.join(kinds) or 'none that is known'}; set it to False"
         )
 
 

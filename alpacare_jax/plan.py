@@ -31,7 +31,7 @@ def define_flags() -> None:
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
-    flags.DEFINE_string("topology", None, "Slice to plan for: v5e-16, v5p-8, 2xv6e-256, or local.")
+    flags.DEFINE_string("topology", None, "Slice or host: v5e-16, v5p-8, 2xv6e-256, h200-8, local.")
     flags.DEFINE_bool("generate", False, "Plan generation with the config's model and mesh.")
     flags.DEFINE_bool("search", False, "Try meshes, remat, optimizers ..., or slots; rank them.")
     flags.DEFINE_float("price", None, "Money a chip-hour.", lower_bound=0.0)

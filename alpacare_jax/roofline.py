@@ -110,6 +110,14 @@ def memory(found: Any, available: float) -> dict[str, Any]:
     }
 
 
+CUDNN_PRODUCTS = {
+    "dot_product_attention_fwd_wrapper": 2,
+    "dot_product_attention_bwd_wrapper": 5,
+}
+"""Matrix products of T x S x H inside cuDNN's attention: scores and values; backward the scores
+again, and gradients of all four operands (arXiv:2205.14135)."""
+
+
 def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) -> float:
     """FLOPs of all matrix products of a traced program, loops and recomputation included."""
     total = 0.0
@@ -120,6 +128,10 @@ def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) ->
             left = equation.invars[0].aval.shape
             inner = math.prod(left[i] for i in contracted)
             total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+            continue
+        if name in CUDNN_PRODUCTS:
+            (B, T, N, H), (_, S, *_) = (v.aval.shape for v in equation.invars[:2])
+            total += CUDNN_PRODUCTS[name] * 2.0 * B * N * T * S * H
             continue
         times = 1.0
         if name == "pallas_call":

@@ -9,7 +9,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from alpacare_jax import metrics
+from alpacare_jax import gpu_topology, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +87,21 @@ class Topology:
 def describe(name: str) -> Topology:
     """Looks up `v5e-16`, or `2xv5e-16` for two slices; `v4-` and `v5p-` names count cores.
 
-    Needs the package libtpu (extra [tpu]) but no TPU. `local` takes the devices that are there.
+    Needs the package libtpu (extra [tpu]) but no TPU; `h200-8`, cards of one host, the extra [gpu]
+    but no GPU. `local` takes the devices that are there.
 
     Raises:
-      ValueError: there is no such slice, or libtpu is missing.
+      ValueError: there is no such slice or host, or the packages are missing.
     """
     if name == "local":
         return _local()
+    if found := re.fullmatch(r"(h100|h200)-(\d+)", name):
+        return _gpus(name, found[1], int(found[2]))
     found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
     if not found:
         raise ValueError(
-            f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256 or local "
-            f"(generations: {', '.join(CHIPS)})"
+            f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256, h200-8 or local "
+            f"(generations: {', '.join((*CHIPS, *gpu_topology.GPUS))})"
         )
     slices, generation, count = int(found[1] or 1), found[2], int(found[3])
     chip = CHIPS[generation]
@@ -148,6 +151,24 @@ GPU_RATES = {
 }
 """Bytes a second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
 data sheets."""
+
+
+def _gpus(name: str, generation: str, count: int) -> Topology:
+    gpu = gpu_topology.GPUS[generation]
+    if count not in gpu_topology.COUNTS:
+        sizes = ", ".join(f"{generation}-{n}" for n in gpu_topology.COUNTS)
+        raise ValueError(f"there is no host {name} here; choose from {sizes}")
+    hbm_rate, ici_rate, host_rate = GPU_RATES[gpu.kind]
+    return Topology(
+        name=name,
+        devices=gpu_topology.devices(gpu, count, hbm_rate),
+        chips=count,
+        flops=metrics.PEAK_BF16_FLOPS[gpu.kind],
+        hbm_bytes=gpu_topology.usable_bytes(gpu),
+        hbm_rate=hbm_rate,
+        ici_rate=ici_rate,
+        host_rate=host_rate,
+    )
 
 
 def _local() -> Topology:

@@ -6,9 +6,10 @@
 Variants: llama-7b, llama-13b, llama2-7b, llama2-13b. Data: alpacare (MedInstruct-52k, max length
 1,024) or alpaca (Alpaca-52k, 512). 52,002 examples give 1,218 steps at 7B and 2,030 at 13B.
 
-Planned for, by `alpacare_jax.plan`: 7B on v5e-16, v6e-8, v5p-8 and v4-8, 13B on v5e-32, v6e-16 and
-v4-16. On the two v4 slices --config.optimizer.offload=True --config.train.microbatch_tokens=2048
-makes room. Where memory is left, as on v5p, --config.model.remat=dots is faster.
+Planned for, by `alpacare_jax.plan`: 7B on v5e-16, v6e-8, v5p-8, v4-8, h200-1 and h100-8, 13B on
+v5e-32, v6e-16, v4-16 and h100-8. On the two v4 slices --config.optimizer.offload=True
+--config.train.microbatch_tokens=2048 makes room. Where memory is left, as on v5p,
+--config.model.remat=dots is faster.
 
 Time to expect at 50 % MFU and 300 tokens an example: 7B about 64 min on one H200, 8 on eight H100,
 20 on a v5e-16 slice (calculated, not measured). Score to expect: the loss of Stanford's own

@@ -196,3 +196,21 @@ def test_two_tpu_slices_send_gradients_over_the_data_centre_network():
     quarter = found["micro_batches"] * found["parameters"] / 4
     assert 2 * quarter < sent < 4.5 * quarter
     assert "over data (DCN, between slices)" in plan_table.of_training(found)
+
+
+# With XLA's compiler for GPUs, where JAX's CUDA packages are installed.
+
+
+@pytest.mark.slow
+def test_7b_on_one_gpu():
+    pytest.importorskip("jax_cuda13_plugin", reason="needs JAX's CUDA packages: the extra [gpu]")
+    where = topology.describe("h200-1")
+    work = plan_training.Workload(52_002, 300, 0.6)
+    found = plan_training.make_plan(of_variant("llama-7b"), where, work, None)
+    assert found["fits"] and found["mfu_ceiling"] > 0.5
+    state = 12 * found["parameters"]  # float32 weights and moments
+    assert state < found["argument_bytes"] < 1.01 * state
+    xla = plan_training.make_plan(
+        of_variant("llama-7b", **{"model.attention": "xla"}), where, work, None
+    )
+    assert found["hardware_flops"] == pytest.approx(xla["hardware_flops"], rel=0.02)

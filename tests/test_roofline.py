@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_plan_training import TINY, WORK, tiny_config
 
-from alpacare_jax import params, plan_training, roofline, sharding, topology
+from alpacare_jax import attention, params, plan_training, roofline, sharding, topology
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,22 @@ def test_a_loop_of_unknown_length_is_an_error(traced):
     step, _, _ = traced("none", 128)
     with pytest.raises(ValueError, match="accumulate has no known length"):
         roofline.matmul_flops(step.jaxpr.jaxpr, lambda name: None)
+
+
+def test_products_inside_cudnn(monkeypatch):
+    """2 forward, 5 backward; traced only, so that no GPU is needed."""
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
+    )
+    B, T, N, H = 2, 128, 4, 64
+    segments = positions = np.ones((B, T), np.int32)
+    attend = attention.cudnn(segments, positions)
+    sum_of = lambda x: attend(x, x, x).astype(np.float32).sum()  # noqa: E731
+    x = jax.ShapeDtypeStruct((B, T, N, H), "bfloat16")
+    product = 2 * B * N * T * T * H
+    for function, products in ((sum_of, 2), (jax.grad(sum_of), 7)):
+        jaxpr = jax.jit(function).trace(x).jaxpr.jaxpr
+        assert roofline.matmul_flops(jaxpr, lambda name: None) == products * product
 
 
 def moved(num_bytes: float, between_slices: bool) -> dict:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alpacare_jax import topology
+from alpacare_jax import gpu_topology, metrics, topology
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from alpacare_jax import topology
         ("v5e-7", "no slice v5e-7; choose from v5e-1, v5e-4"),
         ("v4-4", "no slice v4-4; choose from v4-8"),
         ("v5e", "unknown topology"),
+        ("h200-3", "no host h200-3 here; choose from h200-1, h200-2"),
     ],
 )
 def test_slices_that_do_not_exist(name, message):
@@ -23,3 +24,23 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs libtpu: pip install 'alpacare-jax\[tpu\]'"):
         topology.describe("v5e-16")
+
+
+def test_without_the_cuda_packages_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"CUDA packages: pip install 'alpacare-jax\[gpu\]'"):
+        topology.describe("h200-1")
+
+
+def test_what_jax_takes_of_a_gpu(monkeypatch):
+    card = gpu_topology.GPUS["h200"]
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    assert gpu_topology.usable_bytes(card) == 0.75 * 139 * 2**30
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".95")
+    assert gpu_topology.usable_bytes(card) == 0.95 * 139 * 2**30
+
+
+def test_every_gpu_has_its_rates():
+    for card in gpu_topology.GPUS.values():
+        assert card.kind in topology.GPU_RATES and card.kind in metrics.PEAK_BF16_FLOPS
