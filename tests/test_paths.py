@@ -261,25 +261,30 @@ def outage(gcs, monkeypatch):
     gcs.outage = None
 
 
-@pytest.mark.parametrize(
-    "status, changes, part",
-    [
-        (503, 5, "a bucket does not answer (status 503, 503); once it does, the same command"),
-        (403, 12, "step 3 not saved ("),  # at 503 tensorstore would try for a quarter of an hour
-    ],
-)
-def test_an_outage_in_the_middle_of_a_run(
-    gcs, place, corpus, outage, capsys, status, changes, part
-):
+def test_an_outage_in_the_middle_of_a_run(gcs, place, corpus, outage, capsys):
     config = ten_steps(corpus, checkpoint__every_steps=3)
-    outage(status, changes)
+    outage(503, 5)  # when metrics.jsonl is put, before the first save
     assert cli.guard(lambda _: go_on(config, place), [], debug=False) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: {part}") and len(line) < 400
+    told = "a bucket does not answer (status 503, 503); once it does, the same command goes on"
+    assert line == f"error: {told}"
     gcs.outage = None
     assert checkpoint.latest_step(place) is None
     go_on(config, place)
     assert_same_end(place, finished_run(corpus).workdir, 10)
+
+
+def test_an_outage_in_the_middle_of_a_save(gcs, place):
+    """Orbax's own threads are left out: they would wait for minutes after this test."""
+
+    def result():
+        raise paths.outages()[0]({"code": 503, "message": "gone"})
+
+    saved = checkpoint.TrainingCheckpoints(place, checkpoint.CheckpointConfig(0, 1))
+    saved._pending = (3, types.SimpleNamespace(result=result))
+    told = r"^step 3 not saved \(gone, 503\); .* is step None; once the bucket answers, run again$"
+    with pytest.raises(OSError, match=told):
+        saved.close()
 
 
 def test_a_model_that_was_copied_into_a_bucket(gcs, place, corpus, tmp_path):
