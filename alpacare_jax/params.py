@@ -5,6 +5,7 @@ all follow from the table `WEIGHTS`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -128,6 +129,7 @@ def abstract(config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     return tree(config, lambda w: jax.ShapeDtypeStruct(shape(w, config), dtype))
 
 
+@functools.cache  # every step's FLOPs ask
 def count(config: LlamaConfig) -> int:
     """Number of parameters."""
     return sum(math.prod(shape(w, config)) for w in weights(config))

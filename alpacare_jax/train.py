@@ -230,12 +230,13 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         profile = config.profile_steps
         batch, stopping = train_data.batch(first), False
         trace = runtime.Trace(workdir / "profile")
+        stops = {asked: sharding.put_flag(asked, mesh) for asked in (False, True)}
         ahead = collections.deque()  # steps the devices were given whose reports were not read yet
         for step in range(first + 1, num_steps + 1):
             if profile and step == profile[0]:
                 trace.start()
-            stops = sharding.put_flag(stop.asked, mesh)
-            state, report = step_once(state, put(batch.arrays), np.int32(batch.num_micro), stops)
+            arrays, num_micro = put(batch.arrays), np.int32(batch.num_micro)
+            state, report = step_once(state, arrays, num_micro, stops[stop.asked])
             ahead.append((step, batch, report))
             if step < num_steps:  # prepared while the devices work
                 batch = train_data.batch(step)

@@ -194,6 +194,16 @@ def ratios(ours: Lane, theirs: Lane, value: Callable[[float, Result], float]) ->
     return [a / b for a, b in zip(of(ours), of(theirs), strict=True)]
 
 
+def headline(title: str, packages: Sequence[str]) -> None:
+    """Prints what was measured on which machine, the packages' versions, and whether it is busy."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    print(f"\n{title}; {cores()} cores ({platform.machine()}), {', '.join(versions)}")
+    if (load := os.getloadavg()[0]) > 1.5 * cores():
+        print(
+            f"BUSY MACHINE (load {load:.1f}): other work disturbs this; repeat it when it is quiet"
+        )
+
+
 def report(
     title: str,
     lanes: Sequence[Lane],
@@ -201,17 +211,8 @@ def report(
     value: Callable[[float, Result], float],
     packages: Sequence[str] = ("jax", "torch"),
 ) -> None:
-    """Prints the table; the first lane is ours, `value` is what is compared, in `unit`.
-
-    Args:
-      packages: whose versions the title names.
-    """
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    print(f"\n{title}; {cores()} cores ({platform.machine()}), {', '.join(versions)}")
-    if (load := os.getloadavg()[0]) > 1.5 * cores():
-        print(
-            f"BUSY MACHINE (load {load:.1f}): other work disturbs this; repeat it when it is quiet"
-        )
+    """Prints the table; the first lane is ours, `value` is what is compared, in `unit`."""
+    headline(title, packages)
     row = "{:<21} {:>27} {:>23} {:>13} {:>7} {:>13}".format
     print(row("median [min, max]", unit, "ours / it", "peak memory", "ours/it", "to first step"))
     ours = lanes[0]

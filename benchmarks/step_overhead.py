@@ -2,173 +2,189 @@
 
     python -m benchmarks.step_overhead [--data=examples.json]
 
-`loop` is `alpacare_jax.train.run`: batches packed, put on the device, reports read, metrics and
-progress written. `step alone` is its compiled step on the same batches, which lie on the device
-already, one right after the other. A round is the second epoch of a run, for all shapes compile in
-the first. The batches are the recipe's 128 examples, cut at `--max_length`; the model is one layer
-of next to nothing, so that what comes on top of a step shows.
+What the loop adds depends on the batches, not on what is computed with them. So the compiled step
+is a stand-in that only reads its batch: a real one would hide behind its own time what it is to
+show, and move by more than 1 ms from round to round. All else is `alpacare_jax.train.run` on a
+model of one layer, with the recipe's batches: 128 examples of real lengths (a token for every four
+characters), rows of up to `data.max_row_length`.
 
-Two differences are printed. Of the wall clock: it needs a quiet machine, and on a CPU a step's own
-time still moves by more than 1 ms from round to round. And of the CPU time of the loop's own
-thread, which other programs disturb little: what a device would wait for if nothing of it were
-hidden behind the step before.
+A round is `--steps` steps of the loop, from one told step to another. At its end the loop is held
+and the same steps run alone: the compiled step, on the same batches, which lie on the device
+already, one right after the other. The difference is all that the loop adds: batches packed and
+filled, put on the device, the stop flag, reports fetched, metrics, progress lines. Not in it are
+checkpoints, held-out losses, and launching the compiled step, which both do. In training most of it
+is hidden, as the loop prepares a batch while the device works on another; here it is not.
 
-Target: less than 1 ms a step on the wall clock.
+The second line is the same of the CPU time of the loop's own thread, which other programs disturb
+less.
+
+Target: less than 1 ms a step on the wall clock, as the median of the rounds.
 """
 
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
+import optax
+import tokenizers
 from absl import flags
+from etils import epath
+from jax.sharding import Mesh
 
+from alpacare_jax import (
+    checkpoint,
+    data,
+    llama,
+    params,
+    progress,
+    records,
+    sharding,
+    train,
+    train_step,
+)
+from alpacare_jax.run_config import RunConfig
 from benchmarks import models, race, useful_tokens
 from contract import cli
 
-if TYPE_CHECKING:
-    from alpacare_jax.llama import LlamaConfig
-    from alpacare_jax.run_config import RunConfig
+SETTLING = 3
+"""Steps of the loop before each round's clock: it comes from a pause."""
 
-EPOCHS = 2
+Clocks = tuple[float, float]
+"""Seconds of the wall clock, and of work of this thread."""
 
 
-def smallest() -> "LlamaConfig":
-    """The model, which this process's runs know as the variant `smallest` from now on."""
-    from alpacare_jax import llama
+def smallest() -> llama.LlamaConfig:
+    """The model, which this process's runs know as the variant `smallest` from now on.
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 2048}
+    Its weights and its attention cost a token as much of each other as in 7B, as shapes of
+    micro-batches depend on that.
+    """
+    sizes = {"hidden_size": 2, "intermediate_size": 16384, "vocab_size": 3}
     shape = llama.LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=1)
     llama.VARIANTS["smallest"] = shape
     return shape
 
 
-def write_model(folder: Path, data: str) -> None:
-    """A model directory: random weights, and a tokenizer made for `data`."""
-    import jax
-    import tokenizers
-
-    from alpacare_jax import checkpoint, params, prompts, records
-
+def write_model(folder: Path) -> None:
+    """A model directory: random weights, and a tokenizer to which all text is unknown."""
     shape = smallest()
     (folder / "config.json").write_text(json.dumps(shape.to_hf()), encoding="utf-8")
     checkpoint.save_params(folder, params.init(shape, jax.random.key(0)))
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    template, examples = prompts.get("alpaca"), records.read_examples(data)
-    tokenizer = tokenizers.ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(
-        (template.prompt(e.instruction, e.input) + e.output for e in examples),
-        shape.vocab_size,
-        special_tokens=list(special.values()),
-        show_progress=False,
-    )
+    vocabulary = {token: i for i, token in enumerate(special.values())}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "<unk>"))
+    four = tokenizers.Regex(r"[\s\S]{1,4}")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(four, "isolated")
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(special), encoding="utf-8")
 
 
-def run_config(folder: Path) -> "RunConfig":
-    """The recipe, on the smallest model."""
+def run_config(folder: Path, num_steps: int) -> RunConfig:
+    """The recipe, on the smallest model, for `num_steps` or a few more."""
     FLAGS = flags.FLAGS
-    smallest()
-    length = {"max_length": FLAGS.max_length, "max_row_length": FLAGS.max_length}
+    path, batch_size = FLAGS.data or useful_tokens.default_data(), FLAGS.batch_size
+    steps_per_epoch = len(records.read_examples(path)) // batch_size
     return models.run_config(
         FLAGS.config,
-        model={"checkpoint": str(folder), "variant": "smallest", "remat": "none"},
-        data={"path": FLAGS.data or useful_tokens.default_data()} | length,
-        train={"batch_size": FLAGS.batch_size, "epochs": EPOCHS},
+        model={"checkpoint": str(folder), "variant": "smallest"},
+        data={"path": path},
+        train={"batch_size": batch_size, "epochs": -(-num_steps // max(1, steps_per_epoch))},
         checkpoint={"every_steps": 0},
     )
 
 
-def loop(folder: Path) -> race.Work:
-    from etils import epath
+def make_steps(
+    shape: llama.LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+) -> tuple[Callable, None]:
+    """Stands in for `train_step.make_steps`: a step of the same arguments that reads its batch."""
 
-    from alpacare_jax import progress, train
+    def step(state, arrays, num_micro, stops):
+        read = sum(jnp.sum(array, dtype=jnp.float32) for array in arrays.values())
+        return state, {"loss": read, "grad_norm": read / num_micro, "stop": jnp.max(stops)}
 
-    config = run_config(folder)
-    tell_step, clocks = progress.Progress.step, []
-
-    def step(self, *args) -> None:
-        tell_step(self, *args)
-        clocks.append(read_clocks())
-
-    progress.Progress.step = step
-
-    def work() -> race.Result:
-        clocks.clear()
-        with tempfile.TemporaryDirectory() as workdir:
-            train.run(config, epath.Path(workdir))
-        count = len(clocks) // EPOCHS
-        return per_step(clocks[-count - 1], clocks[-1], count)
-
-    return work
+    shardings = train_step.state_shardings(shape, config, update, mesh)
+    batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)
+    compiled = jax.jit(
+        step,
+        in_shardings=(shardings, batch, whole, sharding.of_flags(mesh)),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+    return compiled, None
 
 
-def read_clocks() -> tuple[float, float]:
-    """Seconds of the wall clock, and of work of this thread."""
+def read_clocks() -> Clocks:
     return time.perf_counter(), time.thread_time()
 
 
-def per_step(start: tuple[float, float], end: tuple[float, float], count: int) -> race.Result:
-    wall, thread = (1e3 * (b - a) / count for a, b in zip(start, end, strict=True))
-    return {"ms": wall, "thread_ms": thread}
+def per_step(start: Clocks, end: Clocks) -> Clocks:
+    wall, thread = (1e3 * (b - a) / flags.FLAGS.steps for a, b in zip(start, end, strict=True))
+    return wall, thread
 
 
-def step_alone(folder: Path) -> race.Work:
-    from alpacare_jax import checkpoint, sharding, train
-
-    config, shape = run_config(folder), checkpoint.read_config(folder)
-    training = models.OurTraining(config, shape)
-    batcher, _ = train.load_data(config, shape, training.mesh, race.tell)
-    count = batcher.steps_per_epoch
-    batches = [batcher.batch(step) for step in range(EPOCHS * count)]
-    shapes = [batch.arrays["tokens"].shape for batch in batches]
-    if not set(shapes[count:]) <= set(shapes[:count]):
-        raise ValueError("a shape compiles in the second epoch only; change --max_length")
-    second = [
-        (sharding.put_batch(batch.arrays, training.mesh), batch.num_micro)
-        for batch in batches[count:]
-    ]
-    training.run(second)  # compiles
-
-    def work() -> race.Result:
-        start = read_clocks()
-        training.run(second)
-        return per_step(start, read_clocks(), count)
-
-    return work
+def alone(training: models.OurTraining, batches: Sequence[data.Step]) -> Clocks:
+    """Milliseconds of a step on batches that lie on the device already."""
+    placed = [(sharding.put_batch(b.arrays, training.mesh), b.num_micro) for b in batches]
+    training.run(placed)  # compiles what is new, and waits for the loop's last step
+    start = read_clocks()
+    training.run(placed)
+    return per_step(start, read_clocks())
 
 
-CONTENDERS = {"loop": loop, "step alone": step_alone}
+class Rounds:
+    """Is told of each step of the loop; keeps each round's milliseconds a step."""
+
+    def __init__(self, training: models.OurTraining):
+        self.loop: list[Clocks] = []
+        self.alone: list[Clocks] = []
+        self._training = training
+        self._told: list[tuple[Clocks, data.Step]] = []
+
+    def step(self, batch: data.Step) -> None:
+        self._told.append((read_clocks(), batch))
+        if len(self._told) < SETTLING + flags.FLAGS.steps:
+            return
+        clocks, batches = zip(*self._told[SETTLING - 1 :], strict=True)
+        self.loop.append(per_step(clocks[0], clocks[-1]))
+        self.alone.append(alone(self._training, batches[1:]))
+        self._told.clear()
+
+
+def told(tell_step: Callable, rounds: Rounds) -> Callable:
+    """`Progress.step`, that tells `rounds` too."""
+
+    def step(self: progress.Progress, number: int, batch: data.Step, *rest) -> None:
+        tell_step(self, number, batch, *rest)
+        rounds.step(batch)
+
+    return step
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
-    if FLAGS.worker:
-        race.serve(lambda: CONTENDERS[FLAGS.worker](Path(FLAGS.folder)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), FLAGS.data or useful_tokens.default_data())
-        lanes = race.run(
-            "benchmarks.step_overhead",
-            list(CONTENDERS),
-            rounds=FLAGS.rounds,
-            warm_ups=1,
-            arguments=[f"--folder={folder}"],
-        )
-    title = f"training loop, smallest model, {FLAGS.batch_size} examples a step"
-    race.report(title, lanes, "ms a step", lambda seconds, result: result["ms"], ["jax"])
-    over = {
-        key: [a[key] - b[key] for a, b in zip(lanes[0].results, lanes[1].results, strict=True)]
-        for key in ("ms", "thread_ms")
-    }
-    print(f"over the step alone, wall clock: {race.spread(over['ms'], 2)} ms a step")
-    print(f"CPU time of the loop's own thread: {race.spread(over['thread_ms'], 2)} ms a step")
-    race.verdict("ms on the wall clock, median", statistics.median(over["ms"]), 1.0, at_most=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder)
+        train_step.make_steps = make_steps
+        config = run_config(folder, (SETTLING + FLAGS.steps) * (FLAGS.rounds + 1))
+        rounds = Rounds(models.OurTraining(config, checkpoint.read_config(folder)))
+        progress.Progress.step = told(progress.Progress.step, rounds)
+        train.run(config, epath.Path(folder / "run"))
+    race.headline(f"training loop, smallest model, {FLAGS.batch_size} examples a step", ["jax"])
+    print("ms a step: median [min, max]")
+    over = []
+    for clock, name in enumerate(("wall clock", "CPU time of the loop's thread")):
+        loop, step = ([each[clock] for each in of[1:]] for of in (rounds.loop, rounds.alone))
+        over.append([a - b for a, b in zip(loop, step, strict=True)])
+        parts = (race.spread(values, 2) for values in (loop, step, over[-1]))
+        print("{}: loop {}, step alone {}, difference {}".format(name, *parts))
+    race.verdict("ms on the wall clock, median", statistics.median(over[0]), 1.0, at_most=True)
 
 
 if __name__ == "__main__":
@@ -176,9 +192,7 @@ if __name__ == "__main__":
 
     config_flags.DEFINE_config_file("config", "configs/alpacare.py", "Our settings.")
     flags.DEFINE_string("data", "", "Examples; $ALPACARE_DATA's Alpaca, else the starter set.")
-    flags.DEFINE_integer("max_length", 256, "Longer examples are cut.")
     flags.DEFINE_integer("batch_size", 128, "Examples of an optimiser step.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)
-    flags.DEFINE_string("worker", "", "Internal.")
-    flags.DEFINE_string("folder", "", "Internal.")
+    flags.DEFINE_integer("rounds", 100, "Rounds that count; one goes before.", lower_bound=1)
+    flags.DEFINE_integer("steps", 10, "Steps of a round.", lower_bound=1)
     cli.run(main)

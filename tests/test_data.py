@@ -332,6 +332,18 @@ def test_a_step_holds_the_same_examples_on_any_layout(shapes, batch_size, step, 
             assert got.num_pairs == seen_pairs
 
 
+def test_a_step_far_beyond_the_sample_gets_larger_arrays():
+    short = [encoded(2, 1, first=10 * i) for i in range(8 * 130)]
+    rows_of_8 = {"max_length": 8, "max_row_length": 8, "microbatch_tokens": 8}
+    unsampled = batcher(short, 8, **rows_of_8).indices(1)  # of 130 steps every second is looked at
+    examples = [encoded(8, 1, 10 * i) if i in unsampled else e for i, e in enumerate(short)]
+    one = batcher(examples, 8, **rows_of_8)
+    assert one.batch(0).arrays["tokens"].shape == (3, 1, 8), "2 rows and one to spare"
+    beyond = one.batch(1)
+    assert (beyond.num_micro, len(beyond.arrays["tokens"])) == (8, 8)
+    assert contents(beyond) == expected([examples[i] for i in unsampled])
+
+
 def test_batches_depend_on_nothing_that_was_asked_before():
     examples = [encoded(2 + i % 9, 1, first=50 * i) for i in range(30)]
     first, second = batcher(examples, 4), batcher(examples, 4)
