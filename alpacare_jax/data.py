@@ -234,9 +234,8 @@ class Batcher:
 
     def _room(self, shape: packing.Shape, num_rows: np.ndarray) -> int:
         """Micro-batches that arrays of this shape hold: more than any step of the sample needs."""
-        _, r = shape
-        most = num_rows[np.isfinite(num_rows)].max() / (r * self.row_groups)
-        return min(self._most_micro(shape), math.ceil(SPARE_MICRO * math.ceil(most)))
+        most = math.ceil(num_rows[np.isfinite(num_rows)].max() / (shape[1] * self.row_groups))
+        return min(self._most_micro(shape), math.ceil(SPARE_MICRO * most))
 
     def _most_micro(self, shape: packing.Shape) -> int:
         """Micro-batches of one example a row."""
@@ -269,7 +268,7 @@ class Batcher:
         T, R = shape[0], shape[1] * self.row_groups
         num_micro = -(-len(rows) // R)
         A = self.shapes[shape]
-        if num_micro > A:  # further from the sample than expected: one more compilation
+        if num_micro > A:  # far from the sample: one more compilation
             A = self._most_micro(shape)
         return Step(
             arrays=self._store.arrays(chosen, rows, (A, R, T)),

@@ -22,7 +22,7 @@ class TokenStore:
 
     Args:
       ids: token ids of each example.
-      num_targets: how many of its last tokens carry loss.
+      num_targets: how many of its last tokens carry loss; never the first.
     """
 
     def __init__(self, ids: Sequence[np.ndarray], num_targets: Sequence[int]):
