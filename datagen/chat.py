@@ -11,8 +11,6 @@ Works with OpenAI, with any server that speaks its protocol (`base_url`) and wit
 import asyncio
 import collections
 import dataclasses
-import hashlib
-import json
 import random
 import signal
 import time
@@ -23,8 +21,9 @@ from datagen import prices, providers
 from datagen.answer_store import Answer, AnswerStore, Charge
 from datagen.batch_log import BatchLog
 from datagen.batches import Batches
+from datagen.estimates import Estimate, estimate
 from datagen.prices import Budget, BudgetReached
-from datagen.progress import Progress, duration, to_stderr
+from datagen.progress import Progress, to_stderr
 from datagen.providers import (
     Again,
     ChatConfig,
@@ -50,20 +49,11 @@ __all__ = [
 
 Tag, Result = TypeVar("Tag"), TypeVar("Result")
 
-BYTES_PER_TOKEN = 4
-"""Of English text, in estimates (OpenAI's rule of thumb). Budgets count one token a byte."""
-
-TOKENS_PER_SECOND = 50
-"""Of one answer, in estimates before any has come: usual for hosted models."""
-
 FIRST_REFUSALS = 3
 """Requests that a server may refuse before any is answered: then all would be."""
 
 MOST_WAITING = 100_000
 """Requests that a run has in batches at once; each takes some 8 kB of memory beside its text."""
-
-BATCH_SECONDS = 24 * 3600.0
-"""The longest that a batch takes, at both providers."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the second attempt, doubled each time, and the longest; half of it is random."""
@@ -78,30 +68,6 @@ class Failure:
 
 class Stopped(ValueError):
     """The run ends before it is done; what has come is stored."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What a run will take, before anything is sent."""
-
-    requests: int  # not stored yet
-    stored: int
-    input_tokens: int
-    output_tokens: int
-    usd: float | None  # None: the price is not known
-    seconds: float  # the longest that batches take
-    waiting: int = 0  # in batches at the provider, paid for
-    batch: bool = False
-
-    def __str__(self) -> str:
-        price = "price not known" if self.usd is None else f"${self.usd:,.2f}"
-        waiting = f", {self.waiting:,} in batches at the provider" if self.waiting else ""
-        usually = "in batches, at most " if self.batch else ""
-        return (
-            f"{self.requests:,} requests to send{waiting}, {self.stored:,} answers stored; about "
-            f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, {price}, "
-            f"{usually}{duration(self.seconds)}"
-        )
 
 
 class Client:
@@ -182,18 +148,6 @@ class Client:
         if self._batches:
             self._batches.stop(self.stop_reason)
 
-    def key(self, request: Request) -> str:
-        """Hash of everything that can change the answer."""
-        asked = {
-            "provider": self.config.provider,
-            "base_url": self.config.base_url,
-            "body": providers.body(self.config, request),
-            "prompt_version": request.prompt_version,
-            "sample": request.sample,
-        }
-        text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
     async def ask(self, request: Request) -> Answer:
         """The answer from the store, or from the model once it is stored.
 
@@ -201,7 +155,7 @@ class Client:
           Refused: the model will not answer this request, or not within the attempts.
           Stopped: the budget is reached, the run is to end, or no request can be answered.
         """
-        key = self.key(request)
+        key = providers.key(self.config, request)
         if key in self._asked:  # the same question twice at once
             return await asyncio.shield(self._asked[key])
         if stored := self.store.get(key):
@@ -274,36 +228,8 @@ class Client:
         return outcomes
 
     def estimate(self, requests: Iterable[Request], output_tokens: int = 0) -> Estimate:
-        """What is left to send, in tokens, money and time, judged by stored answers if any.
-
-        Args:
-          output_tokens: of a usual answer, before there are any; 0: as many as are allowed.
-        """
-        stored, waiting, sizes = 0, 0, []
-        in_batches = set() if self.config.offline else BatchLog(self.store).all_keys()
-        for request in requests:
-            key = self.key(request)
-            if self.store.get(key):
-                stored += 1
-            elif key in in_batches:
-                waiting += 1
-            else:
-                sizes.append(self._input_bytes(providers.body(self.config, request)))
-        seconds, output = self.store.usual(self.config.model)
-        output = output or output_tokens or self.config.max_tokens
-        seconds = seconds or output / TOKENS_PER_SECOND
-        rounds = -(-len(sizes) // self.config.concurrency)
-        tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
-        return Estimate(
-            requests=len(sizes),
-            stored=stored,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
-            usd=self.price and self.price.usd(*tokens),
-            seconds=BATCH_SECONDS if self.config.batch and sizes else rounds * seconds,
-            waiting=waiting,
-            batch=self.config.batch,
-        )
+        """What is left to send; see `estimates.estimate`."""
+        return estimate(self.config, self.store, self.price, requests, output_tokens)
 
     async def _answer(self, key: str, request: Request) -> Answer:
         body = providers.body(self.config, request)
@@ -335,7 +261,7 @@ class Client:
                 return stored
             if self.config.batch or key in self._batches:
                 return await self._batches.ask(key, body)
-        worst = self._input_bytes(body), self.config.max_tokens
+        worst = providers.size(body), self.config.max_tokens
         reserved = self.price.usd(*worst) if self.price else 0.0, sum(worst)
         await self.budget.reserve(*reserved)
         try:
@@ -389,9 +315,6 @@ class Client:
     async def _wait(self, attempt: int, after: float | None) -> None:
         longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
         await asyncio.sleep(max(after or 0.0, longest * random.uniform(0.5, 1.0)))
-
-    def _input_bytes(self, body: dict[str, Any]) -> int:
-        return len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     def spent(self) -> str:
         money = f"${self.budget.usd:,.4f}" if self.price else "price not known"

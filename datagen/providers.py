@@ -6,6 +6,7 @@ best (authentication, connections, errors) and to the config which parameters a 
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -163,6 +164,24 @@ def body(config: ChatConfig, request: Request) -> dict[str, Any]:
     return content | json.loads(config.extra_body or "{}")
 
 
+def size(content: Mapping[str, Any]) -> int:
+    """Bytes of a body: no tokenizer makes more tokens of it."""
+    return len(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def key(config: ChatConfig, request: Request) -> str:
+    """Hash of everything that can change the answer."""
+    asked = {
+        "provider": config.provider,
+        "base_url": config.base_url,
+        "body": body(config, request),
+        "prompt_version": request.prompt_version,
+        "sample": request.sample,
+    }
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
     """The answer in a reply of status 200.
 
@@ -171,14 +190,14 @@ def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
     """
     try:
         text, finish, tokens = (_read_anthropic if provider == "anthropic" else _read_openai)(reply)
+        # Half a surrogate pair, from a cut "\\ud83d\\ude00", is no Unicode and fits no file.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         estimated = tokens[0] is None or tokens[1] is None
         if estimated:
             tokens = (len(json.dumps(sent)) // 4, len(text.encode()) // 4)
         model, name = str(reply.get("model", "")), str(reply.get("id", ""))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Again(f"malformed reply: {json.dumps(reply)[:100]}") from None
-    # Half a surrogate pair, from a cut "\\ud83d\\ude00", is no Unicode and fits no file.
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return Answer(text, finish, model, name, *tokens, usage_reported=not estimated)
 
 

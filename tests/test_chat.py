@@ -171,31 +171,27 @@ def test_a_run_tells_how_it_goes(server, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_whatever_can_change_the_answer_is_asked_anew(server, tmp_path, change):
-    with AnswerStore(tmp_path / "s") as store:
-        one = Client(make_config(server), store)
-        other = Client(make_config(server, **change), store)
-        request = Request("s", "u", "v1")
-        assert one.key(request) == Client(make_config(server), store).key(Request("s", "u", "v1"))
-        keys = {
-            one.key(request),
-            other.key(request),
-            one.key(Request("s", "u", "v2")),
-            one.key(Request("s", "u", "v1", sample=1)),
-            one.key(Request("s2", "u", "v1")),
-            one.key(Request("", "su", "v1")),
-            one.key(Request("s", "u", "v1", schema={"type": "object"})),
-        }
-        assert len(keys) == 7
+def test_whatever_can_change_the_answer_is_asked_anew(server, change):
+    one, other = make_config(server), make_config(server, **change)
+    request = Request("s", "u", "v1")
+    assert providers.key(one, request) == providers.key(make_config(server), request)
+    keys = {
+        providers.key(one, request),
+        providers.key(other, request),
+        providers.key(one, Request("s", "u", "v2")),
+        providers.key(one, Request("s", "u", "v1", sample=1)),
+        providers.key(one, Request("s2", "u", "v1")),
+        providers.key(one, Request("", "su", "v1")),
+        providers.key(one, Request("s", "u", "v1", schema={"type": "object"})),
+    }
+    assert len(keys) == 7
 
 
-def test_how_many_are_out_and_how_often_it_is_asked_do_not_change_the_key(server, tmp_path):
-    with AnswerStore(tmp_path / "s") as store:
-        request = Request("s", "u", "v1")
-        keys = {
-            Client(make_config(server, **change), store).key(request)
-            for change in ({}, {"concurrency": 3}, {"attempts": 2}, {"budget_usd": 1.0})
-        }
+def test_how_many_are_out_and_how_often_it_is_asked_do_not_change_the_key(server):
+    keys = {
+        providers.key(make_config(server, **change), Request("s", "u", "v1"))
+        for change in ({}, {"concurrency": 3}, {"attempts": 2}, {"budget_usd": 1.0})
+    }
     assert len(keys) == 1
 
 
