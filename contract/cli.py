@@ -28,6 +28,19 @@ def told(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
 
 
+def require_entries(*names: str) -> None:
+    """The flags of these names, lists that are defined already, need entries, none of them empty.
+
+    `--outputs=` and `--outputs=a,,b` are wrong flags then.
+    """
+    for name in names:
+        flags.register_validator(
+            name,
+            lambda given: given is None or (len(given) > 0 and all(given)),
+            message="must be one or several, with commas between them",
+        )
+
+
 def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False) -> None:
     """Runs `main(argv)` under absl flags and exits the process.
 

@@ -43,10 +43,13 @@ def write_tables(directory: Path, found: dict[str, list[table_formats.Table]]) -
         provenance.write_text(directory / f"{name}.md", text)
 
 
-def clear(directory: Path, endings: Sequence[str]) -> None:
-    """Takes away what an earlier report left: this one may have fewer figures."""
-    for path in sorted(directory.glob("*")) if directory.exists() else ():
-        if path.suffix in endings:
+def clear(directory: Path, endings: Sequence[str], names: Sequence[str]) -> None:
+    """Takes away what an earlier report left, since this one may have fewer figures.
+
+    Other files, such as those of a paper in the same folder, have other names and stay.
+    """
+    for path in directory.glob("*"):
+        if path.suffix in endings and path.stem.split("-")[0] in names:
             path.unlink()
 
 
@@ -77,16 +80,16 @@ def run(
     drawn = figures.build(measured, named)
     output.mkdir(parents=True, exist_ok=True)
     provenance.write_json(output / "report.json", measured)
-    clear(output / "figures", (".png", ".svg"))
+    clear(output / "figures", (".png", ".svg"), report_page.FIGURES)
     missing = figures.write(output / "figures", drawn)
     if missing:
         some = " ".join(sorted(missing)[:20])
         say(f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}")
     built = tables.build(measured, named)
-    clear(output / "tables", (".md", ".tex"))
+    clear(output / "tables", (".md", ".tex"), report_page.TABLES)
     write_tables(output / "tables", built)
     packed = transcripts.pack(
-        found, people, texts, systems=named, seed=seed, most_bytes=int(page_mib * 2**20)
+        found, people, texts, systems=named, seed=seed, most_bytes=page_mib * 2**20
     )
     page = report_page.build(measured, drawn, built, packed)
     provenance.write_text(output / "report.html", page)
@@ -102,11 +105,14 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "Folder for the report.")
     flags.DEFINE_list("labels", [], "Judgements of people: JSONL files.")
     flags.DEFINE_string("systems", "", "JSON file that names systems and their backbones.")
-    flags.DEFINE_integer("seed", 0, "Of what is drawn: some intervals, and items of a small page.")
+    flags.DEFINE_integer(
+        "seed", 0, "Of what is drawn: some intervals, and items of a small page.", lower_bound=0
+    )
     flags.DEFINE_float(
         "page_mib", 20.0, "About how large the transcripts in the page may be.", lower_bound=0.1
     )
     flags.mark_flags_as_required(["judgements", "output"])
+    cli.require_entries("judgements")
 
 
 def main(argv: Sequence[str]) -> None:

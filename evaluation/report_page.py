@@ -23,6 +23,10 @@ SECTIONS = {  # id: heading, figures (their names begin so), tables
     "lengths": ("Length", ("lengths",), ("lengths",)),
     "signals": ("Signals without a judge", (), ("signals",)),
 }
+FIGURES = [name for _, figures, _ in SECTIONS.values() for name in figures]
+TABLES = [name for _, _, tables in SECTIONS.values() for name in tables]
+"""How the files of all figures begin, and of all tables."""
+
 OPEN = ("judges", "agreement", "signals")
 """Tables that no figure shows; the others open on a click."""
 

@@ -27,7 +27,7 @@ def contents(directory):
 
 
 def test_everything_is_written_and_twice_the_same(tmp_path):
-    """In two processes with different hash seeds; what an earlier report left goes."""
+    """In two processes with different hash seeds; what an earlier report left goes, alone."""
     folder = judge_workdirs.write(
         tmp_path / "work",
         judge_workdirs.a_verdict,
@@ -40,9 +40,11 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
     )
     names = tmp_path / "systems.json"
     names.write_text('{"ours": {"name": "Ours"}}')
-    old = tmp_path / "one" / "figures" / "old.png"
-    old.parent.mkdir(parents=True)
-    old.write_bytes(b"")
+    old = tmp_path / "one" / "figures" / "backbones-j.png"
+    mine = [tmp_path / "one" / name for name in ("figures/mine.png", "tables/table1.tex")]
+    for path in (old, *mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
     flags = (f"--judgements={folder}", f"--labels={labels}", f"--systems={names}")
     process = run(*flags, f"--output={tmp_path / 'one'}")
     assert process.returncode == 0, process.stderr
@@ -54,6 +56,9 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
         seed=0,
         page_mib=20.0,
     )
+    assert not old.exists()
+    for path in mine:
+        path.unlink()  # an error where it is gone
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
     figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
@@ -63,7 +68,6 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
         *(f"figures/{name}.{end}" for name in figures for end in ("png", "svg")),
         *(f"tables/{name}.{end}" for name in (*tables, "signals") for end in ("md", "tex")),
     }
-    assert "figures/old.png" not in one
     assert json.loads(one["report.json"])["verdicts"] == 16
     assert b"Ours" in one["tables/win_rates.tex"]
     record = json.loads((tmp_path / "one" / "run.json").read_text())
@@ -82,3 +86,10 @@ def test_a_workdir_that_is_none(tmp_path):
             page_mib=1.0,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_no_workdir_is_a_wrong_flag():
+    for flag in ("--judgements=", "--judgements=a,,b"):
+        process = run(flag, "--output=out")
+        assert process.returncode == 2
+        assert "one or several, with commas" in process.stderr
