@@ -14,7 +14,7 @@ _OPENINGS = (
     r"[^\n]{0,160}?\bas an? (?:[\w-]+ )?(?:ai|artificial intelligence)\b[^\n]{0,60}?\bi "
     r"(?:can['’]?t|cannot|can not|am unable|am not able|don['’]t have|do not have)",
 )
-_REFUSAL = re.compile(rf"\W*(?:{'|'.join(_OPENINGS)})", re.IGNORECASE)
+_REFUSAL = re.compile(rf"\W*+(?:{'|'.join(_OPENINGS)})", re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:

@@ -25,7 +25,7 @@ LOOP_REPEATS, LOOP_WORDS = 3, 24
 _LOOP_WORD = re.compile(r"[\u3040-\u9fff]|[^\W\d_\u3040-\u9fff]+")  # digits number list items
 
 _NEXT_SECTION = re.compile(
-    r"^\s*(?:\#\#\#\s*(?:(?:instruction|input|response|question|answer)s?\b|\Z)|\[\|human\|\])",
+    r"^[^\S\n]*(?:\#\#\#\s*(?:(?:instruction|input|response|question|answer)s?\b|\Z)|\[\|human\|\])",
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -5,6 +5,7 @@ import doctest
 import pytest
 from published_files import DATA, needs_data
 
+from contract.refusals import is_refusal
 from evaluation import benchmarks, outputs, published, text_metrics
 from evaluation.outputs import ModelOutput
 from evaluation.text_metrics import LONG, is_cut, loops, measure, refuses, runs_on
@@ -138,3 +139,11 @@ def test_the_published_references_are_cut_as_often_as_known():
     names = ("pmc-llama-7b", "baize-healthcare-7b", "chatdoctor", "medalpaca-7b", "alpaca-7b")
     assert [run_on[name] for name in names] == [191, 196, 11, 2, 0]
     assert run_on["alpacare-7b"] == 0 and all(run_on[model] == 0 for model in models)
+
+
+@pytest.mark.parametrize("letter", ["\n", " ", "-", "#", "### ", "###\n", "a b "])
+def test_a_megabyte_of_the_same_takes_no_time(letter):
+    """Linear in the text: with a square of it, this would take longer than a test may."""
+    text = letter * (1_000_000 // len(letter)) + "x"
+    assert not is_refusal(text)
+    runs_on(answer(text))
