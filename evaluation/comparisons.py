@@ -12,7 +12,7 @@ from evaluation.benchmarks import Item
 from evaluation.judges import Judge
 from evaluation.outputs import ModelOutput
 from evaluation.reply_parsers import INVALID
-from evaluation.verdicts import ORDERS
+from evaluation.verdicts import MODEL, ORDERS, REFERENCE, VERDICTS
 
 MODEL_FIRST, REFERENCE_FIRST = ORDERS
 
@@ -35,7 +35,7 @@ class Comparison:
 
     def verdict(self, answer: Answer) -> str:
         """model, reference, tie or invalid."""
-        sides = ("model", "reference")
+        sides = VERDICTS[MODEL], VERDICTS[REFERENCE]
         if self.order == REFERENCE_FIRST:
             sides = sides[::-1]
         said = self.judge.verdict(answer)

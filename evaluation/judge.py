@@ -19,7 +19,7 @@ once all is written.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,12 @@ from ml_collections import config_flags
 from contract import cli, jsonl, provenance, sections
 from datagen import chat
 from datagen.chat import AnswerStore, Client
-from evaluation import benchmarks, comparisons, outputs, text_metrics
+from evaluation import benchmarks, comparisons, outputs, text_metrics, verdicts, workdirs
 from evaluation.benchmarks import Item
 from evaluation.comparisons import Comparison, Reply
 from evaluation.judges import Judge
 from evaluation.outputs import ModelOutput
 from evaluation.run_config import EvaluationConfig
-
-JUDGEMENTS = "judgements.jsonl"
 
 
 def load_judges(sources: str) -> list[Judge]:
@@ -101,19 +99,44 @@ def require_all_kept(path: Path, compared: Sequence[Comparison], model: str) -> 
     """A run repeats a workdir's judgements or adds to them; it takes none away.
 
     Raises:
-      ValueError: `path` holds a judgement that is not asked for now.
+      ValueError: `path` holds a judgement that is not asked for now, or is no whole file.
     """
-    if not path.exists():
-        return
     asked = {tuple(comparisons.names(comparison, model).values()) for comparison in compared}
     fields = tuple(comparisons.names(compared[0], model))
-    for where, record in jsonl.read(path):
+    for where, record in _read_if_there(path):
         if tuple(record.get(field) for field in fields) not in asked:
             what = ", ".join(f"{field} {record.get(field)}" for field in fields)
             raise ValueError(
                 f"{where}: a verdict that this run does not ask for ({what}); choose another "
                 "--workdir, or ask for all that was asked for before, too"
             )
+
+
+def require_same_outputs(path: Path, systems: Sequence[Sequence[ModelOutput]]) -> None:
+    """Verdicts on one text are not given out as those on another.
+
+    Raises:
+      ValueError: `path` holds another output of a system to an item, or is no whole file.
+    """
+    now = {(o.benchmark, o.generator, o.id): o.output for system in systems for o in system}
+    for where, record in _read_if_there(path):
+        key = tuple(record.get(field) for field in ("benchmark", "generator", "id"))
+        if now.get(key, record.get("output")) != record.get("output"):
+            raise ValueError(
+                f"{where}: was judged with another answer of {key[1]} to item {key[2]!r} than it "
+                "has now; choose another --workdir"
+            )
+
+
+def _read_if_there(path: Path) -> Iterator[tuple[str, jsonl.Record]]:
+    if not path.exists():
+        return
+    try:
+        yield from jsonl.read(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete {path}: it is written anew, from the replies in answers.sqlite"
+        ) from None
 
 
 class Judging:
@@ -137,6 +160,7 @@ class Judging:
         self.items = [everything[place] for place in chosen]
         sources = {"outputs": outputs_from, "references": references_from}
         self.models, self.references = load_systems(sources, everything, chosen, data)
+        self.systems = [*self.models, *self.references]
         self.compared = comparisons.pair(self.judges, self.items, self.models, self.references)
         self.replies = [Reply()] * len(self.compared)
         self.description = {
@@ -168,14 +192,14 @@ class Judging:
         return comparisons.count(self.compared, self.replies) | about
 
     def write(self, workdir: Path, run_record: dict[str, Any]) -> None:
-        systems = [output for system in (*self.models, *self.references) for output in system]
-        jsonl.write(workdir / "items.jsonl", (item.record() for item in self.items))
-        jsonl.write(workdir / "outputs.jsonl", (output.record() for output in systems))
+        texts = (output.record() for system in self.systems for output in system)
+        jsonl.write(workdir / workdirs.ITEMS, (item.record() for item in self.items))
+        jsonl.write(workdir / workdirs.OUTPUTS, texts)
         provenance.write_json(workdir / "run.json", run_record)
         model = self.config.chat.model
         pairs = zip(self.compared, self.replies, strict=True)
         judgements = (comparisons.judgement(*pair, model) for pair in pairs)
-        jsonl.write(workdir / JUDGEMENTS, judgements)  # last: where it is, all are
+        jsonl.write(workdir / verdicts.FILE, judgements)  # last: where it is, all are
 
 
 def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
@@ -187,7 +211,8 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
       Stopped: the budget is reached, a signal came, or nothing can be answered.
     """
     config = judging.config.within(judging.config.chat)
-    require_all_kept(workdir / JUDGEMENTS, judging.compared, config.model)
+    require_all_kept(workdir / verdicts.FILE, judging.compared, config.model)
+    require_same_outputs(workdir / workdirs.OUTPUTS, judging.systems)
     record = provenance.describe(**judging.description)
     with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:
         client = Client(config, store)
@@ -204,8 +229,8 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
     if failures := [reply.failure for reply in judging.replies if reply.failure]:
         raise ValueError(
             f"{len(failures):,} of {len(judging.replies):,} comparisons have no reply and are "
-            f"invalid in {workdir / JUDGEMENTS}; the first failed so: {failures[0]}; run again to "
-            "ask for them again"
+            f"invalid in {workdir / verdicts.FILE}; the first failed so: {failures[0]}; run again "
+            "to ask for them again"
         )
 
 
@@ -220,6 +245,7 @@ def define_flags() -> None:
     flags.DEFINE_list("difficulty", [], "Only the items of these difficulties, 1 to 5.")
     flags.DEFINE_bool("dry_run", False, "Only tell requests, tokens, price and time.")
     flags.mark_flags_as_required(["config", "benchmark", "outputs", "references", "workdir"])
+    cli.require_entries("outputs", "references")
     flags.register_validator(
         "difficulty",
         lambda levels: set(levels) <= set("12345"),

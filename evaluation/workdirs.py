@@ -13,6 +13,8 @@ from evaluation.benchmarks import Item
 from evaluation.outputs import ModelOutput
 from evaluation.verdicts import Verdicts
 
+ITEMS, OUTPUTS = "items.jsonl", "outputs.jsonl"
+
 REMEDY = "report workdirs that judged the same files, or judge again in a new --workdir"
 
 Outputs = dict[str, ModelOutput]  # by the id of the item
@@ -39,13 +41,13 @@ def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> Texts:
     items: dict[tuple[str, str], Item] = {}
     outputs: dict[tuple[str, str], Outputs] = {}
     for workdir in map(Path, workdirs):
-        for where, record in jsonl.read(workdir / "items.jsonl"):
+        for where, record in jsonl.read(workdir / ITEMS):
             item = _item(where, record)
             if items.setdefault((item.benchmark, item.id), item) != item:
                 raise ValueError(
                     f"{where}: another text of id {item.id!r} of {item.benchmark}; {REMEDY}"
                 )
-        for where, record in jsonl.read(workdir / "outputs.jsonl"):
+        for where, record in jsonl.read(workdir / OUTPUTS):
             output = _output(where, record)
             mine = outputs.setdefault((output.benchmark, output.generator), {})
             if mine.setdefault(output.id, output).output != output.output:
@@ -91,7 +93,7 @@ def _check(texts: Texts, verdicts: Verdicts) -> None:
     for benchmark, names in verdicts.ids.items():
         for name in names:
             if (benchmark, name) not in texts.items:
-                raise ValueError(f"items.jsonl lacks id {name!r} of {benchmark}; {REMEDY}")
+                raise ValueError(f"{ITEMS} lacks id {name!r} of {benchmark}; {REMEDY}")
     for cell, table in verdicts.cells.items():
         judged = np.flatnonzero(table[:, 0] >= 0)
         for generator in (cell.generator, cell.reference):
@@ -99,6 +101,6 @@ def _check(texts: Texts, verdicts: Verdicts) -> None:
             for item in judged:
                 if (name := verdicts.ids[cell.benchmark][item]) not in have:
                     raise ValueError(
-                        f"outputs.jsonl lacks the answer of {generator} to id {name!r} of "
+                        f"{OUTPUTS} lacks the answer of {generator} to id {name!r} of "
                         f"{cell.benchmark}; {REMEDY}"
                     )

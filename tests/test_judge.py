@@ -349,6 +349,35 @@ def test_published_files(server, tmp_path):
     assert len(read(tmp_path)) == 2 * 4 * 3 * 2 == len(server.bodies)
 
 
+# What is there already.
+
+
+def test_half_a_file_says_what_to_do(server, files, tmp_path):
+    judging = make(make_config(server), files, ["model-7B"], ["gpt"])
+    judge.run(judging, tmp_path)
+    path = tmp_path / "judgements.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"not JSON.*; delete {path}: it is written anew"):
+        judge.run(judging, tmp_path)
+    path.unlink()
+    judge.run(judging, tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_other_answers_need_another_workdir(server, files, tmp_path):
+    judge.run(make(make_config(server), files, ["model-7B"], ["gpt"]), tmp_path)
+    before = (tmp_path / "judgements.jsonl").read_bytes()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text((files / "model-7B.jsonl").read_text().replace("model-7B on b", "new"))
+    asked = len(server.bodies)
+    judging = make(make_config(server), files, [f"model-7B={changed}"], ["gpt"])
+    with pytest.raises(ValueError, match="another answer of model-7B to item 'b'"):
+        judge.run(judging, tmp_path)
+    assert len(server.bodies) == asked
+    assert (tmp_path / "judgements.jsonl").read_bytes() == before
+
+
 # The report.
 
 
