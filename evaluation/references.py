@@ -149,7 +149,9 @@ def run_ask(asking: Asking, benchmark: str, data: Path, workdir: Path, *, dry_ru
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Whom to ask: section `chat`.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Whom to ask: section `chat`.", lock_config=True
+    )
     flags.DEFINE_string("benchmark", None, "medinstruct, icliniq, alpaca_farm, FILE or NAME=FILE.")
     flags.DEFINE_string("workdir", None, "Where references.jsonl and the answers go.")
     flags.DEFINE_string("data", "data", "Folder of published files: AlpaCare's data/, or alike.")

@@ -1,9 +1,13 @@
 """References from a model behind real HTTP, and imported ones."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 from chat_server import ChatServer, openai_reply, question
+from conftest import REPOSITORY
 from published_files import POSTS, QUESTIONS, flat, medinstruct, original, small, write
 from test_chat import make_config
 
@@ -151,3 +155,16 @@ def test_an_import_that_does_not_fit_leaves_nothing(flat, tmp_path):
         source = f"x={flat}/references/gpt-4/medinstruct.jsonl"
         references.run_import(source, "icliniq", flat, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_of_something_else_is_told():
+    config = {"config": "configs/quickstart.py", "benchmark": "icliniq", "workdir": "never"}
+    process = subprocess.run(
+        [sys.executable, "-m", "evaluation.references", *(f"--{k}={v}" for k, v in config.items())],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+    )
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: config has no key .*\n", process.stderr)
