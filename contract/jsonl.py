@@ -82,6 +82,19 @@ def text(where: str, record: Record, field: str) -> str:
     return value
 
 
+def identity(where: str, record: Record) -> str:
+    """The field `id`, a number as its digits; "" where there is none.
+
+    >>> identity("f", {"id": 7}), identity("f", {"id": "a7"}), identity("f", {"id": None})
+    ('7', 'a7', '')
+
+    Raises:
+      ValueError: as `text`.
+    """
+    value = record.get("id")
+    return text(where, {"id": None if value is None else str(value)}, "id")
+
+
 def line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 

@@ -49,7 +49,8 @@ def difficulty(text: object) -> int | None:
 def read_records(path: str | Path, *, answered: bool = False) -> list[Record]:
     """All records of a file with every field they have; texts are checked, `id` is filled in.
 
-    A record without `id` gets its position, from 0. `input` is "" where it says "no input".
+    A record without `id`, or with an empty one, gets its position, from 0. `input` is "" where it
+    says "no input".
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -64,8 +65,7 @@ def read_records(path: str | Path, *, answered: bool = False) -> list[Record]:
         texts = {name: jsonl.text(where, record, name) for name in ("input", *needed)}
         if not (texts["instruction"].strip() or texts["input"].strip()):
             raise ValueError(f"{where}: field 'instruction' is empty")
-        given = record.get("id")
-        name = str(len(records) if given is None else given)
+        name = jsonl.identity(where, record) or str(len(records))
         records.append({"id": name} | record | {"id": name} | texts)
     if not records:
         raise ValueError(f"{path}: holds no record")

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from contract import jsonl
 from contract.jsonl import Record
 from datagen import records
 
@@ -99,8 +100,8 @@ def split_source(source: str) -> tuple[str, str]:
     (('gpt-4', ''), ('', 'x/y.json.gz'), ('gpt-4', 'y.jsonl#answer'))
     """
     name, equals, file = source.partition("=")
-    if equals and "/" not in name:
-        return name, file
+    if equals and ("/" not in name or Path(file.partition("#")[0]).exists()):
+        return name, file  # not runs/learning_rate=2e-5/answers.json, which is a path
     is_file = source.partition("#")[0].endswith(FILE_ENDINGS)
     return ("", source) if is_file else (source, "")
 
@@ -123,6 +124,20 @@ def official_name(name: str) -> str:
     return name
 
 
+def check_name(where: str, name: str) -> str:
+    """`name` of a benchmark, a system or a judge, if figures, tables and pages can show it.
+
+    Raises:
+      ValueError: it is empty, or holds control characters or such as turn the writing round.
+    """
+    if not (name.strip() and name.isprintable()):
+        raise ValueError(
+            f"{where}: {name!r:.40} is no name that can be shown; give another, of letters that "
+            "can be printed: NAME=FILE"
+        )
+    return name
+
+
 def load(benchmark: str, data: Path) -> list[Item]:
     """The items of a test set, in its file's order.
 
@@ -137,6 +152,7 @@ def load(benchmark: str, data: Path) -> list[Item]:
     """
     name, file = split_source(benchmark)
     name = official_name(name or Path(file).name.partition(".")[0])
+    check_name(f"benchmark {benchmark!r}", name)
     if file:
         return read(Path(file), name)
     path = find(name, data)
@@ -189,7 +205,7 @@ def read(path: Path, name: str) -> list[Item]:
                 benchmark=name,
                 instruction=record["instruction"],
                 input=record["input"],
-                topic=str(record.get(topic) or ""),
+                topic=jsonl.text(str(path), {topic: str(record.get(topic) or "")}, topic),
                 difficulty=records.difficulty(record.get("difficulty")),
             )
         )

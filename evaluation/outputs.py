@@ -21,7 +21,7 @@ from typing import NamedTuple
 from contract import jsonl
 from contract.jsonl import Record
 from evaluation import published
-from evaluation.benchmarks import Item, split_source
+from evaluation.benchmarks import Item, check_name, split_source
 
 SHOWN = 60
 """Characters of a text in an error."""
@@ -71,7 +71,7 @@ def load(source: str, items: Sequence[Item], data: Path) -> list[ModelOutput]:
     """
     path, column = locate(source, items, data)
     rows = [_row(where, record, column) for where, record in jsonl.read(path)]
-    generator = split_source(source)[0] or _generator(path, rows)
+    generator = check_name(str(path), split_source(source)[0] or _generator(path, rows))
     answers = _pair(path, rows, items)
     return [
         ModelOutput(
@@ -97,7 +97,7 @@ class Row(NamedTuple):
     """A record of any of the forms, without its item."""
 
     where: str
-    id: str | None  # None: to be joined by text
+    id: str  # "": to be joined by text
     text: str  # what was asked, white space collapsed
     has_instruction: bool
     generator: str
@@ -134,7 +134,7 @@ def _row(where: str, record: Record, column: str) -> Row:
     is_ours = not (is_published or column)
     return Row(
         where=where,
-        id=str(record["id"]) if is_ours and record.get("id") is not None else None,
+        id=jsonl.identity(where, record) if is_ours else "",
         text=text,
         has_instruction=bool(instruction.strip()),
         generator=jsonl.text(where, record, "generator") if is_ours else "",
@@ -178,7 +178,7 @@ class _Items:
         Raises:
           ValueError: it answers none, or one of several.
         """
-        return self._with_id(row) if row.id is not None else self._with_text(row, number)
+        return self._with_id(row) if row.id else self._with_text(row, number)
 
     def _with_id(self, row: Row) -> int:
         place = self._by_id.get(row.id)

@@ -1,5 +1,6 @@
 """Published answers by name: models' and references' files of AlpaCare, and how they are called."""
 
+import glob
 from pathlib import Path
 
 from contract import jsonl
@@ -13,7 +14,7 @@ def find(name: str, benchmark: str, data: Path) -> tuple[Path, str]:
     Raises:
       FileNotFoundError: there are none; the names that there are are told.
     """
-    if path := next(benchmarks.published(data, _patterns(name, benchmark)), None):
+    if path := next(benchmarks.published(data, _patterns(glob.escape(name), benchmark)), None):
         return path, ""
     path, columns = _columns(benchmark, data)
     if name in columns:
@@ -40,7 +41,7 @@ def _patterns(name: str, benchmark: str) -> list[str]:
     known = BENCHMARKS.get(benchmark)
     return [
         pattern
-        for called in (known.published_names if known else (benchmark,))
+        for called in (known.published_names if known else (glob.escape(benchmark),))
         for pattern in (
             f"model_outputs/{name}/{called}.json",
             f"references/{name}/{called}.jsonl",

@@ -12,6 +12,8 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from evaluation.benchmarks import check_name
+
 FIELDS = ("name", "backbone")
 
 
@@ -59,6 +61,7 @@ def read(path: str, generators: Collection[str]) -> dict[str, System]:
     }
     by_label: dict[str, str] = {}
     for generator, system in systems.items():
+        check_name(path, system.label)
         if (other := by_label.setdefault(system.label, generator)) != generator:
             raise ValueError(f"{path}: {other!r} and {generator!r} are both {system.label!r}")
     return systems

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evaluation.benchmarks import check_name
+
 FILE = "judgements.jsonl"
 ORDERS = ("model_first", "reference_first")
 VERDICTS = ("model", "reference", "tie", "invalid")
@@ -156,7 +158,7 @@ def _read_file(path: Path, file: int, cells: _Names, items: _Names, rows: array)
                 offset += length
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"no such file: {path}; --judgements takes workdirs of evaluation.judge"
+            f"no such file: {path}; --judgements takes workdirs of evaluation.judge, --labels files"
         ) from None
 
 
@@ -182,7 +184,7 @@ def _complaint(where: str, line: bytes) -> ValueError:
 
 
 def _check_names(paths: list[Path], cells: Iterable[tuple], items: Iterable[tuple]) -> None:
-    """Names are texts, and a judge has one prompt."""
+    """Names are texts that can be shown, ids are texts, and a judge has one prompt."""
     for names in (*cells, *items):
         for name in names:
             if not isinstance(name, str) or not name:
@@ -190,6 +192,8 @@ def _check_names(paths: list[Path], cells: Iterable[tuple], items: Iterable[tupl
                     f"{paths[0]}: {name!r:.40} is a name or id; each must be a text that is not "
                     "empty"
                 )
+    for name in {name for cell in cells for name in cell}:
+        check_name(str(paths[0]), name)
     prompts: dict[str, str] = {}
     for judge, *_, prompt in cells:
         if prompts.setdefault(judge, prompt) != prompt:

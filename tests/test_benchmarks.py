@@ -1,6 +1,7 @@
 """Test sets by name from either layout, and by path."""
 
 import doctest
+import json
 
 import pytest
 from published_files import (
@@ -91,3 +92,31 @@ def test_the_published_files():
     topics = [item.topic for item in items["alpaca_farm"]]
     assert topics.count("selfinstruct") == 252 and topics.count("vicuna") == 80
     assert len({item.text for found in items.values() for item in found}) == 2021
+
+
+def test_ids_are_texts(tmp_path):
+    asked = ({"id": 7}, {"id": "8"}, {"id": ""}, {})
+    path = write(tmp_path / "x.jsonl", [record | {"instruction": "Why?"} for record in asked])
+    assert [item.id for item in benchmarks.load(str(path), tmp_path)] == ["7", "8", "2", "3"]
+
+
+@pytest.mark.parametrize("field", ["id", "topic"])
+def test_half_a_surrogate_pair_is_told_before_anything_is_asked(tmp_path, field):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"instruction": "Why?", field: "\ud800"}) + "\n")
+    with pytest.raises(ValueError, match=f"field '{field}' is not valid Unicode"):
+        benchmarks.load(str(path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\u202eb", "a\nb", " "])
+def test_names_can_be_shown(tmp_path, name):
+    path = write(tmp_path / "x.jsonl", [{"instruction": "Why?"}])
+    with pytest.raises(ValueError, match="is no name that can be shown"):
+        benchmarks.load(f"{name}={path}", tmp_path)
+
+
+def test_a_name_may_hold_slashes_and_a_path_equals_signs(tmp_path):
+    path = write(tmp_path / "lr=2e-5" / "x.jsonl", [{"instruction": "Why?"}])
+    assert benchmarks.split_source(str(path)) == ("", str(path))
+    assert benchmarks.split_source(f"org/Modèle 7B={path}#a") == ("org/Modèle 7B", f"{path}#a")
+    assert benchmarks.load(f"org/set={path}", tmp_path)[0].benchmark == "org/set"

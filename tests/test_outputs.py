@@ -274,3 +274,9 @@ def test_the_published_files_under_the_originals_names(tmp_path):
         assert published.names(benchmark, tmp_path) == names
         for name in names:
             outputs.load(name, items, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["*", "gpt-?", "gpt-[4]", "**"])
+def test_a_name_is_no_pattern(flat, name):
+    with pytest.raises(FileNotFoundError, match="has no answers of"):
+        published.find(name, "medinstruct", flat)
