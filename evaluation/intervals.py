@@ -46,7 +46,8 @@ def bootstrap_ratios(
     """Percentile intervals [2, k] of the sums over the counts, each summed over the items first.
 
     `sums` and `counts` are [items, k], for shares of things of which an item has several. The first
-    result is [k] ratios; both are NaN where nothing is counted.
+    result is [k] ratios; both are NaN where nothing is counted. As in `of_mean`, an interval that
+    would have no width is Wilson's, of as many as there are items that count.
     """
     rows = np.concatenate([sums, counts], axis=1)
     drawn = _draws(len(sums), seed, resamples)
@@ -57,6 +58,9 @@ def bootstrap_ratios(
     over, under = (part[:, counted] for part in np.split(drawn @ rows, 2, axis=1))
     with np.errstate(invalid="ignore"):  # a resample may hold nothing that counts
         ends[:, counted] = np.nanquantile(over / under, [tails, 1 - tails], axis=0)
+    for column in np.flatnonzero(ends[0] == ends[1]):
+        items = int((counts[:, column] > 0).sum())
+        ends[:, column] = wilson(float(ratios[column]), items, level)
     return ratios, ends
 
 
@@ -81,6 +85,18 @@ def wilson(share: float, count: int, level: float = LEVEL) -> tuple[float, float
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def of_difference(
+    one: np.ndarray, other: np.ndarray, steps: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """(low, high) of the mean difference of two systems' `scores` of the same items, as `of_mean`.
+
+    >>> of_difference(np.ones(1), np.zeros(1), 4)[0] < 0.5  # one item says little
+    True
+    """
+    low, high, _ = of_mean((one - other + 1) / 2, 2 * steps, level)  # from 0 to 1
+    return 2 * low - 1, 2 * high - 1
 
 
 def of_mean(scores: np.ndarray, steps: int, level: float = LEVEL) -> tuple[float, float, str]:

@@ -74,14 +74,11 @@ def _strata(sums: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, dict[s
         if not items:
             found[name] = {"pairs": 0, "items": 0, "rate": None, "low": None, "high": None}
             continue
-        low, high = ends[:, i]
-        if low == high:  # the bootstrap has no width; see intervals.of_mean
-            low, high = intervals.wilson(float(rates[i]), items)
         found[name] = {
             "pairs": int(counts[:, i].sum()),
             "items": items,
             "rate": float(rates[i]),
-            "low": float(low),
-            "high": float(high),
+            "low": float(ends[0, i]),
+            "high": float(ends[1, i]),
         }
     return found

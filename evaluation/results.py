@@ -163,7 +163,7 @@ def _compare(key: Key, panel: Panel) -> list[dict[str, Any]]:
         if not both.any():
             continue
         a, b = scores[one][both], scores[other][both]
-        low, high = intervals.bootstrap(a - b, panel.steps)
+        low, high = intervals.of_difference(a, b, panel.steps)
         rows.append(
             dict(zip(("judge", "benchmark", "reference"), key, strict=True))
             | {"one": one, "other": other, "items": int(both.sum())}

@@ -55,6 +55,24 @@ def test_ratios_resample_items_whole():
     assert float(one[1, 0] - one[0, 0]) == pytest.approx(width, rel=0.15)
 
 
+def test_an_interval_without_width_is_wilsons():
+    sums, counts = np.array([[2.0, 1.0, 1.0]] * 9), np.array([[2.0, 2.0, 3.0]] * 9)
+    rates, ends = intervals.bootstrap_ratios(sums, counts)
+    for column, rate in enumerate(rates):
+        assert tuple(ends[:, column]) == pytest.approx(intervals.wilson(rate, 9))
+    one, none = np.ones(9), np.zeros(9)
+    low, high = intervals.wilson(1.0, 9)
+    assert intervals.of_difference(one, none, 4) == pytest.approx((2 * low - 1, 1.0))
+    assert high == 1.0
+
+
+def test_the_interval_of_a_difference_is_the_bootstraps():
+    draw = np.random.default_rng(0)
+    one, other = draw.integers(0, 5, (2, 80)) / 4
+    ends = intervals.of_difference(one, other, 4)
+    assert ends == pytest.approx(intervals.bootstrap(one - other, 4))
+
+
 def test_a_share_of_nothing_is_not_a_number():
     rates, ends = intervals.bootstrap_ratios(np.zeros((5, 2)), np.array([[1.0, 0.0]] * 5))
     assert np.isnan(rates[1])
