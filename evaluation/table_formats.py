@@ -58,6 +58,7 @@ _TEX = {
     "–": "--",
     "−": "$-$",
     "×": r"$\times$",
+    "|": r"\textbar{}",
     "<": "$<$",
     ">": "$>$",
 } | {letter: "\\" + letter for letter in "&%$#_{}"}
@@ -72,6 +73,8 @@ def tex_text(text: str) -> str:
     50.0 {\tiny[41.0, 59.0]}
     """
     plain = "".join(_TEX.get(letter, letter) for letter in text)
+    if plain.startswith(("[", "*")):  # after \\ they would be its arguments
+        plain = "{}" + plain
     return re.sub(r"(?<=\d) (\[[^]]*\])$", r" {\\tiny\1}", plain)
 
 

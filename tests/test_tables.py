@@ -32,9 +32,15 @@ def test_texts_stay_texts():
     text = table_formats.markdown(HOSTILE)
     assert r"\<i\> & \|x\|" in text
     tex = table_formats.latex(HOSTILE, "x")
-    assert r"\& |x|" in tex
+    assert r"\& \textbar{}x\textbar{}" in tex
     assert r"\textbf{1 {\tiny[0, 2]}}" in tex
     assert r"a\_b" in tex
+
+
+@pytest.mark.parametrize("name", ["[7B] ours", "*best*"])
+def test_no_name_is_an_argument_of_the_line_before_it(name):
+    tex = table_formats.latex(Table("Rates", ["System"], [["x"], [name]]), "x")
+    assert f"\n    {{}}{name} " in tex
 
 
 def test_which_there_are(measured):
