@@ -160,6 +160,16 @@ def test_a_link_opens_its_transcript(page, url):
     assert "claude-2 on l2." in text
 
 
+def test_a_link_within_the_page_and_one_that_is_none(page, url):
+    page.open("about:blank#")
+    page.open(f"{url}#%zz/l2/theirs-7b/claude-2")
+    page.wait_for(f"{ROOT}.ready == 'true'")
+    assert page.run(COUNT) == 16
+    page.run("location.hash = '#lung/l3/ours-13b/gpt-4'")
+    page.wait_for(f"{ROOT}.opened == 'l3'")
+    assert "ours-13b on l3." in page.run(SHOWN)
+
+
 def test_on_a_phone_nothing_is_wider_than_the_screen(fresh):
     fresh.size(390, 844, phone=True)
     assert fresh.run("document.documentElement.scrollWidth") <= 390

@@ -255,7 +255,13 @@
 
   // #benchmark/id/system/reference opens one transcript: to be linked from a paper.
   function fromAddress() {
-    const names = location.hash.slice(1).split("/").map(decodeURIComponent);
+    let names;
+    try {
+      names = location.hash.slice(1).split("/").map(decodeURIComponent);
+    } catch (error) {
+      if (error instanceof URIError) return null; // "%" without two digits
+      throw error;
+    }
     if (names.length !== 4) return null;
     const benchmark = index.benchmarks.indexOf(names[0]);
     const number = (kind, name) =>
@@ -266,6 +272,14 @@
     element("system").value = String(system);
     element("reference").value = String(reference);
     return item;
+  }
+
+  async function follow() {
+    const wanted = fromAddress();
+    if (!wanted) return;
+    await search();
+    await open(wanted, true);
+    element("transcripts").scrollIntoView();
   }
 
   async function start() {
@@ -302,12 +316,9 @@
       element("transcripts").classList.remove("opened");
       element("transcripts").scrollIntoView();
     });
-    const wanted = fromAddress();
     await search();
-    if (wanted) {
-      await open(wanted, true);
-      element("transcripts").scrollIntoView();
-    }
+    await follow();
+    addEventListener("hashchange", follow); // a link within the page, or one pasted over it
     document.documentElement.dataset.ready = "true";
   }
 
