@@ -76,7 +76,8 @@ def _win_rates(results: Results, systems: Systems, judge: str) -> Figure:
             drawings.append(report_charts.bars(title, groups, names, colours))
     text = (
         f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, averaged over both orders of the "
-        "two answers and over all items. Lines are 95 % intervals, items resampled whole."
+        "two answers and over the items with valid verdicts. Lines are 95 % intervals, items "
+        "resampled whole."
     )
     return Figure(f"Win rates, {judge}", text, drawings)
 

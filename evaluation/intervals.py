@@ -64,6 +64,28 @@ def bootstrap_ratios(
     return ratios, ends
 
 
+def bootstrap_mean_ratio(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """(low, high) of the mean of the k ratios that `bootstrap_ratios` has, each counted somewhere.
+
+    Items are drawn with all that they have of the k, so the ratios need not be independent.
+    """
+    drawn = _draws(len(sums), seed, resamples)
+    with np.errstate(invalid="ignore"):
+        means = ((drawn @ sums) / (drawn @ counts)).mean(axis=1)
+    tails = (1 - level) / 2
+    low, high = np.nanquantile(means, [tails, 1 - tails])
+    if low == high:
+        return wilson(float(low), int(counts.any(axis=1).sum()), level)
+    return float(low), float(high)
+
+
 @functools.lru_cache(maxsize=4)
 def _draws(items: int, seed: int, resamples: int) -> np.ndarray:
     """[resamples, items]: how often each item is drawn."""

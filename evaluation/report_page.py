@@ -46,10 +46,11 @@ NOTES = (
     "best tell between which bounds the rate of all items lies.",
     "MedInstruct-test has 216 items, where the paper says 217. Rates are over what was judged.",
     "Intervals are 95 % percentile bootstrap intervals of the mean over items, both orders of an "
-    "item together, computed exactly. Where all items score the same, Wilson's interval stands.",
+    "item together, computed exactly; of averages over references with invalid verdicts among "
+    "them, by drawing. Where all items score the same, Wilson's interval stands.",
     "Differences are tested by an exact permutation test, paired on items; p-values are corrected "
-    "by Holm's method within each table. Rates that are averages over references are tested as "
-    "such.",
+    "by Holm's method within each table. Averages over references are tested on "
+    "the items that are valid against all of them.",
     "No rate here is controlled for length. The tables by length show what length does.",
     "All numbers are in report.json; evaluation/score.py and its neighbours name each formula's "
     "source.",

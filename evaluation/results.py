@@ -24,7 +24,7 @@ Key = tuple[str, str, str]  # judge, benchmark, reference
 def measure(verdicts: Verdicts, people: Verdicts | None, texts: Texts, *, seed: int) -> Results:
     """All numbers. Lists hold one record a row, and say in fields what they are of."""
     panels = all_panels(verdicts)
-    rates = win_rates(verdicts, panels)
+    rates = win_rates(verdicts, panels, seed)
     return {
         "settings": {"seed": seed, "level": intervals.LEVEL},
         "verdicts": verdicts.count,
@@ -33,8 +33,8 @@ def measure(verdicts: Verdicts, people: Verdicts | None, texts: Texts, *, seed: 
         "systems": _ranked(rates),
         "judges": {judge: _judge(verdicts, judge, seed) for judge in verdicts.names("judge")},
         "win_rates": rates,
-        "by_difficulty": _by_label(verdicts, panels, texts, "difficulty"),
-        "by_topic": _by_label(verdicts, panels, texts, "topic"),
+        "by_difficulty": _by_label(verdicts, panels, texts, "difficulty", seed),
+        "by_topic": _by_label(verdicts, panels, texts, "topic", seed),
         "comparisons": [row for key, panel in panels.items() for row in _compare(key, panel)],
         "by_length": _by_length(verdicts, texts, seed),
         "agreement": _agreements(verdicts, people, seed),
@@ -46,12 +46,16 @@ def measure(verdicts: Verdicts, people: Verdicts | None, texts: Texts, *, seed: 
 class Panel:
     """What one judge said on one benchmark against one reference, or against their average."""
 
-    bounds: dict[str, np.ndarray]  # generator -> [2, items]
+    parts: dict[str, list[np.ndarray]]  # generator -> bounds [2, items] against each reference
     references: int = 1
 
     @property
     def steps(self) -> int:
         return score.STEPS * self.references
+
+    def scores(self, generator: str) -> np.ndarray:
+        """[items]: averaged over the references, NaN where not judged or invalid."""
+        return score.item_scores(score.average(self.parts[generator]))
 
 
 def all_panels(verdicts: Verdicts) -> dict[Key, Panel]:
@@ -65,15 +69,13 @@ def all_panels(verdicts: Verdicts) -> dict[Key, Panel]:
         if cell.reference == AVERAGE:
             raise ValueError(f"a reference is called {AVERAGE!r}; give it another name")
         panel = panels.setdefault((cell.judge, cell.benchmark, cell.reference), Panel({}))
-        panel.bounds[cell.generator] = score.item_bounds(table)
+        panel.parts[cell.generator] = [score.item_bounds(table)]
     for judge, benchmark in sorted({key[:2] for key in panels}):
-        mine = [p.bounds for key, p in panels.items() if key[:2] == (judge, benchmark)]
+        mine = [p.parts for key, p in panels.items() if key[:2] == (judge, benchmark)]
         if len(mine) > 1:
             everywhere = sorted(set.intersection(*map(set, mine)))
-            averages = {
-                name: score.average([bounds[name] for bounds in mine]) for name in everywhere
-            }
-            panels[judge, benchmark, AVERAGE] = Panel(averages, len(mine))
+            together = {name: [parts[name][0] for parts in mine] for name in everywhere}
+            panels[judge, benchmark, AVERAGE] = Panel(together, len(mine))
     return {key: panels[key] for key in sorted(panels)}
 
 
@@ -88,11 +90,11 @@ def _of(key: Key, generator: str) -> dict[str, str]:
     return Cell(*key, generator)._asdict()
 
 
-def win_rates(verdicts: Verdicts, panels: dict[Key, Panel]) -> list[dict[str, Any]]:
+def win_rates(verdicts: Verdicts, panels: dict[Key, Panel], seed: int) -> list[dict[str, Any]]:
     rows = []
     for key, panel in panels.items():
-        for generator, bounds in panel.bounds.items():
-            rate = score.win_rate(bounds, references=panel.references)
+        for generator, parts in panel.parts.items():
+            rate = score.mean_rate(parts, seed=seed)
             row = _of(key, generator) | rate.record()
             if key[2] != AVERAGE:
                 table = verdicts.cells[Cell(*key, generator)]
@@ -133,6 +135,7 @@ def _by_label(
     panels: dict[Key, Panel],
     texts: Texts,
     field: str,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Win rates of the items with each label; of topics only those with `FEW` items or more.
 
@@ -148,15 +151,15 @@ def _by_label(
         for label in sorted(counts, key=natural):
             if not label or counts[label] < least:
                 continue
-            for generator, bounds in panel.bounds.items():
-                rate = score.win_rate(bounds, labels == label, references=panel.references)
+            for generator, parts in panel.parts.items():
+                rate = score.mean_rate(parts, labels == label, seed=seed)
                 rows.append(_of(key, generator) | {field: label} | rate.record())
     return rows
 
 
 def _compare(key: Key, panel: Panel) -> list[dict[str, Any]]:
     """All pairs of systems of a panel, which is the family of Holm's correction."""
-    scores = {name: score.item_scores(bounds) for name, bounds in panel.bounds.items()}
+    scores = {name: panel.scores(name) for name in panel.parts}
     rows = []
     for one, other in itertools.combinations(sorted(scores, key=natural), 2):
         both = ~np.isnan(scores[one]) & ~np.isnan(scores[other])

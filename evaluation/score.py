@@ -16,6 +16,7 @@ same verdicts is 217/216 of one divided by the paper's N.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,10 @@ def either_order(table: np.ndarray) -> np.ndarray:
     return points / np.where(judged, judged, np.nan)
 
 
-def average(bounds: list[np.ndarray]) -> np.ndarray:
+def average(bounds: Sequence[np.ndarray]) -> np.ndarray:
     """[2, items]: the mean over several references; NaN where one of them was not judged.
 
-    Without invalid verdicts its win rate is the mean of theirs, the paper's "AVG". An invalid
-    verdict against one reference makes the item's average invalid.
+    An invalid verdict against one reference makes the item's average invalid.
     """
     return np.mean(bounds, axis=0)
 
@@ -75,7 +75,7 @@ class WinRate:
 
     items: int  # judged: N
     valid: int  # of them with valid verdicts only
-    rate: float | None  # the mean over the valid ones
+    rate: float | None  # the mean over the valid ones; see `mean_rate` for several references
     low: float | None  # 95 % confidence interval of `rate`
     high: float | None
     interval: str  # bootstrap, wilson (see intervals.py), or none
@@ -107,6 +107,30 @@ def win_rate(
         return WinRate(count, 0, None, None, None, "none", worst, best)
     low, high, method = intervals.of_mean(scores, STEPS * references)
     return WinRate(count, len(scores), float(scores.mean()), low, high, method, worst, best)
+
+
+def mean_rate(
+    parts: Sequence[np.ndarray], among: np.ndarray | None = None, *, seed: int = 0
+) -> WinRate:
+    """The mean of the win rates against several references, the paper's "AVG".
+
+    `parts` are the bounds [2, items] against each; what counts are items judged against all, and
+    `valid` is how many of them are valid against all. Without invalid verdicts this is the win rate
+    of the items' averages, whose interval is exact. With some, the rates are over different items,
+    and the interval of their mean comes from a bootstrap of items that draws, by `seed`.
+    """
+    whole = average(parts)
+    judged = ~np.isnan(whole[0])
+    among = judged if among is None else judged & among
+    found = win_rate(whole, among, references=len(parts))
+    rates = [win_rate(part, among).rate for part in parts]
+    if len(parts) == 1 or found.valid == found.items or None in rates:
+        return found
+    scores = np.stack([item_scores(part)[among] for part in parts], axis=1)
+    valid = ~np.isnan(scores)
+    low, high = intervals.bootstrap_mean_ratio(np.where(valid, scores, 0.0), valid, seed=seed)
+    mean = float(np.mean(rates))
+    return dataclasses.replace(found, rate=mean, low=low, high=high, interval="bootstrap")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,12 +129,27 @@ def test_the_average_over_references_is_the_mean_of_their_rates():
     tables = [draw.integers(0, 3, (100, 2)) for _ in range(3)]
     bounds = [score.item_bounds(table) for table in tables]
     mean = np.mean([score.win_rate(one).rate for one in bounds])
-    found = score.win_rate(score.average(bounds), references=3)
+    found = score.mean_rate(bounds)
+    assert found == score.win_rate(score.average(bounds), references=3)
     assert found.rate == pytest.approx(mean)
     assert found.valid == 100
-    tables[0][7, 0] = INVALID
-    bounds[0] = score.item_bounds(tables[0])
-    assert score.win_rate(score.average(bounds), references=3).valid == 99
+
+
+def test_the_average_is_that_of_the_rates_with_invalid_verdicts_too():
+    """Its interval is that of drawing by hand; items that one reference lacks are left out."""
+    draw = np.random.default_rng(1)
+    tables = [draw.choice([MODEL, REFERENCE, TIE, INVALID], (60, 2)) for _ in range(3)]
+    tables[1][:10] = MISSING
+    among = np.arange(60) != 20
+    found = score.mean_rate([score.item_bounds(table) for table in tables], among)
+    scores = [score.item_scores(score.item_bounds(table[10:][among[10:]])) for table in tables]
+    assert found.rate == pytest.approx(np.mean([np.nanmean(one) for one in scores]))
+    assert (found.items, found.valid) == (49, (~np.isnan(scores)).all(axis=0).sum())
+    means = [
+        np.mean([np.nanmean(one[items]) for one in scores])
+        for items in draw.integers(0, 49, (2000, 49))
+    ]
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
 
 
 def test_people_may_judge_one_order():
