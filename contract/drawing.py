@@ -4,7 +4,6 @@ Colours are names of `COLOURS`, so that the page can show them in its dark mode.
 """
 
 import dataclasses
-import os
 import re
 import unicodedata
 import warnings
@@ -231,10 +230,8 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
                 weight="bold" if shape.bold else "normal",
                 zorder=layer,
             )
-    partial = path.with_name(path.name + ".tmp")
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, provenance.replacing(path) as partial:
         warnings.simplefilter("always")
         figure.savefig(partial, format="png", metadata={"Software": None})
-    os.replace(partial, path)
     glyphs = [re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught]
     return {chr(int(glyph.group(1))) for glyph in glyphs if glyph}

@@ -1,5 +1,6 @@
 """`run.json`: what made an output, so that a result explains itself."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -7,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,10 +27,23 @@ def write_text(path: str | PurePath, text: str) -> None:
     if paths.in_bucket(path):
         epath.Path(path).write_text(text)
         return
-    path = Path(path)
+    with replacing(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to: it takes its place at the end, or goes if that fails."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)  # a full disk names no file
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: str | PurePath, content: Any) -> None:

@@ -79,6 +79,7 @@ def run(
     named = systems.read(systems_file, measured["systems"])
     drawn = figures.build(measured, named)
     output.mkdir(parents=True, exist_ok=True)
+    (output / "run.json").unlink(missing_ok=True)  # written last: where it is, all are
     provenance.write_json(output / "report.json", measured)
     clear(output / "figures", (".png", ".svg"), report_page.FIGURES)
     missing = figures.write(output / "figures", drawn)

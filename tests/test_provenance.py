@@ -1,10 +1,12 @@
 """run.json and files that are whole or not there."""
 
 import datetime
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 
@@ -50,6 +52,19 @@ def write_half(self, text, **_):
     with open(self, "w") as file:
         file.write(text[: len(text) // 2])
     fail()
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+
+    def write_half(self, text, encoding):
+        self.write_bytes(text.encode(encoding)[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_text", write_half)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{path}'")):
+        provenance.write_text(path, "whole")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, monkeypatch):
