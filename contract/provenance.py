@@ -18,7 +18,7 @@ from contract import paths
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"),
-    *("openai", "anthropic", "rapidfuzz"),
+    *("openai", "anthropic", "rapidfuzz", "rouge-score", "matplotlib"),
 )
 
 

@@ -88,6 +88,22 @@ def test_a_workdir_that_is_none(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_that_is_not_whole_has_no_run_json(tmp_path, monkeypatch):
+    folder = judge_workdirs.write(tmp_path / "work", lambda _: "tie", items={"heart": ["1"]})
+    settings = {"judgements": [str(folder)], "output": tmp_path / "out", "labels": []}
+    settings |= {"systems_file": "", "seed": 0, "page_mib": 1.0}
+    report.run(**settings)
+    assert (tmp_path / "out" / "run.json").exists()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_tables", full)
+    with pytest.raises(OSError, match="No space"):
+        report.run(**settings)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
 def test_no_workdir_is_a_wrong_flag():
     for flag in ("--judgements=", "--judgements=a,,b"):
         process = run(flag, "--output=out")
