@@ -187,6 +187,12 @@ def test_on_paper_only_what_can_be_read(fresh):
     fresh.send("Emulation.setEmulatedMedia", media="print")
     assert [fresh.run(f"({shown})('{name}')") for name in ("rates", "found")] == [True, False]
     assert fresh.run("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    fresh.run("document.querySelectorAll('#list button')[1].click()")
+    fresh.wait_for(f"{ROOT}.opened == 'h1'")
+    fresh.size(700, 1000)  # as wide as paper: answers stay side by side
+    columns = "getComputedStyle(document.querySelector('.sides')).gridTemplateColumns"
+    assert len(fresh.run(columns).split()) == 2
+    fresh.size(1280, 900)
     paper = fresh.send("Page.printToPDF", printBackground=True)["data"]
     assert paper.startswith("JVBERi0")  # %PDF-
     fresh.send("Emulation.setEmulatedMedia", media="")
