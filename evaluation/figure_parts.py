@@ -61,6 +61,8 @@ def _count(row: Row) -> str:
     if "valid" not in row:
         return f"{row['pairs']:,} pairs of {row['items']:,} items"
     invalid = row["items"] - row["valid"]
+    if invalid and row["reference"] == AVERAGE:
+        return f"{row['items']:,} items, {row['valid']:,} of them valid against all references"
     return f"{row['valid']:,} items" + (f", {invalid:,} more invalid" if invalid else "")
 
 

@@ -160,6 +160,11 @@ def define_flags() -> None:
     flags.DEFINE_string("generator", "", "Name of the model's answers; its own by default.")
     flags.DEFINE_bool("dry_run", False, "Say what is left to ask and what it costs; send nothing.")
     flags.mark_flags_as_required(["benchmark", "workdir"])
+    flags.register_multi_flags_validator(
+        ["config", "import"],
+        lambda given: given["import"] or given["config"] is not None,
+        message="give --config for the model to ask, or --import for frozen answers",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -169,8 +174,6 @@ def main(argv: Sequence[str]) -> None:
     if source := FLAGS["import"].value:
         run_import(source, FLAGS.benchmark, data, workdir)
         return
-    if FLAGS.config is None:
-        raise ValueError("give --config for the model to ask, or --import for frozen answers")
     config = sections.build(EvaluationConfig, FLAGS.config.to_dict())
     asking = Asking(config.within(config.chat), FLAGS.prompt, FLAGS.generator)
     run_ask(asking, FLAGS.benchmark, data, workdir, dry_run=FLAGS.dry_run)

@@ -1,5 +1,7 @@
 """`report.html`: figures, tables and transcripts in one page that opens from disk."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
@@ -34,10 +36,10 @@ MANY_CUT = 0.05  # of a reference's answers, from where the page warns
 LARGE_PREFERENCE = 0.1  # of a judge for a position, away from a half
 
 POLICY = (
-    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
+    "form-action 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'\">"
 )
-"""The page fetches nothing, whatever a text in it says."""
+"""The page fetches nothing and runs one script, by its hash, whatever a text in it says."""
 
 NOTES = (
     "The win rate is the paper's (AlpaCare, arXiv 2310.14558): win 1, tie 0.5, loss 0, averaged "
@@ -74,6 +76,7 @@ def build(
         "notes": "Notes",
     }
     links = " ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in headings.items())
+    script = (FILES / "report.js").read_text(encoding="utf-8")
     body = [
         f"<header><h1>Evaluation report</h1><p class=muted>{escape(_summary(results))}</p>"
         f"{_warnings(results)}<nav>{links}</nav></header>",
@@ -83,10 +86,12 @@ def build(
         *(f"<p>{escape(note)}</p>" for note in NOTES),
         "</section>",
         _data(transcripts),
-        f"<script>{(FILES / 'report.js').read_text(encoding='utf-8')}</script>",
+        f"<script>{script}</script>",
     ]
     style = (FILES / "report.css").read_text(encoding="utf-8")
-    return page.document("Evaluation report", "\n".join(body), style=style, head=POLICY)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    head = POLICY.format(digest)
+    return page.document("Evaluation report", "\n".join(body), style=style, head=head)
 
 
 def _named(figures: dict[str, Figure], starts: Sequence[str]) -> list[str]:

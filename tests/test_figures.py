@@ -107,3 +107,13 @@ def test_png_and_svg_of_each(tmp_path, measured):
     found = {"position": figures.build(measured, PLAIN)["position"]}
     assert figures.write(tmp_path, found) == set()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["position.png", "position.svg"]
+
+
+def test_the_tip_of_an_average_tells_what_is_valid():
+    row = {"rate": 0.5, "low": 0.4, "high": 0.6, "items": 9, "valid": 7}
+    row["reference"] = results.AVERAGE
+    assert figure_parts.bar(row, "x").tip.endswith(
+        "9 items, 7 of them valid against all references"
+    )
+    row["reference"] = "gpt-4"
+    assert figure_parts.bar(row, "x").tip.endswith("7 items, 2 more invalid")

@@ -198,6 +198,21 @@ def test_on_paper_only_what_can_be_read(fresh):
     fresh.send("Emulation.setEmulatedMedia", media="")
 
 
+def test_no_other_script_runs(page):
+    """Markup that should never get into the page, put there: the page's policy stops it."""
+    page.run(
+        "document.body.insertAdjacentHTML('beforeend', "
+        '\'<p onclick="window.hacked = true" id=odd>x</p><a href="javascript:hacked=1">y</a>\');'
+        "document.getElementById('odd').click(); document.querySelector('#odd + a').click()"
+    )
+    page.wait_for("new Promise(done => setTimeout(() => done(true), 50))")
+    assert page.run("window.hacked") is None
+    assert len(page.problems) == 2
+    assert all("Content Security Policy" in problem for problem in page.problems)
+    page.problems.clear()
+    page.run("document.querySelectorAll('#odd, #odd + a').forEach(e => e.remove())")
+
+
 def test_an_error_would_be_noticed(page):
     page.run("console.error('one'); setTimeout(() => { throw Error('two') })")
     page.wait_for("new Promise(done => setTimeout(() => done(true), 10))")
