@@ -93,7 +93,7 @@ class Agreement:
     decided: int  # units where neither judge is undecided
     same_decided: float | None  # share of these with the same side
     kappa: float | None  # Cohen's, on the three categories
-    kappa_low: float | None  # 95 % interval, items resampled whole
+    kappa_low: float | None  # 95 % interval, items resampled whole; None where it has no width
     kappa_high: float | None
     alpha_nominal: float | None  # Krippendorff's, on the categories
     alpha_interval: float | None  # on the scores
@@ -124,6 +124,8 @@ def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int
     kappas = kappas[~np.isnan(kappas)]
     low, high = np.quantile(kappas, [0.025, 0.975]) if len(kappas) else (np.nan, np.nan)
     kappa = cohen_kappa(table)
+    # Of judges who never differ all resamples are the same but for rounding: that proves nothing.
+    told = high - low > 1e-9
     flat = [np.where(side < 0, np.nan, side).ravel() for side in sides]
     return Agreement(
         units=units,
@@ -131,8 +133,8 @@ def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int
         decided=int(decided.sum()),
         same_decided=float(np.trace(decided) / decided.sum()) if decided.sum() else None,
         kappa=_number(kappa),
-        kappa_low=None if np.isnan(kappa) else _number(low),
-        kappa_high=None if np.isnan(kappa) else _number(high),
+        kappa_low=float(low) if told else None,
+        kappa_high=float(high) if told else None,
         alpha_nominal=_number(krippendorff_alpha(np.stack(flat))),
         alpha_interval=_number(
             krippendorff_alpha(np.stack([one.ravel(), other.ravel()]), interval)

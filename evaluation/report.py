@@ -62,7 +62,16 @@ def run(
     seed: int,
     page_mib: float,
 ) -> None:
-    """Reads, counts and writes; see the flags for the arguments."""
+    """Reads, counts and writes; see the flags for the arguments.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing or wrong, or `output` is a judge's workdir.
+    """
+    if (output / verdicts.FILE).exists():
+        raise ValueError(
+            f"{output} is a workdir of evaluation.judge, whose run.json would be lost; choose "
+            "another --output"
+        )
     found, people = verdicts.read(judgements, labels)
     say(f"{found.count:,} verdicts, {len(found.cells):,} cells")
     texts = workdirs.read(judgements, found)

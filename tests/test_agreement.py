@@ -40,6 +40,7 @@ def test_two_judges_that_agree_and_two_that_do_not():
     same = agreement.between(scores, scores)
     assert (same.units, same.same, same.same_decided) == (200, 1.0, 1.0)
     assert same.kappa == same.alpha_nominal == same.alpha_interval == 1.0
+    assert same.kappa_low is same.kappa_high is None, "every resample is the same"
     opposite = agreement.between(scores, 1 - scores)
     assert opposite.same_decided == 0.0
     assert opposite.kappa < 0

@@ -104,6 +104,15 @@ def test_a_report_that_is_not_whole_has_no_run_json(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+def test_a_report_into_a_workdir_would_lose_its_run_json(tmp_path):
+    judge_workdirs.write(tmp_path, lambda _: "tie", items={"heart": ["1"]})
+    (tmp_path / "run.json").write_text("how it was judged")
+    settings = {"labels": [], "systems_file": "", "seed": 0, "page_mib": 1.0}
+    with pytest.raises(ValueError, match="choose another --output"):
+        report.run(judgements=[str(tmp_path)], output=tmp_path, **settings)
+    assert (tmp_path / "run.json").read_text() == "how it was judged"
+
+
 def test_no_workdir_is_a_wrong_flag():
     for flag in ("--judgements=", "--judgements=a,,b"):
         process = run(flag, "--output=out")
