@@ -155,6 +155,8 @@ class Judging:
     ):
         self.config = config
         self.judges = load_judges(config.judges)
+        for judge in self.judges:
+            benchmarks.check_name("judge", f"{judge.name}/{config.chat.model}")
         everything = benchmarks.load(benchmark, data)
         chosen = select(everything, ids, difficulty)
         self.items = [everything[place] for place in chosen]

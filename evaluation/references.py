@@ -123,6 +123,7 @@ def run_ask(asking: Asking, benchmark: str, data: Path, workdir: Path, *, dry_ru
         written as empty ones.
       Stopped: a budget is reached, a signal came, or nothing can be answered; nothing is written.
     """
+    benchmarks.check_name("generator", asking.name)
     items = benchmarks.load(benchmark, data)
     path = workdir / "references.jsonl"
     require_own_workdir(path, items[0].benchmark, asking.name)

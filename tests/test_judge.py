@@ -349,6 +349,11 @@ def test_published_files(server, tmp_path):
     assert len(read(tmp_path)) == 2 * 4 * 3 * 2 == len(server.bodies)
 
 
+def test_a_model_whose_name_no_table_can_show(server, files):
+    with pytest.raises(ValueError, match=r"'alpacare/m\\u202e' is no name that can be shown"):
+        make(make_config(server, model="m\u202e"), files)
+
+
 # What is there already.
 
 

@@ -157,6 +157,12 @@ def test_an_import_that_does_not_fit_leaves_nothing(flat, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_name_that_no_table_can_show(ask, server):
+    with pytest.raises(ValueError, match="is no name that can be shown"):
+        ask(generator="a\nb")
+    assert not server.bodies
+
+
 def test_a_config_of_something_else_is_told():
     config = {"config": "configs/quickstart.py", "benchmark": "icliniq", "workdir": "never"}
     process = subprocess.run(
