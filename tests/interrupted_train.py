@@ -40,5 +40,6 @@ def interrupt(note: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[0] = os.getcwd()  # as python -m has it: where configs lie
     interrupt(Path(sys.argv.pop(1)))
     runpy.run_module("alpacare_jax.train", run_name="__main__", alter_sys=True)
