@@ -42,7 +42,7 @@ def difficulty(text: object) -> int | None:
     if text is None or isinstance(text, bool):
         return None
     number = re.search(r"\d+", str(text))
-    value = int(number.group()) if number else 0
+    value = int(number.group()[:9]) if number else 0  # int() refuses 5,000 digits
     return value if 1 <= value <= MAX_DIFFICULTY else None
 
 
@@ -67,6 +67,10 @@ def read_records(path: str | Path, *, answered: bool = False) -> list[Record]:
             raise ValueError(f"{where}: field 'instruction' is empty")
         name = jsonl.identity(where, record) or str(len(records))
         records.append({"id": name} | record | {"id": name} | texts)
+        try:  # whatever a record holds is written again, after answers are paid for
+            jsonl.line(records[-1]).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where}: is not valid Unicode: half a surrogate") from None
     if not records:
         raise ValueError(f"{path}: holds no record")
     return records

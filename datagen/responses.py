@@ -39,13 +39,16 @@ RATING_TOKENS = 80
 RATING_ATTEMPTS = 3
 """Times that a rater is asked until it says a number."""
 
-_RATING = re.compile(r"\W*Rating\W*\s*([0-5](?:\.\d+)?)\s*(?:/\s*5)?\W*?(?:\n|$)", re.IGNORECASE)
+_RATING = re.compile(
+    r"\W*+Rating\W*+(?<!-)([0-5](?:\.\d+)?)[ \t]*+(?:/[ \t]*+5)?[^\w\n]*+(?:\n|\Z)",
+    re.IGNORECASE,
+)
 
 
 def rating(text: str) -> float | None:
     """The number that a rater gives; None where its first line is nothing but one.
 
-    >>> [rating(x) for x in ("Rating: 4.5\\nGood.", "**Rating:** 3/5", "Rating: 7", "4 or 5")]
+    >>> [rating(x) for x in ("Rating: 4.5\\nGood.", "**Rating:** 3/5", "Rating: -3", "4 or 5")]
     [4.5, 3.0, None, None]
     """
     found = _RATING.match(text)

@@ -24,9 +24,9 @@ from datagen.records import difficulty
 
 LABELS = ("type", "topic", "view", "difficulty")
 
-_HEADER = re.compile(
-    r"^[ \t]*(?:#+[ \t]*)?[*_]*(?:task[ \t]*)?(?:\d+[.):][ \t]*)?[*_]*"
-    r"(type|topic|view|difficulty|instruction|input)[*_]*[ \t]*:[*_]*",
+_HEADER = re.compile(  # possessive: teachers may end in thousands of underscores, or of spaces
+    r"^[ \t]*+(?:#++[ \t]*+)?[*_]*+(?:task[ \t]*+)?(?:\d++[.):][ \t]*+)?[*_]*+"
+    r"(type|topic|view|difficulty|instruction|input)[*_]*+[ \t]*+:[*_]*+",
     re.IGNORECASE | re.MULTILINE,
 )
 _SEPARATOR = re.compile(r"^[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
@@ -34,8 +34,12 @@ _SEPARATOR = re.compile(r"^[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
 _TASK_END = re.compile(r"^[ \t]*#{2,}[ \t]*$", re.MULTILINE)
 """What the prompt asks for between tasks; a rule of dashes may be part of a text."""
 
-_BETWEEN = re.compile(r"\s*^[ \t]*(?:#{2,}|-{3,}|\*{3,})[^\n]*(?:\n\s*(?:\d+[.):])?)*\s*\Z", re.M)
-"""A separator that ends a text, with the next task's number where that stands on its own line."""
+_RULE = re.compile(
+    r"[ \t]*(?:#{2,}.*|(?:-{3,}|\*{3,})[ \t]*(?:(?:task[ \t]*)?\d+[.):].*)?)", re.IGNORECASE
+)
+"""A separator, with the next task's number or title; "***Take care.***" is text."""
+
+_NUMBER = re.compile(r"\s*(?:\d+[.):])?\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +152,12 @@ def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
 
 
 def _text(piece: str) -> str:
-    return _BETWEEN.sub("", piece).strip()
+    """A text less what ends it: a separator, and the next task's number on a line of its own."""
+    lines = piece.strip().split("\n")
+    last = len(lines) - 1
+    while last and _NUMBER.fullmatch(lines[last]):
+        last -= 1
+    return "\n".join(lines[:last] if _RULE.fullmatch(lines[last]) else lines).strip()
 
 
 # Replies in JSON.
@@ -180,7 +189,7 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejecte
     while at < len(reply) and reply[at] != "]":
         try:
             record, end = decoder.raw_decode(reply, at)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # a number of 5,000 digits is no JSONDecodeError
             reason = "cut at the length limit" if cut else "not JSON of the schema"
             rejected.append(Rejected(reason, reply[at:]))
             break

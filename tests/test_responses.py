@@ -47,6 +47,12 @@ def test_doctests(module):
     assert doctest.testmod(module).failed == 0
 
 
+def test_a_rating_with_much_space_around_it():
+    space = " " * 40_000  # once read in quadratic and cubic time
+    assert responses.rating(f"Rating:{space}4{space}\n") == 4.0
+    assert responses.rating(f"Rating: 4{space}good") is None
+
+
 def test_every_task_is_answered_once(server, tmp_path, capsys):
     path = write_tasks(tmp_path)
     responses.run(config(server), path, tmp_path, dry_run=True)

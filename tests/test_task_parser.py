@@ -113,8 +113,23 @@ def test_a_cut_in_the_labels_of_a_task_costs_that_task_alone():
 
 
 def test_a_rule_of_dashes_inside_a_text_stays():
-    note = "Findings:\n---\nNormal."
-    assert parse(task(1, given=note) + "\n" + task(2), cut=False)[0][0].input == note
+    for note in ("Findings:\n---\nNormal.", "A note.\n***Allergic to penicillin.***"):
+        assert parse(task(1, given=note) + "\n" + task(2), cut=False)[0][0].input == note
+
+
+@pytest.mark.parametrize(
+    "endless", ["---" + "\n" * 40_000, "\n" * 40_000, " " * 40_000, "_" * 40_000, "*" * 40_000]
+)
+def test_a_teacher_that_repeats_itself_is_read_at_once(endless):
+    note = f"A note.\n{endless}End."  # once read in exponential or quadratic time: for hours
+    assert parse(task(1, given=note), cut=False)[0][0].input == note
+
+
+def test_a_number_of_many_digits_is_no_error():
+    tasks, rejected = parse(task(1, Difficulty="2" * 5_000) + "\n" + task(2), cut=False)
+    assert (tasks, [r.reason for r in rejected]) == ([GOUT], ["difficulty is not 1 to 5"])
+    _, rejected = parse_json('{"tasks": [' + "1" * 5_000 + "]}", cut=False)
+    assert [r.reason for r in rejected] == ["not JSON of the schema"]
 
 
 PIECES = st.sampled_from(
