@@ -49,8 +49,8 @@ __all__ = [
 
 Tag, Result = TypeVar("Tag"), TypeVar("Result")
 
-FIRST_REFUSALS = 3
-"""Requests that a server may refuse before any is answered: then all would be."""
+FIRST_FAILURES = 3
+"""Requests that a server may refuse, or never reply to, before any is answered: then all would."""
 
 MOST_WAITING = 100_000
 """Requests that a run has in batches at once; each takes some 8 kB of memory beside its text."""
@@ -248,12 +248,15 @@ class Client:
                 failed = error
                 self.counts["tried again"] += 1
             except Refused as error:
-                self._refused(error)
+                self._without_answer("refused by the server", error)
                 raise
             except Hopeless as error:
                 self.stop(str(error))
                 raise Stopped(self.stop_reason) from None
-        raise Refused(f"no answer in {self.config.attempts} attempts, the last time: {failed}")
+        error = Refused(f"no answer in {self.config.attempts} attempts, the last time: {failed}")
+        if not self.config.batch and str(failed) != providers.BLOCKED:
+            self._without_answer("given up", error)
+        raise error
 
     async def _once(self, key: str, body: dict[str, Any]) -> Answer:
         if self._batches:
@@ -269,11 +272,12 @@ class Client:
         finally:
             await self.budget.release(*reserved)
 
-    def _refused(self, error: Refused) -> None:
-        self.counts["refused by the server"] += 1
-        refused = self.counts["refused by the server"]
-        if refused >= FIRST_REFUSALS and not self.counts["answered"]:
-            self.stop(f"every request so far is refused: {error}")
+    def _without_answer(self, what: str, error: Refused) -> None:
+        """Counts it, and ends the run where all requests so far went that way."""
+        self.counts[what] += 1
+        works = self.counts["answered"] or self.counts["stored"]  # with this very configuration
+        if self.counts[what] >= FIRST_FAILURES and not works:
+            self.stop(f"every request so far is {what}: {error}")
             raise Stopped(self.stop_reason) from None
 
     async def _attempt(self, key: str, body: dict[str, Any]) -> Answer:

@@ -25,6 +25,9 @@ KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 BLOCKED = "blocked by the provider's content filter"
 """Paid, no answer, and another try may pass."""
 
+MOST_TOKENS = 10**9
+"""Of a reply, below which its usage is believed: a budget must not be lowered by nonsense."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -63,10 +66,16 @@ class ModelConfig:
         sections.choice("provider", self.provider, KEYS)
         above_zero = ("max_tokens", "concurrency", "attempts", "timeout_seconds")
         for name in (*above_zero, "batch_requests", "poll_seconds"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if "@" in self.base_url:
-            raise ValueError("base_url must hold no password; keys come from the environment")
+        if set("@?") & set(self.base_url):
+            raise ValueError(
+                "base_url must hold no password or key; these come from the environment"
+            )
+        if self.base_url and not self.base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url is {self.base_url!r}, not http://... or https://...")
+        if min(self.price_input or 0.0, self.price_output or 0.0) < 0:
+            raise ValueError("price_input and price_output must be at least 0")
         if (self.price_input is None) != (self.price_output is None):
             raise ValueError("give price_input and price_output, or neither")
         try:
@@ -92,6 +101,11 @@ class Limits:
     budget_usd: float  # hard cap on all that the workdir has spent; 0: none
     budget_tokens: int  # the same in tokens
     offline: bool  # answer from the store only
+
+    def __post_init__(self):
+        for name in ("budget_usd", "budget_tokens"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
     def within(self, model: ModelConfig) -> ChatConfig:
         limits = {field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)}
@@ -190,15 +204,20 @@ def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
     """
     try:
         text, finish, tokens = (_read_anthropic if provider == "anthropic" else _read_openai)(reply)
-        # Half a surrogate pair, from a cut "\\ud83d\\ude00", is no Unicode and fits no file.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        estimated = tokens[0] is None or tokens[1] is None
+        text, finish, model, name = map(
+            _unicode, (text, str(finish), str(reply.get("model", "")), str(reply.get("id", "")))
+        )
+        estimated = not all(type(n) is int and 0 <= n < MOST_TOKENS for n in tokens)
         if estimated:
             tokens = (len(json.dumps(sent)) // 4, len(text.encode()) // 4)
-        model, name = str(reply.get("model", "")), str(reply.get("id", ""))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Again(f"malformed reply: {json.dumps(reply)[:100]}") from None
     return Answer(text, finish, model, name, *tokens, usage_reported=not estimated)
+
+
+def _unicode(text: str) -> str:
+    # Half a surrogate pair, from a cut "\\ud83d\\ude00", is no Unicode and fits no file.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_openai(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
@@ -259,18 +278,20 @@ class Connection:
         with self._meanings():
             response = await self._client.post(self._path, cast_to=httpx2.Response, body=content)
             # A look-up in the SDK's own mapping decodes all headers anew.
-            return response.json(), dict(response.headers.items())
+            return _json(response.content), dict(response.headers.items())
 
     async def get(self, path: str, **query: Any) -> Any:
         """The JSON at a path."""
         with self._meanings():
             options = {"params": query}
-            return (await self._client.get(path, cast_to=httpx2.Response, options=options)).json()
+            reply = await self._client.get(path, cast_to=httpx2.Response, options=options)
+            return _json(reply.content)
 
     async def post(self, path: str, **content: Any) -> Any:
         """The reply's JSON; `content` as the SDKs' `post` takes it: body, content, files."""
         with self._meanings():
-            return (await self._client.post(path, cast_to=httpx2.Response, **content)).json()
+            reply = await self._client.post(path, cast_to=httpx2.Response, **content)
+            return _json(reply.content)
 
     async def lines(self, path: str) -> AsyncIterator[Any]:
         """The JSON of each line, as they come."""
@@ -282,9 +303,9 @@ class Connection:
                     # By hand: to `aiter_lines` a line also ends at U+2028, which answers may hold.
                     *whole, rest = (rest + part).split(b"\n")
                     for line in filter(bytes.strip, whole):
-                        yield json.loads(line)
+                        yield _json(line)
                 if rest.strip():
-                    yield json.loads(rest)
+                    yield _json(rest)
             finally:
                 await response.aclose()
 
@@ -298,12 +319,19 @@ class Connection:
             if after is None:
                 after = seconds_until(headers.get("retry-after", ""))
             raise meaning(self.config, error.status_code, reason(error), after) from None
-        except self._sdk.APITimeoutError:
-            raise Again(f"no answer within {self.config.timeout_seconds:g} s") from None
         except (self._sdk.APIConnectionError, httpx2.HTTPError) as error:
+            late = isinstance(error, self._sdk.APITimeoutError)
+            # Its transport calls a refused connection a timeout, too.
+            if late and not isinstance(error.__cause__, httpx2.ConnectTimeout):
+                raise Again(f"no answer within {self.config.timeout_seconds:g} s") from None
             raise Again(f"connection: {reason(error.__cause__ or error)}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise Again(f"not JSON: {reason(error)}") from None
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # too many digits, or brackets, too
+        raise Again(f"not JSON: {reason(error)}") from None
 
 
 def meaning(config: ChatConfig, status: int, said: str, after: float | None = None) -> Exception:

@@ -16,7 +16,7 @@ import time
 
 import pytest
 from chat_lives import requests
-from chat_server import FAULTS, ChatServer, question
+from chat_server import FAULTS, ChatServer, openai_reply, question
 from conftest import REPOSITORY
 
 from datagen import chat, progress, providers
@@ -148,6 +148,21 @@ def test_half_a_surrogate_pair_in_an_answer_is_replaced(server, tmp_path):
     server.answer = lambda body: "a smile: \ud83d"
     got, _, why = ask(make_config(server), tmp_path / "s", requests(2))
     assert why is None and {a.text for a in got.values()} == {"a smile: \ufffd"}
+
+
+@pytest.mark.parametrize("tokens", [-(10**6), 10**30, "7", True, 1.5])
+def test_usage_that_is_nonsense_is_not_believed(tokens):
+    reply = openai_reply("four")
+    reply |= {"usage": {"prompt_tokens": tokens, "completion_tokens": 7}, "model": "\ud83d"}
+    answer = providers.read_reply("openai", {"messages": []}, reply)
+    assert (answer.input_tokens, answer.output_tokens) == (len('{"messages": []}') // 4, 1)
+    assert answer.usage_reported is False and answer.model == "\ufffd"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"9" * 5_000, b"[" * 100_000])
+def test_a_reply_that_is_no_json_is_asked_for_again(content):
+    with pytest.raises(providers.Again, match="not JSON"):
+        providers._json(content)
 
 
 def test_a_run_tells_how_it_goes(server, tmp_path, monkeypatch):
@@ -407,6 +422,33 @@ def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
     assert client.counts["answered"] == 0
 
 
+@pytest.mark.parametrize("fault", ["drop", "500"])
+def test_a_server_that_never_answers_ends_the_run(tmp_path, fault):
+    server = ChatServer(faults=1.0, kinds=(fault,))
+    _, client, why = ask(make_config(server, attempts=2), tmp_path / "s", requests(500))
+    assert isinstance(why, Stopped) and "every request so far is given up" in str(why)
+    assert 3 <= client.counts["given up"] <= 16 and len(server.bodies) <= 64
+    server.close()
+
+
+def test_no_server_at_all_is_told_as_such(tmp_path):
+    server = ChatServer()
+    server.close()
+    _, _, why = ask(make_config(server, attempts=1), tmp_path / "s", requests(20))
+    assert "connection: Cannot connect" in str(why)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_the_few_that_fail_again_do_not_stop_a_later_run(server, tmp_path, status):
+    config = make_config(server, attempts=1)
+    ask(config, tmp_path / "s", requests(8))
+    server.always = (status, {"error": {"message": "too long"}})
+    got, _, why = ask(config, tmp_path / "s", requests(12))
+    assert (
+        why is None and [isinstance(got[i], Failure) for i in range(12)] == [False] * 8 + [True] * 4
+    )
+
+
 def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
     server.always = (401, {"error": {"message": "Incorrect API key: sk-secret-of-the-test"}})
     _, _, why = ask(make_config(server), tmp_path / "s", requests(1))
@@ -541,6 +583,10 @@ def test_bodies_hold_what_the_config_says_and_no_more():
         ({"provider": "opnai"}, "choose from openai, anthropic"),
         ({"concurrency": 0}, "concurrency must be above 0"),
         ({"base_url": "http://me:pass@host"}, "no password"),
+        ({"base_url": "http://host/v1?key=secret"}, "no password"),
+        ({"base_url": "localhost:8000"}, "not http://"),
+        ({"timeout_seconds": float("nan")}, "timeout_seconds must be above 0"),
+        ({"price_input": -1.0}, "at least 0"),
         ({"extra_body": "[1]"}, "not a JSON object"),
         ({"price_output": None}, "or neither"),
     ],
