@@ -68,11 +68,17 @@ class Pool:
 class Writing:
     """Makes requests as long as tasks are missing, and reads the replies in order."""
 
-    def __init__(self, config: TasksConfig, teacher: Teacher, pool: Pool, *, offline: bool):
+    def __init__(self, config: TasksConfig, teacher: Teacher, pool: Pool, *, gap: int = 0):
+        """
+        Args:
+          gap: offline, the most replies in a row that an earlier run may have left out of the
+            store with others behind them; 0: not offline.
+        """
         self.config = config
         self.teacher = teacher
         self.pool = pool
-        self.offline = offline
+        self.offline = gap > 0
+        self.patience = max(gap, FRUITLESS)
         self.missing = 0  # replies that are not stored, when offline
         self.sent = 0
         self.read = 0  # replies, the first ones without a gap
@@ -142,7 +148,7 @@ class Writing:
             self.read += 1
             if len(self.pool.kept) > kept:
                 self._last_useful = self.read
-            elif self.read - self._last_useful < FRUITLESS:
+            elif self.read - self._last_useful < self.patience:
                 continue
             elif self.offline:
                 self._ended = True

@@ -79,7 +79,6 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         seed=settings.seed,
     )
     pool = Pool(settings, Filters(config.filters), seeds)
-    writing = Writing(settings, teacher, pool, offline=config.offline)
     description = provenance.describe(
         config=dataclasses.asdict(config),
         prompt_version=teacher.prompt.version,
@@ -90,6 +89,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         client.report(str(estimate(settings, teacher, client)))
         if dry_run:
             return
+        gap = min(client.window, settings.num_tasks) if config.offline else 0
+        writing = Writing(settings, teacher, pool, gap=gap)
         chat.run(client, lambda: write(writing, client))
         spent = dataclasses.asdict(store.spent())
     counts = {

@@ -184,14 +184,14 @@ def replies(count: int) -> list[Answer]:
     return [answer(teacher.write_tasks(body)) for body in bodies]
 
 
-def write(order, given, *, offline=False, **changes) -> Writing:
+def write(order, given, *, gap=0, **changes) -> Writing:
     """Takes replies in as `order` says, as far as they were asked for."""
     config = make_config(**changes)
     pool = Pool(config.tasks, Filters(config.filters), read_tasks(SEEDS))
     asks = make_teacher(
         machine_tasks_per_request=config.tasks.machine_tasks_per_request,
     )
-    writing = Writing(config.tasks, asks, pool, offline=offline)
+    writing = Writing(config.tasks, asks, pool, gap=gap)
     writing.asked = {}
     requests, out = writing.requests(), []
     while True:
@@ -251,6 +251,13 @@ def test_a_teacher_that_says_nothing_new_is_not_paid_for_ever():
     same = [replies(1)[0]] * (FRUITLESS + 20)
     with pytest.raises(ValueError, match=r"gave no task to keep; .* near-duplicate"):
         write(min, same)
+
+
+def test_offline_what_stands_behind_a_batch_that_has_not_come_is_read_too():
+    waiting = [Failure("offline, and the answer is not in the store")] * 50
+    writing = write(min, [*waiting, *replies(3), *waiting, *waiting], gap=60)
+    assert len(writing.pool.kept) > 20 and writing.missing == 110
+    assert "no reply" not in writing.pool.reasons()
 
 
 # Runs.
@@ -338,6 +345,9 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
         ({"tasks__seeds": "no.jsonl"}, "no such file"),
         ({"tasks__prompt": "no"}, "choose from"),
         ({"tasks__seeds_per_request": 999}, "holds 64 seeds"),
+        ({"budget_usd": -1.0}, "budget_usd must be at least 0"),
+        ({"budget_usd": float("nan")}, "budget_usd must be at least 0"),
+        ({"budget_tokens": -1}, "budget_tokens must be at least 0"),
     ],
 )
 def test_bad_settings(tmp_path, changes, message):
@@ -349,6 +359,13 @@ def test_a_seed_without_labels_is_named(tmp_path):
     (tmp_path / "seeds.jsonl").write_text('{"id": "s9", "instruction": "Define gout."}')
     with pytest.raises(ValueError, match="seed 's9' has no type"):
         tasks.run(make_config(tasks__seeds=str(tmp_path / "seeds.jsonl")), tmp_path, dry_run=True)
+
+
+def test_a_seed_with_half_a_surrogate_pair_is_named(tmp_path):
+    seed = read_tasks(SEEDS)[0].record() | {"topic": "\ud83d"}
+    (tmp_path / "seeds.jsonl").write_text(json.dumps(seed))
+    with pytest.raises(ValueError, match=r"seeds.jsonl:1: is not valid Unicode"):
+        tasks.read_seeds(make_config(tasks__seeds=str(tmp_path / "seeds.jsonl")).tasks)
 
 
 def test_the_question_is_the_prompt(server):
