@@ -31,7 +31,7 @@ class Prompt:
 
         Raises:
           FileNotFoundError: there is no such prompt; those that there are are named.
-          ValueError: the file has not the form above.
+          ValueError: the file has not the form above, or is not UTF-8.
         """
         path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
         try:
@@ -41,6 +41,8 @@ class Prompt:
             raise FileNotFoundError(
                 f"no prompt {name!r}; choose from {known}, or give the path of a .txt file"
             ) from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not UTF-8; save it as such") from None
         _, *pieces = _SECTION.split(text)
         sections = dict(zip(pieces[::2], (piece.strip() for piece in pieces[1::2]), strict=True))
         if len(sections) * 2 < len(pieces) or not sections.get("user"):

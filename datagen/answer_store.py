@@ -120,7 +120,9 @@ class AnswerStore:
                 self._read.executescript(SCHEMA)
             self._read.execute("SELECT 1 FROM answers LIMIT 1")
         except sqlite3.Error as error:
-            raise OSError(f"{path}: {error}; move it away if it is no store of answers") from None
+            failed = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
+            remedy = "make room, or have it writable" if failed else "it is no store of answers"
+            raise OSError(f"{path}: {error}; {remedy}") from None
         if not read_only:
             self._writer = threading.Thread(target=self._write, name="answer store", daemon=True)
             self._writer.start()
@@ -212,7 +214,9 @@ class AnswerStore:
             with connection:
                 results = [change(connection) for _, _, change in items]
         except sqlite3.Error as error:
-            failure = OSError(f"{self.path}: {error}; nothing that came after is stored")
+            failure = OSError(
+                f"{self.path}: {error}; make room and run again: what came before is kept"
+            )
             results = [failure] * len(items)
         for (loop, done, _), result in zip(items, results, strict=True):
             # After a kill by Ctrl-C nobody may be waiting any more.
