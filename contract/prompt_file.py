@@ -37,7 +37,8 @@ class Prompt:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
+            texts = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
+            known = ", ".join(sorted(stem for stem in texts if _SECTION.search(texts[stem])))
             raise FileNotFoundError(
                 f"no prompt {name!r}; choose from {known}, or give the path of a .txt file"
             ) from None

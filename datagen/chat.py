@@ -353,6 +353,10 @@ def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
             client.report(f"{name.name}: waiting for the answers that are on their way")
         client.stop("stopped by a signal; run again to go on")
 
+    if client.config.budget_usd and (unpriced := client.store.spent().unpriced):
+        client.report(
+            f"{unpriced:,} replies so far have no known price: budget_usd is without them"
+        )
     try:
         return asyncio.run(guarded())
     finally:

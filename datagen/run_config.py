@@ -58,7 +58,7 @@ class ResponsesConfig:
 
     @property
     def included(self) -> tuple[str, ...]:
-        return tuple(filter(None, self.include.split(",")))
+        return tuple(kind.strip() for kind in self.include.split(",") if kind.strip())
 
 
 @dataclasses.dataclass(frozen=True)

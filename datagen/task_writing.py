@@ -39,7 +39,7 @@ class Pool:
         if config.threshold:
             self._near = NearDuplicates(config.threshold, config.tokenizer)
             known = [(task, f"seed {task.id}") for task in seeds]
-            for path in filter(None, config.against.split(",")):
+            for path in filter(None, map(str.strip, config.against.split(","))):
                 known += [(task, f"{path} {task.id}") for task in read_tasks(path)]
             self._near.learn(task.instruction for task, _ in known)
             for task, name in known:

@@ -499,6 +499,16 @@ def test_a_budget_without_a_price_is_an_error(server, tmp_path):
         Client(config, store)
 
 
+def test_replies_without_a_price_are_told_where_a_budget_is_set(server, tmp_path):
+    free = make_config(server, price_input=None, price_output=None)
+    ask(free, tmp_path / "s", requests(2))
+    told = []
+    with AnswerStore(tmp_path / "s") as store:
+        client = Client(make_config(server, budget_usd=1.0), store, told.append)
+        chat.run(client, lambda: client.ask_all(requests(0)))
+    assert "2 replies so far have no known price: budget_usd is without them" in told
+
+
 def test_an_estimate_before_the_first_call(server, tmp_path):
     with AnswerStore(tmp_path / "s") as store:
         client = Client(make_config(server), store)
@@ -543,6 +553,9 @@ def test_what_is_no_store_is_told(tmp_path):
     (tmp_path / "s").write_text("not a database, but a text that is long enough to be read as one")
     with pytest.raises(OSError, match="not a database"):
         AnswerStore(tmp_path / "s")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="make room, or have it writable"):
+        AnswerStore(tmp_path / "folder")
 
 
 # What is sent.

@@ -47,7 +47,14 @@ def test_a_file_of_another_form_is_an_error(tmp_path, text):
         Prompt.read(write(tmp_path, text), tmp_path)
 
 
+def test_a_prompt_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"[user]\n\xff")
+    with pytest.raises(ValueError, match=r"p.txt: not UTF-8"):
+        Prompt.read("p", tmp_path)
+
+
 def test_a_missing_prompt_names_the_others(tmp_path):
     write(tmp_path, "[user]\nx")
+    (tmp_path / "a_list.txt").write_text("words that are no prompt")
     with pytest.raises(FileNotFoundError, match="choose from p,"):
         Prompt.read("q", tmp_path)

@@ -47,6 +47,11 @@ def test_doctests(module):
     assert doctest.testmod(module).failed == 0
 
 
+def test_kinds_to_include_may_stand_apart():
+    config = make_config(responses__include="truncated, refused").responses
+    assert config.included == ("truncated", "refused")
+
+
 def test_a_rating_with_much_space_around_it():
     space = " " * 40_000  # once read in quadratic and cubic time
     assert responses.rating(f"Rating:{space}4{space}\n") == 4.0
