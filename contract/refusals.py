@@ -11,6 +11,9 @@ _OPENINGS = (
     r"i (?:can['’]?t|cannot|can not|won['’]t|will not) "
     r"(?:help|assist|answer|provide|fulfil|comply|do that|give|offer|diagnose|discuss|support)",
     r"i(?:['’]m| am) (?:unable|not able|not allowed|not comfortable) ",
+    r"(?:i['’]m|i am) (?:really |so )?sorry (?:that )?you['’]re feeling.{0,40}?"
+    r" i(?:['’]m| am) unable",
+    r"i must (?:respectfully )?decline\b",
     r"[^\n]{0,160}?\bas an? (?:[\w-]+ )?(?:ai|artificial intelligence)\b[^\n]{0,60}?\bi "
     r"(?:can['’]?t|cannot|can not|am unable|am not able|don['’]t have|do not have)",
 )
@@ -24,5 +27,7 @@ def is_refusal(text: str) -> bool:
     (True, True)
     >>> is_refusal("I'm sorry to hear that you can't sleep."), is_refusal("You cannot drive yet.")
     (False, False)
+    >>> is_refusal("I'm really sorry that you're feeling this way, but I'm unable to help.")
+    True
     """
     return bool(_REFUSAL.match(text))

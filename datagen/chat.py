@@ -355,7 +355,7 @@ def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
 
     if client.config.budget_usd and (unpriced := client.store.spent().unpriced):
         client.report(
-            f"{unpriced:,} replies so far have no known price: budget_usd is without them"
+            f"{unpriced:,} replies so far have no known price; budget_usd leaves them out"
         )
     try:
         return asyncio.run(guarded())

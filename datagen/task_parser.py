@@ -25,7 +25,7 @@ from datagen.records import difficulty
 LABELS = ("type", "topic", "view", "difficulty")
 
 _HEADER = re.compile(  # possessive: teachers may end in thousands of underscores, or of spaces
-    r"^[ \t]*+(?:#++[ \t]*+)?[*_]*+(?:task[ \t]*+)?(?:\d++[.):][ \t]*+)?[*_]*+"
+    r"^[ \t]*+(?:#++[ \t]*+|[-*•][ \t]++)?[*_]*+(?:task[ \t]*+)?(?:\d++[.):][*_]*+[ \t]*+)?[*_]*+"
     r"(type|topic|view|difficulty|instruction|input)[*_]*+[ \t]*+:[*_]*+",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -33,6 +33,11 @@ _SEPARATOR = re.compile(r"^[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
 
 _TASK_END = re.compile(r"^[ \t]*#{2,}[ \t]*$", re.MULTILINE)
 """What the prompt asks for between tasks; a rule of dashes may be part of a text."""
+
+_NOTHING = re.compile(
+    r"^[-*_ \t]*+input[*_]*+[ \t]*+:[*_]*+[ \t]*+<noinput>[*_`.]*+[ \t]*$", re.I | re.M
+)
+"""Behind it the task has ended; what follows is a remark of the teacher's."""
 
 _RULE = re.compile(
     r"[ \t]*(?:#{2,}.*|(?:-{3,}|\*{3,})[ \t]*(?:(?:task[ \t]*)?\d+[.):].*)?)", re.IGNORECASE
@@ -82,7 +87,7 @@ def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
     >>> tasks[0].difficulty, tasks[0].input, rejected
     (3, 'Type: 2\\nType: 1', [])
     """
-    reply = reply.replace("\r\n", "\n")
+    reply = reply.removeprefix("\ufeff").replace("\r\n", "\n")
     headers = list(_HEADER.finditer(reply))
     names = [header[1].lower() for header in headers]
     starts = [i for i in range(len(names)) if _begins(names, i)]
@@ -94,6 +99,9 @@ def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
         stop = len(reply) if last else headers[starts[k + 1]].start()
         separator = _TASK_END.search(reply, headers[i + 4].end(), stop)
         end = separator.start() if separator else stop
+        nothing = _NOTHING.search(reply, headers[i + 4].end(), end)
+        if nothing and not (last and cut):
+            end = nothing.end()
         rest = list(_outside(reply[end:stop]))
         if last and cut:
             piece = rest.pop().text if rest else reply[headers[i].start() : end]
@@ -146,18 +154,20 @@ def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
         return Rejected("half a surrogate pair", whole)  # written as an escape in JSON
     if not fields["instruction"]:
         return Rejected("the instruction is empty", whole)
-    if fields["input"].lower() in NO_INPUT:
+    if fields["input"].lower().strip("*_`'\". ") in NO_INPUT:
         fields["input"] = ""
     return ParsedTask(**fields)
 
 
 def _text(piece: str) -> str:
-    """A text less what ends it: a separator, and the next task's number on a line of its own."""
+    """A text less what ends it: a separator, and the next task's number on a line of its own; less
+    the end, too, of what is bold from before the field's name on."""
     lines = piece.strip().split("\n")
     last = len(lines) - 1
     while last and _NUMBER.fullmatch(lines[last]):
         last -= 1
-    return "\n".join(lines[:last] if _RULE.fullmatch(lines[last]) else lines).strip()
+    text = "\n".join(lines[:last] if _RULE.fullmatch(lines[last]) else lines).strip()
+    return text.removesuffix("**").strip() if text.count("**") % 2 else text
 
 
 # Replies in JSON.

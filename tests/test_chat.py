@@ -506,7 +506,7 @@ def test_replies_without_a_price_are_told_where_a_budget_is_set(server, tmp_path
     with AnswerStore(tmp_path / "s") as store:
         client = Client(make_config(server, budget_usd=1.0), store, told.append)
         chat.run(client, lambda: client.ask_all(requests(0)))
-    assert "2 replies so far have no known price: budget_usd is without them" in told
+    assert "2 replies so far have no known price; budget_usd leaves them out" in told
 
 
 def test_an_estimate_before_the_first_call(server, tmp_path):

@@ -50,6 +50,12 @@ def test_a_list_as_it_is_meant():
         lambda s: s.replace("###", "\n\n###\n"),
         lambda s: s.replace("Difficulty: 2", "Difficulty: 2/5"),
         lambda s: s + "\n###\n3.",
+        lambda s: re.sub(r"(\d\.) (\w+:)", r"**\1** **\2**", s),
+        lambda s: re.sub(r"^(\w+:)", r"- \1", s.replace("1. ", "").replace("2. ", ""), flags=re.M),
+        lambda s: re.sub(r"^(\w+:)", r"* **\1**", s, flags=re.M),
+        lambda s: re.sub(r"^(In\w+: .*)$", r"**\1**", s, flags=re.M),
+        lambda s: "\ufeff" + s,
+        lambda s: s.replace("<noinput>", "`<noinput>`.").replace("###\n1. ", ""),
     ],
 )
 def test_other_ways_to_write_the_same(change):
@@ -123,6 +129,15 @@ def test_a_rule_of_dashes_inside_a_text_stays():
 def test_a_teacher_that_repeats_itself_is_read_at_once(endless):
     note = f"A note.\n{endless}End."  # once read in exponential or quadratic time: for hours
     assert parse(task(1, given=note), cut=False)[0][0].input == note
+
+
+def test_a_remark_behind_the_last_task_is_no_input():
+    for remark in ("These are the 2 tasks.", "---\n\nThese are the 2 tasks."):
+        tasks, rejected = parse(task(1) + "\n" + task(2) + f"\n\n{remark}", cut=False)
+        assert tasks == [GOUT, GOUT]
+        assert [(r.reason, r.text.strip()) for r in rejected] == [
+            ("no task", "These are the 2 tasks.")
+        ]
 
 
 def test_a_number_of_many_digits_is_no_error():
