@@ -44,7 +44,7 @@ _RULE = re.compile(
 )
 """A separator, with the next task's number or title; "***Take care.***" is text."""
 
-_NUMBER = re.compile(r"\s*(?:\d+[.):])?\s*")
+_NUMBER = re.compile(r"(?:\d+[.):])?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _text(piece: str) -> str:
     the end, too, of what is bold from before the field's name on."""
     lines = piece.strip().split("\n")
     last = len(lines) - 1
-    while last and _NUMBER.fullmatch(lines[last]):
+    while last and _NUMBER.fullmatch(lines[last].strip()):
         last -= 1
     text = "\n".join(lines[:last] if _RULE.fullmatch(lines[last]) else lines).strip()
     return text.removesuffix("**").strip() if text.count("**") % 2 else text
