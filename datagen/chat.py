@@ -281,11 +281,12 @@ class Client:
             raise Stopped(self.stop_reason) from None
 
     async def _attempt(self, key: str, body: dict[str, Any]) -> Answer:
+        request = self._connection.prepare(body)  # while others wait for the server
         sent = await self._limit.enter()
         try:
             if self.stop_reason:
                 raise Stopped(self.stop_reason)
-            reply, headers = await self._connection.send(body)
+            reply, headers = await self._connection.send(request)
         except Again as failed:
             if failed.throttled:
                 self._limit.refused(sent, failed.after)

@@ -256,27 +256,47 @@ class Connection:
         if not key and not config.base_url:
             raise Hopeless(f"set {KEYS[config.provider]} in the environment, or base_url")
         limits = httpx2.Limits(max_connections=config.concurrency + 1)
+        self._http = self._sdk.DefaultAioHttpClient(limits=limits)
         name = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[config.provider]
         self._client = getattr(self._sdk, name)(
             api_key=key or "none",
             base_url=config.base_url or None,
             max_retries=0,  # RateLimit has to see each refusal
             timeout=config.timeout_seconds,
-            http_client=self._sdk.DefaultAioHttpClient(limits=limits),
+            http_client=self._http,
         )
-        self._path = "/v1/messages" if config.provider == "anthropic" else "/chat/completions"
+        path = "v1/messages" if config.provider == "anthropic" else "chat/completions"
+        self._url = self._client.base_url.join(path)
+        given = self._client.default_headers | self._client.auth_headers
+        # The SDK marks what is not to be sent by objects of its own.
+        self._headers = httpx2.Headers({k: v for k, v in given.items() if isinstance(v, str)})
+        self._timeout = httpx2.Timeout(config.timeout_seconds).as_dict()
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def send(self, content: dict[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    def prepare(self, content: dict[str, Any]) -> httpx2.Request:
+        """A request that can be sent as often as it takes.
+
+        It has the SDK's address and headers. The SDK's own `post` makes both anew for each attempt,
+        which costs as much as all the rest, and costs it while a place at the server is empty.
+        """
+        data = json.dumps(content, ensure_ascii=False).encode()
+        timeout = {"timeout": self._timeout}
+        return httpx2.Request(
+            "POST", self._url, headers=self._headers, content=data, extensions=timeout
+        )
+
+    async def send(self, request: httpx2.Request) -> tuple[Any, Mapping[str, str]]:
         """(the reply's JSON, its headers with names in lower case) of one attempt.
 
         Raises:
           Again, Refused, Hopeless: what the failure means; so do `get`, `post` and `lines`.
         """
         with self._meanings():
-            response = await self._client.post(self._path, cast_to=httpx2.Response, body=content)
+            response = await self._http.send(request)
+            if not response.is_success:
+                raise self._meaning(response)
             # A look-up in the SDK's own mapping decodes all headers anew.
             return _json(response.content), dict(response.headers.items())
 
@@ -314,17 +334,22 @@ class Connection:
         try:
             yield
         except self._sdk.APIStatusError as error:
-            headers = error.response.headers
-            after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
-            if after is None:
-                after = seconds_until(headers.get("retry-after", ""))
-            raise meaning(self.config, error.status_code, reason(error), after) from None
+            raise self._meaning(error.response) from None
         except (self._sdk.APIConnectionError, httpx2.HTTPError) as error:
-            late = isinstance(error, self._sdk.APITimeoutError)
-            # Its transport calls a refused connection a timeout, too.
-            if late and not isinstance(error.__cause__, httpx2.ConnectTimeout):
+            cause = error.__cause__ if isinstance(error, self._sdk.APIConnectionError) else error
+            # The transport calls a refused connection a timeout, too.
+            late = isinstance(cause, httpx2.TimeoutException)
+            if late and not isinstance(cause, httpx2.ConnectTimeout):
                 raise Again(f"no answer within {self.config.timeout_seconds:g} s") from None
-            raise Again(f"connection: {reason(error.__cause__ or error)}") from None
+            raise Again(f"connection: {reason(cause or error)}") from None
+
+    def _meaning(self, response: httpx2.Response) -> Exception:
+        headers, status = response.headers, response.status_code
+        after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
+        if after is None:
+            after = seconds_until(headers.get("retry-after", ""))
+        said = reason(ValueError(f"Error code: {status} - {response.text}"))
+        return meaning(self.config, status, said, after)
 
 
 def _json(content: bytes) -> Any:
