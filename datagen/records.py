@@ -67,10 +67,13 @@ def read_records(path: str | Path, *, answered: bool = False) -> list[Record]:
             raise ValueError(f"{where}: field 'instruction' is empty")
         name = jsonl.identity(where, record) or str(len(records))
         records.append({"id": name} | record | {"id": name} | texts)
-        try:  # whatever a record holds is written again, after answers are paid for
-            jsonl.line(records[-1]).encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{where}: is not valid Unicode: half a surrogate") from None
+        for field, value in record.items():
+            try:  # whatever a record holds is written again, after answers are paid for
+                jsonl.line({field: value}).encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{where}: field {field!r} is not valid Unicode: half a surrogate"
+                ) from None
     if not records:
         raise ValueError(f"{path}: holds no record")
     return records

@@ -418,7 +418,7 @@ def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
     _, client, why = ask(make_config(server), tmp_path / "s", requests(500))
     assert isinstance(why, Stopped) and says in str(why)
     assert message.split(":")[0] in str(why)
-    assert len(server.bodies) <= 16
+    assert len(server.bodies) <= 40, "some 16 at once, and what left before the replies came"
     assert client.counts["answered"] == 0
 
 
