@@ -364,7 +364,7 @@ def test_a_seed_without_labels_is_named(tmp_path):
 def test_a_seed_with_half_a_surrogate_pair_is_named(tmp_path):
     seed = read_tasks(SEEDS)[0].record() | {"topic": "\ud83d"}
     (tmp_path / "seeds.jsonl").write_text(json.dumps(seed))
-    with pytest.raises(ValueError, match=r"seeds.jsonl:1: is not valid Unicode"):
+    with pytest.raises(ValueError, match=r"seeds.jsonl:1: field 'topic' is not valid Unicode"):
         tasks.read_seeds(make_config(tasks__seeds=str(tmp_path / "seeds.jsonl")).tasks)
 
 
