@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 
-FIRST = 16
+FIRST = 32
 """Requests out at the start; doubles with every round of answers until the first refusal."""
 
 CUT = 0.85
