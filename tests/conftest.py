@@ -97,6 +97,10 @@ def tiny_model(tmp_path_factory, tiny) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"), tiny)
 
 
+COMPILES_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""Environment of a command that is to compile as `quickly_compiled` does, to the same bits."""
+
+
 @pytest.fixture(scope="module")
 def quickly_compiled():
     """For many programs that run once or twice on tiny arrays: optimising them costs the most."""

@@ -14,7 +14,9 @@ import pytest
 import test_train
 from conftest import REPOSITORY, write_examples
 from etils import epath
+from test_runtime import start_together
 from test_train import (
+    TWENTY_STEPS,
     assert_same_end,
     curve,
     finished_run,
@@ -30,6 +32,8 @@ from launch import sweep, sweep_results, sweep_runs
 
 pytest.importorskip("google_crc32c", reason="the extra [gcs] is not installed")
 import gcs_emulator
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 TINY = test_train.TINY
 
@@ -317,19 +321,18 @@ def test_sigkill_restart_and_generate_with_all_in_a_bucket(gcs, place, corpus, t
     upload(corpus / "base", place / "base")
     for name in ("train.jsonl", "eval.jsonl"):
         (place / name).write_bytes((corpus / name).read_bytes())
-    changes = test_train.TWENTY_STEPS
     local, killed = tmp_path / "local", place / "run"
-    reference = test_train.start(test_train.command(corpus, local, **changes))
+    reference = test_train.start(test_train.command(corpus, local, **TWENTY_STEPS))
     assert "finished in" in reference.communicate()[1]
-    args = test_train.command(place, killed, **changes, profile="17,18")
-    for step in (4, 10):  # killed while the save of this step is under way
+    args = test_train.command(place, killed, **TWENTY_STEPS, profile="17,18")
+    for step in (6, 12):  # killed while the save of this step is under way
         process = test_train.start(args)
         while not gcs.names(f"{place.name}/run/checkpoints/{step}/params"):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         process.kill()
         process.communicate()
-        assert checkpoint.latest_step(killed) in (step - 2, step)
+        assert checkpoint.latest_step(killed) in (step - 3, step)
     _, err = (process := test_train.start(args)).communicate()
     assert process.returncode == 0, err
     assert "going on from step" in err
@@ -354,13 +357,17 @@ def test_sigkill_restart_and_generate_with_all_in_a_bucket(gcs, place, corpus, t
 
 @pytest.mark.slow
 def test_two_processes_and_a_bucket(gcs, place, corpus, tmp_path):
-    """Two runs of two processes are the same bit for bit, wherever their workdir lies."""
-    from test_runtime import start_together, train_command
-
-    log, workdir = tmp_path / "log", place / "run"
-    local = tmp_path / "local"
-    for target in (local, workdir):
-        process = start_together(2, 2, train_command(corpus, target), log)
+    """A run of two processes whose workdir is in a bucket: one is killed, and it starts again by
+    itself. It is bit for bit one in a folder that nothing disturbs."""
+    workdir, local = place / "run", tmp_path / "local"
+    log, note = tmp_path / "log", tmp_path / "note"
+    for target, restarts in ((local, 0), (workdir, 1)):
+        args = test_train.command(corpus, target, **TWENTY_STEPS)
+        if restarts:
+            args = test_train.interrupted(args, note, "1 5 SIGKILL 0")
+        process = start_together(2, 2, args, log, restarts)
         assert process.wait(timeout=300) == 0, log.read_text()
+    assert "starting again, 1 of at most 1 times" in log.read_text()
+    assert "going on from step" in log.read_text()
     assert len(curve(local)) == 21
     assert curve(workdir) == curve(local)

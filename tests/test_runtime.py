@@ -12,10 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
-from test_train import command, curve, interrupted, lines, make_corpus
+from conftest import COMPILES_QUICKLY, REPOSITORY
+from test_train import (
+    TWENTY_STEPS,
+    command,
+    curve,
+    interrupted,
+    lines,
+    make_corpus,
+    run_config,
+    small_machine,
+)
 
-from alpacare_jax import checkpoint, runtime
+from alpacare_jax import checkpoint, runtime, train
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 LOCAL_RUN = ["bash", "launch/local_run.sh"]
 
@@ -345,37 +356,35 @@ def test_no_process_outlives_the_script(sent, tmp_path):
 # Training, for real: several processes, killed, and gone on with on another number of them.
 
 
-def train_command(corpus: Path, workdir: Path) -> list[str]:
-    """20 steps, the same ones in every test: their programs are compiled once a session."""
-    changes = {"train__epochs": 4, "train__eval_every": 5, "checkpoint__every_steps": 3}
-    return command(corpus, workdir, **changes)
-
-
 def start_together(
     processes: int, devices: int, args: list[str], log: Path, restarts: int = 0
 ) -> subprocess.Popen:
     flags = [f"--processes={processes}", f"--devices={devices}", f"--restarts={restarts}"]
-    # On CPU only the first process finds its programs in the cache; the others compile them.
-    quickly = "--xla_backend_optimization_level=0"
     with open(log, "w") as file:
         return subprocess.Popen(
             [*LOCAL_RUN, *flags, "--", *args],
             cwd=REPOSITORY,
-            env=os.environ | {"XLA_FLAGS": quickly},
+            env=os.environ | COMPILES_QUICKLY,  # only the first finds programs in the cache
             stdout=file,
             stderr=file,
         )
 
 
+def train_alone(devices: int, corpus: Path, workdir: Path) -> None:
+    """In this process, on some of its devices."""
+    with small_machine() as patch:
+        patch.setattr(runtime.jax, "device_count", lambda: devices)
+        train.run(run_config(corpus, **TWENTY_STEPS), workdir)
+
+
 @pytest.mark.slow
-def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path):
+def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path, capsys):
     """20 steps: alone; and on 2 x 4 devices, SIGTERM, 4 x 2 devices, SIGKILL, 1 x 2 devices."""
     alone, log = tmp_path / "alone", tmp_path / "log"
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    subprocess.run(train_command(corpus, alone), cwd=REPOSITORY, env=env, check=True)
+    train_alone(1, corpus, alone)
 
     workdir = tmp_path / "together"
-    args = train_command(corpus, workdir)
+    args = command(corpus, workdir, **TWENTY_STEPS)
     asked = interrupted(args, tmp_path / "note", "1 4 SIGTERM 0")  # not the one that writes
     process = start_together(2, 4, asked, log)
     assert process.wait(timeout=300) == 0, log.read_text()
@@ -392,24 +401,11 @@ def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path):
     saved = checkpoint.latest_step(workdir)
     assert stopped <= saved < 20
 
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
-    done = subprocess.run(args, cwd=REPOSITORY, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"going on from step {saved}" in done.stderr
+    train_alone(2, corpus, workdir)
+    assert f"going on from step {saved}" in capsys.readouterr().err
     ours, theirs = curve(workdir), curve(alone)
     assert len(ours) == 21
     for one, other in zip(ours, theirs, strict=True):
         for name, a, b in zip(("step", "loss", "grad norm", "rate"), one, other, strict=False):
             if a is not None:
                 np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=f"{name} of {one[0]}")
-
-
-@pytest.mark.slow
-def test_a_killed_run_starts_again_by_itself(corpus, tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    args = interrupted(train_command(corpus, workdir), tmp_path / "note", "1 5 SIGKILL 0")
-    process = start_together(2, 2, args, log, restarts=1)
-    assert process.wait(timeout=300) == 0, log.read_text()
-    assert "starting again, 1 of at most 1 times" in log.read_text()
-    assert "going on from step" in log.read_text()
-    assert len(curve(workdir)) == 21
