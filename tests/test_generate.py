@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, make_model
+from conftest import COMPILES_QUICKLY, REPOSITORY, make_model
 
 from alpacare_jax import checkpoint, decoding, generate, params
 from alpacare_jax.decoding import Answer, Request, Sampling
 from contract import provenance
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 FIELDS = ["instruction", "output", "generator", "id", "input", "dataset"]
 FIELDS += ["finish_reason", "num_tokens"]  # the first three are alpaca_eval's
@@ -166,7 +168,7 @@ def test_the_output_holds_the_engines_answers_in_input_order(answer, model, tiny
         dtype=jnp.dtype("float32"),
         eos_ids=EOS_IDS,
         max_length=360,
-        slots=1,
+        slots=3,
         sampling=SAMPLING,
     )
     requests = [Request(i, prompt, 40) for i, prompt in enumerate(prompts)]
@@ -483,7 +485,7 @@ def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "alpacare_jax.generate", *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | COMPILES_QUICKLY,
         capture_output=True,
         text=True,
         timeout=300,

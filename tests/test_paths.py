@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_train
-from conftest import REPOSITORY, write_examples
+from conftest import COMPILES_QUICKLY, REPOSITORY, write_examples
 from etils import epath
 from test_runtime import start_together
 from test_train import (
@@ -305,7 +305,7 @@ def test_a_model_that_was_copied_into_a_bucket(gcs, place, corpus, tmp_path):
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    env = os.environ | COMPILES_QUICKLY | {"JAX_NUM_CPU_DEVICES": "1"}
     args = [sys.executable, "-m", *args]
     return subprocess.run(args, cwd=REPOSITORY, env=env, capture_output=True, text=True)
 

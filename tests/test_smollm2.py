@@ -117,12 +117,12 @@ def test_greedy_answers_equal_transformers(model_dir, weights, reference):
         slots=2,  # fewer than questions, so that a slot is refilled
         sampling=decoding.Sampling(),
     )
-    requests = [decoding.Request(i, prompt, 64) for i, prompt in enumerate(encoded)]
+    requests = [decoding.Request(i, prompt, 32) for i, prompt in enumerate(encoded)]
     answers = {answer.index: answer for answer in engine.run(requests)}
     assert answers.keys() == set(range(len(QUESTIONS)))
     for i, prompt in enumerate(encoded):
         expected = reference.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=64, pad_token_id=0
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=32, pad_token_id=0
         )[0, len(prompt) :].tolist()
         stopped = expected[-1] == text_of.eos_id
         assert answers[i].ids == (expected[:-1] if stopped else expected)
