@@ -99,23 +99,28 @@ class Spent:
 class AnswerStore:
     """Answers by key. One process at a time writes; reading while it does is safe.
 
+    Args:
+      read_only: the file must be there, and is not changed.
+      dry_run: as read_only, but where no file is, the store is empty; none is made.
+
     Raises:
       OSError: the file is locked by another run, is no store, or cannot be written.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False):
+    def __init__(self, path: Path, *, read_only: bool = False, dry_run: bool = False):
         self.path = path
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        if read_only:
-            if not path.exists():
-                raise FileNotFoundError(f"no stored answers: {path}")
-        else:
+        writes, exists = not (read_only or dry_run), path.exists()
+        if read_only and not exists:
+            raise FileNotFoundError(f"no stored answers: {path}")
+        if writes:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
         try:
-            self._read = sqlite3.connect(path, check_same_thread=False)
-            if not read_only:
+            place = path if exists or writes else ":memory:"
+            self._read = sqlite3.connect(place, check_same_thread=False)
+            if writes or not exists:
                 self._read.execute("PRAGMA journal_mode = WAL")
                 self._read.executescript(SCHEMA)
             self._read.execute("SELECT 1 FROM answers LIMIT 1")
@@ -123,7 +128,7 @@ class AnswerStore:
             failed = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
             remedy = "make room, or have it writable" if failed else "it is no store of answers"
             raise OSError(f"{path}: {error}; {remedy}") from None
-        if not read_only:
+        if writes:
             self._writer = threading.Thread(target=self._write, name="answer store", daemon=True)
             self._writer.start()
 

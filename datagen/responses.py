@@ -175,7 +175,8 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
         input={str(path): provenance.sha256(path)},
         prompt_version=work.prompt.version,
     )
-    with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:
+    answers = workdir / "answers.sqlite"
+    with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config.within(config.responder), store)
         client.report(f"answers: {client.estimate(work.requests(), USUAL_TOKENS)}")
         if config.responses.min_rating:  # a rater without a price is found before all is paid

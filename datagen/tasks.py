@@ -84,7 +84,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         prompt_version=teacher.prompt.version,
         seeds=provenance.sha256(settings.seeds),
     )
-    with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:
+    answers = workdir / "answers.sqlite"
+    with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config.within(config.teacher), store)
         client.report(str(estimate(settings, teacher, client)))
         if dry_run:

@@ -216,7 +216,8 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
     require_all_kept(workdir / verdicts.FILE, judging.compared, config.model)
     require_same_outputs(workdir / workdirs.OUTPUTS, judging.systems)
     record = provenance.describe(**judging.description)
-    with AnswerStore(workdir / "answers.sqlite", read_only=config.offline) as store:
+    answers = workdir / "answers.sqlite"
+    with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config, store)
         judging.estimate(client)
         if dry_run:

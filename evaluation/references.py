@@ -131,7 +131,8 @@ def run_ask(asking: Asking, benchmark: str, data: Path, workdir: Path, *, dry_ru
     asked = requests(items, prompt)
     settings = {"benchmark": items[0].benchmark, "asking": dataclasses.asdict(asking)}
     made = provenance.describe(config=settings, prompt_version=prompt.version)
-    with AnswerStore(workdir / "answers.sqlite", read_only=asking.chat.offline) as store:
+    answers = workdir / "answers.sqlite"
+    with AnswerStore(answers, read_only=asking.chat.offline, dry_run=dry_run) as store:
         client = Client(asking.chat, store)
         client.report(str(client.estimate(asked, USUAL_TOKENS)))
         if dry_run:

@@ -252,11 +252,11 @@ def test_a_second_run_makes_no_request_and_a_larger_one_only_what_is_new(server,
 
 def test_a_dry_run_tells_the_price_and_asks_nothing(server, files, tmp_path, capsys):
     judging = make(make_config(server, judges="alpacare,medical"), files)
-    judge.run(judging, tmp_path, dry_run=True)
+    judge.run(judging, tmp_path / "run", dry_run=True)
     told = capsys.readouterr().err
     assert "alpacare: 24 requests to send" in told and "medical: 24 requests to send" in told
     assert "$0.0" in told and server.bodies == []
-    assert not (tmp_path / "judgements.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stop_at_the_budget_leaves_no_half_of_the_verdicts(server, files, tmp_path):

@@ -89,7 +89,7 @@ def test_a_dry_run_sends_nothing(ask, server, tmp_path, capsys):
     with pytest.raises(FileNotFoundError):  # of references.jsonl
         ask(dry_run=True)
     assert "4 requests to send, 0 answers stored" in capsys.readouterr().err
-    assert not server.bodies
+    assert not server.bodies and not (tmp_path / "run").exists()
 
 
 def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path):

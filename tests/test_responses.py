@@ -62,7 +62,10 @@ def test_every_task_is_answered_once(server, tmp_path, capsys):
     path = write_tasks(tmp_path)
     responses.run(config(server), path, tmp_path, dry_run=True)
     assert "3 requests to send" in capsys.readouterr().err and server.bodies == []
+    assert not (tmp_path / "answers.sqlite").exists()
     responses.run(config(server), path, tmp_path, dry_run=False)
+    responses.run(config(server), path, tmp_path, dry_run=True)
+    assert "0 requests to send, 3 answers stored" in capsys.readouterr().err
     examples = read(tmp_path / "examples.jsonl")
     assert [e["id"] for e in examples] == ["a", "b", "c"]
     assert examples[1]["output"] == "answer to Sum up the note.\n\nDNA {task} NA"

@@ -310,8 +310,8 @@ def test_a_run_with_a_schema(server, tmp_path, provider, monkeypatch):
 
 
 def test_a_dry_run_asks_nothing(server, tmp_path, capsys):
-    tasks.run(make_config(server), tmp_path, dry_run=True)
-    assert server.bodies == []
+    tasks.run(make_config(server), tmp_path / "run", dry_run=True)
+    assert server.bodies == [] and not (tmp_path / "run").exists()
     assert "8 requests to send" in capsys.readouterr().err
 
 
