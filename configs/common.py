@@ -73,7 +73,7 @@ def limits() -> dict[str, Any]:
 
 
 def chat(provider: str, model: str, max_tokens: int, **changes) -> ConfigDict:
-    """Whom to ask, and how; the keys of datagen.providers.ModelConfig."""
+    """Whom to ask, and how; the keys of datagen.chat_config.ModelConfig."""
     config = section(
         provider=provider,  # openai (and any server that speaks its protocol) or anthropic
         base_url="",  # "": the provider's own; http://localhost:8000/v1 for vLLM, Ollama, ours

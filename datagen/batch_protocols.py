@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from datagen.batch_log import Batch
-from datagen.providers import Again, Connection, Hopeless, meaning
+from datagen.connection import Again, Connection, Hopeless, meaning
 
 LABEL = "alpacare_jax_batch"
 """Key of the batch's name in OpenAI's `metadata`."""

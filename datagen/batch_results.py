@@ -9,7 +9,7 @@ from datagen import prices, providers
 from datagen.answer_store import Answer, Charge
 from datagen.batch_log import Batch, BatchLog
 from datagen.batch_protocols import KEY_DIGITS, BatchProtocol, State
-from datagen.providers import Again, Connection, Refused
+from datagen.connection import Again, Connection, Refused
 
 CHUNK = 500
 """Answers stored in one transaction."""

@@ -20,8 +20,9 @@ from datagen.answer_store import Answer, AnswerStore, Charge
 from datagen.batch_log import Batch, BatchLog
 from datagen.batch_protocols import BATCHES, State, Undecided, Unsent
 from datagen.batch_results import BatchResults
+from datagen.chat_config import ChatConfig
+from datagen.connection import Again, Connection, Hopeless, NotThere, Refused
 from datagen.prices import Budget, BudgetReached, Price
-from datagen.providers import Again, ChatConfig, Connection, Hopeless, NotThere, Refused
 
 QUIET_SECONDS = 5.0
 """A batch is sent when nothing has been added for this long, or when it is full."""

@@ -21,18 +21,11 @@ from datagen import prices, providers
 from datagen.answer_store import Answer, AnswerStore, Charge
 from datagen.batch_log import BatchLog
 from datagen.batches import Batches
+from datagen.chat_config import ChatConfig, Limits, ModelConfig, Request
+from datagen.connection import Again, Connection, Hopeless, Refused
 from datagen.estimates import Estimate, estimate
 from datagen.prices import Budget, BudgetReached
 from datagen.progress import Progress, to_stderr
-from datagen.providers import (
-    Again,
-    ChatConfig,
-    Hopeless,
-    Limits,
-    ModelConfig,
-    Refused,
-    Request,
-)
 from datagen.rate_limit import RateLimit
 
 __all__ = [
@@ -100,12 +93,12 @@ class Client:
         self.stop_reason = ""
         self._limit = RateLimit(config.concurrency)
         self._asked: dict[str, asyncio.Task[Answer]] = {}
-        self._connection: providers.Connection | None = None
+        self._connection: Connection | None = None
         self._batches: Batches | None = None
 
     async def __aenter__(self) -> Self:
         if not self.config.offline:
-            self._connection = providers.Connection(self.config)
+            self._connection = Connection(self.config)
             await self._take_up_batches()
         return self
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datagen import providers
 from datagen.answer_store import AnswerStore
 from datagen.batch_log import BatchLog
+from datagen.chat_config import ChatConfig, Request
 from datagen.prices import Price
 from datagen.progress import duration
-from datagen.providers import ChatConfig, Request
 
 BYTES_PER_TOKEN = 4
 """Of English text, in estimates (OpenAI's rule of thumb). Budgets count one token a byte."""

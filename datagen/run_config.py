@@ -3,8 +3,8 @@
 import dataclasses
 
 from contract import sections
+from datagen.chat_config import Limits, ModelConfig
 from datagen.near_duplicates import TOKENIZERS
-from datagen.providers import Limits, ModelConfig
 from datagen.task_filters import FiltersConfig
 from datagen.task_requests import LAYOUTS
 

@@ -17,7 +17,7 @@ from batch_server import BatchServer
 from conftest import REPOSITORY
 from test_chat import PRICE, ask, make_config, requests
 
-from datagen import batch_log, batch_protocols, batch_results, batches, chat, providers
+from datagen import batch_log, batch_protocols, batch_results, batches, chat, chat_config
 from datagen.chat import Answer, AnswerStore, Client, Failure, Stopped
 
 HALF = PRICE / 2
@@ -40,7 +40,7 @@ def server():
 @pytest.fixture(autouse=True, scope="module")
 def imported():
     """The SDKs, so that no test waits for one while a timer runs."""
-    for name in providers.KEYS:
+    for name in chat_config.KEYS:
         importlib.import_module(name)
 
 

@@ -19,7 +19,7 @@ from chat_lives import requests
 from chat_server import FAULTS, ChatServer, openai_reply, question
 from conftest import REPOSITORY
 
-from datagen import chat, progress, providers
+from datagen import chat, connection, progress, providers
 from datagen.chat import Answer, AnswerStore, ChatConfig, Client, Failure, Request, Stopped
 
 CONFIG = {
@@ -161,8 +161,8 @@ def test_usage_that_is_nonsense_is_not_believed(tokens):
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"9" * 5_000, b"[" * 100_000])
 def test_a_reply_that_is_no_json_is_asked_for_again(content):
-    with pytest.raises(providers.Again, match="not JSON"):
-        providers._json(content)
+    with pytest.raises(connection.Again, match="not JSON"):
+        connection._json(content)
 
 
 def test_a_run_tells_how_it_goes(server, tmp_path, monkeypatch):
@@ -462,9 +462,9 @@ def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
 
 def test_an_error_is_cut_after_the_key_is_gone(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-key-without-a-prefix")
-    said = providers.reason(ValueError("x" * 290 + " plain-key-without-a-prefix"))
+    said = connection.reason(ValueError("x" * 290 + " plain-key-without-a-prefix"))
     assert said == "x" * 290 + " [key]"
-    assert providers.reason(ValueError()) == "ValueError"
+    assert connection.reason(ValueError()) == "ValueError"
 
 
 def test_a_refused_request_among_others_is_told(server, tmp_path):
