@@ -22,7 +22,8 @@ def parse_arg(arg: str | None, positional: str = "", **defaults) -> ConfigDict:
         if i == 0 and not equals and positional:
             key, equals, text = positional, "=", key
         if key not in defaults:
-            raise ValueError(f"unknown config argument {key!r}; choose from {', '.join(defaults)}")
+            known = f"choose from {', '.join(defaults)}" if defaults else "this file takes none"
+            raise ValueError(f"unknown config argument {key!r}; {known}")
         kind = type(defaults[key])
         if kind is bool:
             if text.lower() not in ("", "true", "1", "false", "0"):

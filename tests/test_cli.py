@@ -1,5 +1,6 @@
 """How commands end: exit codes, one line for an error, the traceback on demand."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_a_command_may_choose_its_code(command):
     [
         ("lines", "error: first line second line\n"),
         ("silent", "error: ValueError\n"),
-        ("file", "error: [Errno 2] No such file or directory: '/no/such/file'\n"),
+        ("file", "error: /no/such/file: no such file or folder\n"),
         ("number", "error: loss is nan\n"),
     ],
 )
@@ -126,7 +127,44 @@ def test_wrong_flags_are_2_and_one_line(command, arguments, named):
 def test_a_missing_flag_is_2(command):
     code, out, err = command(workdir=False)
     assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1 and "--workdir" in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--workdir is required" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=none.py"], "--config could not be loaded: No such file or directory:"),
+        (["--config=none.py", "--config.a=1"], "No such file or directory: 'none.py'"),
+        (["--config=."], "--config could not be loaded: .: is a folder; give a file"),
+        (["--config=README.md"], "(README.md, line"),
+        (["--config=configs/evaluation.py", "--config.chat.modle=x"], "has no key 'modle'"),
+        (["--config=configs/evaluation.py:x"], "config argument 'x'; this file takes none"),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.references", f"--workdir={tmp_path}", "--benchmark=x"]
+        + arguments,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2) and said in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "p: no space left on the device; make room and run the same command again"),
+        (errno.EACCES, "p: no permission; change its mode or owner, or give another path"),
+        (errno.EROFS, "p: the file system is read-only; give another path"),
+        (errno.EIO, "[Errno 5] Input/output error: 'p'"),
+    ],
+)
+def test_an_error_of_the_system_comes_with_a_remedy(number, said):
+    assert cli.said(OSError(number, os.strerror(number), "p")) == said
 
 
 def test_help_is_0_and_needs_no_flag(command):
