@@ -331,6 +331,7 @@ def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
 
     Raises:
       Stopped: it did not come to its end.
+      ValueError: offline, and the store holds none of the answers.
     """
 
     async def guarded() -> Result:
@@ -352,6 +353,12 @@ def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
             f"{unpriced:,} replies so far have no known price; budget_usd leaves them out"
         )
     try:
-        return asyncio.run(guarded())
+        result = asyncio.run(guarded())
     finally:
         client.report(client.summary())
+    if client.config.offline and client.counts["failed"] and not client.counts["stored"]:
+        raise ValueError(
+            "offline, and none of the answers is stored; set the provider, base_url, model and "
+            "prompt with which they were asked for, or leave offline out"
+        )
+    return result

@@ -326,6 +326,10 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
         tasks.run(make_config(server, teacher__concurrency=1), tmp_path, dry_run=False)
     assert not (tmp_path / "tasks.jsonl").exists()
     asked = len(server.bodies)
+    with pytest.raises(ValueError, match="offline, and none of the answers is stored"):
+        other = make_config(server, offline=True, teacher__model="other")
+        tasks.run(other, tmp_path, dry_run=False)
+    assert not (tmp_path / "tasks.jsonl").exists()
     tasks.run(make_config(server, offline=True), tmp_path, dry_run=False)
     assert len(server.bodies) == asked
     assert 0 < len(read_tasks(tmp_path / "tasks.jsonl")) < 60, "what there is"
