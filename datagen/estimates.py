@@ -16,6 +16,9 @@ BYTES_PER_TOKEN = 4
 TOKENS_PER_SECOND = 50
 """Of one answer, in estimates before any has come: usual for hosted models."""
 
+FIRST_TOKEN_SECONDS = 1.0
+"""Until an answer begins, likewise: most of the time of a verdict in one word."""
+
 BATCH_SECONDS = 24 * 3600.0
 """The longest that a batch takes, at both providers."""
 
@@ -68,7 +71,7 @@ def estimate(
             sizes.append(providers.size(providers.body(config, request)))
     seconds, output = store.usual(config.model)
     output = output or output_tokens or config.max_tokens
-    seconds = seconds or output / TOKENS_PER_SECOND
+    seconds = seconds or FIRST_TOKEN_SECONDS + output / TOKENS_PER_SECOND
     rounds = -(-len(sizes) // config.concurrency)
     tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
     return Estimate(

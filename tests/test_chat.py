@@ -515,6 +515,8 @@ def test_an_estimate_before_the_first_call(server, tmp_path):
         before = client.estimate(request for _, request in requests(100))
         assert (before.requests, before.stored) == (100, 0)
         assert before.output_tokens == 100 * 50
+        rounds = -(-100 // client.config.concurrency)
+        assert before.seconds == rounds * 2, "1 s until an answer begins, 1 s for 50 tokens"
         assert before.usd == pytest.approx((before.input_tokens + 10 * 5000) / 1e6)
     ask(make_config(server), tmp_path / "s", requests(60))
     with AnswerStore(tmp_path / "s") as store:
