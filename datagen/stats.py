@@ -149,6 +149,7 @@ def define_flags() -> None:
     flags.DEFINE_string("title", None, "Name of the data set on its card.")
     flags.DEFINE_list("tags", [], "More tags for the card.")
     flags.mark_flags_as_required(["input", "output"])
+    cli.require_entries("input")
 
 
 def main(argv: Sequence[str]) -> None:

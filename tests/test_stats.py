@@ -60,6 +60,11 @@ def test_a_missing_flag_of_the_card_is_named_before_any_work(tmp_path, data):
     assert not (tmp_path / "x").exists()
 
 
+def test_no_input_is_a_wrong_flag(tmp_path):
+    process = run("--input=", f"--output={tmp_path / 'x'}")
+    assert process.returncode == 2 and "one or several, with commas" in process.stderr
+
+
 def test_an_empty_file_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "empty.jsonl"
     path.write_text("")
