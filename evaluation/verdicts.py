@@ -127,7 +127,8 @@ def _read(paths: list[Path], ids: dict[str, list[str]] | None = None) -> Verdict
         _read_file(path, file, cells, items, rows)
     _check_names(paths, cells, items)
     if not rows:
-        raise ValueError(f"{paths[0]}: holds no judgement; {AGAIN}")
+        remedy = AGAIN if ids is None else "give people's judgements or leave --labels out"
+        raise ValueError(f"{paths[0]}: holds no judgement; {remedy}")
     columns = np.array(rows).reshape(-1, 7)
     if ids is not None and len(items) > known_items:
         benchmark, name = list(items)[known_items]
@@ -156,7 +157,7 @@ def _read_file(path: Path, file: int, cells: _Names, items: _Names, rows: array)
                 else:
                     add((cell, item, order, code, file, offset, length))
                 offset += length
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"no such file: {path}; --judgements takes workdirs of evaluation.judge, --labels files"
         ) from None

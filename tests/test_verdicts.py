@@ -114,7 +114,15 @@ def test_half_a_line(tmp_path):
     (folder / "judgements.jsonl").write_text("[]\n")
     assert "must be a JSON object" in error(folder)
     (folder / "judgements.jsonl").write_text("")
-    assert "holds no judgement" in error(folder)
+    assert "holds no judgement; run evaluation.judge again" in error(folder)
+
+
+def test_a_file_of_labels_without_any(tmp_path):
+    folder = write(tmp_path, both("a", "tie", "tie"))
+    labels = write_lines(tmp_path / "labels.jsonl", [])
+    assert "holds no judgement; give people's judgements" in error(folder, [labels])
+    with pytest.raises(FileNotFoundError, match="--judgements takes workdirs of"):
+        verdicts.read([folder / "judgements.jsonl"])
 
 
 def test_a_missing_order_is_named_with_the_remedy(tmp_path):
