@@ -24,7 +24,7 @@ svg .gap{stroke:var(--paper);stroke-width:.8}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px;margin:8px 0}
 th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--grid);
 font-variant-numeric:tabular-nums;vertical-align:top}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
+th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere;min-width:8em}
 th{font-weight:600}tr.group th{padding-top:14px;border-bottom-color:var(--muted)}
 caption{text-align:left}details{margin:6px 0}summary{cursor:pointer}
 @media print{:root{LIGHT}body{font-size:10.5pt;max-width:none;padding:0}details{display:none}

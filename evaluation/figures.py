@@ -176,7 +176,7 @@ def _comparisons(results: Results, systems: Systems, judge: str) -> Figure:
             fields = [_difference(found, systems, one, other) for other in order]
             rows.append((systems[one].label, fields))
         reference = against(stands[judge, benchmark])
-        title = f"{panel_title(benchmark, results)}, {reference}"
+        title = f"{benchmark} ({_compared(found, results, benchmark)}), {reference}"
         drawings.append(report_charts.heat(title, [systems[g].label for g in order], rows))
     text = (
         f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on the "
@@ -184,6 +184,16 @@ def _comparisons(results: Results, systems: Systems, judge: str) -> Figure:
         "Holm's correction for all pairs of the table."
     )
     return Figure(f"Which differences are more than chance? {judge}", text, drawings)
+
+
+def _compared(found: dict, results: Results, benchmark: str) -> str:
+    """The items that the differences rest on: fewer than all where verdicts are invalid."""
+    items = [row["items"] for row in found.values()]
+    every = results["benchmarks"][benchmark]["items"]
+    if min(items) == every:
+        return f"{every:,} items"
+    least = f"{min(items):,} to " if min(items) < max(items) else ""
+    return f"pairs on {least}{max(items):,} of {every:,} items"
 
 
 def _difference(found: dict, systems: Systems, one: str, other: str) -> Field | None:

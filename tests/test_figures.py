@@ -86,6 +86,18 @@ def test_a_difference_has_opposite_signs_on_both_sides(measured):
     )
 
 
+def test_differences_tell_on_how_many_items_they_rest(measured):
+    title = figures.build(measured, PLAIN)["comparisons-strict"].drawings[0].title
+    rows = [r for r in measured["comparisons"] if r["judge"].startswith("strict")]
+    benchmark = title.split(" (")[0]
+    items = [
+        r["items"] for r in rows if r["benchmark"] == benchmark and r["reference"] == "average"
+    ]
+    every = measured["benchmarks"][benchmark]["items"]
+    assert min(items) < every, "some verdicts are invalid"
+    assert f"{max(items)} of {every} items)" in title and f"pairs on {min(items)}" in title
+
+
 def test_positions_add_up(measured):
     (drawing,) = figures.build(measured, PLAIN)["position"].drawings
     assert len([s for s in drawing.shapes if isinstance(s, Polygon) and s.tip]) == 2 * 4

@@ -165,6 +165,7 @@ def test_a_link_within_the_page_and_one_that_is_none(page, url):
     page.open(f"{url}#%zz/l2/theirs-7b/claude-2")
     page.wait_for(f"{ROOT}.ready == 'true'")
     assert page.run(COUNT) == 16
+    assert "not in this page" in page.run(SHOWN)
     page.run("location.hash = '#lung/l3/ours-13b/gpt-4'")
     page.wait_for(f"{ROOT}.opened == 'l3'")
     assert "ours-13b on l3." in page.run(SHOWN)
@@ -173,6 +174,9 @@ def test_a_link_within_the_page_and_one_that_is_none(page, url):
 def test_on_a_phone_nothing_is_wider_than_the_screen(fresh):
     fresh.size(390, 844, phone=True)
     assert fresh.run("document.documentElement.scrollWidth") <= 390
+    names = "[...document.querySelectorAll('#judges td:first-child')]"
+    narrow = fresh.run(f"Math.min(...{names}.map(e => e.offsetWidth).filter(Boolean))")
+    assert narrow > 100, "no name is broken at every letter"
     fresh.run("document.querySelectorAll('#list button')[1].click()")  # with a word of 200 letters
     fresh.wait_for("getComputedStyle(document.getElementById('view')).display == 'block'")
     assert fresh.run("getComputedStyle(document.getElementById('found')).display") == "none"

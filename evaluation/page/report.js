@@ -276,7 +276,12 @@
 
   async function follow() {
     const wanted = fromAddress();
-    if (!wanted) return;
+    if (!wanted) {
+      if (location.hash.includes("/"))
+        element("shown").replaceChildren(
+          make("p", "The address names an item or a pair that is not in this page.", "muted"));
+      return;
+    }
     await search();
     await open(wanted, true);
     element("transcripts").scrollIntoView();
