@@ -58,8 +58,8 @@ def read_config(directory: str | PurePath) -> LlamaConfig:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{directory} has no config.json: not a model directory; make one with "
-            "python -m alpacare_jax.convert from_hf"
+            f"{directory} has no config.json: not a model directory; give a Hugging Face folder "
+            "to convert, or what python -m alpacare_jax.convert made"
         )
     try:
         return LlamaConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))

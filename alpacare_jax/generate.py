@@ -70,6 +70,7 @@ class Partial:
     """Answers so far, one line each, in OUTPUT.partial; its first line names the run.
 
     A file of another run is an error, not a surprise: its answers would be mixed up with ours.
+    Where that run came to no answer, there is nothing to lose and its file is replaced.
     """
 
     def __init__(self, output: Path, fingerprint: str):
@@ -85,7 +86,10 @@ class Partial:
         return json.dumps({"index": item[0], "record": item[1]}, ensure_ascii=False)
 
     def _read(self, fingerprint: str) -> None:
-        for number, line in enumerate(self.path.read_bytes().split(b"\n")):
+        lines = self.path.read_bytes().split(b"\n")
+        if not any(lines[1:]) and lines[0].startswith(b'{"fingerprint"'):
+            return
+        for number, line in enumerate(lines):
             try:
                 content = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError):

@@ -234,7 +234,7 @@ BAD_SETTINGS = {
     ),
     "no checkpoint": (
         {"model.checkpoint": "nowhere"},
-        ["nowhere has no config.json: not a model directory; make one with", "convert"],
+        ["nowhere has no config.json: not a model directory; give", "convert"],
     ),
     "unknown template": ({"data.template": "alpacca"}, ["'alpacca'; choose from alpaca"]),
     "rows over the model's positions": (

@@ -388,6 +388,8 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
     foreign.write_text('{"index": 0, "record": {}}\n')
     with pytest.raises(ValueError, match=r"foreign\.json\.partial .*other flags.*delete"):
         answer("foreign.json")
+    foreign.write_text('{"fingerprint": "of a run that came to no answer"}\n')
+    answer("foreign.json")
 
 
 def test_records_that_share_an_id_are_an_error(answer, tmp_path):
