@@ -28,9 +28,6 @@ from absl import flags
 from benchmarks import models, race
 from contract import cli
 
-SIZE = 8192
-"""Rows and columns of the matrices that measure the peak; small ones measure the launch."""
-
 
 def setting():
     """The model's shape and the step's batch, as our training gets it."""
@@ -61,7 +58,7 @@ def ours() -> race.Work:
     from alpacare_jax import metrics
 
     FLAGS = flags.FLAGS
-    peak = metrics.measure_peak_flops(SIZE, seconds=2.0)
+    peak = metrics.measure_peak_flops(seconds=2.0)
     shape, batch = setting()
     model = {"variant": FLAGS.variant, "dtype": "bfloat16"}
     if FLAGS.remat:
