@@ -128,7 +128,8 @@ def compare(names: Sequence[str]) -> list[race.Lane]:
     """Ours must get through; what becomes of the others is told."""
     FLAGS = flags.FLAGS
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # else three quarters
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX refuses both
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # else three quarters
     if not FLAGS.alone:  # the contenders share the memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     lanes = []

@@ -7,7 +7,8 @@ Variants: llama-7b, llama-13b, llama2-7b, llama2-13b. Data: alpacare (MedInstruc
 1,024) or alpaca (Alpaca-52k, 512). 52,002 examples give 1,218 steps at 7B and 2,030 at 13B.
 
 PLANNED says which slices and hosts the recipes fit, by `alpacare_jax.plan`, and what makes room on
-the smallest. Where memory is left, as on v5p, --config.model.remat=dots is faster.
+the smallest. On one H200 let JAX have the memory: XLA_CLIENT_MEM_FRACTION=0.95. Where some is left,
+as on v5p, --config.model.remat=dots is faster.
 
 Time to expect at 50 % MFU and 300 tokens an example: 7B about 64 min on one H200, 8 on eight H100,
 20 on a v5e-16 slice (calculated, not measured). Score to expect: the loss of Stanford's own

@@ -11,8 +11,8 @@
 #
 # --try runs the same steps for a tiny model on the CPU, to see that nothing is missing.
 #
-# Uses $PYTHON, by default python3, with the packages of setup.py and jax[cuda13]; for the comparison
-# torch with CUDA and transformers; pytest. Nothing is installed.
+# Uses $PYTHON, by default python3, with the packages of setup.py, jax[cuda13] and pytest; for the
+# comparison torch with CUDA and transformers. Nothing is installed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
@@ -25,7 +25,7 @@ out=${1:-gpu_check}
 mkdir -p "$out" || exit
 
 "$PYTHON" - "$small" <<'EOF' || exit
-import importlib, os, sys
+import importlib, importlib.metadata, pathlib, re, sys
 
 missing = []
 for name in (
@@ -39,6 +39,16 @@ for name in (
 if missing:
     what = "; ".join(missing)
     sys.exit(f"error: {sys.executable} lacks {what}; install them, constraints.txt has versions")
+from packaging.requirements import Requirement  # pytest needs it, too
+
+for asked in re.findall(r'"([\w.-]+[<>=][^"]*)"', pathlib.Path("setup.py").read_text()):
+    wanted = Requirement(asked)
+    try:
+        found = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+        continue  # not needed here
+    if found not in wanted.specifier:
+        print(f"warning: {wanted.name} {found} is there, setup.py asks for {wanted}")
 if sys.argv[1] == "0":
     import jax
 
