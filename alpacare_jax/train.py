@@ -180,7 +180,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         f"({config.train.epochs} epochs; {left_over} examples sit out each), "
         f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
-    if config.train.batch_size < train_data.full_batch_size / 2:
+    if mesh.size > 1 and config.train.batch_size < train_data.full_batch_size / 2:
         progress.say(
             f"{config.train.batch_size} examples a step do not fill {mesh.size} devices; "
             f"train.batch_size of {train_data.full_batch_size:,} would, or fewer devices"
