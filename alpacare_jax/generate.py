@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -116,6 +116,21 @@ class Partial:
             text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         provenance.write_text(output, text)
         self.path.unlink()
+        cut = sum(record["finish_reason"] == "length" for record in records)
+        print(
+            f"{output}: {len(records)} answers, {cut} of them cut at the length limit",
+            file=sys.stderr,
+        )
+
+
+def go_on(output: Path, settings: dict[str, Any]) -> Partial:
+    """What there is of a run of these settings; it is told."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    partial = Partial(output, fingerprint)
+    if partial.answers:
+        print(f"{len(partial.answers)} answers are there already", file=sys.stderr)
+    return partial
 
 
 def encode_prompts(
@@ -188,6 +203,61 @@ def load_engine(
     )
 
 
+def check_flags(output: Path, stops: Sequence[str], max_length: int, config: LlamaConfig) -> None:
+    """Raises ValueError where a flag has no meaning, or none for this model."""
+    if output.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"--output {output} must end in .json or .jsonl")
+    if not all(stops):
+        raise ValueError("--stop is empty; give the text that ends an answer")
+    if max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--max_length {max_length:,} is over the model's max_position_embeddings "
+            f"{config.max_position_embeddings:,}; lower it"
+        )
+
+
+def answers(
+    engine: decoding.Engine,
+    requests: Sequence[decoding.Request],
+    tokenizer: Tokenizer,
+    stops: Sequence[str],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index of the request, what is known of its answer), as they end; tells how it goes."""
+    began, tokens, shown = time.perf_counter(), 0, 0.0
+
+    def stop_early(ids: list[int]) -> bool:
+        return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
+
+    for done, answer in enumerate(engine.run(requests, stop_early), start=1):
+        text, used, stopped = answer_text(answer.ids, tokenizer, stops)
+        reason = "stop" if stopped else answer.finish_reason
+        yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
+        tokens += used
+        seconds = time.perf_counter() - began
+        if seconds - shown > 5 or done == len(requests):
+            shown = seconds
+            left = metrics.duration(seconds / done * (len(requests) - done))
+            print(
+                f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
+                f"tokens/s | {left} left",
+                file=sys.stderr,
+            )
+
+
+def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """One answer of the output; the order is alpaca_eval's."""
+    return {
+        "instruction": example.instruction,
+        "output": answer["output"],
+        "generator": settings["generator"],
+        "id": example.id,
+        "input": example.input,
+        "dataset": settings["dataset"],
+        "finish_reason": answer["finish_reason"],
+        "num_tokens": answer["num_tokens"],
+    }
+
+
 def run(
     *,
     directory: Path,
@@ -206,16 +276,8 @@ def run(
     generator: str,
 ) -> None:
     """Answers every record of `input_path`; see the flags for the arguments."""
-    if output.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"--output {output} must end in .json or .jsonl")
-    if not all(stops):
-        raise ValueError("--stop is empty; give the text that ends an answer")
     config = checkpoint.read_config(directory)
-    if max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"--max_length {max_length:,} is over the model's max_position_embeddings "
-            f"{config.max_position_embeddings:,}; lower it"
-        )
+    check_flags(output, stops, max_length, config)
     tokenizer = checkpoint.load_tokenizer(directory)
     examples = read_examples(input_path, answered=False)
     require_unique_ids(examples)
@@ -239,12 +301,7 @@ def run(
         print(f"{output} is finished", file=sys.stderr)
         return
     record = provenance.describe(config=settings)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    partial = Partial(output, fingerprint)
-    todo = [i for i in range(len(examples)) if i not in partial.answers]
-    if len(todo) < len(examples):
-        print(f"{len(examples) - len(todo)} answers are there already", file=sys.stderr)
+    partial = go_on(output, settings)
     engine = load_engine(
         directory,
         number,
@@ -257,44 +314,12 @@ def run(
         slots=batch_size,
         sampling=sampling,
     )
-    requests = [decoding.Request(i, encoded[i], max_new_tokens or max_length) for i in todo]
-    began, tokens, shown = time.perf_counter(), 0, 0.0
-
-    def stop_early(ids: list[int]) -> bool:
-        return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
-
-    for done, answer in enumerate(engine.run(requests, stop_early), start=1):
-        text, used, stopped = answer_text(answer.ids, tokenizer, stops)
-        example = examples[answer.index]
-        partial.add(
-            answer.index,
-            {
-                "instruction": example.instruction,
-                "output": text,
-                "generator": generator,
-                "id": example.id,
-                "input": example.input,
-                "dataset": settings["dataset"],
-                "finish_reason": "stop" if stopped else answer.finish_reason,
-                "num_tokens": used,
-            },
-        )
-        tokens += used
-        seconds = time.perf_counter() - began
-        if seconds - shown > 5 or done == len(requests):
-            shown = seconds
-            left = metrics.duration(seconds / done * (len(requests) - done))
-            print(
-                f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
-                f"tokens/s | {left} left",
-                file=sys.stderr,
-            )
-    cut = sum(answer["finish_reason"] == "length" for answer in partial.answers.values())
+    prompts_left = ((i, ids) for i, ids in enumerate(encoded) if i not in partial.answers)
+    requests = [decoding.Request(i, ids, max_new_tokens or max_length) for i, ids in prompts_left]
+    for index, answer in answers(engine, requests, tokenizer, stops):
+        partial.add(index, as_record(examples[index], answer, settings))
     provenance.write_json(provenance.run_json(output), record | {"end": provenance.now()})
     partial.finish(output)
-    print(
-        f"{output}: {len(examples)} answers, {cut} of them cut at the length limit", file=sys.stderr
-    )
 
 
 def define_flags() -> None:

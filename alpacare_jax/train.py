@@ -180,7 +180,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         f"({config.train.epochs} epochs; {left_over} examples sit out each), "
         f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
-    if config.train.batch_size < train_data.full_batch_size / 2:
+    if mesh.size > 1 and config.train.batch_size < train_data.full_batch_size / 2:
         progress.say(
             f"{config.train.batch_size} examples a step do not fill {mesh.size} devices; "
             f"train.batch_size of {train_data.full_batch_size:,} would, or fewer devices"
@@ -192,7 +192,8 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     update = optimizer.make(
         config.optimizer, num_steps, params.decay_mask(shape), params.matrix_axes(shape)
     )
-    first = checkpoint.latest_step(workdir) or 0
+    # What one process sees of a shared folder may be older than what another does.
+    first = int(runtime.first_says(checkpoint.latest_step(workdir) or 0))
     if first == num_steps:
         if runtime.is_first():
             workdir_lib.finish(workdir)  # a kill may have come between the last save and this
@@ -203,7 +204,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         workdir_lib.make(workdir, config, description)
     saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
     progress.open(workdir, config, shape, mesh, first, num_steps)
-    with progress, saved, watchdog:
+    with watchdog, progress, saved:  # a last save waits for the others, too
         if first:
             progress.say(f"going on from step {first:,}")
             state = saved.restore(first, train_step.abstract_state(shape, config, update, mesh))

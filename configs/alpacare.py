@@ -6,10 +6,9 @@
 Variants: llama-7b, llama-13b, llama2-7b, llama2-13b. Data: alpacare (MedInstruct-52k, max length
 1,024) or alpaca (Alpaca-52k, 512). 52,002 examples give 1,218 steps at 7B and 2,030 at 13B.
 
-Planned for, by `alpacare_jax.plan`: 7B on v5e-16, v6e-8, v5p-8, v4-8, h200-1 and h100-8, 13B on
-v5e-32, v6e-16, v4-16 and h100-8. On the two v4 slices --config.optimizer.offload=True
---config.train.microbatch_tokens=2048 makes room. Where memory is left, as on v5p,
---config.model.remat=dots is faster.
+PLANNED says which slices and hosts the recipes fit, by `alpacare_jax.plan`, and what makes room on
+the smallest. On one H200 let JAX have the memory: XLA_CLIENT_MEM_FRACTION=0.95. Where some is left,
+as on v5p, --config.model.remat=dots is faster.
 
 Time to expect at 50 % MFU and 300 tokens an example: 7B about 64 min on one H200, 8 on eight H100,
 20 on a v5e-16 slice (calculated, not measured). Score to expect: the loss of Stanford's own
@@ -22,6 +21,11 @@ from configs import common
 
 # The paper's two sizes, AlpaCare training/training-{7b,13b}.sh.
 EPOCHS_AND_RATE = {"7b": (3, 2e-5), "13b": (5, 1e-5)}
+OFFLOAD = {"optimizer.offload": True, "train.microbatch_tokens": 2048}
+PLANNED = {
+    "7b": {"v5e-16": {}, "v6e-8": {}, "v5p-8": {}, "v4-8": OFFLOAD, "h200-1": {}, "h100-8": {}},
+    "13b": {"v5e-32": {}, "v6e-16": {}, "v4-16": OFFLOAD, "h100-8": {}},
+}
 VARIANTS = ("llama-7b", "llama-13b", "llama2-7b", "llama2-13b")
 # Max length of each data set's recipe: AlpaCare's script, stanford_alpaca train.py.
 MAX_LENGTH = {"alpacare": 1024, "alpaca": 512}

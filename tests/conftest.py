@@ -103,7 +103,10 @@ COMPILES_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 @pytest.fixture(scope="module")
 def quickly_compiled():
-    """For many programs that run once or twice on tiny arrays: optimising them costs the most."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """For many programs that run once or twice on tiny arrays: optimising them costs the most.
+
+    On an accelerator a test shall run what a run would.
+    """
+    jax.config.update("jax_disable_most_optimizations", jax.default_backend() == "cpu")
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -186,19 +186,32 @@ def test_a_kernel_equals_the_definition_and_so_do_its_gradients(name):
     segments, positions, *qkv = packed_rows(name)
     exact = name != "cudnn"
     real = (segments > 0)[..., None, None]
+    rough = np.random.default_rng(0).standard_normal(qkv[0].shape)  # a wave's gradients cancel out
 
     def total(name, *qkv):
         out = jnp.where(real, kernel(name)(segments, positions)(*qkv), 0)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+        return jnp.sum(out * rough), out
 
-    (_, out), grads = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)(name, *qkv)
+    gradients = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)
+    (_, out), grads = gradients(name, *qkv)
     want = by_definition(*qkv, attention.visible(segments, positions, segments, positions))
     out, want = np.asarray(out, np.float32), np.where(real, want, 0)
     np.testing.assert_allclose(out, want, atol=2e-5 if exact else 0.02)
-    _, wanted = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)("xla", *qkv)
-    for got, expected in zip(grads, wanted, strict=True):
-        got, expected = np.asarray(got, np.float32), np.asarray(expected, np.float32)
-        np.testing.assert_allclose(got, expected, atol=2e-4 if exact else 0.05)
+    _, wanted = gradients("xla", *(x.astype(jnp.float32) for x in qkv))
+    if exact:
+        for got, expected in zip(grads, wanted, strict=True):
+            np.testing.assert_allclose(got, expected, atol=2e-4)
+        return
+    # In bfloat16: about as near to the float32 gradients as XLA's.
+    _, same_dtype = gradients("xla", *qkv)
+    for got, rounded, expected in zip(grads, same_dtype, wanted, strict=True):
+        assert distance(got, expected) <= 3 * distance(rounded, expected)
+
+
+def distance(a, b) -> float:
+    """Of two arrays, relative to the second."""
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

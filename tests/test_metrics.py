@@ -110,12 +110,14 @@ def test_an_unknown_device_is_measured(monkeypatch):
     assert peak_flops() == (8e9, "measured")
 
 
-def test_the_measured_peak_is_the_best_product(monkeypatch):
+@pytest.mark.parametrize(("backend", "products"), [("cpu", 1), ("gpu", 8)])
+def test_the_measured_peak_is_that_of_the_best_time(monkeypatch, backend, products):
     """With a clock of our own: products take 4, 2 and 3 s of the 9 s there are."""
     times = iter([0.0, 0.0, 0.0, 4.0, 4.0, 4.0, 6.0, 6.0, 6.0, 9.0, 9.0])
     clock = types.SimpleNamespace(perf_counter=lambda: next(times))
     monkeypatch.setattr(metrics, "time", clock)
-    assert metrics.measure_peak_flops(size=64, seconds=9.0) == 2 * 64**3 / 2.0
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert metrics.measure_peak_flops(size=64, seconds=9.0) == products * 2 * 64**3 / 2.0
 
 
 # metrics.jsonl

@@ -171,11 +171,26 @@ def test_what_does_not_fit(local_plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["llama3.2-1b", "llama-7b"])
-def test_a_tpu_slice(variant):
+@pytest.mark.parametrize(
+    ("size", "slice_or_host"),
+    [(size, name) for size, names in alpacare.PLANNED.items() for name in names],
+)
+def test_the_recipes_fit_where_their_config_says(size, slice_or_host):
+    """Ten programs, a minute or two each; TPUs and GPUs have a compiler each."""
+    compiler = "jax_cuda13_plugin" if slice_or_host.startswith("h") else "libtpu"
+    pytest.importorskip(compiler, reason="needs the extra [tpu], or [gpu] for GPUs")
+    where = topology.describe(slice_or_host)
+    config = of_variant(f"llama-{size}", **alpacare.PLANNED[size][slice_or_host])
+    work = plan_training.Workload(52_002, 300, 0.6)
+    found = plan_training.make_plan(config, where, work, None)
+    assert found["fits"] and found["mfu_ceiling"] > 0.4
+
+
+@pytest.mark.slow
+def test_a_tpu_slice():
     pytest.importorskip("libtpu", reason="needs libtpu: the extra [tpu]")
     where = topology.describe("v5e-16")
-    config = of_variant(variant, **{"model.remat": "full", "train.microbatch_tokens": 4096})
+    config = of_variant("llama3.2-1b")
     found = plan_training.make_plan(config, where, plan_training.Workload(52_002, 300, 0.6), None)
     assert found["fits"] and found["mfu_ceiling"] > 0.5
     assert found["collectives"][0]["axes"] == "fsdp"

@@ -29,6 +29,7 @@ from alpacare_jax import (
     metrics,
     optimizer,
     params,
+    runtime,
     sharding,
     train,
     train_step,
@@ -685,9 +686,14 @@ def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, finished, tmp_path
     assert message in capsys.readouterr().err
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "run.json").read_text())["end"] is None
-    go_on(config, tmp_path)
+    stale = iter([None])  # as a host's view of a shared folder may be
+    with small_machine() as patch:
+        compile_once(patch)
+        patch.setattr(checkpoint, "latest_step", lambda _: next(stale))
+        patch.setattr(runtime, "first_says", lambda value: value or 5.0)
+        train.run(config, tmp_path)
     err = capsys.readouterr().err
-    assert "going on from step 5" in err
+    assert "going on from step 5" in err, "all start where the first process does"
     assert "step 6/10" in err
     assert "step 5/10" not in err
     assert_same_end(tmp_path, finished.workdir, 10)
@@ -799,12 +805,23 @@ def test_an_error_does_not_lose_the_save_that_is_under_way(corpus, finished, tmp
         return batch(self, step)
 
     closed, close = [], metrics.MetricsWriter.close
+    close_saves, end_watch = checkpoint.TrainingCheckpoints.close, runtime.Watchdog.__exit__
+    order = []
     with small_machine() as patch, pytest.raises(OSError, match="the data are gone"):
         compile_once(patch)
         patch.setattr(Batcher, "batch", failing)
         patch.setattr(metrics.MetricsWriter, "close", lambda w: (closed.append(w), close(w)))
+        patch.setattr(
+            checkpoint.TrainingCheckpoints,
+            "close",
+            lambda s: (order.append("save"), close_saves(s)),
+        )
+        patch.setattr(
+            runtime.Watchdog, "__exit__", lambda w, *e: order.append("watch") or end_watch(w)
+        )
         train.run(config, tmp_path)
     assert len(closed) == 1, "what TensorBoard still holds is written"
+    assert order == ["save", "watch"], "other processes may never come to this save"
     assert checkpoint.latest_step(tmp_path) == 5
     go_on(config, tmp_path)
     assert_same_end(tmp_path, finished.workdir, 10)
