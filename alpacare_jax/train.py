@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -138,21 +139,42 @@ def require_finite(
 
 
 class StopRequest:
-    """Remembers SIGTERM, which TPU maintenance and job schedulers send before they kill."""
+    """Remembers Ctrl-C, and SIGTERM, which TPU maintenance and schedulers send before they kill.
+
+    While a run is entered as a context, the first Ctrl-C asks it to save and stop, as SIGTERM does;
+    the second ends it at once, as it does before and after.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked = self.interrupted = False
         signal.signal(signal.SIGTERM, self._ask)
 
-    def _ask(self, *_):
+    def __enter__(self) -> "StopRequest":
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before != signal.SIG_IGN:  # a script's background job: the script passes on
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_) -> None:
         self.asked = True
 
+    def _interrupt(self, *_) -> None:
+        print("saving after this step; Ctrl-C again ends at once", file=sys.stderr)
+        self.asked = self.interrupted = True
+        signal.signal(signal.SIGINT, self._before)
 
-def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECONDS) -> None:
+
+def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECONDS) -> int:
     """One training run, from an empty or unfinished workdir to the last checkpoint.
 
     Several processes run it together, each with the same arguments. Whether to stop is decided by
     all of them: every step's report holds whether any process was asked to.
+
+    Returns:
+      The command's exit code: 130 where Ctrl-C stopped it, which is saved, else 0.
 
     Raises:
       ValueError: bad config, data or checkpoint; OSError: a save failed;
@@ -198,13 +220,13 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
         if runtime.is_first():
             workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         progress.say(f"{workdir} is finished: {num_steps:,} steps")
-        return
+        return 0
     if not first:
         state = initial_state(config, shape, update, mesh)
         workdir_lib.make(workdir, config, description)
     saved = checkpoint.TrainingCheckpoints(workdir, config.checkpoint)
     progress.open(workdir, config, shape, mesh, first, num_steps)
-    with watchdog, progress, saved:  # a last save waits for the others, too
+    with watchdog, progress, stop, saved:  # a last save waits for the others, too
         if first:
             progress.say(f"going on from step {first:,}")
             state = saved.restore(first, train_step.abstract_state(shape, config, update, mesh))
@@ -263,17 +285,17 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
                 watchdog.alive()
             if stopping and not last:
                 saved.wait()
-                progress.say(
-                    f"stopped by SIGTERM at step {step}, which is saved; run again to go on"
-                )
-                return
+                why = "Ctrl-C" if stop.interrupted else "SIGTERM"
+                progress.say(f"stopped by {why} at step {step}, which is saved; run again to go on")
+                return 130 if stop.interrupted else 0
         saved.wait()
         if runtime.is_first():
             workdir_lib.finish(workdir)
         progress.finished(workdir)
+    return 0
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     del argv
     FLAGS = flags.FLAGS
     config = sections.build(RunConfig, FLAGS.config.to_dict())
@@ -286,7 +308,7 @@ def main(argv: Sequence[str]) -> None:
         process_id=FLAGS.process_id,
         join_seconds=FLAGS.join_seconds,
     )
-    run(config, Path(FLAGS.workdir), FLAGS.step_seconds)
+    return run(config, Path(FLAGS.workdir), FLAGS.step_seconds)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from evaluation.benchmarks import Item
 from evaluation.comparisons import Comparison, Reply
 from evaluation.judges import Judge
 from evaluation.outputs import ModelOutput
+from evaluation.reply_parsers import INVALID
 from evaluation.run_config import EvaluationConfig
 
 
@@ -209,7 +210,7 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
 
     Raises:
       ValueError: the workdir holds verdicts that are not asked for now; or, once all is written,
-        some comparisons have no reply.
+        some comparisons have no reply, or a judge gave no verdict at all.
       Stopped: the budget is reached, a signal came, or nothing can be answered.
     """
     config = judging.config.within(judging.config.chat)
@@ -234,6 +235,12 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
             f"{len(failures):,} of {len(judging.replies):,} comparisons have no reply and are "
             f"invalid in {workdir / verdicts.FILE}; the first failed so: {failures[0]}; run again "
             "to ask for them again"
+        )
+    if silent := [n for n, found in counts["verdicts"].items() if set(found) == {INVALID}]:
+        raise ValueError(
+            f"no reply to {', '.join(silent)} holds a verdict; see `raw` in "
+            f"{workdir / verdicts.FILE}, and whether {config.model} can follow that prompt within "
+            f"max_tokens {config.max_tokens:,}"
         )
 
 

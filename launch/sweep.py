@@ -64,8 +64,8 @@ def command(run: Run, config: str, launcher: str) -> list[str]:
 class Runner:
     """Runs commands, and passes on what asks this process to stop.
 
-    Training saves at SIGTERM only, and a terminal sends Ctrl-C to all its processes: so a command
-    gets a session of its own, and SIGTERM for whatever came here.
+    A terminal sends Ctrl-C to all its processes, and a second one would end training before it has
+    saved: so a command gets a session of its own, and SIGTERM for whatever came here.
     """
 
     def __init__(self):

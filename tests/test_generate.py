@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import COMPILES_QUICKLY, REPOSITORY, make_model
 
-from alpacare_jax import checkpoint, decoding, generate, params
+from alpacare_jax import answer_file, checkpoint, decoding, generate, params
 from alpacare_jax.decoding import Answer, Request, Sampling
 from contract import provenance
 
@@ -339,7 +339,7 @@ def test_a_run_killed_before_the_output_was_written_only_writes_it(answer, asked
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(generate.Partial, "finish", full_disk)
+        patch.setattr(answer_file.Partial, "finish", full_disk)
         answer("cut.json")
     assert answer("cut.json").read_bytes() == whole
     assert asked[-1] == []

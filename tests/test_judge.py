@@ -180,7 +180,10 @@ def test_a_reply_without_a_verdict_is_asked_for_again(server, files, tmp_path):
     assert counts(tmp_path / "three")["asked_again"] == 6
     said.clear()
     server.bodies.clear()
-    judge.run(make(make_config(server, reasks=1), files, ["model-7B"], ["gpt"]), tmp_path / "two")
+    with pytest.raises(ValueError, match="no reply to alpacare holds a verdict; see `raw` in"):
+        judge.run(
+            make(make_config(server, reasks=1), files, ["model-7B"], ["gpt"]), tmp_path / "two"
+        )
     assert {line["verdict"] for line in read(tmp_path / "two")} == {"invalid"}
     assert {line["raw"] for line in read(tmp_path / "two")} == {"Hard to say, 2"}
     assert len(server.bodies) == 12, "a bounded number of times"

@@ -230,8 +230,8 @@ def stopped_run(corpus: Path, workdir: Path, step: int, **changes) -> RunConfig:
     """
     config = ten_steps(corpus, **{"checkpoint__every_steps": step} | changes)
 
-    class AskedAtStep:
-        looks = 0
+    class AskedAtStep(contextlib.nullcontext):
+        looks, interrupted = 0, False
 
         @property
         def asked(self):
@@ -902,15 +902,18 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> bool:
     return False
 
 
-def test_sigterm_saves_and_exits_0(corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code", "name"), [(signal.SIGTERM, 0, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+def test_a_signal_saves_and_stops(corpus, tmp_path, sent, code, name):
     process = start(command(corpus, tmp_path, train__epochs=400, data__eval_path=""))
     assert wait_for_step(process, tmp_path, 3), process.communicate()[1]
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     _, err = process.communicate()
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
     last = lines(tmp_path)[-1]["step"]
     assert err.splitlines()[-1] == (
-        f"stopped by SIGTERM at step {last}, which is saved; run again to go on"
+        f"stopped by {name} at step {last}, which is saved; run again to go on"
     )
     assert checkpoint.find_step(tmp_path) == last
     assert "Traceback" not in err
