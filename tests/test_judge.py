@@ -149,7 +149,8 @@ def test_the_judge_sees_the_texts_as_they_are_and_both_orders(server, files, tmp
 def test_structured_replies_are_asked_for_by_schema(server, files, tmp_path, provider):
     server.answer = lambda _: '{"explanation": "B is rude.", "verdict": "A"}'
     config = make_config(server, "structured,medical", provider=provider, reasks=0)
-    judge.run(make(config, files, ["model-7B"], ["gpt"], ids=["a"]), tmp_path)
+    with pytest.raises(ValueError, match="no reply to medical holds a verdict; see `raw` in"):
+        judge.run(make(config, files, ["model-7B"], ["gpt"], ids=["a"]), tmp_path)
     told = [(line["judge"].split("/")[0], line["verdict"]) for line in read(tmp_path)]
     assert told == [
         ("structured", "model"),
@@ -180,10 +181,9 @@ def test_a_reply_without_a_verdict_is_asked_for_again(server, files, tmp_path):
     assert counts(tmp_path / "three")["asked_again"] == 6
     said.clear()
     server.bodies.clear()
-    with pytest.raises(ValueError, match="no reply to alpacare holds a verdict; see `raw` in"):
-        judge.run(
-            make(make_config(server, reasks=1), files, ["model-7B"], ["gpt"]), tmp_path / "two"
-        )
+    twice = make(make_config(server, reasks=1), files, ["model-7B"], ["gpt"])
+    with pytest.raises(ValueError, match="no reply to alpacare holds a verdict"):
+        judge.run(twice, tmp_path / "two")
     assert {line["verdict"] for line in read(tmp_path / "two")} == {"invalid"}
     assert {line["raw"] for line in read(tmp_path / "two")} == {"Hard to say, 2"}
     assert len(server.bodies) == 12, "a bounded number of times"
