@@ -227,7 +227,8 @@ def test_thirty_percent_of_faults_change_nothing(tmp_path, provider):
     assert set(server.answered.values()) == {1}, "none is answered twice"
     assert len(server.answered) == 2000
     assert client.counts["answered"] == 2000
-    assert client.counts["tried again"] == len(server.bodies) - 2000 > 600
+    # On a busy machine an attempt may be out of time before the server has read it.
+    assert client.counts["tried again"] >= len(server.bodies) - 2000 > 600
     assert client.total.usd == pytest.approx(server.charged * PRICE, rel=1e-9)
     assert client.total.tokens == server.charged * 27
 

@@ -370,7 +370,7 @@ def test_tokenizer_of_another_model_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("config.json", ["config.json", "from_hf"]),
+        ("config.json", ["config.json", "give a Hugging Face folder to convert"]),
         ("tokenizer.json", ["tokenizer.json"]),
         ("model.safetensors", ["model.safetensors", "model.safetensors.index.json"]),
     ],
