@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import COMPILES_QUICKLY, REPOSITORY
 
 
 def plan(output: Path, *flags: str) -> tuple[str, dict]:
@@ -17,7 +17,7 @@ def plan(output: Path, *flags: str) -> tuple[str, dict]:
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
+        env=os.environ | COMPILES_QUICKLY | {"JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True,
         text=True,
     )
