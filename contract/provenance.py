@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -102,6 +102,29 @@ def describe(**content: Any) -> dict[str, Any]:
 def run_json(output: Path) -> Path:
     """Where the `run.json` of a single output file stands: beside it, under its name."""
     return output.with_name(output.name + ".run.json")
+
+
+def changed(output: Path, config: Mapping[str, Any]) -> str:
+    """How `config` differs from the one that made `output`, if any did; "" for not at all.
+
+    >>> changed(Path("no/such/file"), {"seed": 1})
+    ''
+    """
+    record = run_json(output)
+    if not (output.exists() and record.exists()):
+        return ""
+    before = _flat(json.loads(record.read_text(encoding="utf-8")).get("config", {}))
+    after = _flat(json.loads(json.dumps(config)))  # as it will be written
+    names = [name for name in after | before if before.get(name) != after.get(name)]
+    return ", ".join(f"{n} {before.get(n)!r} before, {after.get(n)!r} now" for n in names)
+
+
+def _flat(config: Mapping[str, Any], front: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        name = f"{front}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:
