@@ -1,9 +1,11 @@
 """Judging over real HTTP, through the real SDKs: both orders, again after any end."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -312,6 +314,55 @@ def test_faults_and_a_kill_change_no_verdict(server, files, tmp_path):
     for name in ("judgements.jsonl", "items.jsonl", "outputs.jsonl"):
         assert (tmp_path / "rough" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
     assert {line["verdict"] for line in read(tmp_path / "rough")} > {"invalid", "tie"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "testsets").is_dir(), reason="ALPACARE_DATA is not set")
+def test_the_papers_evaluation_under_faults_and_kills(tmp_path):
+    """MedInstruct-test x 4 references x 6 systems x 2 orders, to the report; takes 2 minutes."""
+    systems = sorted(path.name for path in (DATA / "model_outputs").iterdir())
+    calm, faulty = ChatServer(), ChatServer(faults=0.3, seed=5)
+    faulty.stall = 0.01
+    calm.answer = faulty.answer = drawn
+
+    def start(server, workdir):
+        judging = [
+            *("--config=configs/evaluation.py", "--benchmark=medinstruct", f"--data={DATA}"),
+            *(f"--outputs={','.join(systems)}", f"--workdir={workdir}", "--config.reasks=1"),
+            "--references=gpt-4,gpt-3.5-turbo,text-davinci-003,claude-2",
+            *(f"--config.chat.base_url={server.url}/v1", "--config.chat.attempts=30"),
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "evaluation.judge", *judging], cwd=REPOSITORY
+        )
+
+    assert start(calm, tmp_path / "calm").wait() == 0
+    draw, kills, code = random.Random(0), 0, None
+    while code is None:
+        process = start(faulty, tmp_path / "rough")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(draw.uniform(2, 15) if kills < 8 else None)
+        kills += code is None
+        process.kill()
+        process.wait()
+    assert code == 0 and kills >= 3
+    assert len(systems) == 6 and len(read(tmp_path / "rough")) == 10_368
+    for name in ("judgements.jsonl", "items.jsonl", "outputs.jsonl"):
+        assert (tmp_path / "rough" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+    asked = len(faulty.bodies)
+    assert start(faulty, tmp_path / "rough").wait() == 0
+    assert len(faulty.bodies) == asked, "a second run makes no request"
+    for name in ("calm", "rough"):
+        output = f"--output={tmp_path / name / 'report'}"
+        reporting = ["evaluation.report", f"--judgements={tmp_path / name}", output]
+        subprocess.run([sys.executable, "-m", *reporting], cwd=REPOSITORY, check=True)
+    tables = sorted((tmp_path / "calm" / "report").rglob("*.tex"))
+    assert tables
+    for table in tables:
+        other = tmp_path / "rough" / table.relative_to(tmp_path / "calm")
+        assert table.read_bytes() == other.read_bytes()
+    calm.close()
+    faulty.close()
 
 
 # What is wrong is told.
