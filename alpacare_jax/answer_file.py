@@ -54,11 +54,8 @@ class Partial:
         """Writes the whole output, in input order, and removes the partial file."""
         self._lines.close()
         records = [self.answers[i] for i in sorted(self.answers)]
-        if output.suffix == ".json":
-            text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
-        else:
-            text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        provenance.write_text(output, text)
+        write = provenance.write_json if output.suffix == ".json" else jsonl.write
+        write(output, records)
         self.path.unlink()
         cut = sum(record["finish_reason"] == "length" for record in records)
         print(

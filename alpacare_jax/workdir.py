@@ -39,10 +39,9 @@ def check(workdir: Path, run: dict[str, Any]) -> None:
     if "train" not in before.get("config", {}):
         raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
     changed = [
-        f"{section}.{key}: {before['config'][section].get(key)!r} before, {value!r} now"
-        for section in SAME_RUN
-        for key, value in run["config"][section].items()
-        if before["config"][section].get(key) != value and f"{section}.{key}" not in MAY_CHANGE
+        f"{name}: {what}"
+        for name, what in provenance.differences(before["config"], run["config"]).items()
+        if name.partition(".")[0] in SAME_RUN and name not in MAY_CHANGE
     ]
     changed += [
         f"{name} has changed"

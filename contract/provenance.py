@@ -104,19 +104,28 @@ def run_json(output: Path) -> Path:
     return output.with_name(output.name + ".run.json")
 
 
-def changed(output: Path, config: Mapping[str, Any]) -> str:
-    """How `config` differs from the one that made `output`, if any did; "" for not at all.
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of `now` that differ from those `before`, as both stand in JSON, by dotted name.
 
-    >>> changed(Path("no/such/file"), {"seed": 1})
-    ''
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": ()})
+    {'a.b': '1 before, 2 now', 'c': 'None before, [] now'}
     """
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    return {
+        name: f"{old.get(name)!r} before, {value!r} now"
+        for name, value in new.items()
+        if old.get(name) != value
+    }
+
+
+def replaced(output: Path, config: Mapping[str, Any]) -> str:
+    """What to tell before `output` is written anew; "" where no other settings made the old one."""
     record = run_json(output)
     if not (output.exists() and record.exists()):
         return ""
-    before = _flat(json.loads(record.read_text(encoding="utf-8")).get("config", {}))
-    after = _flat(json.loads(json.dumps(config)))  # as it will be written
-    names = [name for name in after | before if before.get(name) != after.get(name)]
-    return ", ".join(f"{n} {before.get(n)!r} before, {after.get(n)!r} now" for n in names)
+    found = differences(json.loads(record.read_text(encoding="utf-8")).get("config", {}), config)
+    told = "; ".join(f"{name}: {what}" for name, what in found.items())
+    return f"{output} is replaced; it was made with other settings ({told})" if found else ""
 
 
 def _flat(config: Mapping[str, Any], front: str = "") -> dict[str, Any]:

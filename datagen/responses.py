@@ -196,8 +196,8 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
         "examples": len(examples),
         "unused": dict(Counter(record["reason"] for record in unused).most_common()),
     }
-    if before := provenance.changed(output, description["config"]):
-        client.report(f"{output} is replaced; it was made with other settings: {before}")
+    if news := provenance.replaced(output, description["config"]):
+        client.report(news)
     jsonl.write(workdir / "unused.jsonl", unused)
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     provenance.write_json(provenance.run_json(output), description | ended)

