@@ -123,7 +123,7 @@ class AnswerStore:
             if writes or not exists:
                 self._read.execute("PRAGMA journal_mode = WAL")
                 self._read.executescript(SCHEMA)
-            self._read.execute("SELECT 1 FROM answers LIMIT 1")
+            self._read.execute("SELECT 1 FROM answers, batch_requests LIMIT 1")
         except sqlite3.Error as error:
             failed = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
             remedy = "make room, or have it writable" if failed else "it is no store of answers"

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from datagen.batch_log import Batch
-from datagen.connection import Again, Connection, Hopeless, meaning
+from datagen.connection import Again, Connection, Hopeless, meaning, reason
 
 LABEL = "alpacare_jax_batch"
 """Key of the batch's name in OpenAI's `metadata`."""
@@ -126,8 +126,8 @@ class OpenAIBatches:
 
     def _failed(self, errors: list[Mapping[str, Any]]) -> State:
         """What it means that the input was not taken. Nothing of it was done."""
-        refused = {e["line"] - 1: f"{e.get('message')}" for e in errors if e.get("line")}
-        said = "; ".join(f"{e.get('message') or e.get('code')}" for e in errors[:3])
+        refused = {e["line"] - 1: reason(f"{e.get('message')}") for e in errors if e.get("line")}
+        said = reason("; ".join(f"{e.get('message') or e.get('code')}" for e in errors[:3]))
         failed = None
         if any(e.get("code") == "token_limit_exceeded" for e in errors):
             failed = Unsent(said, crowded=True)
@@ -142,12 +142,12 @@ class OpenAIBatches:
             if response and response["status_code"] == 200:
                 return name, response["body"]
             if response:
-                said = json.dumps(response.get("body"), ensure_ascii=False)[:300]
+                said = json.dumps(response.get("body"), ensure_ascii=False)
                 status = response["status_code"]
                 return name, meaning(self._connection.config, status, f"{status} {said}")
             if error["code"] == "batch_cancelled":
                 return name, Hopeless(CANCELLED)
-            return name, Again(f"{error['code']}: {error.get('message')}")
+            return name, Again(reason(f"{error['code']}: {error.get('message')}"))
         except (KeyError, TypeError, AttributeError):
             return "", Again("malformed result line")
 
@@ -245,7 +245,7 @@ class AnthropicBatches:
                 # As documented, and as the guide shows it.
                 error = result["error"].get("error") or result["error"]
                 status = STATUS.get(error["type"], 500)
-                said = f"{error['type']}: {error.get('message')}"[:300]
+                said = f"{error['type']}: {error.get('message')}"
                 return name, meaning(self._connection.config, status, said)
             if result["type"] == "canceled":
                 return name, Hopeless(CANCELLED)

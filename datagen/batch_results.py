@@ -30,10 +30,11 @@ class BatchResults:
         """Stores all replies with their charges, each once, however often the results are read.
 
         Args:
-          deliver: called with each new reply once it is on disk; see `Charge.is_answer`.
+          deliver: called with each new reply once it is on disk, blocked ones too: a further
+            reading does not tell of them; see `Charge.is_answer`.
 
         Returns:
-          Why there is no answer, by key, of the requests that the results say this of.
+          Why there is no reply, by key, of the requests that the results say this of.
 
         Raises:
           Again: the results could not be read to their end; what was read is stored.
@@ -82,8 +83,6 @@ class BatchResults:
                 failures[key] = error
                 continue
             charge = prices.charge(key, batch.model, batch.price, answer)
-            if not charge.is_answer:
-                failures[key] = Again(providers.BLOCKED)
             results.append((charge, answer))
         new = await self._log.settle(batch, results)
         for charge, answer in results:

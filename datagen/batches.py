@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from datagen import providers
 from datagen.answer_store import Answer, AnswerStore, Charge
 from datagen.batch_log import Batch, BatchLog
 from datagen.batch_protocols import BATCHES, State, Undecided, Unsent
@@ -109,8 +110,7 @@ class Batches:
 
     def stop(self, why: str) -> None:
         """Sends nothing more; who waits for an answer is told why it does not come."""
-        self._gathered.clear()
-        self._bytes = 0
+        self._drop_gathered()
         for key in list(self._futures):
             self._fail(key, Hopeless(why))
 
@@ -147,6 +147,13 @@ class Batches:
         self._last_added = time.monotonic()
         self._changed.set()
 
+    def _drop_gathered(self) -> list[str]:
+        """The keys of what is not sent any more."""
+        keys = [key for key, _, _ in self._gathered]
+        self._gathered.clear()
+        self._bytes = 0
+        return keys
+
     # Sending.
 
     async def _send_gathered(self) -> None:
@@ -166,9 +173,8 @@ class Batches:
                 await self._send(requests)
                 self._changed.set()  # there may be more
             elif not self._open:
-                for key, _, _ in self._gathered:
+                for key in self._drop_gathered():
                     self._fail(key, BudgetReached())
-                self._gathered.clear()
 
     def _seconds_to_wait(self) -> float:
         full = len(self._gathered) >= self._most or self._bytes >= self._protocol.most_bytes
@@ -318,7 +324,10 @@ class Batches:
         self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
         self.counts["answered"] += charge.is_answer
         self.counts["no usage reported"] += not answer.usage_reported
-        future = self._futures.pop(charge.key, None) if charge.is_answer else None
+        if not charge.is_answer:
+            self._out.discard(charge.key)
+            return self._fail(charge.key, Again(providers.BLOCKED))
+        future = self._futures.pop(charge.key, None)
         if future and not future.done():
             future.set_result(answer)
 

@@ -43,8 +43,8 @@ class NotThere(Hopeless):
     """The server knows no such model, path, batch or file."""
 
 
-def reason(error: Exception) -> str:
-    """One line of an error without anything that could be a key."""
+def reason(error: Exception | str) -> str:
+    """One line of an error, at most 300 characters, without anything that could be a key."""
     text = " ".join(str(error).split())
     for name in KEYS.values():
         if key := os.environ.get(name):
@@ -155,7 +155,7 @@ class Connection:
         after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
         if after is None:
             after = seconds_until(headers.get("retry-after", ""))
-        said = reason(ValueError(f"Error code: {status} - {response.text}"))
+        said = f"Error code: {status} - {response.text}"
         return meaning(self.config, status, said, after)
 
 
@@ -167,7 +167,11 @@ def _json(content: bytes) -> Any:
 
 
 def meaning(config: ChatConfig, status: int, said: str, after: float | None = None) -> Exception:
-    """Again, Refused or Hopeless: what an HTTP status says about one request."""
+    """Again, Refused or Hopeless: what an HTTP status says about one request.
+
+    `said` is the server's own text, in which keys may stand.
+    """
+    said = reason(said)
     if status == 429 and "insufficient_quota" in said:
         return Hopeless(f"{config.provider}: {said}; add credit and run again")
     if status in (408, 409, 429) or status >= 500:

@@ -30,13 +30,13 @@ class BatchServer(ChatServer):
         self.held = False
         self.outcome = lambda question: "ok"
         self.submissions: list[str] = []
-        self.polls: list[
-            str
-        ] = []  # as `submissions`: "500", or of downloads: "cut" in a line, "short" after one
+        # As `submissions`: "500", or of downloads: "cut" in a line, "short" after one.
+        self.polls: list[str] = []
         self.fail: list[list[dict[str, Any]]] = []  # OpenAI: errors of the next batches
         self.submitted: Counter[str] = Counter()  # questions in batches that were made
         self.batches: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
+        self.sizes: list[int] = []  # bytes of all requests of each batch, as they were sent
         self.made = threading.Event()
         self.moment = lambda what: None  # called at "submission", "look" and "download"
         self.hidden = 0.0  # seconds that a new batch is on no list
@@ -131,6 +131,7 @@ class BatchServer(ChatServer):
             assert named[b"purpose"] == b"batch"
             id = f"file-{len(self.files) + 1}"
             self.files[id] = named[b"file"]
+            self.sizes.append(len(named[b"file"]))
             return 200, {"id": id, "object": "file"}
         if handler.command == "POST":
             asked = json.loads(content)
@@ -198,6 +199,7 @@ class BatchServer(ChatServer):
 
     def _other(self, handler: Any, path: str, query: dict, content: bytes) -> tuple[int, Any]:
         if handler.command == "POST":
+            self.sizes.append(len(content))
             status, batch = self._make(json.loads(content)["requests"], "params")
             return status, self._anthropic_batch(batch) if status == 200 else batch
         if path == "/v1/messages/batches":

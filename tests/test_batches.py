@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from batch_server import BatchServer
@@ -116,8 +117,7 @@ def test_a_batch_is_cut_by_its_bytes_too(server, tmp_path, provider, monkeypatch
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(30))
     assert said(got) == texts(30)
     assert len(server.batches) > 2
-    for file in server.files.values():
-        assert b"/v1/chat" not in file or 1000 < len(file) <= 2000
+    assert 1000 < max(server.sizes) <= 2000
 
 
 def test_answers_may_hold_every_kind_of_line_end(server, tmp_path, provider):
@@ -179,11 +179,32 @@ def test_a_cancelled_batch_ends_the_run_and_the_next_asks_the_rest(server, tmp_p
 @pytest.mark.parametrize("cut", ["cut", "short"])
 def test_results_that_are_cut_are_read_again(server, tmp_path, provider, cut, monkeypatch):
     monkeypatch.setattr(batch_results, "CHUNK", 10)  # so that some are stored before the cut
-    server.polls = [cut]
+    server.polls, blocked = [cut], {f"question {i}" for i in range(0, 60, 2)}
+    server.outcome = lambda q: "blocked" if q in blocked and server.submitted[q] == 1 else "ok"
     got, client, why = ask(batched(server, provider), tmp_path / "s", requests(60))
     assert why is None and said(got) == texts(60) and not server.polls
-    assert client.total.usd == pytest.approx(60 * HALF)
-    assert set(server.submitted.values()) == {1}
+    assert client.total.usd == pytest.approx(90 * HALF), "blocked replies cost, too"
+    assert server.submitted == {f"question {i}": 1 + (i % 2 == 0) for i in range(60)}
+
+
+def test_a_key_in_a_result_is_not_told(provider, monkeypatch):
+    monkeypatch.setenv(chat_config.KEYS[provider], "plain-secret-key")
+    connection = types.SimpleNamespace(config=batched(None, provider))
+    protocol = batch_protocols.BATCHES[provider](connection)
+    said = "Incorrect key plain-secret-key"
+    if provider == "openai":
+        failed = protocol._failed([{"message": said}]).failed
+        told = [failed, protocol._failed([{"message": said, "line": 1}]).refused[0]]
+        errors = [{"code": "oh", "message": said}, None]
+        replies = [None, {"status_code": 401, "body": {"error": {"message": said}}}]
+        results = [{"response": r, "error": e} for r, e in zip(replies, errors, strict=True)]
+    else:
+        told = []
+        error = {"type": "authentication_error", "message": said}
+        results = [{"result": {"type": "errored", "error": error}}]
+    told += [protocol.read({"custom_id": "x"} | result)[1] for result in results]
+    for text in map(str, told):
+        assert "secret" not in text and "Incorrect key [key]" in text
 
 
 # Submissions.

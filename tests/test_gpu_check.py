@@ -1,14 +1,16 @@
 """launch/gpu_check.sh, whose one call must not end for a silly reason: with a Python of our own."""
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 PYTHON = """#!/usr/bin/env bash
-if [ "$1" = - ]; then cat >/dev/null; exit "$NOTHING_MISSING"; fi
+if [ "$1" = - ]; then cat >/dev/null; exit "$MISSING"; fi
 echo "$JAX_DEFAULT_MATMUL_PRECISION $*"
 [[ "$*" != *"$FAILS"* ]]
 """
@@ -18,7 +20,7 @@ def check(tmp_path: Path, *args: str, fails: str = "nothing", missing: int = 0):
     stand_in = tmp_path / "python"
     stand_in.write_text(PYTHON)
     stand_in.chmod(0o755)
-    env = os.environ | {"FAILS": fails, "NOTHING_MISSING": str(missing)}
+    env = os.environ | {"FAILS": fails, "MISSING": str(missing)}
     return subprocess.run(
         ["bash", "launch/gpu_check.sh", *args],
         cwd=REPOSITORY,
@@ -57,3 +59,16 @@ def test_what_fails_does_not_stop_the_rest(tmp_path, fails):
 def test_nothing_runs_where_something_is_missing(tmp_path):
     done = check(tmp_path, str(tmp_path / "out"), missing=1)
     assert (done.returncode, logs(tmp_path / "out")) == (1, {})
+
+
+def test_what_looks_for_missing_packages_is_python():
+    script = (REPOSITORY / "launch" / "gpu_check.sh").read_text()
+    (check_packages,) = re.findall(r"<<'EOF'.*?\n(.*?)\nEOF\n", script, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-", "1"],
+        cwd=REPOSITORY,
+        input=check_packages,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), "all that it looks for is here"
