@@ -21,7 +21,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import race
-from contract import cli
+from contract import cli, jsonl
+from evaluation import verdicts, workdirs
 
 SECONDS, BYTES = 60.0, 2 * 2**30
 """Targets."""
@@ -32,11 +33,6 @@ SYSTEMS = 12
 JUDGES = ("judge-one", "judge-two")
 CHARACTERS = 1300
 """Of an answer, the mean: as long as the paper's references."""
-
-
-def write_lines(path: Path, records: Iterator[dict]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def make_workdir(folder: Path, total: int) -> None:
@@ -55,16 +51,16 @@ def make_workdir(folder: Path, total: int) -> None:
         (name, f"{i}") for name, n in SHARES.items() for i in range(max(1, n * total // whole))
     ]
     systems = [f"system-{i + 1}" for i in range(SYSTEMS)]
-    write_lines(
-        folder / "items.jsonl",
+    jsonl.write(
+        folder / workdirs.ITEMS,
         (
             {"id": i, "benchmark": name, "instruction": text(300), "input": "", "topic": ""}
             | {"difficulty": 1 + int(i) % 5}
             for name, i in items
         ),
     )
-    write_lines(
-        folder / "outputs.jsonl",
+    jsonl.write(
+        folder / workdirs.OUTPUTS,
         (
             {"benchmark": name, "id": i, "generator": generator, "finish_reason": "stop"}
             | {"output": text(int(draw.gamma(4, CHARACTERS / 4))), "num_tokens": None}
@@ -72,7 +68,7 @@ def make_workdir(folder: Path, total: int) -> None:
             for name, i in items
         ),
     )
-    write_lines(folder / "judgements.jsonl", judgements(items, systems, draw))
+    jsonl.write(folder / verdicts.FILE, judgements(items, systems, draw))
 
 
 def judgements(
@@ -109,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="report-") as temporary:
         folder = Path(flags.FLAGS.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "judgements.jsonl").exists():
+        if not (folder / verdicts.FILE).exists():
             make_workdir(folder, flags.FLAGS.items)
         output = Path(temporary) / "report"
         command = [sys.executable, "-m", "evaluation.report"]

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 
@@ -188,6 +188,12 @@ def write_svg(path: Path, drawing: Drawing) -> None:
     white = Polygon(box(0, 0, drawing.width, drawing.height), "paper")
     whole = dataclasses.replace(drawing, shapes=[white, *drawing.shapes])
     provenance.write_text(path, svg(whole, alone=True) + "\n")
+
+
+def boxes(missing: Collection[str]) -> str:
+    """What to tell of characters that `write_png` could not draw."""
+    some = " ".join(sorted(missing)[:20])
+    return f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}"
 
 
 def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:

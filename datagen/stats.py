@@ -79,8 +79,7 @@ def write_figures(directory: Path, figures: dict[str, stats_page.Figure]) -> dic
         missing |= drawing.write_png(path, whole)
         written[f"{directory.name}/{path.name}"] = heading
     if missing:
-        some = " ".join(sorted(missing)[:20])
-        say(f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}")
+        say(drawing.boxes(missing))
     return written
 
 

@@ -74,6 +74,16 @@ def rates_by_cell(results: Results) -> dict[tuple[str, str, str, str], Row]:
     }
 
 
+def references(results: Results, judge: str, benchmark: str) -> list[str]:
+    """Against what a judge's rates on a benchmark are; their average comes last."""
+    there = {
+        row["reference"]
+        for row in results["win_rates"]
+        if (row["judge"], row["benchmark"]) == (judge, benchmark)
+    }
+    return [name for name in (*results["references"], AVERAGE) if name in there]
+
+
 def headlines(results: Results) -> dict[tuple[str, str], str]:
     """(judge, benchmark) -> what stands for all references: their average, or the only one."""
     keys = {(row["judge"], row["benchmark"], row["reference"]) for row in results["win_rates"]}

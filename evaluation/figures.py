@@ -16,10 +16,11 @@ from evaluation.figure_parts import (
     p_text,
     panel_title,
     rates_by_cell,
+    references,
     series,
 )
 from evaluation.report_charts import Field, percent
-from evaluation.results import AVERAGE, Results
+from evaluation.results import Results
 
 SHOWN_TOPICS = 12
 
@@ -56,11 +57,7 @@ def build(results: Results, systems: Systems) -> dict[str, Figure]:
 def _win_rates(results: Results, systems: Systems, judge: str) -> Figure:
     rates, drawings = rates_by_cell(results), []
     for benchmark in results["benchmarks"]:
-        names = [
-            reference
-            for reference in (*results["references"], AVERAGE)
-            if any(key[:3] == (judge, benchmark, reference) for key in rates)
-        ]
+        names = references(results, judge, benchmark)
         groups = []
         for generator in results["systems"]:
             label = systems[generator].label

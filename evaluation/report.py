@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from contract import cli, provenance
+from contract import cli, drawing, provenance
 from evaluation import (
     figures,
     report_page,
@@ -84,8 +84,9 @@ def run(
         "page_mib": page_mib,
     }
     record = provenance.describe(config=settings)
+    by_name = systems.read(systems_file, found.names("generator"))  # before what takes long
     measured = results.measure(found, people, texts, seed=seed)
-    named = systems.read(systems_file, measured["systems"])
+    named = {name: by_name[name] for name in measured["systems"]}
     drawn = figures.build(measured, named)
     output.mkdir(parents=True, exist_ok=True)
     (output / "run.json").unlink(missing_ok=True)  # written last: where it is, all are
@@ -93,8 +94,7 @@ def run(
     clear(output / "figures", (".png", ".svg"), report_page.FIGURES)
     missing = figures.write(output / "figures", drawn)
     if missing:
-        some = " ".join(sorted(missing)[:20])
-        say(f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}")
+        say(drawing.boxes(missing))
     built = tables.build(measured, named)
     clear(output / "tables", (".md", ".tex"), report_page.TABLES)
     write_tables(output / "tables", built)

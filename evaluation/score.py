@@ -123,13 +123,14 @@ def mean_rate(
     judged = ~np.isnan(whole[0])
     among = judged if among is None else judged & among
     found = win_rate(whole, among, references=len(parts))
-    rates = [win_rate(part, among).rate for part in parts]
-    if len(parts) == 1 or found.valid == found.items or None in rates:
+    if len(parts) == 1 or found.valid == found.items:
         return found
     scores = np.stack([item_scores(part)[among] for part in parts], axis=1)
     valid = ~np.isnan(scores)
+    if not valid.any(axis=0).all():  # none against some reference
+        return found
     low, high = intervals.bootstrap_mean_ratio(np.where(valid, scores, 0.0), valid, seed=seed)
-    mean = float(np.mean(rates))
+    mean = float(np.nanmean(scores, axis=0).mean())
     return dataclasses.replace(found, rate=mean, low=low, high=high, interval="bootstrap")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluation.figure_parts import Systems, headlines
+from evaluation.figure_parts import Systems, headlines, rates_by_cell, references
 from evaluation.report_charts import percent
 from evaluation.results import AVERAGE, Results
 from evaluation.table_formats import Table
@@ -44,17 +44,9 @@ def _best(rates: list[list[float | None]]) -> frozenset[tuple[int, int]]:
 
 
 def _win_rates(results: Results, systems: Systems) -> list[Table]:
-    rows = {
-        (row["judge"], row["benchmark"], row["reference"], row["generator"]): row
-        for row in results["win_rates"]
-    }
-    tables = []
+    rows, tables = rates_by_cell(results), []
     for judge, benchmark in sorted({key[:2] for key in rows}):
-        names = [
-            name
-            for name in (*results["references"], AVERAGE)
-            if any(key[:3] == (judge, benchmark, name) for key in rows)
-        ]
+        names = references(results, judge, benchmark)
         lines, rates = [], []
         for generator in results["systems"]:
             mine = [rows.get((judge, benchmark, name, generator)) for name in names]

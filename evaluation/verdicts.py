@@ -10,6 +10,7 @@ import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,15 +79,20 @@ def read(
     for cell in people.cells:
         if cell.judge in verdicts.names("judge"):
             raise ValueError(
-                f"{people.paths[0]}: judge {cell.judge!r} is a judge of the workdirs too; "
+                f"{_file(people, cell)}: judge {cell.judge!r} is a judge of the workdirs too; "
                 "give people another name, such as human"
             )
         if cell[1:] not in known:
             raise ValueError(
-                f"{people.paths[0]}: no workdir judges {cell.generator} against {cell.reference} "
-                f"on {cell.benchmark}; correct the names or leave these labels out"
+                f"{_file(people, cell)}: no workdir judges {cell.generator} against "
+                f"{cell.reference} on {cell.benchmark}; correct the names or leave these labels out"
             )
     return verdicts, people
+
+
+def _file(verdicts: Verdicts, cell: Cell) -> Path:
+    """One that holds judgements of the cell."""
+    return verdicts.paths[verdicts.places[cell][..., 0].max()]
 
 
 def replies(verdicts: Verdicts, places: np.ndarray) -> list[str]:
@@ -105,6 +111,7 @@ def replies(verdicts: Verdicts, places: np.ndarray) -> list[str]:
 
 _CELL = itemgetter("judge", "benchmark", "reference", "generator", "prompt_version")
 _CODES = {name: code for code, name in enumerate(VERDICTS)}
+_RAW = (str, type(None))  # what the field may be
 _ORDERS = {name: code for code, name in enumerate(ORDERS)}
 
 
@@ -124,16 +131,19 @@ def _read(paths: list[Path], ids: dict[str, list[str]] | None = None) -> Verdict
     known_items = len(items)
     rows = array("q")  # cell, item, order, verdict, file, offset, length of each line in turn
     for file, path in enumerate(paths):
+        seen = len(cells), len(items)
         _read_file(path, file, cells, items, rows)
-    _check_names(paths, cells, items)
+        _check_names(path, islice(cells, seen[0], None), islice(items, seen[1], None))
+    _check_prompts(cells)
     if not rows:
         remedy = AGAIN if ids is None else "give people's judgements or leave --labels out"
         raise ValueError(f"{paths[0]}: holds no judgement; {remedy}")
     columns = np.array(rows).reshape(-1, 7)
     if ids is not None and len(items) > known_items:
         benchmark, name = list(items)[known_items]
+        path = paths[columns[columns[:, 1] == known_items][0, 4]]
         raise ValueError(
-            f"{paths[0]}: no workdir judges id {name!r} of {benchmark}; correct it or leave it out"
+            f"{path}: no workdir judges id {name!r} of {benchmark}; correct it or leave it out"
         )
     return _fold(paths, list(cells), list(items), columns)
 
@@ -151,6 +161,8 @@ def _read_file(path: Path, file: int, cells: _Names, items: _Names, rows: array)
                     cell = cells[_CELL(record)]
                     item = items[record["benchmark"], record["id"]]
                     order, code = _ORDERS[record["order"]], _CODES[record["verdict"]]
+                    if type(record.get("raw")) not in _RAW:
+                        raise TypeError
                 except (ValueError, LookupError, TypeError):
                     if line.strip():
                         raise _complaint(f"{path}:{number}", line) from None
@@ -180,21 +192,25 @@ def _complaint(where: str, line: bytes) -> ValueError:
             return ValueError(
                 f"{where}: {field} is {record[field]!r:.40}; it must be one of {', '.join(allowed)}"
             )
-    bad = next(field for field in needed if not isinstance(record[field], str))
+    bad = next((field for field in needed if not isinstance(record[field], str)), "raw")
     return ValueError(f"{where}: field {bad!r} must be a string")
 
 
-def _check_names(paths: list[Path], cells: Iterable[tuple], items: Iterable[tuple]) -> None:
-    """Names are texts that can be shown, ids are texts, and a judge has one prompt."""
+def _check_names(path: Path, cells: Iterable[tuple], items: Iterable[tuple]) -> None:
+    """Names are texts that can be shown, and ids are texts."""
+    cells = list(cells)
     for names in (*cells, *items):
         for name in names:
             if not isinstance(name, str) or not name:
                 raise ValueError(
-                    f"{paths[0]}: {name!r:.40} is a name or id; each must be a text that is not "
-                    "empty"
+                    f"{path}: {name!r:.40} is a name or id; each must be a text that is not empty"
                 )
     for name in {name for cell in cells for name in cell}:
-        check_name(str(paths[0]), name)
+        check_name(str(path), name)
+
+
+def _check_prompts(cells: Iterable[tuple]) -> None:
+    """A judge has one prompt."""
     prompts: dict[str, str] = {}
     for judge, *_, prompt in cells:
         if prompts.setdefault(judge, prompt) != prompt:

@@ -21,6 +21,9 @@ if ! "$PYTHON_BIN" -c 'import torch' 2>/dev/null; then
     fi
 fi
 
+PYTHONPATH=tests "$PYTHON_BIN" -c 'import browser, sys; sys.exit(not browser.find())' ||
+    echo "no Chromium or Chrome here: tests that look at a report in a browser will skip" >&2
+
 "$PYTHON_BIN" -m ruff check .
 "$PYTHON_BIN" -m ruff format --check .
 exec "$PYTHON_BIN" -m pytest -n 2 --dist worksteal "$@"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -73,6 +74,8 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
+            if not select.select([self._in], [], [], SECONDS)[0]:
+                raise TimeoutError(f"the browser said nothing for {SECONDS:.0f} s")
             if not (part := os.read(self._in, 1 << 20)):
                 raise RuntimeError("the browser ended")
             self._unread += part

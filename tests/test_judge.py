@@ -354,11 +354,11 @@ def test_the_papers_evaluation_under_faults_and_kills(tmp_path):
         output = f"--output={tmp_path / name / 'report'}"
         reporting = ["evaluation.report", f"--judgements={tmp_path / name}", output]
         subprocess.run([sys.executable, "-m", *reporting], cwd=REPOSITORY, check=True)
-    tables = sorted((tmp_path / "calm" / "report").rglob("*.tex"))
+    calm_report, rough_report = (tmp_path / name / "report" for name in ("calm", "rough"))
+    tables = sorted(path.relative_to(calm_report) for path in calm_report.rglob("*.tex"))
     assert tables
-    for table in tables:
-        other = tmp_path / "rough" / table.relative_to(tmp_path / "calm")
-        assert table.read_bytes() == other.read_bytes()
+    for name in ("report.json", *tables):
+        assert (rough_report / name).read_bytes() == (calm_report / name).read_bytes()
     calm.close()
     faulty.close()
 

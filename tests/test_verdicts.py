@@ -103,7 +103,16 @@ def test_a_bad_field_is_named_with_its_line(tmp_path, change, said):
 
 
 def test_an_id_that_is_a_number(tmp_path):
-    assert "must be a text" in error(write(tmp_path, both(7, "tie", "tie")))
+    good = write(tmp_path / "good", both("a", "tie", "tie"))
+    bad = write(tmp_path / "bad", both(7, "tie", "tie"))
+    with pytest.raises(ValueError, match=rf"^{bad}/judgements.jsonl: 7 .* must be a text"):
+        verdicts.read([good, bad])
+
+
+@pytest.mark.parametrize("raw", [5, ["Tie"]])
+def test_a_reply_that_is_no_text(tmp_path, raw):
+    bad = [record | {"raw": raw} for record in both("a", "tie", "tie")]
+    assert "judgements.jsonl:1: field 'raw' must be a string" in error(write(tmp_path, bad))
 
 
 def test_half_a_line(tmp_path):
@@ -177,8 +186,10 @@ def test_labels_of_people_may_hold_some_items_in_one_order(tmp_path):
 def test_labels_that_fit_nothing(tmp_path, change, said):
     folder = write(tmp_path, both("a", "tie", "tie"))
     record = judgement("a", "model_first", "tie", judge="human") | change
+    good = write_lines(tmp_path / "good.jsonl", both("a", "tie", "tie", judge="person"))
     labels = write_lines(tmp_path / "labels.jsonl", [record])
-    assert said in error(folder, [labels])
+    assert error(folder, [good, labels]).startswith(f"{labels}: ")
+    assert said in error(folder, [good, labels])
 
 
 def test_names_are_sorted_as_people_count():
