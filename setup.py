@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
+PACKAGES = ("alpacare_jax", "common", "datagen", "evaluation")
 GCS = ["gcsfs>=2026.10"]
 
 setup(
@@ -14,10 +15,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["alpacare_jax", "contract", "datagen", "evaluation"],
+    packages=find_packages(include=[f"{name}*" for name in PACKAGES]),
     package_data={
         "datagen": ["starter/*", "prompts/*", "prices.json"],
-        "evaluation": ["prompts/*", "reference_prompts/*", "page/*"],
+        "evaluation": ["prompts/*", "reference_prompts/*", "reporting/web/*"],
     },
     install_requires=[
         "jax>=0.10,<0.13",

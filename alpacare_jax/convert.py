@@ -23,12 +23,13 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from alpacare_jax import checkpoint, params, safetensors_file, weight_store
-from alpacare_jax.llama import Params
-from alpacare_jax.llama_config import LlamaConfig
-from alpacare_jax.params import Weight
-from alpacare_jax.safetensors_file import Tensor
-from contract import cli, paths, provenance
+from alpacare_jax.checkpoints import layerwise, model_folder, safetensors_file
+from alpacare_jax.checkpoints.safetensors_file import Tensor
+from alpacare_jax.model import params
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.llama import Params
+from alpacare_jax.model.params import Weight
+from common import cli, paths, provenance
 
 MAX_SHARD_BYTES = 5_000_000_000
 """transformers' own default shard size."""
@@ -164,32 +165,32 @@ def _write_weights(
 ) -> None:
     """Tensors in Hugging Face's layout -> step 0 of a model directory, in their own dtype."""
     dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
-    with weight_store.Writer(directory, config, dtypes) as store:
+    with layerwise.Writer(directory, config, dtypes) as store:
 
         def convert(place: tuple[Weight, int | None, Tensor]) -> None:
             weight, layer, tensor = place
             array = params.from_hf_layout(weight, tensor.read(), config)
-            store.write(weight, layer, weight_store.contiguous(array))
+            store.write(weight, layer, layerwise.contiguous(array))
 
         largest = max(tensor.nbytes for *_, tensor in checked)
-        weight_store.for_each(convert, checked, largest)
+        layerwise.for_each(convert, checked, largest)
 
 
 def from_hf(source: Path, target: Path) -> None:
     """Hugging Face folder -> model directory, each weight in its stored dtype."""
-    config = checkpoint.read_config(source)
+    config = model_folder.read_config(source)
     checked = check(read_hf(source), config)
-    checkpoint.load_tokenizer(source)
+    model_folder.load_tokenizer(source)
     with new_directory(target, sum(tensor.nbytes for *_, tensor in checked)) as partial:
-        checkpoint.copy_model_files(source, partial)
+        model_folder.copy_model_files(source, partial)
         _write_weights(partial, checked, config)
         _record(partial, "from_hf", source)
 
 
 def to_hf(source: Path, target: Path, step: str, dtype: str) -> None:
     """Model directory -> Hugging Face folder that transformers opens unchanged."""
-    config = checkpoint.read_config(source)
-    arrays = weight_store.open_arrays(source, config, step)
+    config = model_folder.read_config(source)
+    arrays = layerwise.open_arrays(source, config, step)
     cast = {path: jnp.dtype(dtype) if dtype else a.dtype.numpy_dtype for path, a in arrays.items()}
     specs = {
         key: (cast[weight.path], params.hf_shape(weight, config))
@@ -199,16 +200,16 @@ def to_hf(source: Path, target: Path, step: str, dtype: str) -> None:
     with new_directory(target, total) as partial:
         with safetensors_file.FolderWriter(partial, specs, MAX_SHARD_BYTES) as writer:
 
-            def convert(piece: weight_store.Piece) -> None:
+            def convert(piece: layerwise.Piece) -> None:
                 for layer, array in piece.read():
                     key = piece.weight.hf_key.format(layer)
                     array = _cast(key, array, specs[key][0])
                     tensor = params.to_hf_layout(piece.weight, array, config)
-                    writer.write(key, weight_store.contiguous(tensor))
+                    writer.write(key, layerwise.contiguous(tensor))
 
-            pieces = weight_store.pieces(arrays, config)
-            weight_store.for_each(convert, pieces, max(piece.nbytes for piece in pieces))
-        checkpoint.copy_model_files(source, partial)
+            pieces = layerwise.pieces(arrays, config)
+            layerwise.for_each(convert, pieces, max(piece.nbytes for piece in pieces))
+        model_folder.copy_model_files(source, partial)
         dtypes = {str(dtype) for dtype in cast.values()}
         _set_dtype(partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32")
         _record(partial, "to_hf", source)
@@ -237,15 +238,15 @@ def _record(directory: Path, direction: str, source: Path) -> None:
 
 def from_gguf(source: Path, target: Path) -> None:
     """GGUF file -> model directory: weights dequantised to float32, tokenizer rebuilt."""
-    from alpacare_jax import gguf_reader
+    from alpacare_jax.checkpoints import gguf_file
 
-    model = gguf_reader.open_gguf(source)
+    model = gguf_file.open_gguf(source)
     config = LlamaConfig.from_hf(model.config)
     checked = check(model.tensors(), config)
     with new_directory(target, sum(tensor.nbytes for *_, tensor in checked)) as partial:
         for name, content in model.files().items():
             provenance.write_json(partial / name, content)
-        checkpoint.load_tokenizer(partial)
+        model_folder.load_tokenizer(partial)
         _write_weights(partial, checked, config)
         _record(partial, "from_gguf", source)
 

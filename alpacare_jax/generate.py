@@ -21,12 +21,18 @@ import jax.numpy as jnp
 from absl import flags
 from etils.epath import Path
 
-from alpacare_jax import answer_file, checkpoint, decoding, llama, metrics, prompts, sharding
-from alpacare_jax.data import encode_prompt
-from alpacare_jax.llama_config import LlamaConfig
-from alpacare_jax.records import Example, read_examples
-from alpacare_jax.tokenizer import Tokenizer
-from contract import cli, paths, provenance
+from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.data import prompts
+from alpacare_jax.data.encoding import encode_prompt
+from alpacare_jax.data.records import Example, read_examples
+from alpacare_jax.data.tokenizers import Tokenizer
+from alpacare_jax.distributed import sharding
+from alpacare_jax.inference import answer_file
+from alpacare_jax.inference import engine as decoding
+from alpacare_jax.model import llama
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.training import metrics
+from common import cli, paths, provenance
 
 RULES = dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), "tensor")
 RULES |= dict.fromkeys(("layers", "embed", "head_dim", "norm"), "")
@@ -35,7 +41,7 @@ RULES |= dict.fromkeys(("layers", "embed", "head_dim", "norm"), "")
 
 def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
     """All ids that end an answer: the tokenizer's, config.json's and generation_config.json's."""
-    ids = {tokenizer.eos_id, *checkpoint.read_config(directory).eos_token_ids}
+    ids = {tokenizer.eos_id, *model_folder.read_config(directory).eos_token_ids}
     path = directory / "generation_config.json"
     if path.is_file():
         more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
@@ -208,9 +214,9 @@ def run(
     generator: str,
 ) -> None:
     """Answers every record of `input_path`; see the flags for the arguments."""
-    config = checkpoint.read_config(directory)
+    config = model_folder.read_config(directory)
     check_flags(output, stops, max_length, config)
-    tokenizer = checkpoint.load_tokenizer(directory)
+    tokenizer = model_folder.load_tokenizer(directory)
     examples = read_examples(input_path, answered=False)
     require_unique_ids(examples)
     encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)

@@ -16,15 +16,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from alpacare_jax import (
-    plan_generation,
-    plan_search,
-    plan_table,
-    plan_training,
-    topology,
-)
-from alpacare_jax.run_config import RunConfig
-from contract import cli, paths, provenance, sections
+from alpacare_jax.planning import generation, search, topologies, training
+from alpacare_jax.planning import table as plan_table
+from alpacare_jax.training.config import RunConfig
+from common import cli, paths, provenance, sections
 
 
 def define_flags() -> None:
@@ -52,22 +47,22 @@ def main(argv: Sequence[str]) -> None:
     paths.check(FLAGS.output)
     config = sections.build(RunConfig, FLAGS.config.to_dict())
     if FLAGS.generate:
-        work = plan_generation.Workload(
+        work = generation.Workload(
             FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.new_tokens, FLAGS.slots
         )
-        make_plan, candidates = plan_generation.make_plan, plan_search.generation
+        make_plan, candidates = generation.make_plan, search.generation
         table = plan_table.of_generation
     else:
-        work = plan_training.Workload(FLAGS.num_examples, FLAGS.example_tokens, FLAGS.answer_share)
-        make_plan, candidates = plan_training.make_plan, plan_search.training
+        work = training.Workload(FLAGS.num_examples, FLAGS.example_tokens, FLAGS.answer_share)
+        make_plan, candidates = training.make_plan, search.training
         table = plan_table.of_training
-    where = topology.describe(FLAGS.topology)
+    where = topologies.describe(FLAGS.topology)
     print(f"compiling for {where.name} (minutes)", file=sys.stderr)
     if FLAGS.search:
-        plans = plan_search.rank(candidates(config, where, work, FLAGS.price))
+        plans = search.rank(candidates(config, where, work, FLAGS.price))
         if not plans:
             raise ValueError(f"nothing that was tried suits {where.name}; take more devices")
-        print(*map(plan_search.summary, plans), "", sep="\n")
+        print(*map(search.summary, plans), "", sep="\n")
     else:
         plans = [make_plan(config, where, work, FLAGS.price)]
     print(table(plans[0]))

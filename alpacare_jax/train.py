@@ -21,31 +21,24 @@ from absl import flags
 from etils.epath import Path
 from jax.sharding import Mesh
 
-from alpacare_jax import (
-    checkpoint,
-    data,
-    llama,
-    optimizer,
-    params,
-    prompts,
-    records,
-    runtime,
-    sharding,
-    train_step,
-)
-from alpacare_jax import workdir as workdir_lib
-from alpacare_jax.llama_config import LlamaConfig
-from alpacare_jax.progress import Progress
-from alpacare_jax.run_config import ModelConfig, RunConfig
-from alpacare_jax.train_step import State
-from contract import cli, paths, sections
+from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.data import batches, encoding, prompts, records
+from alpacare_jax.distributed import processes, sharding
+from alpacare_jax.model import params
+from alpacare_jax.model.config import VARIANTS, LlamaConfig
+from alpacare_jax.training import optimizers, train_step
+from alpacare_jax.training import workdir as workdir_lib
+from alpacare_jax.training.config import ModelConfig, RunConfig
+from alpacare_jax.training.progress import Progress
+from alpacare_jax.training.train_step import State
+from common import cli, paths, sections
 
 
 def load_data(
     config: RunConfig, shape: LlamaConfig, mesh: Mesh, report: Callable[[str], None]
-) -> tuple[data.Batcher, data.Batcher | None]:
+) -> tuple[batches.Batcher, batches.Batcher | None]:
     """Training and held-out batchers; the second is None where nothing is held out."""
-    tokenizer = checkpoint.load_tokenizer(config.model.checkpoint)
+    tokenizer = model_folder.load_tokenizer(config.model.checkpoint)
     template = prompts.get(config.data.template)
     limit = shape.max_position_embeddings
     if config.data.max_length > limit:
@@ -54,15 +47,15 @@ def load_data(
             f"max_position_embeddings {limit:,}; lower it"
         )
 
-    def encode(examples: Sequence[records.Example], what: str) -> list[data.Encoded]:
+    def encode(examples: Sequence[records.Example], what: str) -> list[encoding.Encoded]:
         tell = lambda text: report(f"{what}: {text}")  # noqa: E731
-        return data.encode_all(examples, tokenizer, template, config.data, tell)
+        return encoding.encode_all(examples, tokenizer, template, config.data, tell)
 
     examples = records.read_examples(config.data.path)
     if config.data.eval_path:
         held_out = records.read_examples(config.data.eval_path)
     else:
-        examples, held_out = data.split(examples, config.data.eval_share, config.train.seed)
+        examples, held_out = batches.split(examples, config.data.eval_share, config.train.seed)
     training = encode(examples, "training data")
     train = make_batcher(training, config.train.batch_size, config, shape, mesh)
     if not held_out:
@@ -72,15 +65,15 @@ def load_data(
 
 
 def make_batcher(
-    examples: Sequence[data.Encoded],
+    examples: Sequence[encoding.Encoded],
     batch_size: int,
     config: RunConfig,
     shape: LlamaConfig,
     mesh: Mesh,
-) -> data.Batcher:
+) -> batches.Batcher:
     """Lays examples out for this model on this mesh."""
     sizes = shape.sizes
-    return data.Batcher(
+    return batches.Batcher(
         examples,
         batch_size,
         seed=config.train.seed,
@@ -111,7 +104,7 @@ def initial_state(
 
 def check_variant(shape: LlamaConfig, config: ModelConfig) -> None:
     """Raises ValueError where the checkpoint is not of the size the config was written for."""
-    expected = llama.VARIANTS[config.variant].sizes | {"V": shape.vocab_size}
+    expected = VARIANTS[config.variant].sizes | {"V": shape.vocab_size}
     if shape.sizes != expected:
         differ = {k: (shape.sizes[k], v) for k, v in expected.items() if shape.sizes[k] != v}
         raise ValueError(
@@ -167,7 +160,7 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._before)
 
 
-def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECONDS) -> int:
+def run(config: RunConfig, workdir: Path, step_seconds: int = processes.STEP_SECONDS) -> int:
     """One training run, from an empty or unfinished workdir to the last checkpoint.
 
     Several processes run it together, each with the same arguments. Whether to stop is decided by
@@ -182,11 +175,11 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     """
     stop = StopRequest()
     progress = Progress()
-    watchdog = runtime.Watchdog(step_seconds)
+    watchdog = processes.Watchdog(step_seconds)
     watchdog.alive()  # setting up waits for the others too
     # mesh
     mesh = sharding.make_mesh(config.sharding)
-    shape = checkpoint.read_config(config.model.checkpoint)
+    shape = model_folder.read_config(config.model.checkpoint)
     check_variant(shape, config.model)
     kernel = train_step.attention_kernel(shape, config.model, mesh)
     progress.say(
@@ -200,7 +193,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     progress.say(
         f"{len(train_data.examples):,} examples, {num_steps:,} steps of {config.train.batch_size} "
         f"({config.train.epochs} epochs; {left_over} examples sit out each), "
-        f"{optimizer.warmup_steps(config.optimizer, num_steps)} of them warm-up"
+        f"{optimizers.warmup_steps(config.optimizer, num_steps)} of them warm-up"
     )
     if mesh.size > 1 and config.train.batch_size < train_data.full_batch_size / 2:
         progress.say(
@@ -211,13 +204,13 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
     # state
     description = workdir_lib.describe(config)
     workdir_lib.check(workdir, description)
-    update = optimizer.make(
+    update = optimizers.make(
         config.optimizer, num_steps, params.decay_mask(shape), params.matrix_axes(shape)
     )
     # What one process sees of a shared folder may be older than what another does.
-    first = int(runtime.first_says(checkpoint.latest_step(workdir) or 0))
+    first = int(processes.first_says(checkpoint.latest_step(workdir) or 0))
     if first == num_steps:
-        if runtime.is_first():
+        if processes.is_first():
             workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         progress.say(f"{workdir} is finished: {num_steps:,} steps")
         return 0
@@ -252,7 +245,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
             progress.phase("held-out loss")
         profile = config.profile_steps
         batch, stopping = train_data.batch(first), False
-        trace = runtime.Trace(workdir / "profile")
+        trace = processes.Trace(workdir / "profile")
         stops = {asked: sharding.put_flag(asked, mesh) for asked in (False, True)}
         ahead = collections.deque()  # steps the devices were given whose reports were not read yet
         for step in range(first + 1, num_steps + 1):
@@ -289,7 +282,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = runtime.STEP_SECON
                 progress.say(f"stopped by {why} at step {step}, which is saved; run again to go on")
                 return 130 if stop.interrupted else 0
         saved.wait()
-        if runtime.is_first():
+        if processes.is_first():
             workdir_lib.finish(workdir)
         progress.finished(workdir)
     return 0
@@ -300,8 +293,8 @@ def main(argv: Sequence[str]) -> int:
     FLAGS = flags.FLAGS
     config = sections.build(RunConfig, FLAGS.config.to_dict())
     paths.check(FLAGS.workdir, config.model.checkpoint, config.data.path, config.data.eval_path)
-    runtime.use_compilation_cache()
-    runtime.join(
+    processes.use_compilation_cache()
+    processes.join(
         distributed=FLAGS.distributed,
         coordinator=FLAGS.coordinator,
         num_processes=FLAGS.num_processes,
@@ -317,6 +310,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go: a folder or gs://.")
     flags.mark_flags_as_required(["config", "workdir"])
-    runtime.define_flags()
+    processes.define_flags()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cli.run(main)

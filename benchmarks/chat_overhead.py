@@ -28,8 +28,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import race
-from contract import cli
-from datagen.chat import Answer, AnswerStore, ChatConfig, Client, Request
+from common import cli
+from datagen.chat.client import Client
+from datagen.chat.config import ChatConfig, Request
+from datagen.chat.store import Answer, AnswerStore
 
 DELAY, CONCURRENCY = 0.1, 64
 """Seconds of each answer, and most requests out at once."""

@@ -30,9 +30,12 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from alpacare_jax import convert, llama_config, params, safetensors_file
+from alpacare_jax import convert
+from alpacare_jax.checkpoints import safetensors_file
+from alpacare_jax.model import config as llama_config
+from alpacare_jax.model import params
 from benchmarks import race
-from contract import cli
+from common import cli
 
 PEAK_TARGET, SPEED_TARGET = 6 * 2**30, 0.5
 CLEAN_BITS = {2: (0x83FF, 0x3C00), 4: (0x83FFFFFF, 0x3C000000)}

@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import encoding
 from benchmarks import models, race
-from contract import cli
+from common import cli
 
 TARGETS = {"single": 1.5, "batch": 2.0}
 OPTIONAL = ("continuous batching", "generate, compiled")
@@ -30,7 +32,7 @@ OPTIONAL = ("continuous batching", "generate, compiled")
 
 def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
     """Prompts, and how many new tokens each gets."""
-    from alpacare_jax import data, prompts, records, tokenizer
+    from alpacare_jax.data import prompts, records, tokenizers
 
     FLAGS = flags.FLAGS
     starter = Path("datagen/starter")
@@ -39,8 +41,8 @@ def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
         for name in ("test.jsonl", "train.jsonl")
         for example in records.read_examples(starter / name)
     ]
-    text, template = tokenizer.load(folder / "ours"), prompts.get("alpaca")
-    encoded = [data.encode_prompt(example, text, template) for example in examples]
+    text, template = tokenizers.load(folder / "ours"), prompts.get("alpaca")
+    encoded = [encoding.encode_prompt(example, text, template) for example in examples]
     if case == "single":
         return [min(encoded, key=lambda ids: abs(len(ids) - 60))], [FLAGS.new_tokens]
     count = FLAGS.prompts
@@ -50,10 +52,11 @@ def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
 def ours(folder: Path, case: str) -> race.Work:
     import jax.numpy as jnp
 
-    from alpacare_jax import checkpoint, decoding
+    from alpacare_jax.checkpoints import checkpoint
+    from alpacare_jax.inference import engine as decoding
 
     path = folder / "ours"
-    config = checkpoint.read_config(path)
+    config = model_folder.read_config(path)
     prompts, limits = work_list(folder, case)
     engine = decoding.Engine(
         checkpoint.load_params(path, config, dtype=jnp.float32),

@@ -29,9 +29,9 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import race
-from contract import cli
+from common import cli
+from common.records import read_records
 from datagen.near_duplicates import NearDuplicates
-from datagen.records import read_records
 
 THRESHOLD = 0.7
 SECONDS, TIMES, MILLISECONDS, BYTES = 10.0, 10_000.0, 1.0, 2**30

@@ -25,22 +25,24 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
+from alpacare_jax.data import encoding
+from alpacare_jax.model.config import VARIANTS
 from benchmarks import models, race
-from contract import cli
+from common import cli
 
 
 def setting():
     """The model's shape and the step's batch, as our training gets it."""
-    from alpacare_jax import data, llama
+    from alpacare_jax.data import batches
 
     FLAGS = flags.FLAGS
-    shape = llama.VARIANTS[FLAGS.variant]
+    shape = VARIANTS[FLAGS.variant]
     if FLAGS.layers:
         shape = dataclasses.replace(shape, num_hidden_layers=FLAGS.layers)
     count = FLAGS.rows * FLAGS.accumulation
     ids = np.random.default_rng(0).integers(3, shape.vocab_size, (count, FLAGS.length))
-    batcher = data.Batcher(
-        [data.Encoded(row.astype(np.int32), prompt_length=1) for row in ids],
+    batcher = batches.Batcher(
+        [encoding.Encoded(row.astype(np.int32), prompt_length=1) for row in ids],
         batch_size=count,
         seed=0,
         max_length=FLAGS.length,
@@ -55,7 +57,7 @@ def setting():
 def ours() -> race.Work:
     import jax
 
-    from alpacare_jax import metrics
+    from alpacare_jax.training import metrics
 
     FLAGS = flags.FLAGS
     peak = metrics.measure_peak_flops(seconds=2.0)
@@ -178,7 +180,7 @@ if __name__ == "__main__":
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", "configs/alpacare.py:llama-7b", "Our settings.")
-    flags.DEFINE_string("variant", "llama3.2-1b", "Shape: a key of llama.VARIANTS.")
+    flags.DEFINE_string("variant", "llama3.2-1b", "Shape: a key of VARIANTS.")
     flags.DEFINE_integer("layers", 0, "Fewer layers than the variant has; 0: all.")
     flags.DEFINE_integer("rows", 8, "Rows of a micro-batch.", lower_bound=1)
     flags.DEFINE_integer("length", 1024, "Tokens of a row.", lower_bound=2)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from contract import cli
+from common import cli
 
 ANSWER = "Rest, fluids and paracetamol are enough for most adults with influenza. " * 6
 """About 400 bytes."""

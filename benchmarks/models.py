@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import jax
     import torch
 
-    from alpacare_jax import data
-    from alpacare_jax.llama import LlamaConfig
-    from alpacare_jax.run_config import RunConfig
+    from alpacare_jax.data import batches as data
+    from alpacare_jax.model.config import VARIANTS, LlamaConfig
+    from alpacare_jax.training.config import RunConfig
 
 LEARNING_RATE = 1e-4
 IGNORED = -100
@@ -53,14 +53,15 @@ def both_forms(checkpoint: str, size: str = "") -> Iterator[Path]:
 def _write(checkpoint: str, size: str, folder: Path) -> None:
     import jax
 
-    from alpacare_jax import checkpoint as checkpoint_lib
-    from alpacare_jax import convert, llama, params
+    from alpacare_jax import convert
+    from alpacare_jax.checkpoints import checkpoint as checkpoint_lib
+    from alpacare_jax.model import params
 
     ours = folder / "ours"
     if checkpoint:
         ours.symlink_to(Path(checkpoint).resolve())
     else:
-        config = llama.VARIANTS[size]
+        config = VARIANTS[size]
         ours.mkdir()
         (ours / "config.json").write_text(json.dumps(config.to_hf()), encoding="utf-8")
         checkpoint_lib.save_params(ours, params.init(config, jax.random.key(0)))
@@ -72,8 +73,8 @@ def run_config(config: Any, **changes: dict[str, Any]) -> "RunConfig":
 
     >>> run_config(FLAGS.config, model={"remat": "full"}, train={"batch_size": 16})
     """
-    from alpacare_jax.run_config import RunConfig
-    from contract import sections
+    from alpacare_jax.training.config import RunConfig
+    from common import sections
 
     content = config.to_dict()
     constant = {"schedule": "constant", "warmup_ratio": 0.0, "learning_rate": LEARNING_RATE}
@@ -88,10 +89,13 @@ class OurTraining:
     def __init__(self, config: "RunConfig", shape: "LlamaConfig", random: bool = False):
         import jax
 
-        from alpacare_jax import optimizer, params, sharding, train, train_step
+        from alpacare_jax import train
+        from alpacare_jax.distributed import sharding
+        from alpacare_jax.model import params
+        from alpacare_jax.training import optimizers, train_step
 
         self.mesh = mesh = sharding.make_mesh(config.sharding)
-        update = optimizer.make(
+        update = optimizers.make(
             config.optimizer, 1000, params.decay_mask(shape), params.matrix_axes(shape)
         )
         self._step, _ = train_step.make_steps(shape, config, update, mesh)
@@ -108,7 +112,7 @@ class OurTraining:
 
     def step(self, batch: "data.Step") -> float:
         """One optimiser step; its loss."""
-        from alpacare_jax import sharding
+        from alpacare_jax.distributed import sharding
 
         return self.run([(sharding.put_batch(batch.arrays, self.mesh), batch.num_micro)])
 
@@ -117,7 +121,7 @@ class OurTraining:
         import jax
         import numpy as np
 
-        from alpacare_jax import sharding
+        from alpacare_jax.distributed import sharding
 
         goes_on = sharding.put_flag(False, self.mesh)
         for arrays, num_micro in batches:

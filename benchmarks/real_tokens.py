@@ -19,10 +19,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from alpacare_jax import checkpoint, data, llama, packing, prompts, records, sharding, train
-from alpacare_jax.run_config import RunConfig
+from alpacare_jax import train
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import batches, encoding, packing, prompts, records
+from alpacare_jax.distributed import sharding
+from alpacare_jax.model.config import VARIANTS
+from alpacare_jax.training.config import RunConfig
 from benchmarks import race
-from contract import cli, sections
+from common import cli, sections
 
 TARGETS = {1: 0.97, 8: 0.92, 16: 0.92}
 """Least share of real tokens by number of devices."""
@@ -31,7 +35,7 @@ EXAMPLES = 52_002
 """Of MedInstruct-52k and Alpaca-52k."""
 
 
-def measure(batcher: data.Batcher, epochs: int) -> tuple[float, float, int]:
+def measure(batcher: batches.Batcher, epochs: int) -> tuple[float, float, int]:
     """Share of real tokens, micro-batches a step, shapes that are used."""
     tokens = computed = micro = 0
     shapes = set()
@@ -47,14 +51,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     config = sections.build(RunConfig, FLAGS.config.to_dict())
-    tokenizer = checkpoint.load_tokenizer(FLAGS.checkpoint)
+    tokenizer = model_folder.load_tokenizer(FLAGS.checkpoint)
     template = prompts.get(config.data.template)
-    shape = llama.VARIANTS[config.model.variant]
+    shape = VARIANTS[config.model.variant]
     mesh = sharding.make_mesh(config.sharding, jax.devices()[:1])
-    every: list[data.Encoded] = []
+    every: list[encoding.Encoded] = []
     for path in FLAGS.data:
         examples = records.read_examples(path)
-        encoded = data.encode_all(examples, tokenizer, template, config.data, race.tell)
+        encoded = encoding.encode_all(examples, tokenizer, template, config.data, race.tell)
         every += encoded
         tokens = sum(len(e.ids) for e in encoded) / len(encoded)
         print(f"{Path(path).name}: {len(encoded):,} examples of {tokens:.0f} tokens")

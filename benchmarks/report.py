@@ -21,8 +21,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import race
-from contract import cli, jsonl
-from evaluation import verdicts, workdirs
+from common import cli, jsonl
+from evaluation.judging import verdicts, workdirs
 
 SECONDS, BYTES = 60.0, 2 * 2**30
 """Targets."""

@@ -36,20 +36,17 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
-from alpacare_jax import (
-    checkpoint,
-    data,
-    llama,
-    params,
-    progress,
-    records,
-    sharding,
-    train,
-    train_step,
-)
-from alpacare_jax.run_config import RunConfig
+from alpacare_jax import train
+from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.data import batches as data
+from alpacare_jax.data import records
+from alpacare_jax.distributed import sharding
+from alpacare_jax.model import params
+from alpacare_jax.model.config import VARIANTS, LlamaConfig
+from alpacare_jax.training import progress, train_step
+from alpacare_jax.training.config import RunConfig
 from benchmarks import models, race, useful_tokens
-from contract import cli
+from common import cli
 
 SETTLING = 3
 """Steps of the loop before each round's clock: it comes from a pause."""
@@ -58,15 +55,15 @@ Clocks = tuple[float, float]
 """Seconds of the wall clock, and of work of this thread."""
 
 
-def smallest() -> llama.LlamaConfig:
+def smallest() -> LlamaConfig:
     """The model, which this process's runs know as the variant `smallest` from now on.
 
     Its weights and its attention cost a token as much of each other as in 7B, as shapes of
     micro-batches depend on that.
     """
     sizes = {"hidden_size": 2, "intermediate_size": 16384, "vocab_size": 3}
-    shape = llama.LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=1)
-    llama.VARIANTS["smallest"] = shape
+    shape = LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=1)
+    VARIANTS["smallest"] = shape
     return shape
 
 
@@ -99,7 +96,7 @@ def run_config(folder: Path, num_steps: int) -> RunConfig:
 
 
 def make_steps(
-    shape: llama.LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[Callable, None]:
     """Stands in for `train_step.make_steps`: a step that only looks at its batch."""
 
@@ -173,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
         write_model(folder)
         train_step.make_steps = make_steps
         config = run_config(folder, (SETTLING + FLAGS.steps) * (FLAGS.rounds + 1))
-        rounds = Rounds(models.OurTraining(config, checkpoint.read_config(folder)))
+        rounds = Rounds(models.OurTraining(config, model_folder.read_config(folder)))
         progress.Progress.step = told(progress.Progress.step, rounds)
         train.run(config, epath.Path(folder / "run"))
     race.headline(f"training loop, smallest model, {FLAGS.batch_size} examples a step", ["jax"])

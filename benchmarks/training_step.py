@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import encoding
 from benchmarks import models, race
-from contract import cli
+from common import cli
 
 ROWS, LENGTH = 4, 256
 PROMPT = {"dense": 1, "masked": LENGTH // 2}
@@ -32,17 +34,17 @@ def tokens(vocab_size: int) -> np.ndarray:
 
 
 def ours(folder: Path, case: str) -> race.Work:
-    from alpacare_jax import checkpoint, data
+    from alpacare_jax.data import batches
 
     FLAGS = flags.FLAGS
     path = folder / "ours"
-    shape = checkpoint.read_config(path)
+    shape = model_folder.read_config(path)
     model = {"checkpoint": str(path), "variant": FLAGS.size, "dtype": "float32"}
     if FLAGS.remat:
         model["remat"] = FLAGS.remat
     training = models.OurTraining(models.run_config(FLAGS.config, model=model), shape)
-    examples = [data.Encoded(row, PROMPT[case]) for row in tokens(shape.vocab_size)]
-    batcher = data.Batcher(
+    examples = [encoding.Encoded(row, PROMPT[case]) for row in tokens(shape.vocab_size)]
+    batcher = batches.Batcher(
         examples,
         batch_size=ROWS,
         seed=0,

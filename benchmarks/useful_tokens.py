@@ -21,15 +21,17 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import encoding
 from benchmarks import models, race
-from contract import cli
+from common import cli
 
 COLLATED = 4
 """Examples that the original pads together: its batch a device."""
 
 
 def ours(folder: Path) -> race.Work:
-    from alpacare_jax import checkpoint, train
+    from alpacare_jax import train
 
     FLAGS = flags.FLAGS
     path = folder / "ours"
@@ -39,7 +41,7 @@ def ours(folder: Path) -> race.Work:
         data=data_changes(),
         train={"batch_size": FLAGS.batch_size},
     )
-    shape = checkpoint.read_config(path)
+    shape = model_folder.read_config(path)
     training = models.OurTraining(config, shape)
     batcher, _ = train.load_data(config, shape, training.mesh, race.tell)
 
@@ -74,13 +76,14 @@ def default_data() -> str:
 def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
     import torch
 
-    from alpacare_jax import data, prompts, records, tokenizer
+    from alpacare_jax.data import batches as data
+    from alpacare_jax.data import prompts, records, tokenizers
 
     FLAGS = flags.FLAGS
     config = models.run_config(FLAGS.config, data=data_changes()).data
-    encoded = data.encode_all(
+    encoded = encoding.encode_all(
         records.read_examples(config.path),
-        tokenizer.load(folder / "ours"),
+        tokenizers.load(folder / "ours"),
         prompts.get(config.template),
         config,
         race.tell,
@@ -98,7 +101,7 @@ def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
     )
     training = models.TorchTraining(models.load_torch(folder / "theirs"), options)
 
-    def collate(examples: Sequence[data.Encoded]) -> dict[str, torch.Tensor]:
+    def collate(examples: Sequence[encoding.Encoded]) -> dict[str, torch.Tensor]:
         shape = len(examples), max(len(example.ids) for example in examples)
         ids, labels = np.zeros(shape, np.int64), np.full(shape, models.IGNORED)
         mask = np.zeros(shape, np.int64)

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 from absl import flags
 
-from contract import cli, jsonl, provenance
-from contract.jsonl import Record
+from common import cli, jsonl, provenance
+from common.jsonl import Record
+from common.records import read_records
 from datagen.near_duplicates import TOKENIZERS, NearDuplicates
-from datagen.records import read_records
 
 MODES = ("greedy", "drop_both")
 FIELDS = {"instruction": ("instruction",), "instruction_input": ("instruction", "input")}

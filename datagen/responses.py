@@ -18,15 +18,18 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from contract import cli, jsonl, provenance, sections
-from contract.cli import told
-from contract.jsonl import Record
-from contract.prompt_file import Prompt
-from contract.refusals import is_refusal
-from datagen import chat
-from datagen.chat import Answer, AnswerStore, Client, Failure, Request
-from datagen.records import Task, read_records, read_tasks
-from datagen.run_config import DatagenConfig, ResponsesConfig
+from common import cli, jsonl, provenance, sections
+from common.jsonl import Record
+from common.messages import format_counts
+from common.prompt_file import Prompt
+from common.records import Task, read_records, read_tasks
+from common.refusals import is_refusal
+from datagen.chat import client as chat
+from datagen.chat.client import Client, Failure
+from datagen.chat.config import Request
+from datagen.chat.estimates import Estimate
+from datagen.chat.store import Answer, AnswerStore
+from datagen.config import DatagenConfig, ResponsesConfig
 
 PROMPTS = Path(__file__).with_name("prompts")
 
@@ -204,11 +207,11 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
     jsonl.write(output, examples)  # last: where it is, all three are
     client.report(
         f"{output}: {len(examples):,} examples of {len(work.tasks):,} tasks; "
-        f"not used: {told(counts['unused'])}"
+        f"not used: {format_counts(counts['unused'])}"
     )
 
 
-def estimate_ratings(client: Client, work: Answering) -> chat.Estimate:
+def estimate_ratings(client: Client, work: Answering) -> Estimate:
     """What rating takes, before there is any answer."""
     answer = Answer("word" * USUAL_TOKENS, "stop", "", "", 0, 0)
     requests = (ask_rating(task, answer, work.rating_prompt) for task in work.tasks)

@@ -14,10 +14,12 @@ from typing import Any
 
 from absl import flags
 
-from contract import cli, drawing, jsonl, provenance
-from contract.jsonl import Record
-from datagen import dataset_card, set_stats, stats_page, verb_objects
-from datagen.records import read_records
+from common import cli, jsonl, provenance
+from common.jsonl import Record
+from common.records import read_records
+from common.reports import drawing
+from datagen.analysis import card as dataset_card
+from datagen.analysis import measures, page, verb_objects
 
 
 def say(text: str) -> None:
@@ -50,7 +52,7 @@ def read_set(path: Path) -> list[Record]:
     return records
 
 
-def choose_parser(parser: str, model: str) -> tuple[str, set_stats.Parser]:
+def choose_parser(parser: str, model: str) -> tuple[str, measures.Parser]:
     """(name, function) of the verb-object parser.
 
     Raises:
@@ -66,7 +68,7 @@ def choose_parser(parser: str, model: str) -> tuple[str, set_stats.Parser]:
     return "rules", lambda texts: map(verb_objects.by_rules, texts)
 
 
-def write_figures(directory: Path, figures: dict[str, stats_page.Figure]) -> dict[str, str]:
+def write_figures(directory: Path, figures: dict[str, page.Figure]) -> dict[str, str]:
     """Writes one PNG a figure; returns the headings by file name. A figure with nothing is none."""
     directory.mkdir(parents=True, exist_ok=True)
     written, missing = {}, set()
@@ -109,13 +111,13 @@ def run(
         "tokenizer": tokenizer,
     }
     record = provenance.describe(config=settings)
-    stats = set_stats.measure(
+    stats = measures.measure(
         sets, parse, parser=parser, queries=queries, seed=seed, tokenizer=tokenizer, say=say
     )
     output.mkdir(parents=True, exist_ok=True)
     provenance.write_json(output / "stats.json", stats)
-    provenance.write_text(output / "stats.html", stats_page.page(stats))
-    figures = write_figures(output / "figures", stats_page.figures(stats))
+    provenance.write_text(output / "stats.html", page.page(stats))
+    figures = write_figures(output / "figures", page.figures(stats))
     if card:
         text = dataset_card.card(card, stats, inputs, sets, figures)
         provenance.write_text(output / "README.md", text)
@@ -140,7 +142,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("seed", 0, "Of the drawing of instructions.")
     flags.DEFINE_enum(
-        "tokenizer", "rouge", list(set_stats.TOKENIZERS), "rouge: a-z, 0-9; unicode: any script."
+        "tokenizer", "rouge", list(measures.TOKENIZERS), "rouge: a-z, 0-9; unicode: any script."
     )
     flags.DEFINE_bool("card", False, "Write README.md, a Hugging Face dataset card; needs:")
     flags.DEFINE_string("license", None, "Licence of the data: a Hugging Face identifier.")

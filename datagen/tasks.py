@@ -18,16 +18,19 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from contract import cli, jsonl, provenance, sections
-from contract.cli import told
-from contract.prompt_file import Prompt
-from datagen import chat
-from datagen.chat import AnswerStore, Client
-from datagen.records import Task, read_tasks
-from datagen.run_config import DatagenConfig, TasksConfig
-from datagen.task_filters import Filters
-from datagen.task_requests import Teacher
-from datagen.task_writing import FIRST_YIELD, Pool, Writing
+from common import cli, jsonl, provenance, sections
+from common.messages import format_counts
+from common.prompt_file import Prompt
+from common.records import Task, read_tasks
+from datagen.chat import client as chat
+from datagen.chat.client import Client
+from datagen.chat.estimates import Estimate
+from datagen.chat.store import AnswerStore
+from datagen.config import DatagenConfig
+from datagen.writing.config import TasksConfig
+from datagen.writing.filters import Filters
+from datagen.writing.pool import FIRST_YIELD, Pool, Writing
+from datagen.writing.requests import Teacher
 
 PROMPTS = Path(__file__).with_name("prompts")
 
@@ -53,7 +56,7 @@ def read_seeds(config: TasksConfig) -> list[Task]:
     return seeds
 
 
-def estimate(config: TasksConfig, teacher: Teacher, client: Client) -> chat.Estimate:
+def estimate(config: TasksConfig, teacher: Teacher, client: Client) -> Estimate:
     """What all tasks should take, with seeds alone as examples: near enough."""
     number = math.ceil(config.num_tasks / (config.tasks_per_request * FIRST_YIELD))
     requests = (teacher.request(teacher.examples(i, [])) for i in range(number))
@@ -120,7 +123,7 @@ def report(counts: dict[str, Any], output: Path) -> str:
     kept, rejected = counts["kept"], counts["rejected"]
     return (
         f"{output}: {kept:,} tasks from {counts['replies']:,} replies; {sum(rejected.values()):,} "
-        f"rejected ({told(rejected)}); not needed: {counts['tasks not needed']:,} tasks, "
+        f"rejected ({format_counts(rejected)}); not needed: {counts['tasks not needed']:,} tasks, "
         f"{counts['replies not needed']:,} replies, for a higher num_tasks"
     )
 

@@ -26,16 +26,19 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from contract import cli, jsonl, provenance, sections
-from datagen import chat
-from datagen.chat import AnswerStore, Client
-from evaluation import benchmarks, comparisons, outputs, text_metrics, verdicts, workdirs
-from evaluation.benchmarks import Item
-from evaluation.comparisons import Comparison, Reply
-from evaluation.judges import Judge
-from evaluation.outputs import ModelOutput
-from evaluation.reply_parsers import INVALID
-from evaluation.run_config import EvaluationConfig
+from common import cli, jsonl, provenance, sections
+from datagen.chat import client as chat
+from datagen.chat.client import Client
+from datagen.chat.store import AnswerStore
+from evaluation.config import EvaluationConfig
+from evaluation.inputs import benchmarks, outputs
+from evaluation.inputs.benchmarks import Item
+from evaluation.inputs.outputs import ModelOutput
+from evaluation.judging import comparisons, verdicts, workdirs
+from evaluation.judging.comparisons import Comparison, Reply
+from evaluation.judging.judges import Judge
+from evaluation.judging.parsers import INVALID
+from evaluation.scoring import text_metrics
 
 
 def load_judges(sources: str) -> list[Judge]:

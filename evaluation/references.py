@@ -22,14 +22,17 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from contract import cli, jsonl, provenance, sections
-from contract.prompt_file import Prompt
-from datagen import chat
-from datagen.chat import Answer, AnswerStore, ChatConfig, Client, Failure, Request
-from evaluation import benchmarks, outputs, text_metrics
-from evaluation.benchmarks import Item
-from evaluation.outputs import ModelOutput
-from evaluation.run_config import EvaluationConfig
+from common import cli, jsonl, provenance, sections
+from common.prompt_file import Prompt
+from datagen.chat import client as chat
+from datagen.chat.client import Client, Failure
+from datagen.chat.config import ChatConfig, Request
+from datagen.chat.store import Answer, AnswerStore
+from evaluation.config import EvaluationConfig
+from evaluation.inputs import benchmarks, outputs
+from evaluation.inputs.benchmarks import Item
+from evaluation.inputs.outputs import ModelOutput
+from evaluation.scoring import text_metrics
 
 PROMPTS = Path(__file__).parent / "reference_prompts"
 

@@ -4,7 +4,8 @@
 
 Writes report.json, report.html (one file that opens from disk), figures/*.png and *.svg,
 tables/*.md and *.tex, and run.json into --output. --labels are judgements of people, in the same
-format with judge "human"; --systems names systems and their backbones (evaluation/systems.py).
+format with judge "human"; --systems names systems and their backbones
+(evaluation/reporting/systems.py).
 The same judgements give the same files.
 """
 
@@ -14,18 +15,12 @@ from pathlib import Path
 
 from absl import flags
 
-from contract import cli, drawing, provenance
-from evaluation import (
-    figures,
-    report_page,
-    results,
-    systems,
-    table_formats,
-    tables,
-    transcripts,
-    verdicts,
-    workdirs,
-)
+from common import cli, provenance
+from common.reports import drawing
+from evaluation.judging import verdicts, workdirs
+from evaluation.reporting import figures, systems, table_formats, tables, transcripts
+from evaluation.reporting import page as report_page
+from evaluation.scoring import results
 
 
 def say(text: str) -> None:

@@ -78,7 +78,7 @@ fi
 # the versions at hand is no failure here.
 step attention 240 env JAX_PLATFORMS="$platform" JAX_DEFAULT_MATMUL_PRECISION=highest \
     "$PYTHON" -m pytest -q -p no:cacheprovider -W ignore::DeprecationWarning \
-    tests/test_attention.py
+    tests/alpacare_jax/model/test_attention.py
 step llama-7b 480 "$PYTHON" -m benchmarks.gpu "${of_7b[@]}" --rounds=3 --alone --checkpointing \
     --skip=compile
 step llama-1b 420 "$PYTHON" -m benchmarks.gpu "${of_1b[@]}" --rounds=3

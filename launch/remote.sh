@@ -107,7 +107,7 @@ prepare_work() { # a place for notes, which goes when the script ends
 }
 
 # ARCHIVE: the working tree as git sees it, so without data, models and environments. Sets COMMIT,
-# which a command gets as ALPACARE_GIT_COMMIT (see contract/provenance.py): the copy has no .git.
+# which a command gets as ALPACARE_GIT_COMMIT (see common/provenance.py): the copy has no .git.
 pack() {
     local root command
     if ! root=$(git rev-parse --show-toplevel 2>"$WORK/stderr") ||

@@ -31,7 +31,7 @@ from etils import epath
 # As `python -m` from there has it: config files import configs.common.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from contract import cli, paths, provenance
+from common import cli, paths, provenance
 from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 

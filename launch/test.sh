@@ -21,7 +21,7 @@ if ! "$PYTHON_BIN" -c 'import torch' 2>/dev/null; then
     fi
 fi
 
-PYTHONPATH=tests "$PYTHON_BIN" -c 'import browser, sys; sys.exit(not browser.find())' ||
+"$PYTHON_BIN" -c 'from tests.support import browser; import sys; sys.exit(not browser.find())' ||
     echo "no Chromium or Chrome here: tests that look at a report in a browser will skip" >&2
 
 "$PYTHON_BIN" -m ruff check .

@@ -21,8 +21,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from alpacare_jax import checkpoint, llama, params
-from alpacare_jax.llama import LlamaConfig, Params
+from alpacare_jax.checkpoints import checkpoint
+from alpacare_jax.model import params
+from alpacare_jax.model.config import VARIANTS, LlamaConfig
+from alpacare_jax.model.llama import Params
 
 # Under nohup and in the background of a shell these are ignored, and children inherit that.
 for _signal in (signal.SIGINT, signal.SIGHUP):
@@ -95,7 +97,7 @@ def write_examples(path: Path, count: int) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> LlamaConfig:
-    return llama.VARIANTS["tiny"]
+    return VARIANTS["tiny"]
 
 
 @pytest.fixture(scope="session")

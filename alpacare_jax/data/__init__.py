@@ -1,0 +1,1 @@
+"""From instruction records to packed batches of token ids."""

@@ -1,0 +1,1 @@
+"""Generation with continuous batching, and the file of answers."""

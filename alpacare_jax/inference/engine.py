@@ -1,0 +1,385 @@
+"""Continuous batching: a fixed number of slots, each refilled as soon as its answer ends.
+
+A batch that waits for its longest answer computes mostly for rows that are done. Here a finished
+row makes room for the next prompt at once, and when no prompt is left the batch shrinks.
+
+No answer depends on its neighbours: prompts are prefilled one at a time, rows of a decode step
+never mix, and a sampled token depends on (seed, request, position) alone. Rounding is left: with
+another number of rows XLA may sum in another order, which in bfloat16 can turn a near tie.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from alpacare_jax.distributed import sharding
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.llama import Llama, Params
+
+BUCKET = 64
+"""Prompts are padded, and the cache grows, to this times a power of two: few compilations."""
+
+BURST = 16
+"""Most decode steps between two looks at what has ended."""
+
+DECODE = "decode"
+"""Name of the loop over decode steps in compiled programs; `plan` looks for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the logits. Order and meaning are those of transformers:
+    repetition penalty, temperature, top-k, top-p."""
+
+    temperature: float = 0.0  # 0: the most likely token
+    top_k: int = 0  # keep the k most likely; 0: all
+    top_p: float = 1.0  # keep the fewest most likely whose probabilities reach p; 1: all
+    repetition_penalty: float = 1.0  # > 1 makes tokens of prompt and answer less likely
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise ValueError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if self.repetition_penalty <= 0:
+            raise ValueError("repetition_penalty must be above 0; 1 is none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to answer; `index` seeds its random numbers."""
+
+    index: int
+    prompt: Sequence[int]
+    max_new_tokens: int
+
+    def __post_init__(self):
+        if not len(self.prompt) or self.max_new_tokens < 1:
+            raise ValueError(
+                f"request {self.index} needs a prompt of at least one token and max_new_tokens of "
+                "at least 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Generated ids without EOS, and why they ended: `stop` (an EOS) or `length`."""
+
+    index: int
+    ids: list[int]
+    finish_reason: str
+
+
+def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
+    """Divides positive and multiplies negative logits of seen tokens (arXiv:1909.05858)."""
+    penalised = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return jnp.where(seen_BV, penalised, logits_BV)
+
+
+def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draws one token a row, int32 [B]; the repetition penalty is already applied."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / sampling.temperature
+    if sampling.top_k:
+        kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
+    if sampling.top_p < 1:
+        order = jnp.argsort(-logits_BV, axis=-1)
+        sorted_probs = jax.nn.softmax(jnp.take_along_axis(logits_BV, order, axis=-1), axis=-1)
+        before = jnp.cumsum(sorted_probs, axis=-1) - sorted_probs  # [.6, .3, .1] -> [0, .6, .9]
+        kept = jnp.take_along_axis(before < sampling.top_p, jnp.argsort(order, axis=-1), axis=-1)
+        logits_BV = jnp.where(kept, logits_BV, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def _bucket(length: int) -> int:
+    size = BUCKET
+    while size < length:
+        size *= 2
+    return size
+
+
+class Engine:
+    """Answers requests in `slots` rows at a time.
+
+    Args:
+      params, config, dtype: as for `Llama`.
+      eos_ids: any of them ends an answer.
+      max_length: most tokens of prompt and answer together.
+      mesh, rules: where `params` are spread over several devices, their mesh and sharding rules.
+        The cache's rows go over the batch axes, its heads with the weights'.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: LlamaConfig,
+        *,
+        dtype: jnp.dtype,
+        eos_ids: Sequence[int],
+        max_length: int,
+        slots: int,
+        sampling: Sampling,
+        mesh: Mesh | None = None,
+        rules: Mapping[str, str] | None = None,
+    ):
+        self.params, self.config, self.dtype = params, config, dtype
+        self.eos_ids, self.max_length, self.slots = tuple(eos_ids), max_length, slots
+        self.sampling = sampling
+        self._groups = sharding.batch_groups(mesh) if mesh else 1
+        if slots % self._groups:
+            raise ValueError(
+                f"{slots} slots do not divide over {self._groups} groups of devices (mesh axes "
+                f"{' and '.join(sharding.BATCH_AXES)}); choose a multiple of {self._groups}"
+            )
+        spread = self._spread = _state_shardings(mesh, rules) if mesh else None
+        self._empty = jax.jit(self._empty_state, static_argnums=(0, 1), out_shardings=spread)
+        self._prefill = jax.jit(self._prefill_step)
+        self._insert = jax.jit(
+            _insert_row,
+            donate_argnums=0,
+            in_shardings=(spread, None, None),
+            out_shardings=spread,
+        )
+        self._decode = jax.jit(
+            self._decode_steps,
+            donate_argnums=1,
+            in_shardings=(None, spread, None, None),
+            out_shardings=spread,
+        )
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        stop_early: Callable[[list[int]], bool] = lambda ids: False,
+        burst: int = BURST,
+    ) -> Iterator[Answer]:
+        """Yields answers as they end, in any order.
+
+        Args:
+          stop_early: told an unfinished answer's ids between bursts; True ends it, with
+            finish_reason `stop`.
+          burst: see `BURST`.
+        """
+        if burst < 1:
+            raise ValueError("burst must be at least 1")
+        queue = collections.deque(requests)
+        for request in queue:
+            if len(request.prompt) >= self.max_length:
+                raise ValueError(
+                    f"prompt {request.index} is {len(request.prompt):,} tokens, which leaves no "
+                    f"room in max_length {self.max_length:,}; raise it or shorten the prompt"
+                )
+        rows = min(self.slots, len(queue))
+        slots: list[Request | None] = [None] * (-(-rows // self._groups) * self._groups)
+        state = self._empty(len(slots), BUCKET)
+        while queue or any(slots):
+            for slot, request in enumerate(slots):
+                if request is None and queue:
+                    slots[slot] = queue.popleft()
+                    state = self._admit(state, slot, slots[slot])
+            state, slots = self._shrink(state, slots)
+            state = self._grow(state, slots, burst)
+            state = self._decode(self.params, state, burst, bool(queue))
+            state, slots, answers = self._collect(state, slots, stop_early)
+            yield from answers
+
+    def trace(self, prompt_tokens: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """The programs of one prompt's prefill and of `BURST` decode steps with all slots, traced.
+
+        The cache is as long as it ever gets. Nothing is allocated: `params` may be abstract.
+        """
+        state = self._empty.eval_shape(self.slots, _bucket(self.max_length))
+        prompt = jax.ShapeDtypeStruct((_bucket(prompt_tokens),), np.int32)
+        prefill = self._prefill.trace(self.params, prompt, prompt_tokens, 0)
+        return prefill, self._decode.trace(self.params, state, BURST, True)
+
+    # Device state, rows B = slots:
+    #   k, v [L, B, S, K, H]    the cache; index = position
+    #   tokens [B]              last token of each row, not yet in the cache
+    #   positions [B]           its position
+    #   active [B]              whether the row's answer goes on
+    #   output [B, O], count [B], limit [B]   generated ids, how many, how many at most
+    #   requests [B]            request index, for the random numbers
+    #   seen [B, V]             tokens of prompt and answer; V is 1 where there is no penalty
+
+    @property
+    def _seen_size(self) -> int:
+        return self.config.vocab_size if self.sampling.repetition_penalty != 1 else 1
+
+    def _empty_state(self, rows: int, length: int) -> dict[str, Any]:
+        c = self.config
+        cache = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
+        integers = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+        return {
+            "k": jnp.zeros(cache, self.dtype),
+            "v": jnp.zeros(cache, self.dtype),
+            "tokens": integers(rows),
+            "positions": integers(rows),
+            "active": jnp.zeros(rows, bool),
+            "output": integers(rows, self.max_length),
+            "count": integers(rows),
+            "limit": integers(rows),
+            "requests": integers(rows),
+            "seen": jnp.zeros((rows, self._seen_size), bool),
+        }
+
+    def _admit(self, state: dict[str, Any], slot: int, request: Request) -> dict[str, Any]:
+        """Prefills a prompt and puts it, with its first generated token, into a slot."""
+        n = len(request.prompt)
+        state = self._lengthen(state, n + 1)
+        prompt = np.zeros(_bucket(n), np.int32)
+        prompt[:n] = request.prompt
+        limit = min(request.max_new_tokens, self.max_length - n)
+        row = self._prefill(self.params, prompt, n, request.index)
+        return self._insert(state, slot, row | {"limit": limit, "requests": request.index})
+
+    def _prefill_step(self, params, prompt_T, n, request):
+        """What a row holds after its first token; compiled once for each T."""
+        T = len(prompt_T)
+        model = Llama(params, self.config, self.dtype)
+        positions = jnp.arange(T)
+        segments = (positions < n).astype(jnp.int32)
+        hidden, k, v = model.prefill(prompt_T[None], positions[None], segments[None])
+        seen = jnp.zeros(self._seen_size, bool)
+        if self.sampling.repetition_penalty != 1:
+            seen = seen.at[jnp.where(segments, prompt_T, len(seen))].set(True, mode="drop")
+        logits_V = model.logits(hidden[0, n - 1])
+        token, seen = self._next(logits_V[None], seen[None], request[None], n[None])
+        return {
+            "k": k[:, 0].astype(self.dtype),
+            "v": v[:, 0].astype(self.dtype),
+            "tokens": token[0],
+            "positions": n,
+            "active": ~self._is_eos(token[0]),
+            "seen": seen[0],
+        }
+
+    def _next(self, logits_BV, seen_BV, requests_B, positions_B):
+        """The token for `positions_B` of each row, and `seen` with it."""
+        if self.sampling.repetition_penalty != 1:
+            logits_BV = penalise(logits_BV, seen_BV, self.sampling.repetition_penalty)
+        root = jax.random.key(self.sampling.seed)
+        fold = jax.vmap(lambda r, p: jax.random.fold_in(jax.random.fold_in(root, r), p))
+        token_B = sample(logits_BV, fold(requests_B, positions_B), self.sampling)
+        if self.sampling.repetition_penalty != 1:
+            seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+        return token_B, seen_BV
+
+    def _is_eos(self, tokens: jax.Array) -> jax.Array:
+        none = jnp.zeros(tokens.shape, bool)
+        return functools.reduce(jnp.logical_or, [tokens == eos for eos in self.eos_ids], none)
+
+    def _decode_steps(self, params, state, burst, waiting):
+        """Up to `burst` tokens for each active row; ends early once a row can be refilled."""
+        model = Llama(params, self.config, self.dtype)
+        rows = jnp.arange(len(state["tokens"]))
+
+        def step(carry):
+            i, s = carry
+            hidden, s["k"], s["v"] = model.decode(s["tokens"], s["positions"], s["k"], s["v"])
+            positions = s["positions"] + s["active"]
+            token, seen = self._next(model.logits(hidden), s["seen"], s["requests"], positions)
+            s["tokens"] = jnp.where(s["active"], token, s["tokens"])
+            s["seen"] = jnp.where(s["active"][:, None], seen, s["seen"])
+            at = jnp.where(s["active"], s["count"], self.max_length)
+            s["output"] = s["output"].at[rows, at].set(token, mode="drop")
+            s["count"] = s["count"] + s["active"]
+            s["positions"] = positions
+            s["active"] = s["active"] & ~self._is_eos(token) & (s["count"] < s["limit"])
+            return i + 1, s
+
+        def going(carry):
+            i, s = carry
+            active = jnp.sum(s["active"])
+            return (i < burst) & (active > 0) & ~(waiting & (active < len(rows)))
+
+        with jax.named_scope(DECODE):
+            return jax.lax.while_loop(going, step, (0, state))[1]
+
+    def _collect(self, state, slots, stop_early):
+        """Takes finished rows out of their slots."""
+        active, count, output = jax.device_get((state["active"], state["count"], state["output"]))
+        answers, kept = [], np.ones(len(slots), bool)
+        for i, request in enumerate(slots):
+            if request is None:
+                continue
+            ids = output[i, : count[i]].tolist()
+            stopped = ids[-1] in self.eos_ids
+            early = not stopped and stop_early(ids)
+            if active[i] and not early:
+                continue
+            reason = "stop" if stopped or early else "length"
+            answers.append(Answer(request.index, ids[:-1] if stopped else ids, reason))
+            slots[i] = None
+            kept[i] = False
+        state["active"] = jnp.asarray(active & kept)
+        return state, slots, answers
+
+    def _shrink(self, state, slots):
+        """Halves the rows while at most half of them are busy: nothing is left to refill them."""
+        busy = [i for i, request in enumerate(slots) if request]
+        rows = len(slots)
+        while busy and rows > self._groups and len(busy) <= rows // 2:
+            rows = -(-rows // 2 // self._groups) * self._groups
+        if not busy or rows == len(slots):
+            return state, slots
+        chosen = (busy + [i for i, request in enumerate(slots) if not request])[:rows]
+        return self._place(_take_rows(state, np.array(chosen))), [slots[i] for i in chosen]
+
+    def _grow(self, state, slots, burst):
+        """Makes the cache long enough for the next `burst` tokens of every busy row."""
+        positions = np.asarray(state["positions"])
+        last = max(int(positions[i]) for i, request in enumerate(slots) if request)
+        return self._lengthen(state, min(last + burst + 1, self.max_length))
+
+    def _lengthen(self, state, need: int):
+        missing = min(_bucket(need), _bucket(self.max_length)) - state["k"].shape[2]
+        return self._place(_pad_cache(state, missing)) if missing > 0 else state
+
+    def _place(self, state):
+        """Back to where the state lies on the mesh; most often it is there already."""
+        return jax.device_put(state, self._spread) if self._spread else state
+
+
+def _state_shardings(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
+    """Only the cache is spread: all else is small, and every process reads it."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    heads = rules["kv_heads"] or None
+    cache = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES, None, heads, None))
+    names = ("tokens", "positions", "active", "output", "count", "limit", "requests", "seen")
+    return {"k": cache, "v": cache} | dict.fromkeys(names, whole)
+
+
+def _insert_row(state, slot, row):
+    """Puts a prefilled prompt and its first token into a slot."""
+    for name in ("k", "v"):
+        end = min(row[name].shape[1], state[name].shape[2])
+        state[name] = state[name].at[:, slot, :end].set(row[name][:, :end])
+    for name in ("tokens", "positions", "limit", "requests", "seen"):
+        state[name] = state[name].at[slot].set(row[name])
+    state["output"] = state["output"].at[slot, 0].set(row["tokens"])
+    state["count"] = state["count"].at[slot].set(1)
+    state["active"] = state["active"].at[slot].set(row["active"] & (row["limit"] > 1))
+    return state
+
+
+@jax.jit
+def _take_rows(state, rows):
+    return {
+        name: jnp.take(array, rows, axis=1 if name in ("k", "v") else 0)
+        for name, array in state.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pad_cache(state, extra: int):
+    widths = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
+    return state | {name: jnp.pad(state[name], widths) for name in ("k", "v")}

@@ -1,0 +1,1 @@
+"""The LLaMA model: config, weights, attention, layers and loss. Imports nothing above it."""

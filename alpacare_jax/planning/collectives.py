@@ -1,0 +1,172 @@
+"""What the devices of a compiled program send to each other: how much, how often, over which axes.
+
+Slices of TPUs are compiled as one program each. Inside a slice devices meet in XLA's collectives.
+Between slices the TPU's compiler writes a `send` and a `recv` to the host, and the hosts do the
+collective over the data-centre network (DCN), each chip with its like in the other slices.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from alpacare_jax.planning.hlo import COLLECTIVES, Instruction, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of collective over one group of devices, all its runs in an execution together."""
+
+    kind: str
+    axes: str  # mesh axes it goes over, joined by "+"
+    group: int  # devices that take part in one; between slices: slices
+    count: float  # how often it runs
+    num_bytes: float  # bytes that one device sends
+    between_slices: bool = False  # over the data-centre network
+
+
+SENT = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+"""What one of n devices in a ring sends, as a share of the whole array."""
+
+BETWEEN_SLICES = {
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ALL_REDUCE": "all-reduce",
+    "ONE_TO_ONE": "collective-permute",
+}
+"""Names of collectives in what the TPU's compiler has the hosts do."""
+
+
+def find(program: Program, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
+    """What devices send to each other, largest first.
+
+    Args:
+      mesh: axis -> size, in the order of the devices.
+      slices: how many slices the devices are in; the first axis goes over them.
+    """
+    total: dict[tuple[str, str, int, bool], list[float]] = {}
+    # One collective may be fused into several places, on one channel.
+    seen: dict[str, float] = {}
+    for name, instruction in _instructions(program):
+        found = _between_slices(instruction, mesh, slices) or _inside(
+            instruction, name, program, mesh, slices
+        )
+        if found is None:
+            continue
+        kind, axes, group, num_bytes, between = found
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+        key = f"{kind} {between} {channel[1]}" if channel else f"{name} {instruction.name}"
+        times = max(0.0, program.runs[name] - seen.get(key, 0.0))
+        seen[key] = max(program.runs[name], seen.get(key, 0.0))
+        if group > 1 and times:
+            entry = total.setdefault((kind, axes, group, between), [0.0, 0.0])
+            entry[0] += times
+            entry[1] += times * num_bytes
+    result = [
+        Collective(kind, axes, group, count, num_bytes, between)
+        for (kind, axes, group, between), (count, num_bytes) in total.items()
+    ]
+    return sorted(result, key=lambda c: -c.num_bytes)
+
+
+def _inside(
+    instruction: Instruction, name: str, program: Program, mesh: Mapping[str, int], slices: int
+) -> tuple[str, str, int, float, bool] | None:
+    """A collective among the devices of one slice: (kind, axes, group, bytes a device sends)."""
+    kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f"{k}-start")), None)
+    if kind is None:
+        return None
+    body = program.computations[name]
+    devices = _devices(instruction, math.prod(mesh.values()) // slices)
+    n = len(devices)
+    size = instruction.num_bytes
+    if instruction.opcode != kind:  # a -start results in its operands too
+        size -= sum(i.num_bytes for i in body if i.name in instruction.operands)
+    if kind == "reduce-scatter":
+        size *= n  # its result is one part
+    elif kind == "all-reduce" and name in program.fused and _is_scattered(instruction.name, body):
+        kind = "reduce-scatter"
+    return kind, _axes(devices, mesh), n, SENT[kind](n) * size, False
+
+
+def _is_scattered(name: str, body: tuple[Instruction, ...]) -> bool:
+    """Whether slices are all that is used of a result: how the TPU's compiler scatters a sum."""
+    users = [i for i in body if name in i.operands]
+    return bool(users) and all(
+        user.opcode == "dynamic-slice"
+        or (user.opcode == "get-tuple-element" and _is_scattered(user.name, body))
+        for user in users
+    )
+
+
+def _between_slices(
+    instruction: Instruction, mesh: Mapping[str, int], slices: int
+) -> tuple[str, str, int, float, bool] | None:
+    """A collective that the hosts do: its part that crosses from slice to slice."""
+    named = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.opcode != "send" or not named:
+        return None
+    if named[1] not in BETWEEN_SLICES:
+        raise ValueError(f"what {named[1]!r} sends between slices is not known")
+    kind = BETWEEN_SLICES[named[1]]
+    size = instruction.arrays[0].num_bytes
+    if kind == "all-gather":
+        size *= slices  # what is sent is one part
+    return kind, next(iter(mesh)), slices, SENT[kind](slices) * size, True
+
+
+def _devices(instruction: Instruction, count: int) -> list[int]:
+    """The devices of the first group of a collective; for a permute all that its pairs connect."""
+    text = instruction.attributes
+    if instruction.opcode.startswith("collective-permute"):
+        listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
+        found = re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")
+        pairs = [(int(a), int(b)) for a, b in found]
+        group, grew = {pairs[0][0]} if pairs else {0}, True
+        while grew:
+            more = {b for a, b in pairs if a in group} | {a for a, b in pairs if b in group}
+            grew = not more <= group
+            group |= more
+        return sorted(group)
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return [int(i) for i in found[1].split(",")]
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        ids = _iota(count, found[3], found[4])
+        return ids.reshape(int(found[1]), int(found[2]))[0].tolist()
+    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", text):
+        sizes = {k: int(v) for k, v in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        moving = re.findall(r"'(\w+)'", found[4])
+        ids = _iota(count, found[2] or str(count), found[3]).reshape(list(sizes.values()))
+        index = tuple(slice(None) if name in moving else 0 for name in sizes)
+        return ids[index].ravel().tolist()
+    return list(range(count))
+
+
+def _iota(count: int, shape: str, order: str | None) -> np.ndarray:
+    """0, 1, 2 ... in a shape such as "2,4", its axes then put in an order such as "1,0"."""
+    ids = np.arange(count).reshape([int(size) for size in shape.split(",")])
+    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids
+
+
+def _axes(devices: list[int], mesh: Mapping[str, int]) -> str:
+    """The mesh axes along which these devices differ."""
+    places = np.unravel_index(devices, tuple(mesh.values()))
+    return "+".join(
+        name for name, place in zip(mesh, places, strict=True) if len(set(place.tolist())) > 1
+    )
+
+
+def _instructions(program: Program) -> Iterator[tuple[str, Instruction]]:
+    for name, times in program.runs.items():
+        if times:
+            yield from ((name, instruction) for instruction in program.computations[name])

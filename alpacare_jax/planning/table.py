@@ -1,0 +1,107 @@
+"""Plans for people: tables of training and of generation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alpacare_jax.training import metrics
+
+Rows = list[tuple[str, str]]
+
+
+def of_training(plan: Mapping[str, Any]) -> str:
+    rows = _machine(plan) + [
+        ("batch", f"{plan['micro_batches']} micro-batches of rows {plan['rows']} (A x R x T)"),
+        ("real tokens", f"{plan['real_token_share']:.1%}"),
+        ("optimizer", plan["optimizer"]),
+    ]
+    if "needed_bytes" not in plan:
+        return _aligned([*rows, ("fits", f"NO: {plan['why']}")])
+    ratio = plan["hardware_flops"] / plan["model_flops"]
+    rows += _memory(plan, "argument", "temporary", "code")
+    rows += [
+        ("model FLOPs", f"{plan['model_flops']:.3g} a step"),
+        ("hardware FLOPs", f"{plan['hardware_flops']:.3g} a step ({ratio:.2f} x)"),
+        *_traffic(plan),
+        ("MFU ceiling", f"{plan['mfu_ceiling']:.1%}"),
+        ("tokens/s", f"{plan['tokens_per_second']:,.0f}"),
+    ]
+    return _aligned(rows + _bill(plan, f"{plan['steps']:,} steps"))
+
+
+def of_generation(plan: Mapping[str, Any]) -> str:
+    rows = _machine(plan) + [
+        (
+            "answers",
+            f"{plan['slots']} slots; prompts of {plan['prompt_tokens']:,} tokens, answers of "
+            f"{plan['new_tokens']:,}",
+        )
+    ]
+    if "needed_bytes" not in plan:
+        return _aligned([*rows, ("fits", f"NO: {plan['why']}")])
+    rows += _memory(plan, "weight", "cache", "temporary", "code")
+    rows += [("A DECODE STEP", f"one token for each of {plan['slots']} slots")]
+    rows += _traffic(plan["decode"])
+    rows += [("A PREFILL", f"one prompt; {plan['prefill_share']:.0%} of the time")]
+    rows += _traffic(plan["prefill"])
+    rows += [
+        ("WHOLE RUN", ""),
+        ("time a token", f"{_seconds(plan['decode']['step_seconds'])} for each answer"),
+        ("tokens/s", f"{plan['tokens_per_second']:,.0f} of all slots, prefills included"),
+    ]
+    return _aligned(rows + _bill(plan, f"{plan['prompts']:,} prompts"))
+
+
+def _machine(plan: Mapping[str, Any]) -> Rows:
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
+    return [
+        ("topology", f"{plan['topology']}: {plan['chips']} chips, {plan['devices']} devices"),
+        ("mesh", mesh),
+    ]
+
+
+PARTS = {
+    "argument": "arguments",
+    "weight": "weights",
+    "cache": "KV cache",
+    "temporary": "temporaries",
+    "code": "generated code",
+}
+
+
+def _memory(plan: Mapping[str, Any], *parts: str) -> Rows:
+    giga = lambda n: f"{n / 2**30:.2f} GiB"  # noqa: E731
+    headroom = 1 - plan["needed_bytes"] / plan["available_bytes"]
+    verdict = f"yes, {headroom:.0%} headroom" if plan["fits"] else "NO"
+    needs = f"{giga(plan['needed_bytes'])} of {giga(plan['available_bytes'])}"
+    rows = [("fits", f"{verdict} ({needs} a device)")]
+    rows += [(f"  {PARTS[part]}", giga(plan[f"{part}_bytes"])) for part in parts]
+    if plan.get("host_bytes"):
+        rows.append(("host memory", f"{giga(plan['host_bytes'])} a device"))
+    return [*rows, ("compile time", f"{plan['compile_seconds']:.0f} s")]
+
+
+def _traffic(run: Mapping[str, Any]) -> Rows:
+    rows = [("HBM traffic", f"{_bytes(run['hbm_traffic_bytes'])} a device")]
+    for c in run["collectives"]:
+        network = "DCN, between slices" if c["between_slices"] else f"{c['group']} devices"
+        sent = f"{_bytes(c['num_bytes'])} sent a device over {c['axes']} ({network})"
+        rows.append((f"  {c['kind']}", f"{sent}, {c['count']:,.0f} times"))
+    rows += [(f"  {name} time", _seconds(seconds)) for name, seconds in run["seconds"].items()]
+    return [*rows, ("bound by", run["bound"])]
+
+
+def _bill(plan: Mapping[str, Any], work: str) -> Rows:
+    rows = [("whole run", f"{work}, {metrics.duration(3600 * plan['hours'])}")]
+    return rows + ([("cost", f"{plan['cost']:,.2f} at the price given")] if "cost" in plan else [])
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:,.2f} GB" if number >= 1e8 else f"{number / 1e6:,.2f} MB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<22}{value}".rstrip() for name, value in rows)

@@ -1,0 +1,192 @@
+"""Accelerators by name: `v5e-16` -> described devices to compile for, and what they can do."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from alpacare_jax.planning import gpus
+from alpacare_jax.training import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, from the makers' data sheets and jax-ml.github.io/scaling-book/tpus.
+
+    Rates are bytes a second; FLOPs are in `metrics.PEAK_BF16_FLOPS`. What leaves a slice goes over
+    the data-centre network (DCN). By docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e} a v5p chip has 50
+    Gbit/s, a pod of 256 v5e 6.4 Tbit/s (2 x 100 Gbit/s a host of 8) and of v6e 25.6 Tbit/s (4 x
+    200). Of v4 nothing is published: the book's typical host has 25 GB/s, here for 4 chips.
+    """
+
+    hbm_bytes: float
+    hbm_rate: float
+    link_rate: float  # of one link to a neighbour, one way
+    dcn_rate: float  # to other slices, one way
+    cores: int  # how many the slice's name counts for a chip: v4-8 is 4 chips
+    devices: int  # how many JAX sees when it compiles without the chip
+    bounds: dict[int, str]  # chips of a slice -> its shape
+
+
+FLAT = {
+    1: "1x1",
+    4: "2x2",
+    8: "2x4",
+    16: "4x4",
+    32: "4x8",
+    64: "8x8",
+    128: "8x16",
+    256: "16x16",
+}
+CUBE = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+}
+
+CHIPS = {
+    "v4": Chip(32 * 2**30, 1.23e12, 45e9, 6.25e9, 2, 2, CUBE),
+    "v5p": Chip(95 * 2**30, 2.77e12, 90e9, 6.25e9, 2, 1, CUBE),
+    "v5e": Chip(16 * 2**30, 0.82e12, 45e9, 3.125e9, 1, 1, FLAT),
+    "v6e": Chip(32 * 2**30, 1.64e12, 90e9, 12.5e9, 1, 1, FLAT),
+}
+"""Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
+
+HOST_RATE = 15e9
+"""Bytes a second between one chip and its host's memory, one way (the same book: PCIe)."""
+
+RESERVED = 0.75 * 2**30
+"""Bytes of a device that the TPU runtime keeps: by the compiler's messages 0.75 GiB of a v4 core,
+0.25 of a v5e chip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """The devices of a slice or of several, and what one device can do."""
+
+    name: str
+    devices: list
+    chips: int
+    flops: float
+    hbm_bytes: float
+    hbm_rate: float
+    ici_rate: float  # of all links of one device, one way
+    slices: int = 1
+    dcn_rate: float = math.inf  # of one device to other slices, one way
+    host_rate: float = math.inf  # of one device to its host's memory, one way
+
+
+def describe(name: str) -> Topology:
+    """Looks up `v5e-16`, or `2xv5e-16` for two slices; `v4-` and `v5p-` names count cores.
+
+    Needs the package libtpu (extra [tpu]) but no TPU; `h200-8`, cards of one host, the extra [gpu]
+    but no GPU. `local` takes the devices that are there.
+
+    Raises:
+      ValueError: there is no such slice or host, or the packages are missing.
+    """
+    if name == "local":
+        return _local()
+    if found := re.fullmatch(r"(h100|h200)-(\d+)", name):
+        return _gpus(name, found[1], int(found[2]))
+    found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
+    if not found:
+        raise ValueError(
+            f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256, h200-8 or local "
+            f"(generations: {', '.join((*CHIPS, *gpus.GPUS))})"
+        )
+    slices, generation, count = int(found[1] or 1), found[2], int(found[3])
+    chip = CHIPS[generation]
+    if count % chip.cores or count // chip.cores not in chip.bounds:
+        sizes = ", ".join(f"{generation}-{n * chip.cores}" for n in chip.bounds)
+        raise ValueError(f"there is no slice {generation}-{count}; choose from {sizes}")
+    bounds = chip.bounds[count // chip.cores]
+    # Else libtpu asks a metadata server that only a TPU machine has, for minutes, and complains.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is run: two may compile
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "compiling for a TPU needs libtpu: pip install 'alpacare-jax[tpu]' (no TPU is needed)"
+        )
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{generation}:{bounds}",
+            **({"num_slices": slices} if slices > 1 else {}),
+            **({"chips_per_host_bounds": (1, 1, 1)} if bounds == "1x1" else {}),
+        )
+    except RuntimeError as error:
+        raise ValueError(f"libtpu does not describe {name}: {error}") from error
+    links = 2 * (bounds.count("x") + 1)  # two for each dimension of the torus
+    return Topology(
+        name=name,
+        devices=list(description.devices),
+        chips=slices * count // chip.cores,
+        flops=metrics.PEAK_BF16_FLOPS[f"TPU {generation}"] / chip.devices,
+        hbm_bytes=chip.hbm_bytes / chip.devices - RESERVED,
+        hbm_rate=chip.hbm_rate / chip.devices,
+        ici_rate=links * chip.link_rate / chip.devices,
+        host_rate=HOST_RATE / chip.devices,
+        slices=slices,
+        dcn_rate=chip.dcn_rate / chip.devices,
+    )
+
+
+GPU_RATES = {
+    "NVIDIA A100": (2.0e12, 300e9, 32e9),
+    "NVIDIA H100": (3.35e12, 450e9, 64e9),
+    "NVIDIA H200": (4.8e12, 450e9, 64e9),
+}
+"""Bytes a second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
+data sheets."""
+
+
+def _gpus(name: str, generation: str, count: int) -> Topology:
+    gpu = gpus.GPUS[generation]
+    if count not in gpus.COUNTS:
+        sizes = ", ".join(f"{generation}-{n}" for n in gpus.COUNTS)
+        raise ValueError(f"there is no host {name} here; choose from {sizes}")
+    hbm_rate, ici_rate, host_rate = GPU_RATES[gpu.kind]
+    return Topology(
+        name=name,
+        devices=gpus.devices(gpu, count, hbm_rate),
+        chips=count,
+        flops=metrics.PEAK_BF16_FLOPS[gpu.kind],
+        hbm_bytes=gpus.usable_bytes(gpu),
+        hbm_rate=hbm_rate,
+        ici_rate=ici_rate,
+        host_rate=host_rate,
+    )
+
+
+def _local() -> Topology:
+    devices = jax.devices()
+    kind, limits = devices[0].device_kind, devices[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    # What is not known bounds nothing.
+    hbm_rate, ici_rate, host_rate = next(
+        (rates for name, rates in GPU_RATES.items() if kind.startswith(name)), [math.inf] * 3
+    )
+    return Topology(
+        name="local",
+        devices=devices,
+        chips=len(devices),
+        flops=metrics.peak_flops()[0],
+        hbm_bytes=limits.get("bytes_limit", machine),
+        hbm_rate=hbm_rate,
+        ici_rate=ici_rate,
+        host_rate=host_rate,
+    )

@@ -1,0 +1,1 @@
+"""One training run: its config, compiled step, optimizers, reports and folder."""

@@ -1,0 +1,148 @@
+"""What a run reports: `metrics.jsonl`, progress lines, and how hard the hardware works."""
+
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils.epath import Path
+
+from alpacare_jax.model import params
+from alpacare_jax.model.config import LlamaConfig
+from common import jsonl
+
+PEAK_BF16_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+}
+"""Dense bf16 FLOP/s of one device, from the makers' data sheets; keys begin `device_kind`."""
+
+
+def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> float:
+    """FLOPs that training needs, forward and backward, without recomputation.
+
+        6 * (weights of the layers) * tokens
+      + 12 * L * N * H * pairs              scores and values, 2 products of 2*H FLOPs, times 3
+      + 6 * V * D * targets                 the output embedding, where there is a loss
+
+    Args:
+      tokens: real tokens, padding left out.
+      pairs: sum over examples of n (n + 1) / 2, the query-key pairs that attention needs.
+      targets: tokens that carry loss.
+
+    Source: arXiv:2204.02311 appendix B, with causal attention counted by half.
+    """
+    sizes = config.sizes
+    vocabulary = sizes["V"] * sizes["D"]
+    layers = params.count(config) - vocabulary * (1 if config.tie_word_embeddings else 2)
+    attention = 12 * sizes["L"] * sizes["N"] * sizes["H"]
+    return 6.0 * layers * tokens + attention * pairs + 6.0 * vocabulary * targets
+
+
+def measure_peak_flops(size: int | None = None, seconds: float = 0.5) -> float:
+    """FLOP/s of one device in a square matrix product, best of what fits into `seconds`.
+
+    Factors are random, as weights are: a GPU multiplies ones faster, at less power. It gets several
+    products at a time, or waiting for each would count, some percent of one.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = size or (2048 if on_cpu else 8192)  # a big GPU is not filled by less
+    count = 1 if on_cpu else 8
+    dtype = jnp.float32 if on_cpu else jnp.bfloat16
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready([product(x, x) for _ in range(count)])
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 * count / best
+
+
+def peak_flops() -> tuple[float, str]:
+    """FLOP/s of one device, and whether it is from the `table` or `measured`."""
+    kind = jax.devices()[0].device_kind
+    matches = [name for name in PEAK_BF16_FLOPS if kind.startswith(name)]
+    if matches:
+        return PEAK_BF16_FLOPS[max(matches, key=len)], "table"
+    # On CPU all virtual devices share the cores, so the machine's peak is divided among them.
+    share = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return measure_peak_flops() / share, "measured"
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to `metrics.jsonl`, and to TensorBoard where asked.
+
+    In a bucket the file may lag (`jsonl.LineFile`); `sync` before a save makes it hold all that a
+    run needs which goes on from there.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, tensorboard: bool):
+        self.path = workdir / "metrics.jsonl"
+        self._lines = jsonl.LineFile(self.path, self._lines_until(first_step))
+        self._board = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                raise ValueError(
+                    "train.tensorboard needs the extra: pip install 'alpacare-jax[tensorboard]'"
+                ) from None
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def _lines_until(self, step: int) -> list[str]:
+        """Leaves out what a killed run logged beyond the checkpoint that this one starts from."""
+        kept = []
+        if not self.path.exists():
+            return kept
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if step and json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # a line cut short by the kill
+        return kept
+
+    def write(self, step: int, **values: Any) -> None:
+        self._lines.add(json.dumps({"step": step} | values))
+        if self._board:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Puts what was written so far into the bucket, where the workdir lies in one."""
+        self._lines.sync()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._board:
+            self._board.close()
+
+
+def duration(seconds: float) -> str:
+    """7384 -> "2h03m", 245 -> "4m05s", 12.3 -> "12s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

@@ -1,0 +1,243 @@
+"""A drawing of rectangles, polygons, lines and texts: as SVG for the page, as PNG for a paper.
+
+Colours are names of `COLOURS`, so that the page can show them in its dark mode.
+"""
+
+import dataclasses
+import re
+import unicodedata
+import warnings
+from collections.abc import Collection, Sequence
+from html import escape
+from pathlib import Path
+
+from common import provenance
+
+Point = tuple[float, float]
+
+COLOURS = {  # name: (light, dark)
+    "ink": ("#1b1f24", "#e8eaed"),
+    "muted": ("#5c6670", "#a3adb8"),
+    "grid": ("#d9dee3", "#3a424b"),
+    "paper": ("#ffffff", "#15181c"),
+    "rest": ("#c9ced4", "#565f69"),
+    "series0": ("#0072b2", "#56b4e9"),
+    "series1": ("#d55e00", "#f08a3c"),
+    "series2": ("#00795a", "#2bc295"),
+    "series3": ("#a8508a", "#dd92bf"),
+    "series4": ("#b07d00", "#e6b93a"),
+    "series5": ("#444b54", "#c3c9d0"),
+} | {  # Under dark text in both modes.
+    f"wedge{i}": (colour, colour)
+    for i, colour in enumerate(
+        ("#8ec7ea", "#f5b78d", "#86d3b9", "#e0b1cf", "#edd27c", "#b9c3f0", "#c5dd90", "#f0a9a9")
+    )
+}
+"""After Okabe and Ito, to be told apart by colour-blind people too; darkened for contrast."""
+
+SERIES = sum(name.startswith("series") for name in COLOURS)
+WEDGES = sum(name.startswith("wedge") for name in COLOURS)
+NAMESPACE = 'xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, Arial, sans-serif"'
+ON_WEDGE = "#1b1f24"
+
+
+@dataclasses.dataclass(frozen=True)
+class Polygon:
+    points: Sequence[Point]
+    fill: str  # a name of COLOURS
+    tip: str = ""  # what a pointer resting on it is told
+    opacity: float = 1.0
+    gap: bool = False  # a thin line around it in the paper's colour
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    points: Sequence[Point]
+    colour: str
+    width: float = 1.0
+    dash: tuple[float, float] | None = None
+    tip: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    x: float
+    y: float  # of the baseline
+    text: str
+    size: float = 11
+    colour: str = "ink"
+    anchor: str = "start"  # start, middle, end
+    angle: float = 0  # degrees, clockwise as seen
+    bold: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Shapes in a box of width x height; y grows downwards; one unit is a CSS pixel."""
+
+    title: str
+    width: float
+    height: float
+    shapes: Sequence[Polygon | Line | Text]
+
+
+def box(x: float, y: float, width: float, height: float) -> list[Point]:
+    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+
+
+def text_width(text: str, size: float) -> float:
+    """About as wide as a browser draws it."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return size * (0.52 * (len(text) - wide) + wide)
+
+
+def shortened(text: str, width: float, size: float) -> str:
+    """The text on one line; cut with "…" where it is wider than `width`."""
+    text = " ".join(text.split())
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(text + "…", size) > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _colour(name: str) -> str:
+    return COLOURS[name][0] if name in COLOURS else name
+
+
+def _plain_paint(kind: str, name: str) -> str:
+    return f'{kind}="{_colour(name)}"'
+
+
+def _page_paint(kind: str, name: str) -> str:
+    return f'style="{kind}:var(--{name})"' if name in COLOURS else f'{kind}="{name}"'
+
+
+def _path(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def svg(drawing: Drawing, *, alone: bool = False) -> str:
+    """SVG. Inline it takes its colours from the page's `colour_rules`; a file `alone` has its own.
+
+    Programs for drawing do not know CSS variables, so a file names each colour where it is used.
+    """
+    paint = _plain_paint if alone else _page_paint
+    size = f'width="{drawing.width:g}" height="{drawing.height:g}"'
+    parts = [
+        f"<svg {f'{NAMESPACE} {size}' if alone else ''} "
+        f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" '
+        f'aria-label="{escape(drawing.title)}">'
+    ]
+    for shape in drawing.shapes:
+        if isinstance(shape, Text):
+            weight = ' font-weight="600"'
+            turn = f' transform="rotate({shape.angle:.1f} {shape.x:.1f} {shape.y:.1f})"'
+            parts.append(
+                f'<text x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size:g}" '
+                f'text-anchor="{shape.anchor}" {paint("fill", shape.colour)}'
+                f"{turn if shape.angle else ''}{weight if shape.bold else ''}>"
+                f"{escape(shape.text)}</text>"
+            )
+            continue
+        tip = f"<title>{escape(shape.tip)}</title>" if shape.tip else ""
+        if isinstance(shape, Polygon):
+            gap = f' {paint("stroke", "paper")} stroke-width="0.8"' if alone else ' class="gap"'
+            parts.append(
+                f'<polygon points="{_path(shape.points)}" {paint("fill", shape.fill)} '
+                f'fill-opacity="{shape.opacity:g}"{gap if shape.gap else ""}>{tip}</polygon>'
+            )
+        else:
+            dash = f' stroke-dasharray="{shape.dash[0]:g} {shape.dash[1]:g}"' if shape.dash else ""
+            parts.append(
+                f'<polyline points="{_path(shape.points)}" fill="none" '
+                f'{paint("stroke", shape.colour)} stroke-width="{shape.width:g}"{dash}>'
+                f"{tip}</polyline>"
+            )
+    return "".join(parts) + "</svg>"
+
+
+def colour_rules(dark: bool) -> str:
+    return "".join(f"--{name}:{pair[dark]};" for name, pair in COLOURS.items())
+
+
+def beside(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
+    """One drawing of several, row by row, each under its title."""
+    gap, heading = 24, 26
+    width = max(drawing.width for drawing in drawings) + gap
+    shapes: list[Polygon | Line | Text] = []
+    top = 0.0
+    for first in range(0, len(drawings), columns):
+        row = drawings[first : first + columns]
+        for column, drawing in enumerate(row):
+            left = column * width + gap / 2
+            shapes.append(Text(left, top + 18, drawing.title, size=13, bold=True))
+            shapes += [_moved(shape, left, top + heading) for shape in drawing.shapes]
+        top += heading + max(drawing.height for drawing in row) + gap / 2
+    return Drawing(title, min(columns, len(drawings)) * width, top, shapes)
+
+
+def _moved(shape: Polygon | Line | Text, right: float, down: float) -> Polygon | Line | Text:
+    if isinstance(shape, Text):
+        return dataclasses.replace(shape, x=shape.x + right, y=shape.y + down)
+    return dataclasses.replace(shape, points=[(x + right, y + down) for x, y in shape.points])
+
+
+def write_svg(path: Path, drawing: Drawing) -> None:
+    """Writes an SVG file for a paper or a slide, in the light colours on white."""
+    white = Polygon(box(0, 0, drawing.width, drawing.height), "paper")
+    whole = dataclasses.replace(drawing, shapes=[white, *drawing.shapes])
+    provenance.write_text(path, svg(whole, alone=True) + "\n")
+
+
+def boxes(missing: Collection[str]) -> str:
+    """What to tell of characters that `write_png` could not draw."""
+    some = " ".join(sorted(missing)[:20])
+    return f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}"
+
+
+def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:
+    """Writes a PNG, whole or not at all; returns the characters that no font here can draw."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure  # takes half a second
+    from matplotlib.patches import Polygon as Patch
+
+    figure = Figure(figsize=(drawing.width / 72, drawing.height / 72), dpi=dots_per_inch)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, drawing.width), ylim=(drawing.height, 0))
+    axes.axis("off")
+    for layer, shape in enumerate(drawing.shapes):  # as in SVG, what comes later lies above
+        if isinstance(shape, Polygon):
+            face = to_rgba(_colour(shape.fill), shape.opacity)
+            edge = _colour("paper") if shape.gap else "none"
+            patch = Patch(shape.points, fc=face, ec=edge, lw=0.8, zorder=layer)
+            axes.add_patch(patch)
+        elif isinstance(shape, Line):
+            style = (0, shape.dash) if shape.dash else "-"
+            axes.plot(
+                *zip(*shape.points, strict=True),
+                c=_colour(shape.colour),
+                lw=shape.width,
+                ls=style,
+                zorder=layer,
+            )
+        else:
+            place = {"start": "left", "middle": "center", "end": "right"}[shape.anchor]
+            axes.text(
+                shape.x,
+                shape.y,
+                shape.text.replace("$", r"\$"),
+                fontsize=shape.size * 0.92,  # DejaVu Sans is wider than a browser's font
+                color=_colour(shape.colour),
+                ha=place,
+                va="baseline",
+                rotation=-shape.angle,
+                rotation_mode="anchor",
+                weight="bold" if shape.bold else "normal",
+                zorder=layer,
+            )
+    with warnings.catch_warnings(record=True) as caught, provenance.replacing(path) as partial:
+        warnings.simplefilter("always")
+        figure.savefig(partial, format="png", metadata={"Software": None})
+    glyphs = [re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught]
+    return {chr(int(glyph.group(1))) for glyph in glyphs if glyph}

@@ -1,0 +1,106 @@
+"""One name for a label that teachers spell in many ways, and the counts that follow.
+
+AlpaCare's 167 seeds spell ten types in 28 ways: "Multiple-choice Q&A", "Multiple-Choice Q&A",
+"Multiple Choice Q&A", "Rewrite", "Rewrites", "Rewriting", "Rewrite Task". Two spellings are one
+label when their `key` is the same; the table below holds every rule.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+from datagen.analysis import words
+
+FIELDS = ("type", "topic", "view")
+
+TYPES = (
+    *("Open Q&A", "Text Generation", "Chat", "Rewrite", "Summarization", "Classification"),
+    *("USMLE Style Q&A", "Multiple-Choice Q&A", "Single-Hop Reasoning", "Multi-Hop Reasoning"),
+)
+"""The types of AlpaCare's prompt, rule 4. These are shown as it spells them."""
+
+EMPTY_WORDS = {
+    "type": ("task",),
+    "topic": (),
+    "view": ("view", "perspective", "point of view", "viewpoint"),
+}
+"""What a label may end with and mean the same: "Expert View" is the view "Expert"."""
+
+SAME_WORDS = {
+    "type": {
+        "multiple hop": "multi hop",
+        "open ended": "open",
+        "rewriting": "rewrite",
+        "summary": "summarization",
+        "question answering": "q and a",
+    },
+    "topic": {},
+    "view": {},
+}
+
+_BRITISH = (
+    *((r"ae|oe", "e"), (r"isation\b", "ization"), (r"ising\b", "izing"), (r"our\b", "or")),
+    *((r"counsell", "counsel"), (r"dietician", "dietitian"), (r"tumour", "tumor")),
+)
+
+
+def key(label: str, field: str) -> str:
+    """What all spellings of one label share. For comparing only: it is no correct English.
+
+    Case, hyphens, quotation marks, plural, possessive, "&" and British spelling make no
+    difference, nor do the words of `EMPTY_WORDS` and `SAME_WORDS`.
+
+    >>> {key(x, "type") for x in ("Multiple-choice Q&A", "Multiple Choice Q & A")}
+    {'multiple choice q and a'}
+    >>> key("Patient’s Perspective", "view") == key("Patients", "view")
+    True
+    """
+    text = unicodedata.normalize("NFKC", label).casefold().replace("&", " and ")
+    text = re.sub(r"['’‘`]s?\b|['’‘`]", "", text)
+    parts = re.sub(r"[\W_]+", " ", text).split()
+    text = " ".join(map(words.singular, parts))
+    for pattern, replacement in _BRITISH:
+        text = re.sub(pattern, replacement, text)
+    for spelling, common in SAME_WORDS[field].items():
+        text = re.sub(rf"\b{spelling}\b", common, text)
+    for ending in EMPTY_WORDS[field]:
+        text = text.removesuffix(" " + ending)
+    return text or label.strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The labels of one field in one set."""
+
+    counts: dict[str, int]  # by key, most frequent first
+    spellings: dict[str, dict[str, int]]  # by key: how it is written, how often
+    missing: int  # records without one
+
+
+def count(labels: Iterable[object], field: str) -> Labels:
+    """Counts the labels of a field; None and blank ones are missing."""
+    written = Counter("" if label is None else str(label).strip() for label in labels)
+    missing = written.pop("", 0)
+    keys = {spelling: key(spelling, field) for spelling in written}
+    spellings: dict[str, dict[str, int]] = {}
+    for spelling, number in sorted(written.items(), key=lambda item: (-item[1], item[0])):
+        spellings.setdefault(keys[spelling], {})[spelling] = number
+    counts = {name: sum(found.values()) for name, found in spellings.items()}
+    counts = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return Labels(counts, spellings, missing)
+
+
+def display_names(sets: Iterable[Labels], field: str) -> dict[str, str]:
+    """The name to show for each key: the prompt's own, else the most frequent in all sets."""
+    written: dict[str, Counter[str]] = {}
+    for labels in sets:
+        for name, spellings in labels.spellings.items():
+            written.setdefault(name, Counter()).update(spellings)
+    known = {key(name, field): name for name in TYPES} if field == "type" else {}
+    common = {
+        name: min(found, key=lambda spelling: (-found[spelling], spelling))
+        for name, found in written.items()
+    }
+    return common | {name: shown for name, shown in known.items() if name in common}

@@ -1,0 +1,210 @@
+"""`stats.html`: one page with every figure and number of `stats.json`, and nothing to fetch."""
+
+from collections.abc import Sequence
+from html import escape
+
+from common.reports.drawing import Drawing
+from common.reports.page import Row, document, foldout, number, panels, table
+from datagen.analysis import charts
+from datagen.analysis.measures import NEAR_DUPLICATE, OBJECTS, VERBS
+from datagen.analysis.tables import FIELDS, Stats, summary_rows
+
+SHOWN_LABELS = 12  # of each field; the others are one bar
+PARSERS = {
+    "rules": "rules for imperative sentences (datagen/verb_objects.py)",
+    "spacy": "spaCy: root verb and its direct object in the first sentence",
+}
+
+TOKENS = {"rouge": "rouge_score's tokens (a-z and 0-9)", "unicode": "words of any script"}
+
+STYLE = "@media print{#nearest,#lengths,section:last-child{break-inside:avoid}}"
+
+
+def page(stats: Stats) -> str:
+    """The whole page."""
+    names = ", ".join(stats["sets"])
+    sections = [
+        _section(name, heading, text, drawings, numbers)
+        for name, (heading, text, drawings, numbers) in figures(stats).items()
+    ]
+    body = (
+        f"<h1>Instruction set statistics</h1><p class=muted>{escape(names)}</p>\n"
+        f"<section id=summary><h2>Summary</h2>{_summary(stats)}</section>\n"
+        + "\n".join(sections)
+        + f"\n{_notes(stats)}"
+    )
+    return document(f"Statistics of {names}", body, style=STYLE)
+
+
+Figure = tuple[str, str, list[Drawing], str]  # heading, text, drawings, HTML of the numbers
+
+
+def figures(stats: Stats) -> dict[str, Figure]:
+    """The figures by name: those of the page, and one PNG each."""
+    return {
+        "verb_objects": _verb_objects(stats),
+        "labels": _labels(stats),
+        "lengths": _lengths(stats),
+        "nearest": _nearest(stats),
+    }
+
+
+def _section(name: str, heading: str, text: str, drawings: Sequence[Drawing], numbers: str) -> str:
+    return (
+        f"<section id={name}><h2>{escape(heading)}</h2><p>{escape(text)}</p>"
+        f"{panels(drawings)}{numbers}</section>"
+    )
+
+
+def _summary(stats: Stats) -> str:
+    return table(["", *stats["sets"]], summary_rows(stats))
+
+
+def _verb_objects(stats: Stats) -> Figure:
+    drawings, tables, empty = [], [], []
+    for name, found in stats["sets"].items():
+        pairs = found["verb_objects"]
+        share = charts.share(pairs["covered"], found["records"])
+        title = f"{name}: {pairs['covered']:,} of {found['records']:,} instructions ({share})"
+        if not pairs["covered"]:
+            empty.append(name)
+            continue
+        drawings.append(charts.sunburst(title, pairs["top"], pairs["covered"]))
+        rows: list[Row] = [
+            (
+                verb["verb"],
+                [f"{verb['count']:,}", ", ".join(f"{n} {c:,}" for n, c in verb["objects"].items())],
+            )
+            for verb in pairs["top"]
+        ]
+        tables.append(table(["Verb", "Count", "Objects"], rows, name))
+    text = (
+        f"The {VERBS} most frequent root verbs (inner ring) and their {OBJECTS} most frequent "
+        "objects each (outer ring); the centre tells how many of all pairs these are, the title "
+        "how many instructions have a pair: questions and statements have none. Found with "
+        f"{PARSERS[stats['settings']['verb_object_parser']]}."
+    )
+    if empty:
+        text += f" No pair in: {', '.join(empty)}."
+    return "Root verbs and their objects", text, drawings, foldout("".join(tables))
+
+
+def label_rows(stats: Stats, field: str) -> list[tuple[str, list[int]]]:
+    """(label, count in each set), most frequent first; the tail is one row, "other (n)"."""
+    sets = [found["labels"][field] for found in stats["sets"].values()]
+    counts: dict[str, list[int]] = {}
+    for i, labels in enumerate(sets):
+        for value in labels["values"]:
+            counts.setdefault(value["name"], [0] * len(sets))[i] = value["count"]
+    rows = list(counts.items())
+    if field == "difficulty":
+        return rows
+    totals = [sum(column) or 1 for column in zip(*counts.values(), strict=True)]
+    weight = lambda row: sum(n / t for n, t in zip(row[1], totals, strict=True))  # noqa: E731
+    rows.sort(key=lambda row: (-weight(row), row[0]))
+    head, tail = rows[:SHOWN_LABELS], rows[SHOWN_LABELS:]
+    if len(tail) > 1:
+        others = [sum(column) for column in zip(*(row[1] for row in tail), strict=True)]
+        return [*head, (f"{charts.OTHER}{len(tail):,})", others)]
+    return rows
+
+
+def _labels(stats: Stats) -> Figure:
+    sets, drawings, tables, said = stats["sets"], [], [], []
+    for field in FIELDS:
+        missing = [f"{n} {s['labels'][field]['missing']:,}" for n, s in sets.items()]
+        if any(s["labels"][field]["missing"] for s in sets.values()):
+            said.append(f"without {field}: {', '.join(missing)}")
+        rows = label_rows(stats, field)
+        totals = [s["records"] - s["labels"][field]["missing"] for s in sets.values()]
+        if not any(totals):
+            continue
+        drawings.append(charts.bars(field.capitalize(), rows, list(sets), totals))
+        tables.append(table([field, *sets], [(name, list(map(number, row))) for name, row in rows]))
+    spelled = [
+        (value["name"], [name, "; ".join(f"{s} {n:,}" for s, n in value["spellings"].items())])
+        for name, found in sets.items()
+        for field in ("type", "topic", "view")
+        for value in found["labels"][field]["values"]
+        if len(value["spellings"]) > 1
+    ]
+    details = foldout("".join(tables))
+    if spelled:
+        spellings = table(["Label", "Set", "Spelled"], spelled)
+        details += foldout(spellings, "Spellings counted as one label")
+    text = "Shares are of the records that have the label; spelling variants are counted as one."
+    if said:
+        text += " Records " + "; ".join(said) + "."
+    return "Type, topic, view and difficulty", text, drawings, details
+
+
+def _lengths(stats: Stats) -> Figure:
+    names, drawings = list(stats["sets"]), []
+    rows: list[Row] = []
+    for text, edges in stats["word_edges"].items():
+        found = [s["words"][text] for s in stats["sets"].values()]
+        if not any(item["count"] for item in found):
+            continue
+        drawings.append(
+            charts.histogram(
+                text.capitalize(),
+                edges,
+                [item["histogram"] for item in found],
+                names,
+                unit="words",
+                open_end=True,
+            )
+        )
+        rows.append((text.capitalize(), []))
+        for name, item in zip(names, found, strict=True):
+            cells = [number(item[key]) for key in ("count", "mean", "median", "p95", "max")]
+            rows.append((name, cells))
+    details = table(["Words", "Texts", "Mean", "Median", "95th percentile", "Longest"], rows)
+    text = "Of the texts that are not empty. The last bin holds everything longer."
+    return "Lengths", text, drawings, foldout(details)
+
+
+def _nearest(stats: Stats) -> Figure:
+    sets, settings = stats["sets"], stats["settings"]
+    counts = [found["nearest"]["histogram"] for found in sets.values()]
+    chart = charts.histogram(
+        "ROUGE-L F to the nearest other instruction",
+        stats["nearest_edges"],
+        counts,
+        list(sets),
+        unit="ROUGE-L F",
+        open_end=False,
+        mark=(NEAR_DUPLICATE, f"filter: {NEAR_DUPLICATE}"),
+    )
+    asked = []
+    for name, found in sets.items():
+        near = found["nearest"]
+        usable = found["records"] - near["without_tokens"]
+        sampled = f", drawn with seed {settings['seed']}" if near["queries"] < usable else ""
+        asked.append(f"{name}: {near['queries']:,} against {usable:,}{sampled}")
+        if near["without_tokens"]:
+            asked[-1] += f" ({near['without_tokens']:,} without a token left out)"
+    keys = ("mean", "median", "p95", "over_near_duplicate", "identical")
+    head = ["Set", "Mean", "Median", "95th percentile", f"Over {NEAR_DUPLICATE}", "Identical"]
+    rows = [(name, [number(s["nearest"][key]) for key in keys]) for name, s in sets.items()]
+    text = (
+        "How similar each instruction is to the most similar other one of its set; inputs are not "
+        f"compared. Exact, on {TOKENS[settings['nearest_tokenizer']]}. {'; '.join(asked)}. "
+        "A larger set has nearer neighbours, everything else equal."
+    )
+    return "Nearest neighbours", text, [chart], foldout(table(head, rows))
+
+
+def _notes(stats: Stats) -> str:
+    del stats
+    notes = (
+        "A word is what stands between spaces; in scripts without spaces, a character.",
+        "Entropy is Shannon's, in bits. Effective number is 2^entropy: as many equally frequent "
+        "kinds would be as diverse.",
+        "Distinct-n is the number of different n-grams over all n-grams of the instructions "
+        "(lower case, without punctuation). It falls as a set grows, so all sets are compared at "
+        "the size of the smallest; stats.json holds the whole sets' values too.",
+        "Labels that differ in case, hyphens, plural or British spelling only are one label "
+        "(datagen/label_names.py).",
+    )
+    return "<section><h2>Notes</h2>" + "".join(f"<p>{escape(n)}</p>" for n in notes) + "</section>"

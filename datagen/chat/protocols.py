@@ -1,0 +1,117 @@
+"""The two protocols: what is sent, and how a reply reads.
+
+Bodies are plain JSON, so that the config says which parameters a model gets, and not an SDK.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from datagen.chat.config import ChatConfig, Request
+from datagen.chat.connection import Again
+from datagen.chat.store import Answer
+
+BLOCKED = "blocked by the provider's content filter"
+"""Paid, no answer, and another try may pass."""
+
+MOST_TOKENS = 10**9
+"""Of a reply, below which its usage is believed: a budget must not be lowered by nonsense."""
+
+
+def body(config: ChatConfig, request: Request) -> dict[str, Any]:
+    """The JSON that is sent for a request."""
+    settings = ("temperature", "top_p", "presence_penalty")
+    content: dict[str, Any] = {"model": config.model} | {
+        name: getattr(config, name) for name in settings if getattr(config, name) is not None
+    }
+    user = {"role": "user", "content": request.user}
+    if config.provider == "anthropic":
+        content |= {"max_tokens": config.max_tokens, "messages": [user]}
+        if request.system:
+            content["system"] = request.system
+        output = {"effort": config.reasoning_effort} if config.reasoning_effort else {}
+        if request.schema:
+            output["format"] = {"type": "json_schema", "schema": request.schema}
+        if output:
+            content["output_config"] = output
+    else:
+        system = [{"role": "system", "content": request.system}] if request.system else []
+        content["messages"] = [*system, user]
+        # OpenAI's reasoning models refuse the old name, many servers know no other.
+        limit = "max_tokens" if config.base_url else "max_completion_tokens"
+        content[limit] = config.max_tokens
+        if config.reasoning_effort:
+            content["reasoning_effort"] = config.reasoning_effort
+        if request.schema:
+            schema = {"name": "answer", "schema": request.schema, "strict": True}
+            content["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return content | json.loads(config.extra_body or "{}")
+
+
+def size(content: Mapping[str, Any]) -> int:
+    """Bytes of a body: no tokenizer makes more tokens of it."""
+    return len(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def key(config: ChatConfig, request: Request) -> str:
+    """Hash of everything that can change the answer."""
+    asked = {
+        "provider": config.provider,
+        "base_url": config.base_url,
+        "body": body(config, request),
+        "prompt_version": request.prompt_version,
+        "sample": request.sample,
+    }
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
+    """The answer in a reply of status 200.
+
+    Raises:
+      Again: it is none: no choices, no text and no reason why.
+    """
+    try:
+        text, finish, tokens = (_read_anthropic if provider == "anthropic" else _read_openai)(reply)
+        text, finish, model, name = map(
+            _unicode, (text, str(finish), str(reply.get("model", "")), str(reply.get("id", "")))
+        )
+        estimated = not all(type(n) is int and 0 <= n < MOST_TOKENS for n in tokens)
+        if estimated:
+            tokens = (len(json.dumps(sent)) // 4, len(text.encode()) // 4)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Again(f"malformed reply: {json.dumps(reply)[:100]}") from None
+    return Answer(text, finish, model, name, *tokens, usage_reported=not estimated)
+
+
+def _unicode(text: str) -> str:
+    # Half a surrogate pair, from a cut "\\ud83d\\ude00", is no Unicode and fits no file.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _read_openai(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
+    choice = reply["choices"][0]
+    message, finish = choice["message"], choice["finish_reason"] or "stop"
+    if message.get("refusal"):
+        text, finish = message["refusal"], "refusal"
+    elif isinstance(message.get("content"), str):
+        text = message["content"]
+    elif finish == "stop":
+        raise KeyError("content")
+    else:
+        text = ""
+    usage = reply.get("usage") or {}
+    return text, finish, (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _read_anthropic(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
+    words = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+    finish = words.get(reply["stop_reason"], reply["stop_reason"]) or "stop"
+    text = "".join(part["text"] for part in reply["content"] if part["type"] == "text")
+    usage = reply.get("usage") or {}
+    # What a cache read or wrote was input too.
+    kinds = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    given = None if "input_tokens" not in usage else sum(usage.get(kind) or 0 for kind in kinds)
+    return text, finish, (given, usage.get("output_tokens"))

@@ -1,0 +1,119 @@
+"""What a teacher is asked: which examples it sees, in what words, in what form it answers."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+
+from common.prompt_file import Prompt
+from common.records import MAX_DIFFICULTY, Task
+from datagen.chat.config import Request
+
+NO_INPUT = "<noinput>"
+
+LAYOUTS = {
+    "text": (
+        "Begin every task with a line that holds ### alone. Then write its number and its fields, "
+        "each on a new line with its name and a colon, in the order of the examples: Type, Topic, "
+        "View, Difficulty, Instruction, Input. Write plain text, without Markdown."
+    ),
+    "json": (
+        "Answer with one JSON object whose field tasks is a list of the tasks, each with the "
+        "fields of the examples."
+    ),
+}
+"""How replies are written: `text` is the paper's form and works with every model; `json` needs one
+that can be held to a JSON schema."""
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "tasks": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "type": {"type": "string"},
+                    "topic": {"type": "string"},
+                    "view": {"type": "string"},
+                    "difficulty": {"type": "integer", "enum": [*range(1, MAX_DIFFICULTY + 1)]},
+                    "instruction": {"type": "string"},
+                    "input": {"type": "string"},
+                },
+                "required": ["type", "topic", "view", "difficulty", "instruction", "input"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["tasks"],
+    "additionalProperties": False,
+}
+"""Of a `json` reply, within what both providers' strict modes accept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Makes the requests.
+
+    Which examples request number `index` shows depends on the seed, the number and the tasks that
+    it may choose from, on nothing else.
+    """
+
+    prompt: Prompt
+    reply: str  # key of LAYOUTS
+    number: int  # of tasks that a request asks for
+    seeds: Sequence[Task]
+    seeds_per_request: int
+    machine_tasks_per_request: int
+    seed: int
+
+    def examples(self, index: int, machine_tasks: Sequence[Task]) -> list[Task]:
+        """Seeds and, as far as there are any, tasks that the teacher wrote itself, mixed."""
+        drawn = random.Random(f"{self.seed} {index}")
+        own = drawn.sample(machine_tasks, min(len(machine_tasks), self.machine_tasks_per_request))
+        missing = self.machine_tasks_per_request - len(own)
+        chosen = [*drawn.sample(self.seeds, self.seeds_per_request + missing), *own]
+        drawn.shuffle(chosen)
+        return chosen
+
+    def request(self, examples: Sequence[Task]) -> Request:
+        system, user = self.prompt.fill(
+            number=str(self.number),
+            layout=LAYOUTS[self.reply],
+            examples=(_as_text if self.reply == "text" else _as_json)(examples),
+        )
+        schema = SCHEMA if self.reply == "json" else None
+        return Request(system, user, self.prompt.version, schema=schema)
+
+
+def _fields(task: Task) -> dict[str, str | int]:
+    return {
+        "type": task.type,
+        "topic": task.topic,
+        "view": task.view,
+        "difficulty": task.difficulty,
+        "instruction": task.instruction,
+        "input": task.input or NO_INPUT,
+    }
+
+
+def _as_text(tasks: Sequence[Task]) -> str:
+    """
+    >>> print(_as_text([Task("1", "Define sepsis.", "", "Open Q&A", "Infection", "Nurse", 2)]))
+    ###
+    1. Type: Open Q&A
+    Topic: Infection
+    View: Nurse
+    Difficulty: 2
+    Instruction: Define sepsis.
+    Input: <noinput>
+    """
+    shown = []
+    for number, task in enumerate(tasks, start=1):
+        lines = [f"{name.capitalize()}: {value}" for name, value in _fields(task).items()]
+        shown.append(f"###\n{number}. " + "\n".join(lines))
+    return "\n".join(shown)
+
+
+def _as_json(tasks: Sequence[Task]) -> str:
+    return json.dumps({"tasks": [*map(_fields, tasks)]}, indent=1, ensure_ascii=False)

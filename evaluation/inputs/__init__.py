@@ -1,0 +1,1 @@
+"""Test sets, published files and model outputs, matched to each other."""

@@ -1,0 +1,211 @@
+"""Test sets: which there are, where their published files lie, and what is asked in them.
+
+    items = load("medinstruct", data)            # by name, below a folder of published files
+    items = load("cardiology.jsonl", data)       # any file of instructions
+    items = load("cardiology=test.jsonl", data)  # the same under a name of its own
+
+The folder is `data/` of the original repository (XZhang97666/AlpaCare), or one laid out as
+`testsets/`, `references/NAME/`, `model_outputs/NAME/`. Where the original has no file of a test
+set, its items are read from the published outputs, which repeat them.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from common import jsonl, records
+from common.jsonl import Record
+
+FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question of a test set."""
+
+    id: str
+    benchmark: str
+    instruction: str
+    input: str  # "" when there is none
+    topic: str = ""  # "" where it is not known
+    difficulty: int | None = None  # 1 to 5
+
+    @property
+    def text(self) -> str:
+        """What a model is asked: instruction and input as one text, as the paper compares them."""
+        return "\n\n".join(filter(None, (self.instruction, self.input)))
+
+    def record(self) -> Record:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A published test set."""
+
+    name: str
+    size: int  # items
+    published_names: tuple[str, ...]  # in the names of published files and folders
+    files: tuple[str, ...]  # patterns below the data folder; the first that is there counts
+    topic_field: str = "topic"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Who answered in the files themselves -> the field with the answers."""
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        # 216 items, not the paper's 217: ids run from 0 to 216, and there is no 143.
+        Benchmark(
+            name="medinstruct",
+            size=216,
+            published_names=("medinstruct", "medsi"),
+            files=("testsets/MedInstruct-test.jsonl", "MedInstruct-test.jsonl"),
+            columns={
+                "gpt-4": "gpt-4-answer",
+                "gpt-3.5-turbo": "gpt-3.5-turbo-answer",
+                "text-davinci-003": "text-davinci-003-answer",
+                "claude-2": "claude-2",
+            },
+        ),
+        # Patients' posts under one instruction; published references repeat the posts alone.
+        Benchmark(
+            name="icliniq",
+            size=1000,
+            published_names=("icliniq", "iCliniq"),
+            files=("testsets/iCliniq_1000.json", "model_ouputs/*/iCliniq/seed_0.json"),
+        ),
+        # 208 items have an input, which published outputs hold merged into the instruction.
+        Benchmark(
+            name="alpaca_farm",
+            size=805,
+            published_names=("alpaca_farm", "alpaca_eval"),
+            files=(
+                "testsets/alpaca_farm_805.json",
+                "model_ouputs/medalpaca-7b/alpaca_eval/seed_0.json",  # has dataset and output
+                "model_ouputs/*/alpaca_eval/seed_0.json",
+            ),
+            topic_field="dataset",
+            columns={"text-davinci-003": "output"},  # the model's own answers are `response`
+        ),
+    )
+}
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """(name, file) of "NAME", "FILE" or "NAME=FILE"; "" for what is not given.
+
+    >>> split_source("gpt-4"), split_source("x/y.json.gz"), split_source("gpt-4=y.jsonl#answer")
+    (('gpt-4', ''), ('', 'x/y.json.gz'), ('gpt-4', 'y.jsonl#answer'))
+    """
+    name, equals, file = source.partition("=")
+    if equals and ("/" not in name or Path(file.partition("#")[0]).exists()):
+        return name, file  # not runs/learning_rate=2e-5/answers.json, which is a path
+    is_file = source.partition("#")[0].endswith(FILE_ENDINGS)
+    return ("", source) if is_file else (source, "")
+
+
+def published(data: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """Files below `data` by pattern, gzipped or not, in the order of the patterns."""
+    for pattern in patterns:
+        yield from sorted(path for end in ("", ".gz") for path in data.glob(pattern + end))
+
+
+def official_name(name: str) -> str:
+    """The name in BENCHMARKS that published files may call otherwise; others stay.
+
+    >>> official_name("medsi"), official_name("alpaca_eval"), official_name("cardiology")
+    ('medinstruct', 'alpaca_farm', 'cardiology')
+    """
+    for benchmark in BENCHMARKS.values():
+        if name in benchmark.published_names:
+            return benchmark.name
+    return name
+
+
+def check_name(where: str, name: str) -> str:
+    """`name` of a benchmark, a system or a judge, if figures, tables and pages can show it.
+
+    Raises:
+      ValueError: it is empty, or holds control characters or such as turn the writing round.
+    """
+    if not (name.strip() and name.isprintable()):
+        raise ValueError(
+            f"{where}: {name!r:.40} is no name that can be shown; give another, of letters that "
+            "can be printed: NAME=FILE"
+        )
+    return name
+
+
+def load(benchmark: str, data: Path) -> list[Item]:
+    """The items of a test set, in its file's order.
+
+    Args:
+      benchmark: a name of BENCHMARKS, a file of instructions, or NAME=FILE.
+      data: folder of the published files; names are looked for in it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: no such name, a malformed record, an id twice, or a published set of another
+        size than BENCHMARKS says.
+    """
+    name, file = split_source(benchmark)
+    name = official_name(name or Path(file).name.partition(".")[0])
+    check_name(f"benchmark {benchmark!r}", name)
+    if file:
+        return read(Path(file), name)
+    path = find(name, data)
+    items = read(path, name)
+    if len(items) != BENCHMARKS[name].size:
+        raise ValueError(
+            f"{path}: {len(items):,} items, {name} has {BENCHMARKS[name].size:,}; take the whole "
+            f"file, or give a part of it a name of its own: NAME={path}"
+        )
+    return items
+
+
+def find(name: str, data: Path) -> Path:
+    """The file of a published test set.
+
+    Raises:
+      FileNotFoundError: it is not below `data`.
+      ValueError: no such name.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(
+            f"no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}, or give a .jsonl file"
+        )
+    if path := next(published(data, BENCHMARKS[name].files), None):
+        return path
+    raise FileNotFoundError(
+        f"{name}: none of {', '.join(BENCHMARKS[name].files)} is in {data}/; give the folder of "
+        f"the published files (AlpaCare's data/), or {name}=FILE"
+    )
+
+
+def read(path: Path, name: str) -> list[Item]:
+    """The items of a file, as those of benchmark `name`; without `id` the position is it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`.
+    """
+    topic = BENCHMARKS[name].topic_field if name in BENCHMARKS else "topic"
+    items, first = [], {}
+    for position, record in enumerate(records.read_records(path)):
+        if record["id"] in first:
+            raise ValueError(
+                f"{path}: records {first[record['id']]} and {position} (from 0) share the id "
+                f"{record['id']!r}; outputs are paired by it: give every record its own, or none"
+            )
+        first[record["id"]] = position
+        items.append(
+            Item(
+                id=record["id"],
+                benchmark=name,
+                instruction=record["instruction"],
+                input=record["input"],
+                topic=jsonl.text(str(path), {topic: str(record.get(topic) or "")}, topic),
+                difficulty=records.difficulty(record.get("difficulty")),
+            )
+        )
+    return items

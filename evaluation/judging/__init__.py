@@ -1,0 +1,1 @@
+"""Judges, their prompts and parsers, and the verdicts they give."""

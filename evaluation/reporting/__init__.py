@@ -1,0 +1,1 @@
+"""Figures, tables, transcripts and the page of a report."""

@@ -1,0 +1,1 @@
+"""Win rates, intervals, tests, agreement and text metrics."""

@@ -1,0 +1,446 @@
+"""Saving and finding checkpoints, and what a run says where its input or its disk is bad."""
+
+import dataclasses
+import hashlib
+import json
+import resource
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alpacare_jax import train
+from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints.checkpoint import CheckpointConfig, TrainingCheckpoints
+from common import cli
+from tests.alpacare_jax.test_train import (
+    TINY,
+    assert_same_end,
+    command,
+    compile_once,
+    finished_run,
+    go_on,
+    lines,
+    make_corpus,
+    run_config,
+    small_machine,
+    start,
+    stopped_run,
+    ten_steps,
+)
+from tests.conftest import make_model, write_examples
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.getbasetemp() / "corpus")
+
+
+def state(value: float) -> dict:
+    return {"params": {"w": jnp.full((3, 4), value)}, "opt_state": {"m": jnp.full(4, -value)}}
+
+
+def open_checkpoints(folder: Path, keep: int = 1) -> TrainingCheckpoints:
+    folder.mkdir(exist_ok=True)
+    return TrainingCheckpoints(folder, CheckpointConfig(every_steps=1, keep=keep))
+
+
+def save(folder: Path, eval_losses: dict[int, float | None], keep: int = 1) -> None:
+    saved = open_checkpoints(folder, keep)
+    for step, loss in eval_losses.items():
+        saved.save(step, state(step), {} if loss is None else {"eval_loss": loss})
+    saved.close()
+
+
+def steps_on_disk(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+# Which checkpoints are kept and found.
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    save(tmp_path, {3: None})
+    saved = open_checkpoints(tmp_path)
+    assert saved.latest == 3
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+    )
+    restored = saved.restore(3, like)
+    saved.close()
+    assert restored.keys() == {"params", "opt_state"}
+    np.testing.assert_array_equal(restored["params"]["w"], np.full((3, 4), 3.0))
+    np.testing.assert_array_equal(restored["opt_state"]["m"], np.full(4, -3.0))
+
+
+def test_a_save_that_failed_is_told_once_and_closing_again_is_harmless(tmp_path, monkeypatch):
+    saved = open_checkpoints(tmp_path)
+    saved.save(1, state(1), {})
+    saved.wait()
+
+    class Failing:
+        def result(self):
+            raise ValueError("No space left on device")
+
+    saved._pending = (2, Failing())
+
+    def raw():
+        raise RuntimeError("Orbax's own words")
+
+    monkeypatch.setattr(saved._checkpointer, "close", raw)
+    with pytest.raises(
+        OSError, match=r"step 2 not saved \(No space.*last good checkpoint is step 1"
+    ):
+        saved.close()
+    saved.close()
+
+
+def test_saving_leaves_the_state_alone(tmp_path):
+    saved, mine = open_checkpoints(tmp_path), state(1)
+    saved.save(1, mine, {"eval_loss": 2.0})
+    saved.close()
+    assert mine.keys() == {"params", "opt_state"}
+
+
+@pytest.mark.parametrize(
+    "losses, keep, kept, best",
+    [
+        ({2: None, 4: None, 6: None}, 1, [6], 6),
+        ({2: None, 4: None, 6: None}, 2, [4, 6], 6),
+        ({2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5}, 1, [4, 8], 4),
+        ({2: 3.0, 4: 2.0, 6: 1.0}, 1, [6], 6),
+        ({2: 1.0, 4: None, 6: None, 8: 2.0, 10: None}, 2, [2, 8, 10], 2),
+        ({2: 1.0, 4: 1.0}, 2, [2, 4], 4),
+    ],
+)
+def test_the_latest_and_the_best_are_kept(tmp_path, losses, keep, kept, best):
+    save(tmp_path, losses, keep)
+    assert steps_on_disk(tmp_path) == kept
+    assert checkpoint.find_step(tmp_path, "best") == best
+    assert checkpoint.find_step(tmp_path, "latest") == checkpoint.latest_step(tmp_path) == kept[-1]
+    assert checkpoint.find_step(tmp_path, str(kept[0])) == kept[0]
+
+
+def test_restarts_do_not_pile_up_checkpoints(tmp_path):
+    save(tmp_path, {2: None, 4: None})
+    save(tmp_path, {6: None})
+    assert steps_on_disk(tmp_path) == [6]
+    save(tmp_path, {8: 1.0})
+    save(tmp_path, {10: 2.0})
+    save(tmp_path, {12: None})
+    assert steps_on_disk(tmp_path) == [8, 12]
+
+
+def test_steps_that_are_not_there(tmp_path):
+    assert checkpoint.latest_step(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="holds no finished checkpoint"):
+        checkpoint.find_step(tmp_path)
+    save(tmp_path, {2: None})
+    for step in ("3", "first", "-1"):
+        with pytest.raises(ValueError, match=r"no step .* saved steps are \[2\], best, latest"):
+            checkpoint.find_step(tmp_path, step)
+
+
+@pytest.mark.parametrize("changes", [{"every_steps": -1}, {"keep": 0}])
+def test_bad_settings(changes):
+    with pytest.raises(ValueError, match=r"every_steps must be at least 0, checkpoint\.keep at"):
+        dataclasses.replace(CheckpointConfig(every_steps=0, keep=1), **changes)
+
+
+# Model directories.
+
+
+def test_weights_come_in_the_dtype_and_place_asked_for(corpus):
+    one = checkpoint.load_params(corpus / "base", TINY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(one)} == {jnp.dtype("float32")}
+    half = checkpoint.load_params(corpus / "base", TINY, dtype=jnp.bfloat16)
+    for got, want in zip(jax.tree.leaves(half), jax.tree.leaves(one), strict=True):
+        np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"vocab_size": 400}, r"(embed_tokens|lm_head) has shape \(512, 64\), .* asks for \(400"),
+        ({"tie_word_embeddings": True}, "has an extra weight lm_head: its config.json belongs to"),
+        ({"attention_bias": True}, r"lacks weight layers\.self_attn\.\w_bias: its config\.json"),
+    ],
+)
+def test_weights_of_another_model_are_named(corpus, changes, message):
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_params(corpus / "base", dataclasses.replace(TINY, **changes))
+
+
+def test_config_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: .* alpacare_jax\.convert"):
+        model_folder.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: not JSON"):
+        model_folder.read_config(tmp_path)
+
+
+# A run on bad input: one line, and nothing is written.
+
+
+def one_line_error(config, workdir: Path, capsys) -> str:
+    """What the command would print; the run must fail in a way that `cli` turns into one line."""
+    with small_machine() as patch, pytest.raises(cli.USER_ERRORS) as raised:
+        compile_once(patch)
+        train.run(config, workdir)
+    capsys.readouterr()
+    assert cli.fail(raised.value) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def data_file(folder: Path, text: str) -> str:
+    path = folder / "bad.jsonl"
+    path.write_text(text)
+    return str(path)
+
+
+GOOD = '{"instruction": "what is fever", "output": "the pain"}\n'
+BAD_DATA = {
+    "no such file": (None, ["no such file: ", "bad.jsonl"]),
+    "cut line": (GOOD + '{"instruction": "a", ', ["bad.jsonl:2: not JSON"]),
+    "no output": (GOOD * 2 + '{"instruction": "a"}\n', ["bad.jsonl:3: field 'output' is missing"]),
+    "a number": (GOOD + '{"instruction": 5, "output": ""}', ["bad.jsonl:2: field 'instruction'"]),
+    "empty file": ("", ["bad.jsonl: holds no record"]),
+    "empty answers": (GOOD.replace("the pain", "") * 9, ["no example is left to train on"]),
+    "too few": (GOOD * 7, ["7 training examples do not fill one batch of 8", "lower train.batch"]),
+    "too long": (
+        GOOD * 9 + json.dumps({"id": "x9", "instruction": "a", "output": "z" * 999}) + "\n",
+        ["example x9 is 1,", "over data.max_length 512", "data.overlong to truncate or drop"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(corpus, tmp_path, capsys, case):
+    text, parts = BAD_DATA[case]
+    path = str(tmp_path / "bad.jsonl") if text is None else data_file(tmp_path, text)
+    line = one_line_error(run_config(corpus, data__path=path), tmp_path / "run", capsys)
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "run").exists()
+
+
+BAD_SETTINGS = {
+    "checkpoint of another variant": (
+        {"model.variant": "smollm2-135m"},
+        ["base is not a smollm2-135m: its sizes differ in", "D (64 instead of 576)"],
+    ),
+    "no checkpoint": (
+        {"model.checkpoint": "nowhere"},
+        ["nowhere has no config.json: not a model directory; give", "convert"],
+    ),
+    "unknown template": ({"data.template": "alpacca"}, ["'alpacca'; choose from alpaca"]),
+    "rows over the model's positions": (
+        {"data.max_length": 513},
+        ["data.max_length 513 is over the model's max_position_embeddings 512; lower it"],
+    ),
+    "a mesh that does not fit": (
+        {"sharding.tensor": 3},
+        ["does not cover 1 devices", "set one of sharding.data, .fsdp, .tensor to -1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings_of_a_run(corpus, tmp_path, capsys, case):
+    changes, parts = BAD_SETTINGS[case]
+    line = one_line_error(run_config(corpus, **changes), tmp_path / "run", capsys)
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_model_without_weights(corpus, tmp_path, capsys):
+    base = shutil.copytree(corpus / "base", tmp_path / "base")
+    shutil.rmtree(base / "checkpoints")
+    config = run_config(corpus, model__checkpoint=str(base))
+    line = one_line_error(config, tmp_path / "run", capsys)
+    assert "base holds no finished checkpoint" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_model_with_another_models_tokenizer(corpus, tmp_path, capsys):
+    base = make_model(tmp_path / "base", dataclasses.replace(TINY, vocab_size=300))
+    config = run_config(corpus, model__checkpoint=str(base))
+    line = one_line_error(config, tmp_path / "run", capsys)
+    assert "embedding rows" in line
+    assert not (tmp_path / "run").exists()
+
+
+# A workdir that is not this run's.
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Every file of a folder by its digest."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus, tmp_path_factory) -> Path:
+    """The workdir of a run that was stopped at step 4; copy it before going on."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    finished_run(corpus)  # compiles for all of them
+    stopped_run(corpus, workdir, step=4)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "changes, difference",
+    [
+        ({"optimizer.learning_rate": 2e-3}, "optimizer.learning_rate: 0.001 before, 0.002 now"),
+        ({"train.epochs": 3}, "train.epochs: 2 before, 3 now"),
+        ({"train.seed": 7}, "train.seed: 42 before, 7 now"),
+        ({"data.max_length": 500}, "data.max_length: 512 before, 500 now"),
+    ],
+)
+def test_a_workdir_of_another_config(corpus, stopped, capsys, changes, difference):
+    before = fingerprint(stopped)
+    line = one_line_error(ten_steps(corpus, **changes), stopped, capsys)
+    assert f"{stopped} belongs to another run ({difference})" in line
+    assert "choose another --workdir or delete it" in line
+    assert fingerprint(stopped) == before
+
+
+def test_settings_that_change_no_number_may_change(corpus, stopped, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    config = ten_steps(corpus, train__log_every=5, checkpoint__keep=3, train__tensorboard=True)
+    go_on(config, workdir)
+    assert_same_end(workdir, finished_run(corpus).workdir, 10)
+
+
+def test_a_workdir_of_changed_data(corpus, tmp_path, capsys):
+    path = write_examples(tmp_path / "train.jsonl", 40)
+    config = stopped_run(corpus, tmp_path / "run", step=2, data__path=str(path))
+    before = fingerprint(tmp_path / "run")
+    path.write_text(path.read_text().replace("heart", "lungs", 1))
+    line = one_line_error(config, tmp_path / "run", capsys)
+    assert f"belongs to another run ({path} has changed)" in line
+    assert fingerprint(tmp_path / "run") == before
+
+
+def test_a_workdir_that_is_a_model_directory(corpus, tmp_path, capsys):
+    base = shutil.copytree(corpus / "base", tmp_path / "base")
+    (base / "run.json").write_text(json.dumps({"command": "convert from_hf", "end": "now"}))
+    before = fingerprint(base)
+    config = run_config(corpus, model__checkpoint=str(base))
+    line = one_line_error(config, base, capsys)
+    assert f"{base} is not a training workdir; choose another --workdir" in line
+    assert fingerprint(base) == before
+
+
+# A disk that is full.
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_no_room_for_a_checkpoint(corpus, stopped, tmp_path, capsys):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    config = ten_steps(corpus, checkpoint__every_steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
+        line = one_line_error(config, workdir, capsys)
+    for part in ("step 6 not saved", "last good checkpoint is step 4", "free space and run again"):
+        assert part in line
+    assert steps_on_disk(workdir) == [4]
+    go_on(config, workdir)
+    assert_same_end(workdir, finished_run(corpus).workdir, 10)
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_save(corpus, stopped, tmp_path, capsys):
+    """Under a limit that checkpoint files do not fit into."""
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    config = ten_steps(corpus, checkpoint__every_steps=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        line = one_line_error(config, workdir, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for part in ("step 5 not saved (", "last good checkpoint is step 4", "free disk space and run"):
+        assert part in line
+    assert checkpoint.find_step(workdir) == 4
+    checkpoint.load_params(workdir, TINY)
+    go_on(config, workdir)
+    assert_same_end(workdir, finished_run(corpus).workdir, 10)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_disk_that_fills_up(corpus, stopped, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    config = ten_steps(corpus)
+    flat = {
+        f"{section}.{key}": value
+        for section in ("model", "data", "train")
+        for key, value in vars(getattr(config, section)).items()
+    }
+    args = command(corpus, workdir, **flat, checkpoint__every_steps=1)
+    process = start(["bash", "-c", 'ulimit -f 200 && exec "$@"', "bash", *args])  # 200 KiB a file
+    _, err = process.communicate()
+    assert process.returncode == 1, err
+    (line,) = (line for line in err.splitlines() if "error" in line.lower())
+    assert line.startswith("error: step 5 not saved")
+    assert "the last good checkpoint is step 4" in line
+    assert "free disk space and run again" in line
+    assert "Traceback" not in err
+    assert checkpoint.find_step(workdir) == 4
+    checkpoint.load_params(workdir, TINY)
+    go_on(config, workdir)
+    assert lines(workdir)[-1]["step"] == 10
+    assert checkpoint.find_step(workdir) == 10
+
+
+# The command.
+
+COMMANDS = {
+    "no checkpoint": (1, {"model.checkpoint": "nowhere"}, [], "nowhere has no config.json"),
+    "bad line": (1, {"data.path": "BAD"}, [], "bad.jsonl:2: field 'output' is missing"),
+    "unknown flag": (2, {}, ["--wrokdir=x"], "Did you mean: workdir"),
+    "no place": (1, {}, ["--workdir=s3://bucket/run"], "give a folder of this machine or gs://"),
+    "half a process": (1, {}, ["--coordinator=127.0.0.1:9"], "needs --num_processes (now 0)"),
+    "unknown config key": (2, {"train.epoch": 3}, [], "epochs"),
+    "bad config argument": (
+        2,
+        {},
+        ["--config=configs/alpacare.py:llama-8b"],
+        "unknown variant 'llama-8b'; choose from llama-7b, llama-13b, llama2-7b, llama2-13b",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def commands(corpus, tmp_path_factory) -> dict:
+    """Every command of the table, all started at once."""
+    folder = tmp_path_factory.mktemp("commands")
+    bad = data_file(folder, GOOD + '{"instruction": "a"}\n')
+    processes = {}
+    for name, (_, changes, flags, _) in COMMANDS.items():
+        changes = {key: bad if value == "BAD" else value for key, value in changes.items()}
+        args = command(corpus, folder / name, **changes) if not flags else command(corpus, folder)
+        processes[name] = start([*args, *flags])
+    results = {}
+    for name, process in processes.items():
+        _, err = process.communicate()
+        results[name] = process.returncode, err
+    assert [path.name for path in folder.iterdir()] == ["bad.jsonl"], "nothing is half-written"
+    return results
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bad_command_ends_in_one_line(commands, name):
+    code, _, _, part = COMMANDS[name]
+    returncode, err = commands[name]
+    assert returncode == code, err
+    (line,) = (line for line in err.splitlines() if "attention by xla" not in line)
+    assert line.startswith("error: ")
+    assert part in line

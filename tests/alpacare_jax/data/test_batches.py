@@ -1,0 +1,428 @@
+"""Records -> packed batches: masks, policies, packing, and `batch(step)` as a pure function."""
+
+import dataclasses
+import doctest
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alpacare_jax.data import batches, encoding, packing, prompts, records
+from alpacare_jax.data import tokenizers as tokenizer
+from alpacare_jax.data.batches import Batcher
+from alpacare_jax.data.encoding import DataConfig, Encoded
+from alpacare_jax.data.prompts import Template
+from alpacare_jax.data.records import Example
+from alpacare_jax.training import optimizers
+from configs import alpacare, common
+from tests.conftest import DATA, needs_data, write_tiny_tokenizer
+
+CONFIG = DataConfig(
+    path="train.jsonl",
+    eval_path="",
+    eval_share=0.0,
+    template="alpaca",
+    max_length=8,
+    overlong="truncate",
+    row_multiple=8,
+    max_row_length=40,
+)
+BARE = Template(with_input="{instruction} {input}", without_input="{instruction}")
+
+
+class Numbers:
+    """A tokenizer whose text is its ids, written out: "10 11" is [10, 11]."""
+
+    bos_id, eos_id, adds_bos = 1, 2, True
+
+    def encode(self, text, *, continuation=False):
+        return [int(word) for word in text.split()]
+
+
+def example(prompt: str, response: str, id: str = "e") -> Example:
+    return Example(id, prompt, "", response)
+
+
+def encoded(length: int, prompt_length: int, first: int = 100) -> Encoded:
+    return Encoded(np.arange(first, first + length, dtype=np.int32), prompt_length)
+
+
+def batcher(examples, batch_size, **changes):
+    usual = {"seed": 3, "max_length": 40, "max_row_length": 40, "row_multiple": 8, "row_groups": 1}
+    return Batcher(examples, batch_size, **(usual | {"microbatch_tokens": 64} | changes))
+
+
+def contents(step: batches.Step) -> list[tuple]:
+    """The examples that the arrays hold, each as (ids, targets, share of loss), sorted."""
+    a = {name: array.reshape(-1, array.shape[-1]) for name, array in step.arrays.items()}
+    found = []
+    for row in range(len(a["tokens"])):
+        for segment in range(1, a["segments"][row].max() + 1):
+            (at,) = np.nonzero(a["segments"][row] == segment)
+            assert list(a["positions"][row, at]) == list(range(len(at)))
+            assert list(at) == list(range(at[0], at[0] + len(at)))
+            columns = (a[name][row, at].tolist() for name in ("tokens", "targets", "weights"))
+            found.append(tuple(tuple(column) for column in columns))
+    return sorted(found)
+
+
+def expected(examples) -> list[tuple]:
+    """What `contents` must find for these examples."""
+    share = np.float32(1 / sum(e.num_targets for e in examples)).item()
+    return sorted(
+        (
+            tuple(e.ids.tolist()),
+            (*e.ids[1:].tolist(), 0),
+            tuple(share * (e.prompt_length - 1 <= i < len(e.ids) - 1) for i in range(len(e.ids))),
+        )
+        for e in examples
+    )
+
+
+@pytest.mark.parametrize("module", [common])
+def test_doctests(module):
+    results = doctest.testmod(module)
+    assert results.attempted
+    assert not results.failed
+
+
+# From record to token ids.
+
+
+def test_columns_of_one_example():
+    one = encoding.encode_example(example("10 11 12", "20 21"), Numbers(), BARE)
+    assert one.prompt_length == 4
+    assert one.num_targets == 3
+    arrays = batcher([one], 1, max_length=7, row_multiple=7).batch(0).arrays
+    tokens = [1, 10, 11, 12, 20, 21, 2]
+    targets = [10, 11, 12, 20, 21, 2, 0]
+    mask = [0, 0, 0, 1, 1, 1, 0]
+    assert one.ids.tolist() == tokens
+    assert arrays["tokens"][0, 0].tolist() == tokens
+    assert arrays["targets"][0, 0].tolist() == targets
+    assert (arrays["weights"][0, 0] * 3).tolist() == mask
+
+
+def test_columns_of_a_packed_row():
+    examples = [Encoded(np.array([1, 10, 20, 2]), 2), Encoded(np.array([1, 30, 2]), 1)]
+    arrays = batcher(examples, 2, max_length=8).batch(0).arrays
+    columns = {name: array[0, 0].tolist() for name, array in arrays.items()}
+    weights = (arrays["weights"][0, 0] * 4).tolist()
+    assert columns | {"weights": weights} == {
+        "tokens": [1, 10, 20, 2, 1, 30, 2, 0],
+        "targets": [10, 20, 2, 0, 30, 2, 0, 0],
+        "weights": [0, 1, 1, 0, 1, 1, 0, 0],
+        "segments": [1, 1, 1, 1, 2, 2, 2, 0],
+        "positions": [0, 1, 2, 3, 0, 1, 2, 0],
+    }
+
+
+def test_no_token_straddles_prompt_and_response():
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", "a", "b", "ab"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
+
+    class Merging(Numbers):
+        bos_id, eos_id = 0, 1
+
+        def encode(self, text, *, continuation=False):
+            return backend.encode(text).ids
+
+    assert Merging().encode("ab") == [vocab["ab"]]
+    one = encoding.encode_example(example("aa", "bb"), Merging(), BARE)
+    assert one.ids.tolist() == [vocab[token] for token in ("<s>", "a", "a", "b", "b", "</s>")]
+    assert one.prompt_length == 3
+
+
+def test_the_trained_text_is_prompt_then_answer_then_eos(tmp_path):
+    write_tiny_tokenizer(tmp_path)
+    real, alpaca = tokenizer.load(tmp_path), prompts.get("alpaca")
+    record = Example("e", "what causes fever", "pain in the heart", "the lung\nand </s> the drug")
+    one = encoding.encode_example(record, real, alpaca)
+    prompt = alpaca.prompt(record.instruction, record.input)
+    assert one.ids[0] == real.bos_id
+    assert real.decode(one.ids[: one.prompt_length]) == prompt
+    assert real.decode(one.ids[one.prompt_length : -1], continuation=True) == record.output
+    assert one.ids[-1] == real.eos_id
+    assert Counter(one.ids.tolist())[real.eos_id] == 1, "text must not become EOS"
+    arrays = batcher([one], 1, max_length=512, microbatch_tokens=512).batch(0).arrays
+    learnt = arrays["targets"][arrays["weights"] > 0]
+    assert learnt.tolist() == one.ids[one.prompt_length :].tolist(), "EOS is learnt, prompts not"
+
+
+def test_no_bos_where_the_tokenizer_has_no_such_habit():
+    class NoBos(Numbers):
+        bos_id, adds_bos = None, False
+
+    one = encoding.encode_example(example("10 11", "20"), NoBos(), BARE)
+    assert one.ids.tolist() == [10, 11, 20, 2]
+    assert one.prompt_length == 2
+
+
+def encode_all(outlengths, policy, prompt="10 11", **changes):
+    """Encodes examples with `outlengths` response tokens each, beside 3 of BOS and prompt."""
+    told = []
+    config = dataclasses.replace(CONFIG, overlong=policy, **changes)
+    examples = [example(prompt, " ".join(["20"] * n), id=f"e{i}") for i, n in enumerate(outlengths)]
+    return encoding.encode_all(examples, Numbers(), BARE, config, told.append), told
+
+
+def test_what_fits_is_kept_and_nothing_told():
+    for policy in ("truncate", "drop", "error"):
+        kept, told = encode_all([1, 4], policy)
+        assert [len(e.ids) for e in kept] == [5, 8]
+        assert told == []
+
+
+def test_truncation_cuts_the_end_and_counts():
+    kept, told = encode_all([4, 5, 9], "truncate")
+    assert [e.ids.tolist() for e in kept] == [
+        [1, 10, 11, 20, 20, 20, 20, 2],
+        [1, 10, 11, 20, 20, 20, 20, 20],
+        [1, 10, 11, 20, 20, 20, 20, 20],
+    ]
+    assert [e.num_targets for e in kept] == [5, 5, 5]
+    assert told == ["2 of 3 examples over 8 tokens truncated"]
+
+
+def test_truncation_drops_what_keeps_no_answer():
+    long_prompt = " ".join(["10"] * 7)
+    told = []
+    examples = [example(long_prompt, "20"), example("10", "20")]
+    kept = encoding.encode_all(examples, Numbers(), BARE, CONFIG, told.append)
+    assert [len(e.ids) for e in kept] == [4]
+    assert told == [
+        "1 of 2 examples over 8 tokens truncated",
+        "1 of 2 examples of those dropped: the prompt alone fills the length",
+    ]
+
+
+def test_drop_counts():
+    kept, told = encode_all([4, 5, 9], "drop")
+    assert [len(e.ids) for e in kept] == [8]
+    assert told == ["2 of 3 examples over 8 tokens dropped"]
+
+
+def test_error_names_the_example_and_the_remedy():
+    with pytest.raises(ValueError, match=r"example e1 is 9 tokens, over data\.max_length 8; raise"):
+        encode_all([4, 5], "error")
+
+
+@pytest.mark.parametrize("policy", ["truncate", "drop", "error"])
+def test_empty_outputs_are_dropped_and_counted(policy):
+    examples = [example("10", ""), example("10", "20"), example("10", " \n")]
+    told = []
+    config = dataclasses.replace(CONFIG, overlong=policy)
+    kept = encoding.encode_all(examples, Numbers(), BARE, config, told.append)
+    assert [e.ids.tolist() for e in kept] == [[1, 10, 20, 2]]
+    assert told == ["2 of 3 examples with an empty output dropped"]
+
+
+@pytest.mark.parametrize("policy, lengths", [("drop", [9, 10]), ("truncate", [0]), ("error", [0])])
+def test_nothing_left_is_an_error(policy, lengths):
+    with pytest.raises(ValueError, match="no example is left to train on"):
+        encode_all(lengths, policy)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"overlong": "cut"}, "data.overlong is 'cut'; choose truncate, drop or error"),
+        ({"eval_share": 1.0}, r"data.eval_share is 1.0; it must be in \[0, 1\)"),
+        ({"eval_share": -0.1}, "data.eval_share is -0.1"),
+        ({"eval_share": 0.1, "eval_path": "x"}, "data.eval_path or data.eval_share, not both"),
+        ({"row_multiple": 0}, "data.row_multiple must be at least 1"),
+        ({"max_length": 1}, "data.max_length at least 2"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+# The held-out share.
+
+
+@pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 2), (0.5, 8), (0.01, 1)])
+def test_split_covers_every_example_once(share, held):
+    examples = [example("10", "20", id=str(i)) for i in range(15)]
+    train, held_out = batches.split(examples, share, seed=5)
+    assert len(held_out) == held
+    assert sorted(train + held_out, key=lambda e: int(e.id)) == examples
+    assert (train, held_out) == batches.split(examples, share, seed=5)
+
+
+def test_split_depends_on_the_seed():
+    examples = [example("10", "20", id=str(i)) for i in range(50)]
+    assert batches.split(examples, 0.5, seed=5) != batches.split(examples, 0.5, seed=6)
+
+
+# Steps.
+
+
+def test_recipe_steps_and_warm_up():
+    for variant, steps, warm_up in (("llama-7b", 1218, 37), ("llama-13b", 2030, 61)):
+        config = alpacare.get_config(variant)
+        examples = [encoded(3, 1)] * 52_002
+        one = batcher(examples, config.train.batch_size)
+        num_steps = one.steps_per_epoch * config.train.epochs
+        assert num_steps == steps
+        recipe = optimizers.OptimizerConfig(**config.optimizer.to_dict())
+        assert optimizers.warmup_steps(recipe, num_steps) == warm_up
+
+
+def test_fewer_examples_than_a_batch():
+    with pytest.raises(ValueError, match=r"3 training examples do not fill one batch of 4; lower"):
+        batcher([encoded(3, 1)] * 3, 4)
+
+
+@pytest.mark.parametrize("count, batch_size", [(12, 4), (15, 4), (7, 7), (9, 1)])
+def test_an_epoch_visits_each_example_at_most_once(count, batch_size):
+    one = batcher([encoded(3, 1)] * count, batch_size)
+    epochs = []
+    for epoch in range(4):
+        steps = range(epoch * one.steps_per_epoch, (epoch + 1) * one.steps_per_epoch)
+        seen = np.concatenate([one.indices(step) for step in steps]).tolist()
+        assert len(seen) == len(set(seen)) == count // batch_size * batch_size
+        assert set(seen) <= set(range(count))
+        epochs.append(tuple(seen))
+    assert len(set(epochs)) == 4, "every epoch has an order of its own"
+
+
+def test_order_is_the_same_in_every_version():
+    """A run that is restarted under a newer NumPy must see the same batches."""
+    one = batcher([encoded(3, 1)] * 10, 5, seed=42)
+    orders = [np.concatenate([one.indices(2 * e), one.indices(2 * e + 1)]).tolist() for e in (0, 1)]
+    assert orders == [[4, 9, 5, 3, 0, 2, 7, 1, 6, 8], [9, 6, 0, 7, 2, 5, 1, 4, 8, 3]]
+
+
+lengths_and_prompts = st.lists(
+    st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))),
+    min_size=3,
+    max_size=20,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_and_prompts, st.integers(1, 3), st.integers(0, 30), st.integers(1, 300))
+def test_a_step_holds_the_same_examples_on_any_layout(shapes, batch_size, step, microbatch_tokens):
+    examples = [encoded(n, p, first=100 * i) for i, (n, p) in enumerate(shapes, start=1)]
+    chosen = batcher(examples, batch_size).indices(step)
+    want = expected([examples[i] for i in chosen])
+    for row_groups in (1, 2, 8):
+        for micro in (1, 64, microbatch_tokens):
+            one = batcher(examples, batch_size, row_groups=row_groups, microbatch_tokens=micro)
+            got = one.batch(step)
+            assert contents(got) == want
+            A, R, T = got.arrays["tokens"].shape
+            assert R % row_groups == 0
+            assert T % 8 == 0
+            rows_of_a_device = R // row_groups
+            assert rows_of_a_device == 1 or rows_of_a_device * T <= micro
+            # The step runs only `num_micro` micro-batches: nothing may lie beyond.
+            assert 0 < got.num_micro <= A
+            assert not got.arrays["segments"][got.num_micro :].any()
+            assert got.num_computed == got.num_micro * R * T
+            assert got.num_tokens == np.count_nonzero(got.arrays["segments"])
+            assert got.num_targets == np.count_nonzero(got.arrays["weights"])
+            assert got.arrays["weights"].sum() == pytest.approx(1)
+            seen_pairs = sum(len(ids) * (len(ids) + 1) // 2 for ids, _, _ in want)
+            assert got.num_pairs == seen_pairs
+
+
+def test_a_step_far_beyond_the_sample_gets_larger_arrays():
+    short = [encoded(2, 1, first=10 * i) for i in range(8 * 130)]
+    rows_of_8 = {"max_length": 8, "max_row_length": 8, "microbatch_tokens": 8}
+    unsampled = batcher(short, 8, **rows_of_8).indices(1)  # of 130 steps every second is looked at
+    examples = [encoded(8, 1, 10 * i) if i in unsampled else e for i, e in enumerate(short)]
+    one = batcher(examples, 8, **rows_of_8)
+    assert one.batch(0).arrays["tokens"].shape == (3, 1, 8), "2 rows and one to spare"
+    beyond = one.batch(1)
+    assert (beyond.num_micro, len(beyond.arrays["tokens"])) == (8, 8)
+    assert contents(beyond) == expected([examples[i] for i in unsampled])
+
+
+def test_batches_depend_on_nothing_that_was_asked_before():
+    examples = [encoded(2 + i % 9, 1, first=50 * i) for i in range(30)]
+    first, second = batcher(examples, 4), batcher(examples, 4)
+    forwards = [first.batch(step) for step in range(14)]
+    backwards = [second.batch(step) for step in reversed(range(14))][::-1]
+    for a, b in zip(forwards, backwards, strict=True):
+        assert a.num_micro == b.num_micro
+        for name in a.arrays:
+            np.testing.assert_array_equal(a.arrays[name], b.arrays[name])
+
+
+def test_another_seed_gives_other_batches():
+    examples = [encoded(2 + i % 9, 1, first=50 * i) for i in range(30)]
+    one, other = batcher(examples, 4, seed=1), batcher(examples, 4, seed=2)
+    assert contents(one.batch(0)) != contents(other.batch(0))
+
+
+def realistic(count: int, mean: float) -> list[Encoded]:
+    """Log-normal lengths between 60 and 1,024, the shape that instruction data has."""
+    draws = np.random.default_rng(0).lognormal(np.log(mean) - 0.125, 0.5, count)
+    return [encoded(int(n), min(int(n) - 1, 60)) for n in np.clip(draws, 60, 1024)]
+
+
+def steps_of(config, row_groups, mean, count=16):
+    one = batcher(
+        realistic(5000, mean),
+        config.train.batch_size,
+        max_length=config.data.max_length,
+        max_row_length=config.data.max_row_length,
+        row_multiple=config.data.row_multiple,
+        row_groups=row_groups,
+        microbatch_tokens=config.train.microbatch_tokens,
+        attention_cost=1e-4,
+    )
+    return [one.batch(step) for step in range(count)]
+
+
+@pytest.mark.parametrize("mean", [130, 180, 300])
+@pytest.mark.parametrize("row_groups, least", [(1, 0.965), (8, 0.94), (16, 0.92)])
+def test_most_of_what_is_computed_is_real_tokens(row_groups, least, mean):
+    steps = steps_of(alpacare.get_config(), row_groups, mean, count=39)
+    share = sum(s.num_tokens for s in steps) / sum(s.num_computed for s in steps)
+    assert share >= least
+    shapes = {step.arrays["tokens"].shape for step in steps}
+    assert len(shapes) <= packing.MAX_SHAPES
+    assert all(T % 128 == 0 and T <= 2048 for _, _, T in shapes)
+
+
+PREAMBLE = prompts.get("alpaca").prompt("", "")
+REAL = ("alpaca_5000.json", "medical_meadow_small.json.gz", "chatdoctor5k.json.gz")
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_token_share_of_real_data(name):
+    lengths = [  # four bytes a token is near enough
+        len(PREAMBLE + example.instruction + example.input + example.output) // 4
+        for example in records.read_examples(DATA / "training" / name)
+    ]
+    examples = [encoded(min(n, 1024), min(n, 1024) - 1) for n in lengths]
+    config = alpacare.get_config()
+    for row_groups, least in ((1, 0.97), (8, 0.92), (16, 0.92)):
+        one = batcher(
+            examples,
+            128,
+            max_length=1024,
+            max_row_length=config.data.max_row_length,
+            row_multiple=config.data.row_multiple,
+            row_groups=row_groups,
+            microbatch_tokens=config.train.microbatch_tokens,
+        )
+        steps = [one.batch(step) for step in range(one.steps_per_epoch)]
+        share = sum(s.num_tokens for s in steps) / sum(s.num_computed for s in steps)
+        assert share >= least, (row_groups, share)
+        assert len({step.arrays["tokens"].shape for step in steps}) <= 6
+
+
+def test_how_large_a_batch_fills_many_devices():
+    one = batcher([encoded(100, 1)] * 20, 4, max_length=128, row_multiple=128, row_groups=64)
+    assert one.full_batch_size == math.ceil(10 * 128 * 64 / 100)

@@ -1,0 +1,415 @@
+"""Several processes as one run: how they meet, what they agree on, and how they end."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alpacare_jax import train
+from alpacare_jax.checkpoints import checkpoint
+from alpacare_jax.distributed import processes as runtime
+from tests.alpacare_jax.test_train import (
+    TWENTY_STEPS,
+    command,
+    curve,
+    interrupted,
+    lines,
+    make_corpus,
+    run_config,
+    small_machine,
+)
+from tests.conftest import COMPILES_QUICKLY, REPOSITORY
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+LOCAL_RUN = ["bash", "launch/local_run.sh"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.getbasetemp() / "corpus")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+# How they meet.
+
+
+def call_roll(
+    present: list[int], count: int, seconds: float, port: int, pause: float = 0.05
+) -> dict[int, str]:
+    """What each present process gets: "" or the error's text."""
+    results = {}
+
+    def call(process_id: int) -> None:
+        try:
+            runtime.roll_call(f"127.0.0.1:{port}", count, process_id, seconds)
+            results[process_id] = ""
+        except ConnectionError as error:
+            results[process_id] = str(error)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in present]
+    for thread in threads:
+        thread.start()
+        time.sleep(pause)  # they never come at once
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=["first first", "first last"])
+def test_all_arrive(order):
+    assert call_roll(order, 3, 20, free_port()) == {0: "", 1: "", 2: ""}
+
+
+def test_those_who_came_are_told_who_did_not(monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-0,t-1,t-2,t-3")
+    results = call_roll([0, 2], 4, 1, free_port())
+    assert results.keys() == {0, 2}
+    for text in results.values():
+        assert text.startswith("after 1 s 2 of 4 processes had not arrived: 1 (t-1), 3 (t-3);")
+        assert "raise --join_seconds" in text
+
+
+def test_a_first_process_that_never_comes(monkeypatch):
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: 50 * clock())  # the wait has 10 s of grace
+    (text,) = call_roll([1], 2, 1, port := free_port()).values()
+    assert text.startswith(f"process 0 did not answer at 127.0.0.1:{port} in 1 s; is it running")
+
+
+@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n", b"99\n", b"-1\n", b"0\n"])
+def test_a_stranger_who_calls_is_not_counted(words):
+    port = free_port()
+
+    def stranger():
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(words)
+
+    thread = threading.Thread(target=stranger)
+    thread.start()
+    results = call_roll([0], 2, 1, port)
+    thread.join()
+    assert "1 of 2 processes had not arrived: 1;" in results[0]
+
+
+def test_a_process_that_was_restarted_counts_once():
+    port = free_port()
+
+    def crashed():
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"1\n")
+
+    thread = threading.Thread(target=crashed)
+    thread.start()
+    assert call_roll([0, 1, 2], 3, 20, port, pause=0.5) == {0: "", 1: "", 2: ""}
+    thread.join()
+
+
+def join(**changes) -> None:
+    given = {"distributed": False, "coordinator": "", "num_processes": 0, "process_id": -1}
+    runtime.join(**given | {"join_seconds": 1} | changes)
+
+
+def test_alone_there_is_nobody_to_join():
+    join()
+    assert runtime.is_first()
+    assert runtime.first_says(2.5) == 2.5
+    runtime.wait_for_all("nobody")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_processes": 2}, r"needs --num_processes \(now 2\) and a --process_id"),
+        ({"num_processes": 2, "process_id": 2}, r"from 0 to one less \(now 2\)"),
+        ({"num_processes": 0, "process_id": 0}, r"needs --num_processes \(now 0\)"),
+        ({"num_processes": 2, "process_id": 0, "coordinator": "host"}, "must be HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        join(**{"coordinator": "127.0.0.1:1"} | changes)
+
+
+def test_distributed_outside_of_any_pod():
+    with pytest.raises(ValueError, match="neither a TPU pod nor a SLURM step"):
+        join(distributed=True)
+
+
+@pytest.mark.parametrize(("own", "devices"), [("", [0]), ("0,1,2,3", [0, 1, 2, 3])])
+def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices):
+    joined = []
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", own)
+    for name, value in {
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_ID": "4096",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NODELIST": "gpu[07,09-11]",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime, "roll_call", lambda *who: joined.append(who))
+    monkeypatch.setattr(runtime.jax.distributed, "initialize", lambda *who: joined.append(who))
+    join()
+    assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices)]
+
+
+@pytest.mark.parametrize("given", ["", "elsewhere"])
+def test_programs_are_kept_in_the_users_cache_unless_told_otherwise(given, tmp_path, monkeypatch):
+    before = runtime.jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        runtime.jax.config.update("jax_compilation_cache_dir", given or None)
+        runtime.use_compilation_cache()
+        found = runtime.jax.config.jax_compilation_cache_dir
+    finally:
+        runtime.jax.config.update("jax_compilation_cache_dir", before)
+    assert found == (given or f"{tmp_path}/alpacare-jax")
+
+
+# A wait that would never end.
+
+HANGS = """
+import time, jax
+from alpacare_jax import runtime
+jax.process_count = lambda: {processes}
+def waits_for_ever():
+    time.sleep({sleeps})
+with runtime.Watchdog(1) as dog:
+    time.sleep(0.6)
+    dog.alive()
+    time.sleep(0.6)
+    print("alive", flush=True)
+    waits_for_ever()
+time.sleep(1.2)
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "sleeps", "code"), [(2, 60, -signal.SIGALRM), (2, 0, 0), (1, 1.2, 0)], ids=str
+)
+def test_the_watchdog(processes, sleeps, code):
+    script = HANGS.format(processes=processes, sleeps=sleeps)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == code
+    assert done.stdout == ("alive\n" if code else "alive\ndone\n")
+    assert ("in waits_for_ever" in done.stderr) == bool(code)
+
+
+def test_the_age_of_this_process():
+    script = "import time; time.sleep(.5); from alpacare_jax import runtime as r; s=time.time(); "
+    script += "a = r.seconds_since_start(); time.sleep(0.3); print(a, r.seconds_since_start() - a)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True)
+    age, later = map(float, done.stdout.split())
+    assert age > 0.5
+    assert later == pytest.approx(0.3, abs=0.2)
+
+
+# launch/local_run.sh
+
+
+def local_run(*args: str, timeout: float = 30) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*LOCAL_RUN, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def test_each_process_knows_who_it_is():
+    names = "JAX_PROCESS_ID JAX_NUM_PROCESSES JAX_NUM_CPU_DEVICES JAX_COORDINATOR_ADDRESS"
+    show = " ".join(f"${name}" for name in names.split())
+    done = local_run(
+        "--processes=3", "--devices=4", "--", "bash", "-c", f'echo {show} "$1"', "_", "a b"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = sorted(line.split(maxsplit=4) for line in done.stdout.splitlines())
+    assert [row[:3] + row[4:] for row in rows] == [[i, "3", "4", "a b"] for i in "012"]
+    (address,) = {row[3] for row in rows}
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", address)
+
+
+@pytest.mark.parametrize("deaf", ["", "trap '' TERM; "], ids=["", "deaf to SIGTERM"])
+def test_one_failure_ends_all(deaf):
+    script = f'{deaf}[ "$JAX_PROCESS_ID" = 1 ] && exit 7; while :; do sleep 0.2; done'
+    done = local_run("--processes=3", "--", "bash", "-c", script)
+    assert done.returncode == 7
+    assert "a process ended with code 7; ending the other 2" in done.stderr
+
+
+# A marker file for each start; only the first three starts fail, with `code`.
+FAILS = """
+[ "$JAX_PROCESS_ID" = 1 ] || exec sleep {sleeps}
+for i in 1 2 3; do if mkdir "$0.$i" 2>&-; then {fails}; fi; done
+"""
+
+
+@pytest.mark.parametrize("fails", ["kill -KILL $$", "kill -ALRM $$", "kill -ABRT $$", "exit 139"])
+def test_what_a_signal_ended_starts_again(fails, tmp_path):
+    script = FAILS.format(sleeps=1, fails=fails)
+    done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "starting again" in line]
+    assert [re.sub(r"code 1\d\d;", "code C;", line) for line in said] == [
+        f"local_run: a process ended with code C; starting again, {i} of at most 3 times"
+        for i in (1, 2, 3)
+    ]
+
+
+def test_starting_again_is_bounded(tmp_path):
+    script = FAILS.format(sleeps=60, fails="kill -KILL $$")
+    command = ["--processes=2", "--", "bash", "-c", script]
+    done = local_run("--restarts=2", *command, f"{tmp_path}/n")
+    assert done.returncode == 137
+    assert done.stderr.splitlines()[-1] == (
+        "error: a process ended with code 137; interrupted 3 times, over --restarts=2; "
+        "run again to go on from the checkpoint"
+    )
+    assert len(list(tmp_path.iterdir())) == 3
+    other = tmp_path / "other"
+    other.mkdir()
+    assert local_run(*command, f"{other}/n").returncode == 137
+    assert len(list(other.iterdir())) == 1  # without the flag, never
+
+
+@pytest.mark.parametrize("code", [1, 2, 127, 130, 143])
+def test_what_would_only_fail_again_does_not_start_again(code, tmp_path):
+    script = FAILS.format(sleeps=60, fails=f"exit {code}")
+    done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
+    assert done.returncode == code
+    assert "again" not in done.stderr
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_asked_to_end_does_not_start_again(tmp_path):
+    """Even where SIGTERM made a process crash."""
+    script = f"trap 'kill -KILL $$' TERM; mkdir {tmp_path}/$JAX_PROCESS_ID.$$;"
+    script += " while :; do sleep 0.1; done"
+    process = subprocess.Popen(
+        [*LOCAL_RUN, "--restarts=3", "--processes=2", "--", "bash", "-c", script],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 137
+    assert "starting again" not in said
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--restarts=-1", "--", "true"], "--restarts=-1 is not a whole number"),
+        ([], "no command; write it after --"),
+        (["--processes=0", "--", "true"], "'0' is not a positive number"),
+        (["--devices=x", "--", "true"], "'x' is not a positive number"),
+        (["true"], "unexpected argument 'true'"),
+    ],
+)
+def test_wrong_arguments(args, said):
+    done = local_run(*args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def running(marker: str) -> list[str]:
+    found = subprocess.run(["pgrep", "-f", marker], capture_output=True, text=True)
+    return found.stdout.split()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_script(sent, tmp_path):
+    marker = str(tmp_path / "marker")
+    script = f"trap 'exit 0' TERM; touch {marker}; while :; do sleep 0.1; done"
+    process = subprocess.Popen(
+        [*LOCAL_RUN, "--processes=2", "--", "bash", "-c", script], cwd=REPOSITORY
+    )
+    while not Path(marker).exists():
+        time.sleep(0.02)
+    process.send_signal(sent)
+    assert process.wait(timeout=20) == (0 if sent == signal.SIGTERM else -sent)
+    end = time.monotonic() + 10
+    while running(marker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert running(marker) == []
+
+
+# Training, for real: several processes, killed, and gone on with on another number of them.
+
+STEPS = TWENTY_STEPS | {"data__eval_path": ""}  # test_paths.py looks at held-out losses, too
+
+
+def start_together(
+    processes: int, devices: int, args: list[str], log: Path, restarts: int = 0
+) -> subprocess.Popen:
+    flags = [f"--processes={processes}", f"--devices={devices}", f"--restarts={restarts}"]
+    with open(log, "w") as file:
+        return subprocess.Popen(
+            [*LOCAL_RUN, *flags, "--", *args],
+            cwd=REPOSITORY,
+            env=os.environ | COMPILES_QUICKLY,  # only the first finds programs in the cache
+            stdout=file,
+            stderr=file,
+        )
+
+
+def train_alone(devices: int, corpus: Path, workdir: Path) -> None:
+    """In this process, on some of its devices."""
+    with small_machine() as patch:
+        patch.setattr(runtime.jax, "device_count", lambda: devices)
+        train.run(run_config(corpus, **STEPS), workdir)
+
+
+@pytest.mark.slow
+def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path, capsys):
+    """20 steps: alone; and on 2 x 4 devices, SIGTERM, 4 x 1 devices, SIGKILL, 1 x 2 devices."""
+    alone, log = tmp_path / "alone", tmp_path / "log"
+    train_alone(1, corpus, alone)
+
+    workdir = tmp_path / "together"
+    args = command(corpus, workdir, **STEPS)
+    asked = interrupted(args, tmp_path / "note", "1 4 SIGTERM 0")  # not the one that writes
+    process = start_together(2, 4, asked, log)
+    assert process.wait(timeout=300) == 0, log.read_text()
+    stopped = checkpoint.latest_step(workdir)
+    assert 4 < stopped < 9
+    assert f"stopped by SIGTERM at step {stopped}, which is saved" in log.read_text()
+    assert lines(workdir)[-1]["step"] == stopped, "all stop at one step"
+    assert running(str(workdir)) == []
+
+    killed = interrupted(args, tmp_path / "note", "2 12 SIGKILL 0")
+    process = start_together(4, 1, [*killed, "--config.sharding.tensor=2"], log)
+    assert process.wait(timeout=300) == 128 + signal.SIGKILL, log.read_text()
+    assert running(str(workdir)) == [], "nobody waits for the dead"
+    saved = checkpoint.latest_step(workdir)
+    assert stopped <= saved < 20
+
+    train_alone(2, corpus, workdir)
+    assert f"going on from step {saved}" in capsys.readouterr().err
+    ours, theirs = curve(workdir), curve(alone)
+    assert len(ours) == 20
+    for one, other in zip(ours, theirs, strict=True):
+        for name, a, b in zip(("step", "loss", "grad norm", "rate"), one, other, strict=False):
+            if a is not None:
+                np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=f"{name} of {one[0]}")

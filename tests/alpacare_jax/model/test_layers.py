@@ -1,0 +1,68 @@
+"""Stacked layers: the same as one after the other, and gradients that are added in place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alpacare_jax.model import layers
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+L, M, D = 6, 32, 128
+
+
+def layer(x_MD, weights):
+    return x_MD + jnp.tanh(x_MD @ weights["in"]) @ weights["out"]
+
+
+def wave(*shape, shift=0.0):
+    size = int(np.prod(shape))
+    values = np.sin(np.linspace(shift, shift + 0.7 * size, size)).reshape(shape)
+    return jnp.asarray(0.1 * values, jnp.float32)
+
+
+def inputs():
+    stacked = {"in": wave(L, D, D), "out": wave(L, D, D, shift=1.0)}
+    return wave(M, D, shift=2.0), stacked, jax.tree.map(lambda w: 3.0 * jnp.cos(w), stacked)
+
+
+def loss(stacked, x_MD, remat, sums=None):
+    return jnp.sum(jnp.sin(layers.run(layer, x_MD, stacked, remat, sums)))
+
+
+@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+def test_layers_run_one_after_the_other(remat):
+    x_MD, stacked, sums = inputs()
+    want = x_MD
+    for i in range(L):
+        want = layer(want, jax.tree.map(lambda w, i=i: w[i], stacked))
+    for given in (None, sums):
+        np.testing.assert_allclose(layers.run(layer, x_MD, stacked, remat, given), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+def test_gradients_come_back_with_what_was_there(remat):
+    x_MD, stacked, sums = inputs()
+    gradient = jax.grad(loss, argnums=(0, 1))
+    plain, of_x = gradient(stacked, x_MD, "none")
+    got, same_of_x = jax.jit(gradient, static_argnums=2)(stacked, x_MD, remat, sums)
+    np.testing.assert_allclose(same_of_x, of_x, atol=1e-5)
+    for name in stacked:
+        assert np.abs(plain[name]).max() > 1e-3, "there is something to add"
+        np.testing.assert_allclose(got[name], sums[name] + plain[name], atol=1e-6, err_msg=name)
+
+
+def test_under_full_remat_the_sum_takes_no_second_tree():
+    x_MD, stacked, sums = inputs()
+    tree = sum(leaf.nbytes for leaf in jax.tree.leaves(stacked))
+
+    def temporaries(remat):
+        def add(stacked, x_MD, sums):
+            return jax.grad(loss)(stacked, x_MD, remat, sums)
+
+        compiled = jax.jit(add, donate_argnums=2).lower(stacked, x_MD, sums).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries("full") < 0.6 * tree
+    assert temporaries("dots") > tree

@@ -1,0 +1,525 @@
+"""Generation from end to end on a tiny model: what is written, when, and what a second run does."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alpacare_jax import generate
+from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.inference import answer_file
+from alpacare_jax.inference import engine as decoding
+from alpacare_jax.inference.engine import Answer, Request, Sampling
+from alpacare_jax.model import params
+from common import provenance
+from tests.conftest import COMPILES_QUICKLY, REPOSITORY, make_model
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+FIELDS = ["instruction", "output", "generator", "id", "input", "dataset"]
+FIELDS += ["finish_reason", "num_tokens"]  # the first three are alpaca_eval's
+EOS_IDS = [2, *range(400, 406)]  # so many that some answers end before the limit
+SAMPLING = Sampling(temperature=0.9, seed=7)
+RECORDS = [
+    {"id": "a", "instruction": "what is fever", "input": "", "output": "a reference answer"},
+    {"id": "b", "instruction": "Fill {instruction} and {0} in {}", "input": "{input} {{x}} %s"},
+    {"id": "c", "instruction": "≥ 37.5 °C 🩺 µg\u2028of\x85the 患者", "input": "N/A"},
+    {"id": 40, "instruction": 'quote " \\ and\nlines\ttoo', "input": "the lung"},
+    {"instruction": "no id here"},
+    {"id": "f", "instruction": "why how what", "input": "dose", "difficulty": 5},
+    {"id": "g", "instruction": "treat the heart", "input": None},
+]
+IDS = ["a", "b", "c", "40", "4", "f", "g"]  # a record without id is called by its number
+INPUTS = ["", "{input} {{x}} %s", "", "the lung", "", "dose", ""]
+Engine = decoding.Engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny):
+    """A model directory whose weights are spread widely enough to say different things."""
+    draw = np.random.default_rng(0)
+    directory = tmp_path_factory.mktemp("models") / "tiny-medic"
+    weights = params.tree(
+        tiny, lambda w: jnp.asarray(0.3 * draw.normal(size=params.shape(w, tiny)), jnp.float32)
+    )
+    make_model(directory, tiny, weights)
+    settings = {"eos_token_id": EOS_IDS, "temperature": 0.6}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Runs of one model with equal settings share an engine: each is compiled once."""
+    made = {}
+
+    def shared(weights, config, *, slots, **settings):
+        engine = made.setdefault(repr(settings), Engine(weights, config, slots=slots, **settings))
+        engine.slots = slots
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "Engine", shared)
+        patch.setattr(decoding, "BUCKET", 512)
+        yield
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "clinic.jsonl"
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def answer(model, records, tmp_path):
+    """Runs with the arguments given and returns the output's path."""
+
+    def run(name="out/answers.json", **changes):
+        arguments = {
+            "directory": model,
+            "step": "best",
+            "input_path": records,
+            "output": tmp_path / name,
+            "template": "alpaca",
+            "max_length": 360,
+            "max_new_tokens": 40,
+            "batch_size": 3,
+            "devices": jax.devices()[:1],
+            "tensor": 1,
+            "sampling": SAMPLING,
+            "stops": [],
+            "dtype": "float32",
+            "generator": "tiny",
+        } | changes
+        generate.run(**arguments)
+        return arguments["output"]
+
+    return run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Indices of the requests of each run; `asked.stop_after` raises after so many answers."""
+    calls = Asked()
+    real = Engine.run
+
+    def run(self, requests, *args):
+        calls.append([request.index for request in requests])
+        for done, found in enumerate(real(self, requests, *args)):
+            if done == calls.stop_after:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(Engine, "run", run)
+    return calls
+
+
+class Asked(list):
+    stop_after = None
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def partial_of(output):
+    return output.with_name(output.name + ".partial")
+
+
+def prompt_text(instruction, input):
+    if input:
+        return (
+            "Below is an instruction that describes a task, paired with an input that provides "
+            "further context. Write a response that appropriately completes the request.\n\n"
+            f"### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+        )
+    return (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        f"completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
+    )
+
+
+# What is written
+
+
+def test_the_output_holds_the_engines_answers_in_input_order(answer, model, tiny, capsys):
+    output = answer()
+    rows = read(output)
+    assert [list(row) for row in rows] == [FIELDS] * len(RECORDS)
+    assert [row["instruction"] for row in rows] == [record["instruction"] for record in RECORDS]
+    assert [row["id"] for row in rows] == IDS
+    assert [row["input"] for row in rows] == INPUTS
+    assert {row["generator"] for row in rows} == {"tiny"}
+    assert {row["dataset"] for row in rows} == {"clinic"}
+
+    tokenizer = model_folder.load_tokenizer(model)
+    prompts = [
+        [tokenizer.bos_id, *tokenizer.encode(prompt_text(row["instruction"], row["input"]))]
+        for row in rows
+    ]
+    engine = decoding.Engine(
+        checkpoint.load_params(model, tiny),
+        tiny,
+        dtype=jnp.dtype("float32"),
+        eos_ids=EOS_IDS,
+        max_length=360,
+        slots=3,
+        sampling=SAMPLING,
+    )
+    requests = [Request(i, prompt, 40) for i, prompt in enumerate(prompts)]
+    for found in engine.run(requests):
+        row = rows[found.index]
+        assert row["output"] == tokenizer.decode(found.ids, continuation=True).strip()
+        assert row["num_tokens"] == len(found.ids)
+        assert row["finish_reason"] == found.finish_reason
+    reasons = [row["finish_reason"] for row in rows]
+    assert set(reasons) == {"stop", "length"}, "the test needs both"
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "7/7 answers | " in said.err and "tokens/s | 0s left" in said.err
+    assert f"{output}: 7 answers, {reasons.count('length')} of them cut at the length" in said.err
+
+
+def test_nothing_is_left_beside_the_output_but_its_run_json(answer):
+    output = answer()
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "answers.json",
+        "answers.json.run.json",
+    ]
+
+
+def test_run_json_explains_the_output(answer, model, records):
+    output = answer(stops=["xyz"])
+    record = read(output.with_name("answers.json.run.json"))
+    config = record["config"]
+    assert config["checkpoint"] == str(model)
+    assert config["step"] == 0
+    assert config["input"] == provenance.sha256(records)
+    assert config["sampling"] == vars(SAMPLING)
+    assert config["stop"] == ["xyz"]
+    assert (config["template"], config["generator"]) == ("alpaca", "tiny")
+    assert (config["max_length"], config["max_new_tokens"]) == (360, 40)
+    assert record["packages"]["jax"]
+    assert record["start"] <= record["end"]
+
+
+def test_jsonl_holds_the_same_records_one_a_line(answer):
+    array, lines = read(answer("a.json")), answer("a.jsonl").read_bytes()
+    assert lines.endswith(b"\n")
+    assert [json.loads(line) for line in lines.split(b"\n")[:-1]] == array
+
+
+def test_the_number_of_slots_changes_nothing(answer):
+    assert answer("a.json").read_bytes() == answer("b.json", batch_size=1).read_bytes()
+
+
+@pytest.mark.parametrize(("most", "limit"), [(0, 360), (17, 17)])
+def test_max_new_tokens_reaches_the_engine_and_0_is_no_limit(answer, monkeypatch, most, limit):
+    requests = []
+    canned = lambda self, wanted, *_: requests.extend(wanted) or map(say_nothing, wanted)  # noqa: E731
+    monkeypatch.setattr(Engine, "run", canned)
+    rows = read(answer(max_new_tokens=most))
+    assert [request.index for request in requests] == list(range(7))
+    assert {request.max_new_tokens for request in requests} == {limit}
+    assert [(row["output"], row["num_tokens"]) for row in rows] == [("", 0)] * 7
+
+
+def say_nothing(request: Request) -> Answer:
+    return Answer(request.index, [], "stop")
+
+
+# Stop strings
+
+
+def test_cut_at_stop_takes_the_first():
+    assert generate.cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
+    assert generate.cut_at_stop("one two", ["four"]) == ("one two", False)
+    assert generate.cut_at_stop("one", []) == ("one", False)
+
+
+def test_a_stop_string_cuts_the_text(answer):
+    whole = read(answer("whole.json"))
+    longest = max(whole, key=lambda row: len(row["output"]))["output"]
+    stop = longest[10:12]
+    rows = read(answer("cut.json", stops=["never said", stop]))
+    cut = 0
+    for before, row in zip(whole, rows, strict=True):
+        if stop in before["output"]:
+            cut += 1
+            assert row["output"] == before["output"].split(stop)[0].strip()
+            assert row["finish_reason"] == "stop"
+            assert 0 < row["num_tokens"] <= before["num_tokens"]
+        else:
+            assert row == before
+    assert cut
+
+
+def test_a_stopped_answer_does_not_depend_on_its_neighbours(answer):
+    """The engine looks for stop strings between bursts, whose ends depend on the other rows."""
+    whole = read(answer("whole.json"))
+    letters = random.Random(0).sample(sorted(set("".join(row["output"] for row in whole))), 12)
+    results = {slots: answer(f"{slots}.json", stops=letters, batch_size=slots) for slots in (1, 3)}
+    assert results[1].read_bytes() == results[3].read_bytes()
+
+
+def test_of_two_stop_strings_the_one_said_first_counts(answer, model, monkeypatch):
+    """Text that a burst adds after "pain" must not make " the heart pain and" the stop."""
+    tokenizer = model_folder.load_tokenizer(model)
+    ids = tokenizer.encode("fever of the heart pain and drug")
+    monkeypatch.setattr(
+        Engine, "run", lambda self, requests, *_: [Answer(r.index, ids, "length") for r in requests]
+    )
+    row = read(answer(stops=[" the heart pain and", "pain"]))[0]
+    assert row["output"] == "fever of the heart"
+    assert row["num_tokens"] == len(tokenizer.encode("fever of the heart pain"))
+    assert row["finish_reason"] == "stop"
+
+
+def test_an_empty_stop_string_is_an_error(answer):
+    with pytest.raises(ValueError, match="--stop"):
+        answer(stops=["x", ""])
+
+
+# Resuming
+
+
+def interrupt(answer, asked, output) -> None:
+    """Starts a run and stops it after four answers."""
+    asked.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        answer(output)
+    asked.stop_after = None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(answer, asked, tmp_path, suffix, capsys):
+    whole = answer(f"whole{suffix}").read_bytes()
+    interrupt(answer, asked, f"cut{suffix}")
+    output = tmp_path / f"cut{suffix}"
+    assert not output.exists()
+    lines = partial_of(output).read_bytes().split(b"\n")[1:-1]
+    there = [json.loads(line)["index"] for line in lines]
+    assert len(there) == 4
+    assert answer(output.name, batch_size=1).read_bytes() == whole
+    assert asked[-1] == [i for i in range(7) if i not in there]
+    assert "4 answers are there already" in capsys.readouterr().err
+    assert not partial_of(output).exists()
+
+
+@pytest.mark.parametrize("cut", ["line end", "half a line", "half a character", "all of it"])
+def test_a_line_cut_by_the_kill_is_answered_again(answer, asked, tmp_path, cut):
+    whole = answer("whole.json").read_bytes()
+    interrupt(answer, asked, "cut.json")
+    output = tmp_path / "cut.json"
+    content = partial_of(output).read_bytes()
+    last = content.rstrip(b"\n").rfind(b"\n") + 1
+    lead = max(i for i, byte in enumerate(content) if byte >= 0xC0)  # of a UTF-8 sequence
+    assert lead > last
+    end, lost = {
+        "line end": (len(content) - 1, 0),
+        "half a line": (last + 20, 1),
+        "half a character": (lead + 1, 1),
+        "all of it": (0, 4),
+    }[cut]
+    partial_of(output).write_bytes(content[:end])
+    assert answer("cut.json").read_bytes() == whole
+    assert len(asked[-1]) == 3 + lost
+
+
+def test_a_run_killed_before_the_output_was_written_only_writes_it(answer, asked, monkeypatch):
+    whole = answer("whole.json").read_bytes()
+
+    def full_disk(self, output):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(answer_file.Partial, "finish", full_disk)
+        answer("cut.json")
+    assert answer("cut.json").read_bytes() == whole
+    assert asked[-1] == []
+
+
+def test_each_answer_is_in_the_file_before_the_next_is_made(answer, monkeypatch, tmp_path):
+    lines, real = [], Engine.run
+
+    def run(self, *args):
+        for found in real(self, *args):
+            yield found
+            lines.append(partial_of(tmp_path / "a.json").read_bytes().count(b"\n"))
+
+    monkeypatch.setattr(Engine, "run", run)
+    answer("a.json")
+    assert lines == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model, tmp_path):
+    interrupt(answer, asked, "cut.json")
+    partial = partial_of(tmp_path / "cut.json")
+    before = partial.read_bytes()
+    other_input = tmp_path / "other" / "clinic.jsonl"
+    other_input.parent.mkdir()
+    other_input.write_text(records.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    renamed = tmp_path / "renamed.jsonl"  # its answers would say another dataset
+    shutil.copyfile(records, renamed)
+    other_model = tmp_path / "other-model"
+    shutil.copytree(model, other_model)
+    for changes in (
+        {"max_length": 350},
+        {"max_new_tokens": 39},
+        {"sampling": Sampling()},
+        {"stops": ["x"]},
+        {"dtype": "bfloat16"},
+        {"generator": "other"},
+        {"input_path": other_input},
+        {"input_path": renamed},
+        {"directory": other_model},
+    ):
+        with pytest.raises(ValueError, match=r"cut\.json\.partial .*other flags.*delete"):
+            answer("cut.json", **changes)
+        assert partial.read_bytes() == before, changes
+    assert len(asked) == 1
+    foreign = partial_of(tmp_path / "foreign.json")
+    foreign.write_text('{"index": 0, "record": {}}\n')
+    with pytest.raises(ValueError, match=r"foreign\.json\.partial .*other flags.*delete"):
+        answer("foreign.json")
+    foreign.write_text('{"fingerprint": "of a run that came to no answer"}\n')
+    answer("foreign.json")
+
+
+def test_records_that_share_an_id_are_an_error(answer, tmp_path):
+    path = tmp_path / "same.jsonl"
+    ids = ['"id": "a"', '"id": 2', '"id": "b"', '"id": "2"']
+    path.write_text("".join(f'{{"instruction": "why", {each}}}\n' for each in ids))
+    with pytest.raises(ValueError, match=r"records 1 and 3 share the id '2'; .* its own"):
+        answer("same.json", input_path=path)
+    assert not (tmp_path / "same.json").exists()
+
+
+def test_a_finished_run_is_not_made_again(answer, asked, capsys):
+    output = answer()
+    before = output.read_bytes(), output.stat().st_mtime_ns
+    assert answer() == output
+    assert len(asked) == 1
+    assert "finished" in capsys.readouterr().err
+    assert (output.read_bytes(), output.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("made_by", ["other flags", "somebody else"])
+def test_a_finished_output_is_not_overwritten(answer, asked, tmp_path, made_by):
+    output = tmp_path / "out" / "answers.json"
+    if made_by == "other flags":
+        answer()
+    else:
+        output.parent.mkdir()
+        output.write_text("[]")
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match=r"answers\.json .*--output"):
+        answer(sampling=Sampling(seed=1))
+    assert output.read_bytes() == before
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_length": 150}, "record b is [0-9]+ tokens.* 150; raise --max_length or shorten"),
+        ({"max_length": 513}, "--max_length 513 .*max_position_embeddings 512; lower it"),
+        ({"template": "alpacca"}, "unknown template 'alpacca'; choose from alpaca"),
+        ({"step": "3"}, "no step '3'"),
+        ({"output": "answers.json.gz"}, "answers.json.gz must end in .json or .jsonl"),
+    ],
+)
+def test_a_wrong_run_writes_nothing(answer, tmp_path, changes, said):
+    before = sorted(tmp_path.rglob("*"))
+    if "output" in changes:
+        changes = {"output": tmp_path / changes["output"]}
+    with pytest.raises(ValueError, match=said):
+        answer(**changes)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_file_that_names_an_eos_is_heard(model, tiny, tmp_path):
+    tokenizer = model_folder.load_tokenizer(model)
+    assert generate.eos_ids(model, tokenizer) == EOS_IDS
+    (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf()))
+    assert generate.eos_ids(tmp_path, tokenizer) == [2]
+    for stated, ids in ((5, [2, 5]), ([7, 2, 6], [2, 6, 7]), (None, [2])):
+        content = json.dumps({"eos_token_id": stated})
+        (tmp_path / "generation_config.json").write_text(content)
+        assert generate.eos_ids(tmp_path, tokenizer) == ids
+    (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf() | {"eos_token_id": [2, 9]}))
+    assert generate.eos_ids(tmp_path, tokenizer) == [2, 9]
+
+
+# Several devices
+
+
+def test_answers_do_not_depend_on_the_devices(answer, monkeypatch):
+    made, shared = [], decoding.Engine
+    monkeypatch.setattr(
+        decoding, "Engine", lambda *a, **k: made.append(shared(*a, **k)) or made[-1]
+    )
+    one = answer("one.json")
+    eight = answer("eight.json", devices=jax.devices(), tensor=2)
+    assert eight.read_bytes() == one.read_bytes()
+    assert [engine.slots for engine in made] == [3, 4], "a multiple of the four groups"
+    spread = made[1].params["layers"]["self_attn"]["q_proj"].sharding
+    assert len(spread.device_set) == 8 and "tensor" in spread.spec
+
+
+def test_groups_of_devices_are_of_one_size(answer):
+    with pytest.raises(ValueError, match=r"--tensor=3 does not divide the 8 devices here; choose"):
+        answer(devices=jax.devices(), tensor=3)
+
+
+# The command
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "alpacare_jax.generate", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | COMPILES_QUICKLY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_the_command(model, records, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    required = [f"--checkpoint={model}", f"--output={output}", "--max_length=512"]
+    missing = command(*required, f"--input={tmp_path / 'none.jsonl'}")
+    assert missing.returncode == 1
+    assert missing.stderr == f"error: no such file: {tmp_path / 'none.jsonl'}\n"
+    unknown = command(*required, f"--input={records}", "--max_new_token=3")
+    assert unknown.returncode == 2
+    assert "max_new_token" in unknown.stderr and "Traceback" not in unknown.stderr
+    assert not output.exists()
+
+    short = tmp_path / "short.json"
+    short.write_text(json.dumps([RECORDS[0], RECORDS[6]]))
+    limits = ["--max_new_tokens=2", "--batch_size=1", "--stop=a", "--stop=b"]
+    done = command(*required, f"--input={short}", *limits)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert f"{output}: 2 answers" in done.stderr
+    rows = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
+    assert [row["id"] for row in rows] == ["a", "g"]
+    assert {row["generator"] for row in rows} == {"tiny-medic"}, "the checkpoint's folder"
+    config = read(output.with_name("answers.jsonl.run.json"))["config"]
+    assert config["stop"] == ["a", "b"]
+    assert config["max_new_tokens"] == 2

@@ -1,0 +1,217 @@
+"""FLOP counts against hand and XLA, the peak table, metrics.jsonl across a kill, durations."""
+
+import functools
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alpacare_jax.model import params
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.llama import Llama
+from alpacare_jax.training import metrics
+from alpacare_jax.training.metrics import MetricsWriter, duration, peak_flops, train_flops
+
+
+def test_train_flops_by_hand():
+    config = LlamaConfig(
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    projections = 4 * 4 + 4 * 2 + 4 * 2 + 4 * 4  # q, k, v, o with heads of 2
+    layer = projections + 3 * 4 * 6 + 2 * 4  # feed-forward, norms
+    weights = 2 * layer + 4  # the final norm
+    # One example of 5 tokens, whose last 3 carry loss: 15 pairs of query and key.
+    attention = 2 * 2 * 15 * (2 + 2) * 2  # layers, heads, pairs, products q k and p v, flops
+    forward = 2 * weights * 5 + attention + 2 * 10 * 4 * 3
+    assert train_flops(config, tokens=5, pairs=15, targets=3) == 3 * forward
+
+
+def test_tied_embeddings_cost_what_untied_ones_do():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    shape = functools.partial(LlamaConfig, vocab_size=32, num_hidden_layers=1, **sizes)
+    counts = {"tokens": 7, "pairs": 28, "targets": 7}
+    tied, untied = shape(tie_word_embeddings=True), shape(tie_word_embeddings=False)
+    assert train_flops(tied, **counts) == train_flops(untied, **counts) > 0
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_train_flops_against_xla(monkeypatch, kv_heads):
+    """XLA counts what it compiles: all pairs, masked ones too, and elementwise work on top."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=kv_heads,
+    )
+    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+
+    def forward(weights, tokens):
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        model = Llama(weights, config)
+        return model.logits(model.hidden(tokens, positions, jnp.ones_like(tokens)))
+
+    rows, length = 2, 256
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    compiled = jax.jit(forward).lower(params.abstract(config), tokens).compile()
+    counted = compiled.cost_analysis()["flops"]
+    n = rows * length
+    expected = train_flops(config, tokens=n, pairs=rows * length**2, targets=n) / 3
+    assert counted == pytest.approx(expected, rel=0.01)
+
+
+def test_an_example_twice_as_long_needs_four_times_the_pairs():
+    config = LlamaConfig(100, 64, 128, 3, 4)
+    pairs = [n * (n + 1) // 2 for n in (100, 200)]
+    short, long = (train_flops(config, 0, count, 0) / (12 * 3 * 4 * 16) for count in pairs)
+    assert (short, long) == tuple(pairs)
+
+
+# The peak
+
+
+def device(kind):
+    return lambda *_: [types.SimpleNamespace(device_kind=kind)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),  # not TPU v5, which is v5p
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+    ],
+)
+def test_the_table_is_read_by_device_kind(monkeypatch, kind, peak):
+    monkeypatch.setattr(jax, "devices", device(kind))
+    monkeypatch.setattr(metrics, "measure_peak_flops", lambda: pytest.fail("must not measure"))
+    assert peak_flops() == (peak, "table")
+
+
+def test_an_unknown_device_is_measured(monkeypatch):
+    monkeypatch.setattr(metrics, "measure_peak_flops", lambda: 8e9)
+    monkeypatch.setattr(jax, "devices", device("cpu"))
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert peak_flops() == (2e9, "measured")  # virtual devices share the machine
+    monkeypatch.setattr(jax, "devices", device("Some GPU"))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert peak_flops() == (8e9, "measured")
+
+
+@pytest.mark.parametrize(("backend", "products"), [("cpu", 1), ("gpu", 8)])
+def test_the_measured_peak_is_that_of_the_best_time(monkeypatch, backend, products):
+    """With a clock of our own: products take 4, 2 and 3 s of the 9 s there are."""
+    times = iter([0.0, 0.0, 0.0, 4.0, 4.0, 4.0, 6.0, 6.0, 6.0, 9.0, 9.0])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert metrics.measure_peak_flops(size=64, seconds=9.0) == products * 2 * 64**3 / 2.0
+
+
+# metrics.jsonl
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_each_step_is_a_line_that_can_be_read_at_once(tmp_path):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False)
+    writer.write(1, loss=2.5, note="warm")
+    assert lines_of(tmp_path) == [{"step": 1, "loss": 2.5, "note": "warm"}]
+    writer.write(2, loss=2.25)
+    writer.close()
+    assert lines_of(tmp_path)[1:] == [{"step": 2, "loss": 2.25}]
+
+
+def test_a_resumed_run_forgets_what_comes_after_its_checkpoint(tmp_path):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=False)
+    for step in range(8):
+        writer.write(step, loss=1.0 / (step + 1))
+    writer.close()
+    before = lines_of(tmp_path)
+    writer = MetricsWriter(tmp_path, 5, tensorboard=False)
+    assert lines_of(tmp_path) == before[:6]
+    writer.write(6, loss=0.5)
+    writer.close()
+    assert lines_of(tmp_path) == [*before[:6], {"step": 6, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("cut", ['{"step": 3, "lo', '{"step": 3', "{", '{"loss": 1.0}\n', "\n"])
+def test_a_cut_line_is_forgotten(tmp_path, cut):
+    whole = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(whole + cut)
+    writer = MetricsWriter(tmp_path, 7, tensorboard=False)
+    writer.write(8, loss=0.5)
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"step": 8, "loss": 0.5}\n'
+
+
+def test_a_whole_line_without_its_line_end_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}')
+    writer = MetricsWriter(tmp_path, 1, tensorboard=False)
+    writer.write(2, loss=1.0)
+    writer.close()
+    assert lines_of(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_tensorboard_without_its_extra_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ValueError, match=r"alpacare-jax\[tensorboard\]"):
+        MetricsWriter(tmp_path, 0, tensorboard=True)
+
+
+def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
+    board = []
+
+    class SummaryWriter:
+        def __init__(self, directory, purge_step):
+            board.append((directory, purge_step))
+
+        def add_scalar(self, name, value, step):
+            board.append((name, value, step))
+
+        def close(self):
+            board.append("closed")
+
+    fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "tensorboardX", fake)
+    writer = MetricsWriter(tmp_path, 3, tensorboard=True)
+    writer.write(4, loss=1.5, note="text")
+    writer.close()
+    assert board == [(str(tmp_path / "tensorboard"), 4), ("loss", 1.5, 4), "closed"]
+
+
+# Durations
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (0.4, "0s"),
+        (12.3, "12s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (245, "4m05s"),
+        (3599.7, "1h00m"),
+        (7384, "2h03m"),
+        (360_000, "100h00m"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

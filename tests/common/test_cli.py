@@ -1,0 +1,179 @@
+"""How commands end: exit codes, one line for an error, the traceback on demand."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from common import cli
+from tests.conftest import REPOSITORY
+
+SCRIPT = """
+from absl import flags
+from common import cli
+
+class Custom(Exception):
+    pass
+
+def main(argv):
+    kind = flags.FLAGS.kind
+    if kind == "fine":
+        print("done")
+    elif kind == "code":
+        return 3
+    elif kind == "lines":
+        raise ValueError("first line\\n\\n   second\\tline\\n")
+    elif kind == "silent":
+        raise ValueError
+    elif kind == "file":
+        open("/no/such/file")
+    elif kind == "number":
+        raise FloatingPointError("loss is nan")
+    elif kind == "ctrl-c":
+        raise KeyboardInterrupt
+    else:
+        raise Custom("a bug of ours")
+
+KINDS = ["fine", "code", "lines", "silent", "file", "number", "ctrl-c", "bug"]
+flags.DEFINE_enum("kind", "fine", KINDS, "")
+flags.DEFINE_integer("steps", 1, "How many.", lower_bound=1)
+flags.DEFINE_string("workdir", None, "Where.", required=True)
+cli.run(main)
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Runs the script above with arguments: (exit code, stdout, stderr)."""
+    script = tmp_path_factory.mktemp("cli") / "script.py"
+    script.write_text(SCRIPT)
+
+    def run(*arguments, workdir=True):
+        required = ["--workdir=w"] if workdir else []
+        done = subprocess.run(
+            [sys.executable, str(script), *required, *arguments],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_done_is_0(command):
+    assert command("--kind=fine") == (0, "done\n", "")
+
+
+def test_a_command_may_choose_its_code(command):
+    assert command("--kind=code") == (3, "", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("lines", "error: first line second line\n"),
+        ("silent", "error: ValueError\n"),
+        ("file", "error: /no/such/file: no such file or folder\n"),
+        ("number", "error: loss is nan\n"),
+    ],
+)
+def test_an_error_is_1_and_one_line(command, kind, line):
+    assert command(f"--kind={kind}") == (1, "", line)
+
+
+def test_an_interruption_is_130_and_one_line(command):
+    assert command("--kind=ctrl-c") == (130, "", "interrupted\n")
+
+
+def test_debug_shows_the_traceback(command):
+    code, out, err = command("--kind=lines", "--debug")
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last)")
+    assert "script.py" in err and "in main" in err
+    assert "ValueError: first line\n" in err
+    assert "error: " not in err
+
+
+def test_a_bug_is_not_dressed_up_as_an_error_of_the_user(command):
+    code, _, err = command("--kind=bug")
+    assert code == 1
+    assert "Traceback" in err and "Custom: a bug of ours" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--step=2"], "step"),
+        (["--steps=two"], "steps"),
+        (["--steps=0"], "steps"),
+        (["--kind=other"], "kind"),
+        (["--steps"], "steps"),
+        (["--nodebug=3"], "debug"),
+        (["kind=fine"], "kind=fine"),
+        (["--kind=fine", "extra"], "extra"),
+    ],
+)
+def test_wrong_flags_are_2_and_one_line(command, arguments, named):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert named in err
+
+
+def test_a_missing_flag_is_2(command):
+    code, out, err = command(workdir=False)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--workdir is required" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=none.py"], "--config could not be loaded: No such file or directory:"),
+        (["--config=none.py", "--config.a=1"], "No such file or directory: 'none.py'"),
+        (["--config=."], "--config could not be loaded: .: is a folder; give a file"),
+        (["--config=README.md"], "(README.md, line"),
+        (["--config=configs/evaluation.py", "--config.chat.modle=x"], "has no key 'modle'"),
+        (["--config=configs/evaluation.py:x"], "config argument 'x'; this file takes none"),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.references", f"--workdir={tmp_path}", "--benchmark=x"]
+        + arguments,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2) and said in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "p: no space left on the device; make room and run the same command again"),
+        (errno.EACCES, "p: no permission; change its mode or owner, or give another path"),
+        (errno.EROFS, "p: the file system is read-only; give another path"),
+        (errno.EIO, "[Errno 5] Input/output error: 'p'"),
+    ],
+)
+def test_an_error_of_the_system_comes_with_a_remedy(number, said):
+    assert cli.error_text(OSError(number, os.strerror(number), "p")) == said
+
+
+def test_help_is_0_and_needs_no_flag(command):
+    code, out, _ = command("--help", workdir=False)
+    assert code == 0
+    assert all(name in out for name in ("--workdir", "--steps", "--[no]debug"))
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, FloatingPointError])
+def test_fail_returns_1(capsys, error):
+    assert cli.fail(error("wrong\n  and why")) == 1
+    assert capsys.readouterr() == ("", "error: wrong and why\n")

@@ -1,0 +1,360 @@
+"""Config files: everything they can build, the published recipes, and the starter set."""
+
+import ast
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_dict, config_flags
+from rouge_score import rouge_scorer, tokenizers
+
+from alpacare_jax.data import prompts, records
+from alpacare_jax.model.config import VARIANTS
+from alpacare_jax.training.config import RunConfig
+from common import sections
+from configs import alpacare, common
+from tests.conftest import REPOSITORY
+
+TRAINING = {
+    "alpacare": [
+        None,
+        "",
+        *alpacare.VARIANTS,
+        *(f"{v},data={d}" for v in alpacare.VARIANTS for d in alpacare.MAX_LENGTH),
+        "data=alpaca",
+        "variant=llama2-13b",
+        "data=alpaca,variant=llama-13b",
+    ],
+    "quickstart": [None, "", "dir=/tmp/elsewhere"],
+}
+"""Config files of alpacare_jax.train, with every argument that they read."""
+CASES = [(name, arg) for name, args in TRAINING.items() for arg in args]
+
+
+def build(name: str, arg: str | None = None) -> config_dict.ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def from_flags(*args: str) -> config_dict.ConfigDict:
+    """The config as a command sees it, with absl's overrides."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *args])  # ml_collections looks for overrides there
+        values(sys.argv)
+        return values.config
+
+
+# Every file, every argument.
+
+
+@pytest.mark.parametrize("name, arg", CASES)
+def test_every_argument_builds_a_run(name, arg):
+    config = sections.build(RunConfig, build(name, arg).to_dict())
+    shape = VARIANTS[config.model.variant]
+    assert config.data.max_length <= shape.max_position_embeddings
+    assert config.data.template in prompts.TEMPLATES
+
+
+def test_every_file_is_known_here():
+    """A new config file belongs into the table above, or is another package's."""
+    found = {path.stem for path in (REPOSITORY / "configs").glob("*.py")}
+    assert found - {"__init__", "common", "datagen", "evaluation"} == set(TRAINING)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_files_load_by_path_and_can_be_overridden(name):
+    path = REPOSITORY / "configs" / f"{name}.py"
+    config = from_flags(
+        f"--config={path}",
+        "--config.optimizer.learning_rate=3e-5",
+        "--config.sharding.rules.kv_heads=",
+        "--config.sharding.rules.layers=fsdp",
+        "--config.train.tensorboard=True",
+    )
+    run = sections.build(RunConfig, config.to_dict())
+    assert run.optimizer.learning_rate == 3e-5
+    assert run.sharding.rules["kv_heads"] == "", "what the error about a bad length advises"
+    assert run.sharding.rules["layers"] == "fsdp"
+    assert run.train.tensorboard is True
+
+
+def has_sweep(name: str) -> bool:
+    return hasattr(importlib.import_module(f"configs.{name}"), "sweep")
+
+
+@pytest.mark.parametrize("name, arg", [case for case in CASES if has_sweep(case[0])])
+def test_sweeps_build(name, arg):
+    module = importlib.import_module(f"configs.{name}")
+    queued = []
+    module.sweep(lambda **overrides: queued.append(overrides))
+    assert len(queued) > 1
+    assert len({json.dumps(overrides, sort_keys=True) for overrides in queued}) == len(queued)
+    for overrides in queued:
+        config = module.get_config(arg)
+        config.update_from_flattened_dict(overrides)
+        run = sections.build(RunConfig, config.to_dict())
+        for key, value in overrides.items():
+            section, name_of_key = key.split(".")
+            assert getattr(getattr(run, section), name_of_key) == value
+
+
+def test_the_recipe_has_a_sweep_around_its_own_rate():
+    rates = []
+    alpacare.sweep(lambda **overrides: rates.append(overrides["optimizer.learning_rate"]))
+    assert {rate for _, rate in alpacare.EPOCHS_AND_RATE.values()} < set(rates)
+
+
+def test_every_key_is_documented_where_it_is_declared():
+    sections = [f.type for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
+    for section in sections:
+        path = Path(importlib.import_module(section.__module__).__file__)
+        source = path.read_text(encoding="utf-8").splitlines()
+        (node,) = (
+            node
+            for node in ast.parse("\n".join(source)).body
+            if isinstance(node, ast.ClassDef) and node.name == section.__name__
+        )
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and field.target.id not in ("beta1", "beta2"):
+                if field.target.id in ("epsilon", "data", "fsdp", "tensor"):
+                    continue  # said in the docstring of the class
+                assert "  # " in source[field.lineno - 1], f"{path}:{field.lineno}"
+
+
+# The published recipes: AlpaCare training/training-{7b,13b}.sh, stanford_alpaca README.
+
+PUBLISHED = {"7b": (3, 2e-5), "13b": (5, 1e-5)}  # epochs, learning rate
+
+
+@pytest.mark.parametrize("variant", ["llama-7b", "llama-13b", "llama2-7b", "llama2-13b"])
+@pytest.mark.parametrize("dataset, max_length", [("alpacare", 1024), ("alpaca", 512)])
+def test_the_recipe_is_the_published_one(variant, dataset, max_length):
+    config = sections.build(RunConfig, build("alpacare", f"{variant},data={dataset}").to_dict())
+    epochs, learning_rate = PUBLISHED[variant.split("-")[1]]
+    assert config.model.variant == variant
+    assert config.train.epochs == epochs
+    assert config.train.batch_size == 128
+    assert config.data.max_length == max_length
+    assert config.data.template == "alpaca"
+    assert config.data.overlong == "truncate"
+    assert (config.data.eval_path, config.data.eval_share) == ("", 0.0)
+    assert dataclasses.asdict(config.optimizer) == {
+        "name": "adamw",
+        "learning_rate": learning_rate,
+        "schedule": "cosine",
+        "warmup_ratio": 0.03,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "first_moment": "float32",
+        "offload": False,
+    }
+
+
+def test_the_four_models_and_two_data_sets_of_the_paper():
+    assert alpacare.VARIANTS == ("llama-7b", "llama-13b", "llama2-7b", "llama2-13b")
+    assert set(alpacare.MAX_LENGTH) == {"alpacare", "alpaca"}
+    assert build("alpacare").model.variant == "llama-7b"
+    assert build("alpacare").data.max_length == 1024
+
+
+# What is wrong is named, with what would be right.
+
+
+@pytest.mark.parametrize(
+    "arg, message",
+    [
+        ("llama-8b", r"unknown variant 'llama-8b'; choose from llama-7b, llama-13b, llama2-7b"),
+        ("llama-7b,data=medinstruct", r"unknown data 'medinstruct'; choose from alpacare, alpaca"),
+        ("llama-7b,dat=alpaca", r"unknown config argument 'dat'; choose from variant, data"),
+        ("llama-7b,alpaca", r"unknown config argument 'alpaca'; choose from variant, data"),
+    ],
+)
+def test_unknown_arguments(arg, message):
+    with pytest.raises(ValueError, match=message):
+        build("alpacare", arg)
+
+
+def test_unknown_argument_of_the_quickstart():
+    with pytest.raises(ValueError, match=r"unknown config argument 'folder'; choose from dir"):
+        build("quickstart", "folder=x")
+
+
+@pytest.mark.parametrize(
+    "arg, values",
+    [
+        (None, {"size": 3, "rate": 0.5, "fast": False, "name": "x"}),
+        ("7", {"size": 7}),
+        ("7,fast", {"size": 7, "fast": True}),
+        ("size=7,rate=1e-3,name=a=b", {"size": 7, "rate": 1e-3, "name": "a=b"}),
+        ("fast=false", {"fast": False}),
+        ("fast=1", {"fast": True}),
+    ],
+)
+def test_parse_arg(arg, values):
+    got = common.parse_arg(arg, positional="size", size=3, rate=0.5, fast=False, name="x")
+    assert values.items() <= got.to_dict().items()
+
+
+@pytest.mark.parametrize(
+    "arg, message",
+    [
+        ("size=three", "config argument size must be int, not 'three'"),
+        ("rate=fast", "config argument rate must be float, not 'fast'"),
+        ("fast=maybe", "config argument fast is a yes/no, not 'maybe'"),
+        ("fast,7", "unknown config argument '7'"),
+    ],
+)
+def test_parse_arg_on_bad_values(arg, message):
+    with pytest.raises(ValueError, match=message):
+        common.parse_arg(arg, size=3, rate=0.5, fast=False)
+
+
+def changed(key: str, value) -> dict:
+    content = build("quickstart").to_dict()
+    *parents, last = key.split(".")
+    section = content
+    for parent in parents:
+        section = section[parent]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        (
+            "optimizer.epsilom",
+            1.0,
+            r"config\.optimizer has no key 'epsilom'; did you mean 'epsilon'",
+        ),
+        ("modle", {}, "config has no key 'modle'; did you mean 'model'"),
+        ("train.xyz", 1, r"config\.train has no key 'xyz'; it has batch_size, epochs"),
+        ("train.epochs", None, r"config\.train lacks epochs"),
+        ("train", None, "config lacks train"),
+        ("model.variant", "llama-8b", r"model\.variant is 'llama-8b'; choose from llama-7b"),
+        ("model.remat", "some", r"model\.remat is 'some'; choose from none, full, dots"),
+        ("model.dtype", "fp16", r"model\.dtype is 'fp16'; choose from auto, float32, bfloat16"),
+        ("model.loss_tokens", 0, r"model\.loss_tokens must be at least 1"),
+        ("train.batch_size", 0, r"train\.batch_size must be at least 1, not 0"),
+        ("train.epochs", -1, r"train\.epochs must be at least 1, not -1"),
+        ("train.log_every", 0, r"train\.log_every must be at least 1, not 0"),
+        ("train.eval_every", -1, r"train\.eval_every must be at least 0"),
+        ("optimizer.schedule", "wsd", r"optimizer\.schedule is 'wsd'; choose from cosine"),
+        ("data.overlong", "cut", r"data\.overlong is 'cut'; choose truncate, drop or error"),
+        ("checkpoint.keep", 0, r"checkpoint\.keep at least 1"),
+        ("sharding.fsdp", 0, "give positive sizes, one may be -1"),
+    ],
+)
+def test_bad_configs_are_named(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        sections.build(RunConfig, changed(key, value))
+
+
+def test_a_misspelt_override_is_an_error():
+    path = REPOSITORY / "configs" / "quickstart.py"
+    with pytest.raises(AttributeError, match="learning_rate"):
+        from_flags(f"--config={path}", "--config.optimizer.learning_rat=1")
+
+
+def test_a_misspelt_override_is_one_readable_line(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "alpacare_jax.train", "--config=configs/quickstart.py"),
+            *(f"--workdir={tmp_path}/w", "--config.optimizer.learning_rat=1"),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "learning_rate" in done.stderr
+    assert "AttributeError" not in done.stderr and "\\n" not in done.stderr
+
+
+# The quickstart's data.
+
+STARTER = REPOSITORY / "datagen" / "starter"
+TYPES = {
+    *("Text Generation", "Open Q&A", "Chat", "Rewrite", "Summarization", "Classification"),
+    *("USMLE Style Q&A", "Multiple-Choice Q&A", "Single-Hop Reasoning", "Multi-Hop Reasoning"),
+}
+"""AlpaCare's ten formats, rule 4 of its generation prompt."""
+
+
+def starter(name: str) -> list[dict]:
+    return [json.loads(line) for line in (STARTER / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_paths_of_the_quickstart_are_in_the_repository():
+    config = build("quickstart")
+    for path in (config.data.path, config.data.eval_path):
+        assert (REPOSITORY / path).is_file()
+        assert (REPOSITORY / path).parent == STARTER
+    train = records.read_examples(REPOSITORY / config.data.path)
+    assert len(train) // config.train.batch_size >= 5
+
+
+@pytest.mark.parametrize("name, least", [("seeds", 60), ("train", 200), ("test", 30)])
+def test_a_starter_file_keeps_the_contract(name, least):
+    items = starter(name)
+    assert len(items) >= least
+    fields = {"id", "instruction", "input", "type", "topic", "view", "difficulty", "source"}
+    for item in items:
+        assert item.keys() == fields | ({"output"} if name != "seeds" else set()), item["id"]
+        assert item["difficulty"] in range(1, 6)
+        assert type(item["difficulty"]) is int
+        texts = fields - {"input", "difficulty"} | (item.keys() & {"output"})
+        assert all(isinstance(item[f], str) and item[f].strip() for f in texts), item["id"]
+        assert isinstance(item["input"], str)
+        assert "demonstration" in item["source"]
+        assert "not clinician-reviewed" in item["source"]
+    assert len({item["id"] for item in items}) == len(items)
+    assert len({(item["instruction"], item["input"]) for item in items}) == len(items)
+    read = records.read_examples(STARTER / f"{name}.jsonl", answered=name != "seeds")
+    assert [example.input for example in read] == [item["input"] for item in items]
+
+
+@pytest.mark.parametrize("name", ["seeds", "train", "test"])
+def test_a_starter_file_is_varied(name):
+    items = starter(name)
+    assert {item["type"] for item in items} == TYPES
+    assert {item["difficulty"] for item in items} == {1, 2, 3, 4, 5}
+    assert len({item["topic"] for item in items}) >= 10
+    assert len({item["view"] for item in items}) >= 5
+    assert any(item["input"] for item in items)
+    assert any(not item["input"] for item in items)
+
+
+def test_no_test_item_is_in_the_training_set_or_near_one():
+    """ROUGE-L F over 0.7, the limit of AlpaCare's own de-duplication, on instruction and input."""
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    whole = lambda item: f"{item['instruction']} {item['input']}".strip()  # noqa: E731
+    train, test = starter("train"), starter("test")
+    assert not {whole(item) for item in train} & {whole(item) for item in test}
+    assert not {item["output"] for item in train} & {item["output"] for item in test}
+    words = tokenizers.DefaultTokenizer(use_stemmer=False).tokenize
+    tokens = {item["id"]: Counter(words(whole(item))) for item in train + test}
+    close = []
+    for one in test:
+        for other in train:
+            a, b = tokens[one["id"]], tokens[other["id"]]
+            # The common words bound the longest common subsequence: most pairs need no scoring.
+            if 2 * (a & b).total() / (a.total() + b.total()) > 0.7:
+                score = scorer.score(whole(one), whole(other))["rougeL"].fmeasure
+                if score > 0.7:
+                    close.append((one["id"], other["id"], score))
+    assert close == []

@@ -1,0 +1,59 @@
+"""Spellings of one label are counted as one, and none is lost."""
+
+import doctest
+
+import pytest
+
+from datagen.analysis import labels as label_names
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(label_names).failed == 0
+
+
+@pytest.mark.parametrize(
+    "field, spellings",
+    [
+        ("type", ["Multiple-choice Q&A", "Multiple Choice Q & A", "multiple-choice q and a"]),
+        ("type", ["Multi-Hop Reasoning", "Multiple-hop reasoning", "multi hop reasonings"]),
+        ("type", ["Rewrite", "Rewrites", "Rewriting", "Rewrite Task"]),
+        ("type", ["Summarization", "Summarisations", "SUMMARIZATION task"]),
+        ("view", ["Patient", "Patients", "Patient's Perspective", "Patient’s view"]),
+        ("topic", ["Paediatrics", "Pediatrics"]),
+        ("topic", ["Diagnosis", "Diagnoses"]),
+    ],
+)
+def test_spellings_of_one_label(field, spellings):
+    assert len({label_names.key(spelling, field) for spelling in spellings}) == 1
+
+
+@pytest.mark.parametrize(
+    "field, one, other",
+    [
+        ("type", "Single-Hop Reasoning", "Multi-Hop Reasoning"),
+        ("type", "Open Q&A", "Multiple-Choice Q&A"),
+        ("view", "Student", "Medical Student"),
+        ("topic", "医学", "药学"),
+        ("topic", "+", "-"),
+    ],
+)
+def test_different_labels_stay_apart(field, one, other):
+    assert label_names.key(one, field) != label_names.key(other, field)
+
+
+def test_the_ten_types_are_ten():
+    assert len({label_names.key(name, "type") for name in label_names.TYPES}) == 10
+
+
+def test_counts_and_missing_labels():
+    labels = label_names.count(["Rewrite", "rewrites", "Rewrite", None, " ", "Chat", 7], "type")
+    assert labels.counts == {"rewrite": 3, "7": 1, "chat": 1}
+    assert labels.spellings["rewrite"] == {"Rewrite": 2, "rewrites": 1}
+    assert labels.missing == 2
+
+
+def test_the_name_shown_is_the_prompt_s_or_the_most_frequent_of_all_sets():
+    types = label_names.count(["multiple choice q&a"] * 3, "type")
+    assert set(label_names.display_names([types], "type").values()) == {"Multiple-Choice Q&A"}
+    sets = [label_names.count(x, "topic") for x in (["Disease"], ["Diseases", "Diseases"])]
+    assert label_names.display_names(sets, "topic") == {"disease": "Diseases"}

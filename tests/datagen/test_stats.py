@@ -1,0 +1,97 @@
+"""The command: what it writes, twice the same, and its errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from datagen import stats
+from tests.conftest import REPOSITORY
+
+ROWS = [
+    {"instruction": "Write a note.", "type": "Chat", "output": "Yes."},
+    {"instruction": "List the drugs.", "input": "N/A", "type": "chat", "difficulty": 3},
+]
+
+
+def run(*args):
+    command = [sys.executable, "-m", "datagen.stats", *map(str, args)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def test_everything_is_written_and_twice_the_same(tmp_path, data):
+    card = ("--card", "--license=mit", "--language=en", "--title=Rows")
+    for name in ("one", "two"):
+        process = run(f"--input={data}", f"--output={tmp_path / name}", "--parser=rules", *card)
+        assert process.returncode == 0, process.stderr
+    pngs = {f"figures/{name}.png" for name in ("verb_objects", "labels", "lengths", "nearest")}
+    one = contents(tmp_path / "one")
+    assert set(one) == {"stats.json", "stats.html", "README.md"} | pngs
+    assert one == contents(tmp_path / "two")
+    found = json.loads(one["stats.json"])["sets"]["rows"]
+    assert found["words"]["input"]["count"] == 0
+    assert found["labels"]["type"]["values"][0]["spellings"] == {"Chat": 1, "chat": 1}
+    record = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert record["config"]["inputs"]["rows"]["file"] == "rows.jsonl"
+    assert record["end"]
+    assert all(f"({path})" in one["README.md"].decode() for path in pngs)
+
+
+def test_a_missing_flag_of_the_card_is_named_before_any_work(tmp_path, data):
+    process = run(f"--input={data}", f"--output={tmp_path / 'x'}", "--card", "--title=T")
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: --card needs --license, --language")
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_input_is_a_wrong_flag(tmp_path):
+    process = run("--input=", f"--output={tmp_path / 'x'}")
+    assert process.returncode == 2 and "one or several, with commas" in process.stderr
+
+
+def test_an_empty_file_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"empty.jsonl: holds no record"):
+        stats.read_set(path)
+
+
+def test_an_output_that_is_no_text_is_an_error(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"instruction": "a", "output": [1]}\n')
+    with pytest.raises(ValueError, match="record 0: field 'output' must be a string"):
+        stats.read_set(path)
+
+
+def test_names_of_the_sets():
+    assert list(stats.named_inputs(["x/a.jsonl.gz", "b.json"], [])) == ["a", "b"]
+    assert list(stats.named_inputs(["x/a.json", "y/a.json"], ["X", "Y"])) == ["X", "Y"]
+    with pytest.raises(ValueError, match="two sets are called 'a'"):
+        stats.named_inputs(["x/a.json", "y/a.json"], [])
+    with pytest.raises(ValueError, match="1 names for 2 files"):
+        stats.named_inputs(["a", "b"], ["A"])
+    with pytest.raises(ValueError, match="do not fit on a page"):
+        stats.named_inputs(list("abcdefgh"), [])
+
+
+def test_spacy_asked_for_and_not_there():
+    with pytest.raises(ValueError, match="--parser=rules"):
+        stats.choose_parser("spacy", "no_such_model")
+    name, parse = stats.choose_parser("auto", "no_such_model")
+    assert (name, list(parse(["Write a note."]))) == ("rules", [("write", "note")])

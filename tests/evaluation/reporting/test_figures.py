@@ -1,0 +1,133 @@
+"""Figures from report.json."""
+
+import doctest
+
+import pytest
+
+from common.reports.drawing import Polygon, Text
+from evaluation.judging import verdicts, workdirs
+from evaluation.reporting import figure_parts, figures
+from evaluation.reporting.systems import System
+from evaluation.scoring import results
+from tests.support import judge_workdirs
+
+NAMES = {
+    "ours-7b": System("Ours", "LLaMA-7B"),
+    "ours-13b": System("Ours", "LLaMA-13B"),
+    "theirs-7b": System("Theirs"),
+}
+PLAIN = {name: System(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return judge_workdirs.measure_set()
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(figure_parts).failed == 0
+
+
+def tips(figure):
+    return [s.tip for d in figure.drawings for s in d.shapes if isinstance(s, Polygon) and s.tip]
+
+
+def test_which_there_are(measured):
+    found = figures.build(measured, NAMES)
+    each = ("win_rates", "backbones", "comparisons", "difficulty")
+    assert set(found) == {
+        *(f"{name}-{judge}" for name in each for judge in ("strict", "lenient_gpt")),
+        *("judges", "position", "lengths"),
+    }
+    assert not any("backbones" in name for name in figures.build(measured, PLAIN))
+
+
+def test_a_bar_for_every_rate(measured):
+    found = figures.build(measured, PLAIN)["win_rates-strict"]
+    assert [drawing.title for drawing in found.drawings] == ["heart (12 items)", "lung (4 items)"]
+    row = next(
+        r
+        for r in measured["win_rates"]
+        if (r["judge"], r["benchmark"], r["reference"], r["generator"])
+        == ("strict", "heart", "gpt-4", "ours-7b")
+    )
+    (tip,) = [t for t in tips(found) if t.startswith("ours-7b against gpt-4") and "12" in t]
+    assert f"{100 * row['rate']:.1f} %" in tip
+    assert len(tips(found)) == 2 * 3 * 3
+
+
+def test_a_reference_has_one_colour_in_all_panels(tmp_path):
+    one = judge_workdirs.write(
+        tmp_path / "one", lambda r: "tie", items={"heart": ["1"]}, references=["claude-2", "gpt-4"]
+    )
+    two = judge_workdirs.write(tmp_path / "two", lambda r: "tie", items={"lung": ["1"]})
+    found, _ = verdicts.read([one, two])
+    texts = workdirs.read([one, two], found)
+    results_ = results.measure(found, None, texts, seed=0)
+    heart, lung = figures.build(results_, {"ours": System("ours")})["win_rates"].drawings
+    colours = [
+        [s.fill for s in d.shapes if isinstance(s, Polygon) and s.tip] for d in (heart, lung)
+    ]
+    assert colours == [["series0", "series1", "muted"], ["series1"]]
+    assert lung.title == "lung (1 items), against gpt-4"
+
+
+def test_backbones_are_groups_of_methods(measured):
+    found = figures.build(measured, NAMES)["backbones-strict"]
+    assert sum(tip.startswith("Ours on LLaMA-13B") for tip in tips(found)) == 2
+    assert not any("Theirs" in tip for tip in tips(found))
+
+
+def test_a_difference_has_opposite_signs_on_both_sides(measured):
+    found = figures.build(measured, PLAIN)["comparisons-strict"].drawings[0]
+    numbers = [s.text for s in found.shapes if isinstance(s, Text) and s.text[0] in "+−0"]
+    assert len(numbers) == 6
+    assert numbers.count("0") % 2 == 0
+    assert sorted(n[1:] for n in numbers if n[0] == "+") == sorted(
+        n[1:] for n in numbers if n[0] == "−"
+    )
+
+
+def test_differences_tell_on_how_many_items_they_rest(measured):
+    title = figures.build(measured, PLAIN)["comparisons-strict"].drawings[0].title
+    rows = [r for r in measured["comparisons"] if r["judge"].startswith("strict")]
+    benchmark = title.split(" (")[0]
+    items = [
+        r["items"] for r in rows if r["benchmark"] == benchmark and r["reference"] == "average"
+    ]
+    every = measured["benchmarks"][benchmark]["items"]
+    assert min(items) < every, "some verdicts are invalid"
+    assert f"{max(items)} of {every} items)" in title and f"pairs on {min(items)}" in title
+
+
+def test_positions_add_up(measured):
+    (drawing,) = figures.build(measured, PLAIN)["position"].drawings
+    assert len([s for s in drawing.shapes if isinstance(s, Polygon) and s.tip]) == 2 * 4
+
+
+def test_more_judges_than_colours(measured):
+    many = measured | {"judges": {f"j{i}": {} for i in range(7)}}
+    with pytest.raises(ValueError, match="7 judges do not fit in a figure; report at most 6"):
+        figures.build(many, PLAIN)
+
+
+def test_judges_of_nearly_one_name_have_files_of_their_own():
+    judges = ["a/b", "a b"]
+    assert [figure_parts.file_end(judge, judges) for judge in judges] == ["-a_b-1", "-a_b-2"]
+    assert figure_parts.file_end("a/b", ["a/b"]) == ""
+
+
+def test_png_and_svg_of_each(tmp_path, measured):
+    found = {"position": figures.build(measured, PLAIN)["position"]}
+    assert figures.write(tmp_path, found) == set()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["position.png", "position.svg"]
+
+
+def test_the_tip_of_an_average_tells_what_is_valid():
+    row = {"rate": 0.5, "low": 0.4, "high": 0.6, "items": 9, "valid": 7}
+    row["reference"] = results.AVERAGE
+    assert figure_parts.bar(row, "x").tip.endswith(
+        "9 items, 7 of them valid against all references"
+    )
+    row["reference"] = "gpt-4"
+    assert figure_parts.bar(row, "x").tip.endswith("7 items, 2 more invalid")

@@ -1,0 +1,451 @@
+"""Judging over real HTTP, through the real SDKs: both orders, again after any end."""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from common import sections
+from datagen.chat import client
+from datagen.chat.client import Stopped
+from evaluation import judge
+from evaluation.config import EvaluationConfig
+from evaluation.judge import Judging
+from evaluation.judging import verdicts, workdirs
+from evaluation.scoring import results
+from tests.conftest import DATA, REPOSITORY, needs_data
+from tests.support.chat_server import ChatServer, question
+
+ITEMS = [
+    {"id": "a", "instruction": "What is gout?", "difficulty": "1"},
+    {"id": "b", "instruction": "Sum it up.", "input": "BRCA1 repairs DNA.", "difficulty": 5},
+    {"id": "c", "instruction": "Name a drug. {output_1}", "difficulty": 5},
+]
+SYSTEMS = ("model-7B", "model-13B", "gpt", "claude")
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ChatServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(server, monkeypatch):
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.05)
+    server.answer, server.always = (lambda _: "Output (a)"), None
+    server.bodies.clear()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    lines = "".join(json.dumps(item) + "\n" for item in ITEMS)
+    (folder / "set.jsonl").write_text(lines)
+    for name in SYSTEMS:
+        records = [
+            item | {"output": f"{name} on {item['id']} {{instruction}}", "generator": name}
+            for item in ITEMS
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def make_config(server, judges="alpacare", reasks=2, **changes) -> EvaluationConfig:
+    content = importlib.import_module("configs.evaluation").get_config().to_dict()
+    anthropic = changes.get("provider") == "anthropic"
+    url = server.url + ("" if anthropic else "/v1")
+    content |= {name: changes.pop(name) for name in [*changes] if name in content}
+    chat_changes = {"base_url": url, "attempts": 30, "timeout_seconds": 5.0} | changes
+    content |= {"judges": judges, "reasks": reasks, "chat": content["chat"] | chat_changes}
+    return sections.build(EvaluationConfig, content)
+
+
+def make(config, files, outputs=SYSTEMS[:2], references=SYSTEMS[2:], **selection) -> Judging:
+    def paths(names):
+        return [name if "=" in name else str(files / f"{name}.jsonl") for name in names]
+
+    return Judging(
+        config,
+        benchmark=str(files / "set.jsonl"),
+        outputs_from=paths(outputs),
+        references_from=paths(references),
+        data=files,
+        **selection,
+    )
+
+
+def read(workdir, name="judgements.jsonl"):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def counts(workdir):
+    return json.loads((workdir / "run.json").read_text())["counts"]
+
+
+# Verdicts.
+
+
+def test_a_judge_that_always_prefers_the_first(server, files, tmp_path):
+    judge.run(make(make_config(server, judges="alpacare,alpacare_no_tie"), files), tmp_path)
+    lines = read(tmp_path)
+    assert len(lines) == 2 * 2 * 2 * 3 * 2 == len(server.bodies)
+    assert {(line["order"], line["verdict"]) for line in lines} == {
+        ("model_first", "model"),
+        ("reference_first", "reference"),
+    }
+    names = ("judge", "reference", "generator", "id", "order")
+    told = [tuple(line[name] for name in names) for line in lines]
+    assert told == [
+        (f"{j}/gpt-6-luna", r, g, item["id"], order)
+        for j in ("alpacare", "alpacare_no_tie")
+        for r in ("gpt", "claude")
+        for g in ("model-7B", "model-13B")
+        for item in ITEMS
+        for order in ("model_first", "reference_first")
+    ]
+    assert lines[0] == dict(zip(names, told[0], strict=True)) | {
+        "benchmark": "set",
+        "verdict": "model",
+        "raw": "Output (a)",
+        "prompt_version": judge.load_judges("alpacare")[0].version,
+        "usage": {"input_tokens": 20, "output_tokens": 7},
+        "asked": 1,
+    }
+    assert counts(tmp_path)["verdicts"]["alpacare"] == {"model": 12, "reference": 12}
+
+
+def test_a_judge_that_always_ties(server, files, tmp_path):
+    server.answer = lambda _: "**Tie**"
+    judge.run(make(make_config(server), files), tmp_path)
+    assert {line["verdict"] for line in read(tmp_path)} == {"tie"}
+
+
+def test_the_judge_sees_the_texts_as_they_are_and_both_orders(server, files, tmp_path):
+    judge.run(make(make_config(server), files, ["model-7B"], ["gpt"]), tmp_path)
+    seen = set()
+    for body in server.bodies:
+        mark = re.search("lines marked ([0-9a-f]{16})", question(body))[1]
+        blocks = re.findall(rf"^<<< {mark}\n(.*?)\n{mark} >>>$", question(body), re.M | re.S)
+        seen.add(tuple(blocks))
+    ours, theirs = (
+        [f"{name} on {item['id']} {{instruction}}" for item in ITEMS]
+        for name in ("model-7B", "gpt")
+    )
+    asked = ["What is gout?", "Sum it up.\n\nBRCA1 repairs DNA.", "Name a drug. {output_1}"]
+    pairs = list(zip(asked, ours, theirs, strict=True))
+    assert seen == {*pairs, *((q, second, first) for q, first, second in pairs)}
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_structured_replies_are_asked_for_by_schema(server, files, tmp_path, provider):
+    server.answer = lambda _: '{"explanation": "B is rude.", "verdict": "A"}'
+    config = make_config(server, "structured,medical", provider=provider, reasks=0)
+    with pytest.raises(ValueError, match="no reply to medical holds a verdict; see `raw` in"):
+        judge.run(make(config, files, ["model-7B"], ["gpt"], ids=["a"]), tmp_path)
+    told = [(line["judge"].split("/")[0], line["verdict"]) for line in read(tmp_path)]
+    assert told == [
+        ("structured", "model"),
+        ("structured", "reference"),
+        ("medical", "invalid"),
+        ("medical", "invalid"),
+    ]
+    field = "response_format" if provider == "openai" else "output_config"
+    with_schema = [json.dumps(body[field]) for body in server.bodies if body.get(field)]
+    assert len(with_schema) == 2 and all('"verdict"' in schema for schema in with_schema)
+
+
+# What is no verdict.
+
+
+def test_a_reply_without_a_verdict_is_asked_for_again(server, files, tmp_path):
+    said = {}
+
+    def hesitant(body):
+        count = said[question(body)] = said.get(question(body), 0) + 1
+        return "Output (b)" if count == 3 else f"Hard to say, {count}"
+
+    server.answer = hesitant
+    judge.run(make(make_config(server), files, ["model-7B"], ["gpt"]), tmp_path / "three")
+    lines = read(tmp_path / "three")
+    assert {line["verdict"] for line in lines} == {"model", "reference"}
+    assert {line["asked"] for line in lines} == {3} and len(server.bodies) == 18
+    assert counts(tmp_path / "three")["asked_again"] == 6
+    said.clear()
+    server.bodies.clear()
+    twice = make(make_config(server, reasks=1), files, ["model-7B"], ["gpt"])
+    with pytest.raises(ValueError, match="no reply to alpacare holds a verdict"):
+        judge.run(twice, tmp_path / "two")
+    assert {line["verdict"] for line in read(tmp_path / "two")} == {"invalid"}
+    assert {line["raw"] for line in read(tmp_path / "two")} == {"Hard to say, 2"}
+    assert len(server.bodies) == 12, "a bounded number of times"
+    assert counts(tmp_path / "two")["invalid"]["no verdict"] == 6
+    judge.run(make(make_config(server), files, ["model-7B"], ["gpt"]), tmp_path / "two")
+    assert {line["asked"] for line in read(tmp_path / "two")} == {3}
+    assert len(server.bodies) == 18, "a further time asks once more, not anew"
+
+
+def test_what_the_server_refuses_is_invalid_and_told(server, files, tmp_path, capsys):
+    def reply(body):
+        refused = "gout" in question(body)
+        server.always = (400, {"error": {"message": "content policy"}}) if refused else None
+        return "Tie"
+
+    server.answer = reply
+    judging = make(make_config(server, concurrency=1), files, ["model-7B"], ["gpt"], ids=["b", "a"])
+    judging.compared.reverse()  # an answer comes first, so that not every request is refused
+    with pytest.raises(ValueError, match=r"2 of 4 comparisons have no reply .*content policy"):
+        judge.run(judging, tmp_path)
+    assert [line["verdict"] for line in read(tmp_path)] == ["tie", "tie", "invalid", "invalid"]
+    assert read(tmp_path)[-1]["usage"] is None and read(tmp_path)[-1]["raw"] == ""
+    assert counts(tmp_path)["invalid"]["without reply"] == 2
+    assert "2 without reply" in capsys.readouterr().err
+
+
+def test_cut_references_are_told(server, files, tmp_path, capsys):
+    records = [item | {"output": "x", "finish_reason": "length"} for item in ITEMS]
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(json.dumps(record) + "\n" for record in records))
+    judge.run(make(make_config(server), files, ["model-7B"], [f"short={cut}"]), tmp_path / "w")
+    assert counts(tmp_path / "w")["cut_references"] == {"short": 3}
+    assert "reference short: 3 of 3 answers seem cut" in capsys.readouterr().err
+
+
+# Again and again.
+
+
+def test_a_second_run_makes_no_request_and_a_larger_one_only_what_is_new(server, files, tmp_path):
+    config = make_config(server)
+    judge.run(make(config, files, ["model-7B"], difficulty=[5]), tmp_path)
+    assert {line["id"] for line in read(tmp_path)} == {"b", "c"}
+    first = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    assert sorted(first) == ["items.jsonl", "judgements.jsonl", "outputs.jsonl"]
+    server.bodies.clear()
+    judge.run(make(config, files, ["model-7B"], difficulty=[5]), tmp_path)
+    offline = dataclasses.replace(config, offline=True)
+    judge.run(make(offline, files, ["model-7B"], difficulty=[5]), tmp_path)
+    assert server.bodies == []
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == first
+    judge.run(make(config, files), tmp_path)
+    assert len(server.bodies) == 24 - 8
+    assert {tuple(record) for record in read(tmp_path, "items.jsonl")} == {
+        ("id", "benchmark", "instruction", "input", "topic", "difficulty")
+    }
+    written = read(tmp_path, "outputs.jsonl")
+    assert [(r["generator"], r["id"]) for r in written] == [(g, i) for g in SYSTEMS for i in "abc"]
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["outputs"][str(files / "model-7B.jsonl")]["sha256"]
+    assert told["config"]["chat"]["model"] == "gpt-6-luna"
+    with pytest.raises(ValueError, match=r"judgements\.jsonl:1: .* does not ask for .*--workdir"):
+        judge.run(make(config, files, ["model-13B"]), tmp_path)
+    with pytest.raises(ValueError, match="--workdir"):
+        judge.run(make(make_config(server, model="other"), files), tmp_path)
+    (tmp_path / "judgements.jsonl").write_text('{"note": "by hand"}\n')
+    with pytest.raises(ValueError, match="does not ask for"):
+        judge.run(make(config, files), tmp_path)
+
+
+def test_a_dry_run_tells_the_price_and_asks_nothing(server, files, tmp_path, capsys):
+    judging = make(make_config(server, judges="alpacare,medical"), files)
+    judge.run(judging, tmp_path / "run", dry_run=True)
+    told = capsys.readouterr().err
+    assert "alpacare: 24 requests to send" in told and "medical: 24 requests to send" in told
+    assert "$0.0" in told and server.bodies == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_at_the_budget_leaves_no_half_of_the_verdicts(server, files, tmp_path):
+    config = make_config(server, budget_tokens=2_000, max_tokens=100, concurrency=1)
+    with pytest.raises(Stopped, match="budget"):
+        judge.run(make(config, files), tmp_path)
+    assert 0 < len(server.bodies) < 24
+    assert not (tmp_path / "judgements.jsonl").exists()
+    judge.run(make(make_config(server, budget_tokens=10**6, max_tokens=100), files), tmp_path)
+    assert len(server.bodies) == 24 == len(read(tmp_path))
+
+
+RANDOM = ("Output (a)", "Output (b)", "Tie", "Either.")
+
+
+def drawn(body) -> str:
+    """The same question always gets the same verdict."""
+    return RANDOM[sum(question(body).encode()) % len(RANDOM)]
+
+
+def command(server, files, workdir):
+    return [
+        *(sys.executable, "-m", "evaluation.judge", "--config=configs/evaluation.py"),
+        *(f"--benchmark={files / 'set.jsonl'}", f"--workdir={workdir}", "--config.reasks=1"),
+        "--outputs=" + ",".join(str(files / f"{name}.jsonl") for name in SYSTEMS[:2]),
+        "--references=" + ",".join(str(files / f"{name}.jsonl") for name in SYSTEMS[2:]),
+        *(f"--config.chat.base_url={server.url}/v1", "--config.chat.attempts=30"),
+        *("--config.chat.timeout_seconds=5", "--config.chat.concurrency=2"),
+    ]
+
+
+def test_faults_and_a_kill_change_no_verdict(server, files, tmp_path):
+    server.answer = drawn
+    config = make_config(server, reasks=1, concurrency=2)
+    judge.run(make(config, files), tmp_path / "calm")
+    faulty = ChatServer(faults=0.3, seed=3)
+    faulty.answer, faulty.stall, faulty.delay = drawn, 0.01, 0.05
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command(faulty, files, tmp_path / "rough"), env=environment)
+    while len(faulty.answered) < 8 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "rough" / "judgements.jsonl").exists()
+    config = dataclasses.replace(
+        config, chat=dataclasses.replace(config.chat, base_url=f"{faulty.url}/v1")
+    )
+    judge.run(make(config, files), tmp_path / "rough")
+    faulty.close()
+    for name in ("judgements.jsonl", "items.jsonl", "outputs.jsonl"):
+        assert (tmp_path / "rough" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+    assert {line["verdict"] for line in read(tmp_path / "rough")} > {"invalid", "tie"}
+
+
+@pytest.mark.slow
+@needs_data
+def test_the_papers_evaluation_under_faults_and_kills(tmp_path):
+    """MedInstruct-test x 4 references x 6 systems x 2 orders, to the report; takes 2 minutes."""
+    systems = sorted(path.name for path in (DATA / "model_outputs").iterdir())
+    calm, faulty = ChatServer(), ChatServer(faults=0.3, seed=5)
+    faulty.stall = 0.01
+    calm.answer = faulty.answer = drawn
+
+    def start(server, workdir):
+        judging = [
+            *("--config=configs/evaluation.py", "--benchmark=medinstruct", f"--data={DATA}"),
+            *(f"--outputs={','.join(systems)}", f"--workdir={workdir}", "--config.reasks=1"),
+            "--references=gpt-4,gpt-3.5-turbo,text-davinci-003,claude-2",
+            *(f"--config.chat.base_url={server.url}/v1", "--config.chat.attempts=30"),
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "evaluation.judge", *judging], cwd=REPOSITORY
+        )
+
+    assert start(calm, tmp_path / "calm").wait() == 0
+    draw, kills, code = random.Random(0), 0, None
+    while code is None:
+        process = start(faulty, tmp_path / "rough")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(draw.uniform(2, 15) if kills < 8 else None)
+        kills += code is None
+        process.kill()
+        process.wait()
+    assert code == 0 and kills >= 3
+    assert len(systems) == 6 and len(read(tmp_path / "rough")) == 10_368
+    for name in ("judgements.jsonl", "items.jsonl", "outputs.jsonl"):
+        assert (tmp_path / "rough" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+    asked = len(faulty.bodies)
+    assert start(faulty, tmp_path / "rough").wait() == 0
+    assert len(faulty.bodies) == asked, "a second run makes no request"
+    for name in ("calm", "rough"):
+        output = f"--output={tmp_path / name / 'report'}"
+        reporting = ["evaluation.report", f"--judgements={tmp_path / name}", output]
+        subprocess.run([sys.executable, "-m", *reporting], cwd=REPOSITORY, check=True)
+    calm_report, rough_report = (tmp_path / name / "report" for name in ("calm", "rough"))
+    tables = sorted(path.relative_to(calm_report) for path in calm_report.rglob("*.tex"))
+    assert tables
+    for name in ("report.json", *tables):
+        assert (rough_report / name).read_bytes() == (calm_report / name).read_bytes()
+    calm.close()
+    faulty.close()
+
+
+# What is wrong is told.
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"judges": "alpacare,gpt"}, "no judge 'gpt'; choose from"),
+        ({"judges": ","}, "names no judge"),
+        ({"judges": "medical,medical"}, "judges: 'medical' is there twice"),
+        ({"outputs": ["gpt"]}, "--outputs and --references: 'gpt' is there twice"),
+        ({"outputs": ["model-7B", "model-7B"]}, "'model-7B' is there twice"),
+        ({"outputs": ["nothing"]}, "no such file"),
+        ({"ids": ["a", "z"]}, "no item 'z'"),
+        ({"ids": ["a"], "difficulty": [5]}, "leave one"),
+        ({"reasks": -1}, "reasks must be at least 0"),
+    ],
+)
+def test_what_is_wrong_is_told(server, files, changes, says):
+    config = {key: changes.pop(key) for key in ("judges", "reasks") if key in changes}
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
+        make(make_config(server, **config), files, **changes)
+
+
+@needs_data
+def test_published_files(server, tmp_path):
+    judging = Judging(
+        make_config(server),
+        benchmark="medinstruct",
+        outputs_from=["alpacare-7b", "pmc-llama-7b"],
+        references_from=["gpt-4", "gpt-3.5-turbo", "text-davinci-003", "claude-2"],
+        data=DATA,
+        ids=["0", "142", "144"],
+        difficulty=(),
+    )
+    judge.run(judging, tmp_path)
+    assert len(read(tmp_path)) == 2 * 4 * 3 * 2 == len(server.bodies)
+
+
+def test_a_model_whose_name_no_table_can_show(server, files):
+    with pytest.raises(ValueError, match=r"'alpacare/m\\u202e' is no name that can be shown"):
+        make(make_config(server, model="m\u202e"), files)
+
+
+# What is there already.
+
+
+def test_half_a_file_says_what_to_do(server, files, tmp_path):
+    judging = make(make_config(server), files, ["model-7B"], ["gpt"])
+    judge.run(judging, tmp_path)
+    path = tmp_path / "judgements.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"not JSON.*; delete {path}: it is written anew"):
+        judge.run(judging, tmp_path)
+    path.unlink()
+    judge.run(judging, tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_other_answers_need_another_workdir(server, files, tmp_path):
+    judge.run(make(make_config(server), files, ["model-7B"], ["gpt"]), tmp_path)
+    before = (tmp_path / "judgements.jsonl").read_bytes()
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text((files / "model-7B.jsonl").read_text().replace("model-7B on b", "new"))
+    asked = len(server.bodies)
+    judging = make(make_config(server), files, [f"model-7B={changed}"], ["gpt"])
+    with pytest.raises(ValueError, match="another answer of model-7B to item 'b'"):
+        judge.run(judging, tmp_path)
+    assert len(server.bodies) == asked
+    assert (tmp_path / "judgements.jsonl").read_bytes() == before
+
+
+# The report.
+
+
+def test_the_report_reads_what_is_written(server, files, tmp_path):
+    """A judge that always prefers the first answer: exactly 50 %, and a position bias of 100 %."""
+    judge.run(make(make_config(server), files), tmp_path)
+    found, _ = verdicts.read([tmp_path])
+    measured = results.measure(found, None, workdirs.read([tmp_path], found), seed=0)
+    assert {row["rate"] for row in measured["win_rates"]} == {0.5}
+    (told,) = measured["judges"].values()
+    assert told["position"]["first_preference"] == told["position"]["for_first_share"] == 1.0
+    assert measured["benchmarks"]["set"]["difficulty"] == {"1": 1, "5": 2}

@@ -1,0 +1,120 @@
+"""The command: what it writes, twice the same, and its errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from evaluation import report
+from tests.conftest import REPOSITORY
+from tests.support import judge_workdirs
+
+
+def run(*args):
+    command = [sys.executable, "-m", "evaluation.report", *map(str, args)]
+    env = os.environ | {"PYTHONHASHSEED": "1"}
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=env)
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def test_everything_is_written_and_twice_the_same(tmp_path):
+    """In two processes with different hash seeds; what an earlier report left goes, alone."""
+    folder = judge_workdirs.write(
+        tmp_path / "work",
+        judge_workdirs.a_verdict,
+        items={"heart": ["1", "2", "3", "4"]},
+        systems=["ours", "theirs"],
+    )
+    labels = judge_workdirs.write_lines(
+        tmp_path / "labels.jsonl",
+        [judge_workdirs.judgement("2", "model_first", "tie", judge="human")],
+    )
+    names = tmp_path / "systems.json"
+    names.write_text('{"ours": {"name": "Ours"}}')
+    old = tmp_path / "one" / "figures" / "backbones-j.png"
+    mine = [tmp_path / "one" / name for name in ("figures/mine.png", "tables/table1.tex")]
+    for path in (old, *mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    flags = (f"--judgements={folder}", f"--labels={labels}", f"--systems={names}")
+    process = run(*flags, f"--output={tmp_path / 'one'}")
+    assert process.returncode == 0, process.stderr
+    report.run(
+        judgements=[str(folder)],
+        output=tmp_path / "two",
+        labels=[str(labels)],
+        systems_file=str(names),
+        seed=0,
+        page_mib=20.0,
+    )
+    assert not old.exists()
+    for path in mine:
+        path.unlink()  # an error where it is gone
+    one = contents(tmp_path / "one")
+    assert one == contents(tmp_path / "two")
+    figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
+    tables = ("win_rates", "judges", "agreement", "comparisons", "difficulty", "lengths")
+    assert set(one) >= {
+        *("report.json", "report.html"),
+        *(f"figures/{name}.{end}" for name in figures for end in ("png", "svg")),
+        *(f"tables/{name}.{end}" for name in (*tables, "signals") for end in ("md", "tex")),
+    }
+    assert json.loads(one["report.json"])["verdicts"] == 16
+    assert b"Ours" in one["tables/win_rates.tex"]
+    record = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert record["end"]
+    assert list(record["config"]["judgements"]) == [str(folder / "judgements.jsonl")]
+
+
+def test_a_workdir_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--judgements takes workdirs of"):
+        report.run(
+            judgements=[str(tmp_path)],
+            output=tmp_path / "out",
+            labels=[],
+            systems_file="",
+            seed=0,
+            page_mib=1.0,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_that_is_not_whole_has_no_run_json(tmp_path, monkeypatch):
+    folder = judge_workdirs.write(tmp_path / "work", lambda _: "tie", items={"heart": ["1"]})
+    settings = {"judgements": [str(folder)], "output": tmp_path / "out", "labels": []}
+    settings |= {"systems_file": "", "seed": 0, "page_mib": 1.0}
+    report.run(**settings)
+    assert (tmp_path / "out" / "run.json").exists()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_tables", full)
+    with pytest.raises(OSError, match="No space"):
+        report.run(**settings)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_report_into_a_workdir_would_lose_its_run_json(tmp_path):
+    judge_workdirs.write(tmp_path, lambda _: "tie", items={"heart": ["1"]})
+    (tmp_path / "run.json").write_text("how it was judged")
+    settings = {"labels": [], "systems_file": "", "seed": 0, "page_mib": 1.0}
+    with pytest.raises(ValueError, match="choose another --output"):
+        report.run(judgements=[str(tmp_path)], output=tmp_path, **settings)
+    assert (tmp_path / "run.json").read_text() == "how it was judged"
+
+
+def test_no_workdir_is_a_wrong_flag():
+    for flag in ("--judgements=", "--judgements=a,,b"):
+        process = run(flag, "--output=out")
+        assert process.returncode == 2
+        assert "one or several, with commas" in process.stderr

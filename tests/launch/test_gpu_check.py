@@ -1,0 +1,75 @@
+"""launch/gpu_check.sh, whose one call must not end for a silly reason: with a Python of our own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PYTHON = """#!/usr/bin/env bash
+if [ "$1" = - ]; then cat >/dev/null; exit "$MISSING"; fi
+echo "$JAX_DEFAULT_MATMUL_PRECISION $*"
+[[ "$*" != *"$FAILS"* ]]
+"""
+
+
+def check(tmp_path: Path, *args: str, fails: str = "nothing", missing: int = 0):
+    stand_in = tmp_path / "python"
+    stand_in.write_text(PYTHON)
+    stand_in.chmod(0o755)
+    env = os.environ | {"FAILS": fails, "MISSING": str(missing)}
+    return subprocess.run(
+        ["bash", "launch/gpu_check.sh", *args],
+        cwd=REPOSITORY,
+        env=env | {"PYTHON": str(stand_in)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def logs(folder: Path) -> dict[str, str]:
+    return {path.stem: path.read_text() for path in folder.glob("*.log")}
+
+
+def test_every_step_runs_and_leaves_a_log(tmp_path):
+    folder = tmp_path / "a folder"
+    done = check(tmp_path, str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    found = logs(folder)
+    assert found.keys() == {"attention", "llama-7b", "llama-1b"}
+    # Products of float32 in 10 bits would fail the tests.
+    assert found["attention"].startswith("highest -m pytest ")
+    assert f"--profile={folder}/profile" in found["llama-7b"], "whole, spaces and all"
+    assert "--alone --checkpointing" in found["llama-7b"]
+
+
+@pytest.mark.parametrize("fails", ["-m pytest", "llama-7b"])
+def test_what_fails_does_not_stop_the_rest(tmp_path, fails):
+    done = check(tmp_path, str(tmp_path / "out"), fails=fails)
+    assert done.returncode == 1
+    assert len(logs(tmp_path / "out")) == 3
+    name = {"-m pytest": "attention"}.get(fails, fails)
+    assert f"FAILED: {name}; see the logs in" in done.stdout
+
+
+def test_nothing_runs_where_something_is_missing(tmp_path):
+    done = check(tmp_path, str(tmp_path / "out"), missing=1)
+    assert (done.returncode, logs(tmp_path / "out")) == (1, {})
+
+
+def test_what_looks_for_missing_packages_is_python():
+    script = (REPOSITORY / "launch" / "gpu_check.sh").read_text()
+    (check_packages,) = re.findall(r"<<'EOF'.*?\n(.*?)\nEOF\n", script, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-", "1"],
+        cwd=REPOSITORY,
+        input=check_packages,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), "all that it looks for is here"

@@ -1,0 +1,1067 @@
+"""The launch scripts, against stand-ins for gcloud, ssh and SLURM.
+
+The stand-ins record every call, answer from small state files, and fail where a test says so. What
+is sent to a host really runs here, in a home folder of that host with a Python that installs
+nothing: so installing, starting, logging and stopping are the scripts' own.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+STAND_IN = """\
+#!/bin/bash
+program=${0##*/}
+command=${!#}
+
+record() { # STEP; then fails, if the test wants this: fail/STEP holds how often, and what to say
+    { flock 9 && printf '%s\\0' "$program" "$1" "${@:2}" $'\\n' >>"$CLOUD/calls"; } 9>"$CLOUD/lock"
+    [ -f "$CLOUD/fail/$1" ] || return 0
+    local times message
+    IFS=' ' read -r -d '' times message <"$CLOUD/fail/$1"
+    [ "$times" -gt 0 ] || return 0
+    echo "$((times - 1)) $message" >"$CLOUD/fail/$1"
+    printf '%s\\n' "$message" >&2
+    exit 1
+}
+
+step_of_command() {
+    [[ $command =~ worker.sh' '(state|install|start|stop|log) ]] || [[ $command =~ (cat)' >' ]]
+    echo "${BASH_REMATCH[1]}"
+}
+
+on_host() { # HOST
+    local home=$CLOUD/homes/${SHARED_HOME:-$1}
+    mkdir -p "$home"
+    (cd "$home" && exec env -i HOME="$home" HOSTNAME="$1" CLOUD="$CLOUD" WORKER="${1: -1}" \\
+        PATH="$CLOUD/host_bin:/usr/bin:/bin" bash -c "$command")
+}
+
+state() { # FILE: one line for each question to come; the last one stays
+    if [ ! -f "$CLOUD/$1" ]; then
+        echo "ERROR: (gcloud.compute.tpus) NOT_FOUND: Resource '$name' was not found" >&2
+        exit 1
+    fi
+    local lines
+    mapfile -t lines <"$CLOUD/$1"
+    echo "${lines[0]}"
+    if [ ${#lines[@]} -gt 1 ]; then printf '%s\\n' "${lines[@]:1}" >"$CLOUD/$1"; fi
+}
+
+case $program in
+gcloud) ;;
+ssh)
+    record "$(step_of_command)" "$@"
+    command=${command} on_host "${*: -2:1}"
+    exit
+    ;;
+*)
+    record "$program" "$@"
+    echo 77
+    exit
+    ;;
+esac
+
+kind=$3 verb=$4 name=$5 worker= nodes=1 prefix= node=0
+command= number=${5#alpaca} # of a TPU that is one of several slices
+for flag; do
+    case $flag in
+    --node=*) node=${flag#*=} ;;
+    --node-count=*) nodes=${flag#*=} ;;
+    --node-prefix=*) prefix=${flag#*=} ;;
+    --command=*) command=${flag#*=} ;;
+    --worker=*) worker=${flag#*=} ;;
+    esac
+done
+case $verb in
+ssh) record "$(step_of_command)" "$@" ;;
+*) record "$verb" "$@" ;;
+esac
+case $kind$verb in
+tpu-vmdescribe) state "tpu$number" ;;
+queued-resourcesdescribe) state request ;;
+*create)
+    compgen -G "$CLOUD/tpu*" >/dev/null || mv "$CLOUD/homes" "$CLOUD/lost-$$" # taken away
+    if [[ " $* " = *" --spot "* ]]; then spot=True; else spot=; fi
+    for ((i = 0; i < nodes; i++)); do
+        printf '%s\\t%s\\n' "$(cat "$CLOUD/made_as" 2>/dev/null || echo READY)" "$spot" \\
+            >"$CLOUD/tpu${prefix:+-$i}"
+    done
+    if [ "$kind" = queued-resources ]; then
+        printf '%s\\n' WAITING_FOR_RESOURCES PROVISIONING ACTIVE >"$CLOUD/request"
+    fi
+    printf x >>"$CLOUD/made"
+    ;;
+*delete)
+    rm -f "$CLOUD"/tpu* "$CLOUD/request"
+    ;;
+*)
+    code=0
+    if [ "$worker" = all ]; then worker="0 1"; fi
+    if [ "$node" = all ]; then node="0 1"; fi
+    for n in $node; do
+        suffix=
+        if [ "$kind" = queued-resources ]; then suffix=-$n; fi
+        if ! grep -qs ^READY "$CLOUD/tpu$suffix"; then
+            echo "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) cannot reach the instance" >&2
+            exit 255
+        fi
+        for i in $worker; do
+            host=t1v-n-$((n + 1))-w-$i
+            if [ "$verb" = scp ]; then
+                mkdir -p "$CLOUD/homes/$host"
+                cp "$5" "$CLOUD/homes/$host/${6#*:}"
+            else
+                on_host "$host" || code=$?
+            fi
+        done
+    done
+    exit "$code"
+    ;;
+esac
+"""
+
+PYTHON = """\
+#!/bin/bash
+# A Python that installs nothing.
+case "$*" in
+"-c "*) ;;
+"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip install "*)
+    echo "$HOSTNAME $PWD $*" >>"$CLOUD/pip"
+    if [ -f "$CLOUD/pip-fails-$WORKER" ]; then
+        echo "ERROR: No matching distribution found for jax" >&2
+        exit 1
+    fi
+    ;;
+*) echo "python in $VIRTUAL_ENV: $*" ;;
+esac
+"""
+
+
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A small git clone with the launch scripts."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(REPOSITORY / "launch", root / "launch")
+    for name in ("setup.py", "constraints.txt", ".gitignore"):
+        shutil.copy(REPOSITORY / name, root)
+    (root / "gone.py").touch()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], cwd=root, check=True)
+    (root / "gone.py").unlink()
+    (root / "new file.py").write_text("new")
+    (root / "data").mkdir()
+    (root / "data" / "secret.json").touch()
+    return root
+
+
+class Cloud:
+    """Hosts to run on, and a user's machine with the stand-ins on its PATH."""
+
+    def __init__(self, root: Path, project: Path):
+        self.root, self.project = root, project
+        for name in ("gcloud", "ssh", "sbatch", "srun", "scancel", "scontrol"):
+            write_program(root / "bin" / name, STAND_IN)
+        write_program(root / "host_bin" / "python3.11", PYTHON)
+        (root / "fail").mkdir()
+        (root / "homes").mkdir()
+        self.env = {
+            "PATH": f"{root}/bin:/usr/bin:/bin",
+            "HOME": str(root / "user"),
+            "CLOUD": str(root),
+            "ALPACARE_POLL_SECONDS": "0.05",
+            "ALPACARE_SETTLE_SECONDS": "0.1",
+            "ALPACARE_RETRY_SECONDS": "0.01",
+        }
+
+    def ready(self) -> "Cloud":
+        (self.root / "tpu").write_text("READY\t")
+        return self
+
+    def fail(self, step: str, message: str = "ERROR: it broke", times: int = 99) -> None:
+        (self.root / "fail" / step).write_text(f"{times} {message}")
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        script, *rest = arguments
+        return subprocess.Popen(
+            ["bash", str(self.project / "launch" / script), *rest],
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+        process = self.start(*arguments, **env)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def tpu(self, action: str, *rest: str, **env: str) -> subprocess.CompletedProcess:
+        return self(*self.tpu_arguments(action, *rest), **env)
+
+    @staticmethod
+    def tpu_arguments(action: str, *rest: str) -> list[str]:
+        made = ("--accelerator_type=v5litepod-16", "--version=v2") if action in MAKES else ()
+        return ["tpu_run.sh", action, "--name=alpaca", "--zone=us-west4-a", *made, *rest]
+
+    def recorded(self) -> list[list[str]]:
+        """Every call: program, step, arguments."""
+        file = self.root / "calls"
+        text = file.read_text() if file.exists() else ""
+        return [call.split("\0")[:-1] for call in text.split("\n\0")[:-1]]
+
+    def calls(self, *steps: str) -> list[list[str]]:
+        """The arguments of every call; of these steps only."""
+        return [call[2:] for call in self.recorded() if not steps or call[1] in steps]
+
+    def steps(self) -> list[str]:
+        """The steps in order, without those of watching."""
+        every = [step for _, step, *_ in self.recorded()]
+        return [step for step in every if step not in ("describe", "state", "log")]
+
+    def wait_for(self, path: str) -> None:
+        deadline = time.monotonic() + 20
+        while not (self.root / path).exists():
+            assert time.monotonic() < deadline, f"{path} did not appear"
+            time.sleep(0.02)
+
+    def lines(self, path: str) -> list[str]:
+        file = self.root / path
+        return file.read_text().splitlines() if file.exists() else []
+
+    def processes(self) -> list[int]:
+        """Supervisors that live."""
+        found = []
+        for file in self.root.glob("*/*/alpacare-jax/run-*/pid"):
+            pid = int(file.read_text())
+            with contextlib.suppress(OSError):
+                if b"supervise" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
+    def close(self) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+MAKES = ("create", "run")
+TOOLS = ("awk", "basename", "bash", "cat", "cksum", "dirname", "git", "grep", "mktemp", "rm", "sed")
+WHERE = ["--zone=us-west4-a", "--quiet"]
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory) -> str:
+    """A PATH without gcloud, ssh and SLURM."""
+    root = tmp_path_factory.mktemp("tools")
+    for name in (*TOOLS, "seq", "tr", "wc"):
+        (root / name).symlink_to(shutil.which(name))
+    return str(root)
+
+
+@pytest.fixture
+def cloud(tmp_path, project):
+    cloud = Cloud(tmp_path, project)
+    yield cloud
+    cloud.close()
+
+
+def bash(script: str) -> list[str]:
+    return ["--", "bash", "-c", script]
+
+
+def only_error(result: subprocess.CompletedProcess) -> str:
+    """The error: one line, the last one, and nothing but progress before it."""
+    lines = result.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert errors == lines[-1:], result.stderr
+    assert all(re.match(r"(tpu|gpu)_run: ", line) for line in lines[:-1]), result.stderr
+    return errors[0]
+
+
+class TestCreate:
+    def test_direct(self, cloud):
+        result = cloud.tpu("create", "--project=p")
+        assert result.returncode == 0, result.stderr
+        assert cloud.calls("create") == [
+            ["compute", "tpus", "tpu-vm", "create", "alpaca", "--accelerator-type=v5litepod-16"]
+            + ["--version=v2", "--zone=us-west4-a", "--project=p", "--quiet"]
+        ]
+
+    def test_queued_spot_waits_until_it_is_granted(self, cloud):
+        result = cloud.tpu("create", "--queued", "--spot")
+        assert result.returncode == 0, result.stderr
+        assert cloud.calls("create") == [
+            ["compute", "tpus", "queued-resources", "create", "alpaca", "--node-id=alpaca"]
+            + ["--accelerator-type=v5litepod-16", "--runtime-version=v2", "--spot", *WHERE]
+        ]
+        assert [call[2] for call in cloud.calls("describe")] == [
+            *["queued-resources"] * 3,
+            "tpu-vm",
+        ]
+
+    def test_a_request_that_fails(self, cloud):
+        process = cloud.start(*cloud.tpu_arguments("create", "--queued"))
+        cloud.wait_for("made")
+        (cloud.root / "request").write_text("FAILED")
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "alpaca is FAILED" in err.splitlines()[-1]
+        assert cloud.calls("delete") == []
+
+
+ONCE_ON_1 = """
+if mkdir $CLOUD/once.$WORKER 2>&-; then
+    [ $WORKER = 1 ] && until [ -d $CLOUD/once.0 ]; do sleep 0.1; done && {}
+    sleep 60
+fi
+echo trained
+"""
+"""A command to which something happens on worker 1, the first time."""
+
+
+class TestRun:
+    def test_from_nothing_to_the_end(self, cloud):
+        script = 'echo "$WORKER $ALPACARE_DISTRIBUTED $JAX_COORDINATOR_PORT"; python -m train'
+        result = cloud.tpu("run", *bash(script))
+        assert result.returncode == 0, result.stderr
+        assert cloud.steps() == ["create", "scp", "install", "start"]
+        venv = cloud.root / "homes/t1v-n-1-w-0/alpacare-jax/venv"
+        assert result.stdout == f"0 1 8476\npython in {venv}: -m train\n"
+        assert "still costs money" in result.stderr
+        for step in ("scp", "install", "start", "state"):
+            assert all("--worker=all" in call for call in cloud.calls(step))
+        assert all("--worker=0" in call for call in cloud.calls("log"))
+
+    def test_the_tree_is_what_git_knows(self, cloud):
+        assert cloud.ready().tpu("run", *bash("mkdir runs; touch runs/mine")).returncode == 0
+        tree = cloud.root / "homes/t1v-n-1-w-1/alpacare-jax/tree"
+        assert (tree / "new file.py").read_text() == "new"
+        assert (tree / "setup.py").exists()
+        assert not (tree / "gone.py").exists()
+        assert not (tree / "data").exists()
+        # The next copy takes away what is gone here, and nothing that a run has written.
+        (tree.parent / "files").write_text("new file.py\nold.py\n")
+        (tree / "old.py").touch()
+        assert cloud.tpu("run", *bash("true")).returncode == 0
+        assert not (tree / "old.py").exists()
+        assert (tree / "new file.py").exists()
+        assert (tree / "runs/mine").exists()
+
+    def test_words_arrive_as_they_were_written(self, cloud):
+        words = [
+            "a b",
+            "it's",
+            '"q"',
+            "$HOME",
+            "a;b",
+            "*",
+            "",
+            "x=1",
+            "two\nlines",
+            "--f=c d",
+            "\\",
+        ]
+        result = cloud.ready().tpu(
+            "run", "--", "bash", "-c", 'printf "%s\\0" "$@" >"$CLOUD/words.$WORKER"', "x", *words
+        )
+        assert result.returncode == 0, result.stderr
+        for worker in "01":
+            assert (cloud.root / f"words.{worker}").read_text() == "\0".join(words) + "\0"
+
+    def test_a_broken_install_is_done_again(self, cloud):
+        (cloud.root / "pip-fails-1").touch()
+        result = cloud.ready().tpu("run", *bash("true"))
+        assert result.returncode == 1
+        assert "No matching distribution found for jax" in only_error(result)
+        assert "start" not in cloud.steps()
+        stamps = lambda: sorted(p.parts[-4] for p in cloud.root.glob("homes/*/*/venv/installed*"))  # noqa: E731
+        assert stamps() == ["t1v-n-1-w-0"]
+        (cloud.root / "pip-fails-1").unlink()
+        assert cloud.tpu("run", *bash("true")).returncode == 0
+        assert stamps() == ["t1v-n-1-w-0", "t1v-n-1-w-1"]
+        installs = [line.split() for line in cloud.lines("pip")]
+        assert [line[0][-1] for line in installs] == ["0", "1", "1"]
+        tree = cloud.root / "homes/t1v-n-1-w-1/alpacare-jax/tree"
+        assert installs[-1][1] == str(tree)
+        assert installs[-1][-4:] == ["--constraint", "constraints.txt", "--editable", ".[tpu]"]
+
+    def test_the_command_knows_its_commit(self, cloud):
+        """The copy has no .git; new files in the tree are a change."""
+        git = ["git", "-C", str(cloud.project), "rev-parse", "HEAD"]
+        head = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        result = cloud.ready().tpu("run", *bash('echo "$ALPACARE_GIT_COMMIT"'))
+        assert result.stdout == f"{head}-dirty\n", result.stderr
+
+    def test_a_command_that_a_signal_ended_starts_again(self, cloud):
+        """As after running out of memory: worker 1 is killed, on a TPU that stays healthy."""
+        result = cloud.ready().tpu("run", *bash(ONCE_ON_1.format("kill -KILL $$")))
+        assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
+        assert cloud.steps() == ["scp", "install", "start", "stop", "scp", "install", "start"]
+        assert (
+            "tpu_run: the command failed on t1v-n-1-w-1 with code 137; starting again, 1 of at "
+            "most 10 times\n"
+        ) in result.stderr
+
+    @pytest.mark.parametrize("times", [0, 2])
+    def test_starting_again_is_bounded(self, cloud, times):
+        result = cloud.ready().tpu("run", f"--max_retries={times}", *bash("kill -ABRT $$"))
+        assert result.returncode == 134
+        assert re.search("the command failed on t1v-n-1-w-. with code 134", only_error(result))
+        assert ("interrupted 3 times, over --max_retries=2" in result.stderr) == bool(times)
+        assert Counter(cloud.steps())["start"] == times + 1
+
+    def test_a_failing_command_is_not_tried_again(self, cloud):
+        """Worker 1 fails: its code is returned, and worker 0, which waits for it, is ended."""
+        result = cloud.ready().tpu("run", *bash('[ "$WORKER" = 0 ] || exit 3; sleep 60'))
+        assert result.returncode == 3
+        assert "failed on t1v-n-1-w-1 with code 3; see tpu_run.sh logs --worker=1" in only_error(
+            result
+        )
+        assert cloud.steps() == ["scp", "install", "start", "stop"]
+        assert cloud.processes() == []
+
+    def test_a_command_that_does_not_exist(self, cloud):
+        result = cloud.ready().tpu("run", "--", "no-such-command")
+        assert result.returncode == 127
+        assert "no-such-command" in result.stdout
+
+    def test_a_host_that_does_not_start_it_ends_all(self, cloud):
+        home = cloud.root / "homes/t1v-n-1-w-1/alpacare-jax"
+        home.mkdir(parents=True)
+        (home / "run-t1v-n-1-w-1").touch()  # where a folder is needed
+        result = cloud.ready().tpu("run", *bash("sleep 60"))
+        assert result.returncode == 1
+        assert "not all hosts started the command" in only_error(result)
+        assert cloud.steps()[-2:] == ["start", "stop"]
+        assert cloud.processes() == []
+
+    @pytest.mark.parametrize("step", ["describe", "create", "scp", "install", "start"])
+    def test_gcloud_fails(self, cloud, step):
+        if step != "create":
+            cloud.ready()
+        cloud.fail(step, "WARNING: old\nERROR: (gcloud.compute) quota is used up\nmore\n")
+        result = cloud.tpu("run", *bash("true"))
+        assert result.returncode == 1
+        assert "ERROR: (gcloud.compute) quota is used up" in only_error(result)
+        assert cloud.calls("delete") == []
+
+    def test_the_first_copy_may_come_too_early(self, cloud):
+        cloud.ready().fail("scp", "ERROR: Permission denied (publickey)", times=1)
+        assert cloud.tpu("run", *bash("true")).returncode == 0
+
+    def test_a_dropped_connection_loses_and_repeats_nothing(self, cloud):
+        cloud.ready().fail("log", times=1)
+        cloud.fail("state", times=3)
+        drop = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep -q ^tail.*$HOME &&"
+        drop += " kill ${p#/proc/}; done 2>&-"
+        result = cloud.tpu(
+            "run", *bash(f"for i in 1 2 3 4 5; do echo $i; sleep 0.3; [ $i = 3 ] && {drop}; done")
+        )
+        assert result.stdout.split() == ["1", "2", "3", "4", "5"]
+        # Refused, cut after three lines of two bytes, taken up there.
+        asked = [re.search(r"log (\S+) follow$", call[-1]) for call in cloud.calls("log")]
+        assert [match[1] for match in asked if match][:3] == ["1", "1", "7"]
+
+    def test_hosts_that_stay_silent(self, cloud):
+        cloud.ready()
+        process = cloud.start(*cloud.tpu_arguments("run", *bash("touch $CLOUD/started; sleep 60")))
+        cloud.wait_for("started")
+        cloud.fail("state", "ERROR: no route to host")
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "do not answer: ERROR: no route to host; run again" in err.splitlines()[-1]
+        assert "stop" not in cloud.steps()  # it may well be running
+
+    def test_without_the_terminal_it_goes_on(self, cloud):
+        command = bash("echo one; touch $CLOUD/started; until [ -f $CLOUD/go ]; do sleep 0.1; done")
+        process = cloud.ready().start(*cloud.tpu_arguments("run", *command))
+        cloud.wait_for("started")
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 143
+        assert "goes on without you" in err
+        other = cloud.tpu("run", *bash("echo other"))
+        assert other.returncode == 1
+        assert "another command runs on alpaca; end it first" in only_error(other)
+        process = cloud.start(*cloud.tpu_arguments("run", *command))
+        assert any("runs already; watching it" in line for line in process.stderr)
+        (cloud.root / "go").touch()
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, "one\n"), err
+        assert len(cloud.calls("start")) == 1
+
+    def test_a_spot_tpu_is_not_made_again_at_the_full_price(self, cloud):
+        (cloud.root / "tpu").write_text("READY\tTrue")
+        result = cloud.tpu("run", *bash("true"))
+        assert result.returncode == 1
+        assert "add --spot" in only_error(result)
+        assert cloud.tpu("run", "--spot", *bash("true")).returncode == 0
+
+
+ONCE = 'if [ "$(cat $CLOUD/made)" = x ]; then {}; sleep 60; fi; echo trained'
+"""A command to which something happens on the first TPU, and nothing on the next."""
+
+
+class TestPreemption:
+    @pytest.mark.parametrize(
+        ("queued", "event"),
+        [
+            (False, "echo PREEMPTED >$CLOUD/tpu"),
+            (False, "echo TERMINATED >$CLOUD/tpu"),
+            (False, "printf 'STOPPING\\nPREEMPTED' >$CLOUD/tpu"),
+            (False, "rm $CLOUD/tpu"),
+            (True, "echo PREEMPTED >$CLOUD/tpu; echo SUSPENDED >$CLOUD/request"),
+            (True, "rm $CLOUD/tpu"),
+        ],
+    )
+    def test_it_is_made_and_run_again(self, cloud, queued, event):
+        flags = ["--spot", *(["--queued"] if queued else [])]
+        happens = f"[ $WORKER = 1 ] && {{ {event}; }}"
+        result = cloud.tpu("run", *flags, *bash(ONCE.format(happens)))
+        assert result.returncode == 0, result.stderr
+        once = ["create", "scp", "install", "start"]
+        missing = not queued and event.startswith("rm")
+        assert cloud.steps() == once + ([] if missing else ["delete"]) + once
+        assert result.stdout == "trained\n"
+        creates = cloud.calls("create")
+        assert creates[0] == creates[1]
+        assert "--spot" in creates[1]
+        if queued:
+            assert cloud.calls("delete") == [
+                ["compute", "tpus", "queued-resources", "delete", "alpaca", "--force", *WHERE]
+            ]
+        assert len(cloud.lines("pip")) == 4
+
+    def test_it_is_bounded(self, cloud):
+        event = "[ $WORKER = 1 ] && echo PREEMPTED >$CLOUD/tpu; sleep 60"
+        result = cloud.tpu("run", "--max_retries=2", *bash(event))
+        assert result.returncode == 1
+        assert "interrupted 3 times, over --max_retries=2" in only_error(result)
+        assert Counter(cloud.steps())["start"] == 3
+        assert Counter(cloud.steps())["delete"] == 2  # the last one stays as it is
+
+    def test_it_is_gone_as_soon_as_it_is_made(self, cloud):
+        (cloud.root / "made_as").write_text("PREEMPTED")
+        result = cloud.tpu("run", "--max_retries=1", *bash("true"))
+        assert result.returncode == 1
+        assert "interrupted 2 times, over --max_retries=1" in only_error(result)
+        assert Counter(cloud.steps()) == {"create": 2, "delete": 1}
+
+    def test_without_retries_nothing_is_made_or_deleted(self, cloud):
+        (cloud.root / "tpu").write_text("PREEMPTED")
+        result = cloud.tpu("run", "--max_retries=0", *bash("true"))
+        assert result.returncode == 1
+        assert "alpaca is PREEMPTED" in only_error(result)
+        assert cloud.calls("create", "delete") == []
+
+    def test_no_room_for_a_while(self, cloud):
+        """Making it again may fail; that counts as a try."""
+        event = "echo '1 ERROR: no more capacity' >$CLOUD/fail/create; echo PREEMPTED >$CLOUD/tpu"
+        result = cloud.tpu("run", *bash(ONCE.format(f"[ $WORKER = 1 ] && {{ {event}; }}")))
+        assert result.returncode == 0, result.stderr
+        assert "cannot make alpaca: ERROR: no more capacity" in result.stderr
+        assert "2 of at most 10 times" in result.stderr
+
+    def test_deleting_what_is_left_fails(self, cloud):
+        (cloud.root / "tpu").write_text("PREEMPTED")
+        cloud.fail("delete")
+        result = cloud.tpu("run", *bash("true"))
+        assert result.returncode == 1
+        assert "cannot delete the preempted alpaca: ERROR: it broke" in only_error(result)
+
+    def test_hosts_fail_before_the_state_says_why(self, cloud):
+        event = "[ $WORKER = 1 ] && { (sleep 0.5; echo PREEMPTED >$CLOUD/tpu) & }; exit 1"
+        result = cloud.tpu("run", *bash(ONCE.format(event)), ALPACARE_SETTLE_SECONDS="1")
+        assert result.returncode == 0, result.stderr
+        assert Counter(cloud.steps())["start"] == 2
+
+    def test_preempted_while_installing(self, cloud):
+        write_program(
+            cloud.root / "host_bin" / "python3.11",
+            PYTHON.replace('"-m venv', '"-m venv "*) [ "$(cat $CLOUD/made)" = xx ] ||'
+                           ' { echo PREEMPTED >$CLOUD/tpu; exit 1; } ;;&\n"-m venv'),
+        )  # fmt: skip
+        result = cloud.tpu("run", *bash("echo trained"))
+        assert result.returncode == 0, result.stderr
+        assert cloud.steps()[2:5] == ["install", "delete", "create"]
+
+    @pytest.mark.parametrize("event", ["reboot", "SIGTERM"])
+    def test_maintenance_keeps_the_tpu(self, cloud, event):
+        happens = {
+            # Another boot, and nothing of the run is left.
+            "reboot": "sed -i 's/ .*/ other-boot/' ~/alpacare-jax/run-*/key; kill -KILL 0",
+            # Everything on the host gets SIGTERM; training saves and says 0.
+            "SIGTERM": "trap 'exit 0' TERM; kill -TERM 0; sleep 1",
+        }[event]
+        script = f"if [ $WORKER = 1 ] && mkdir $CLOUD/once; then {happens}; fi; echo trained"
+        result = cloud.ready().tpu("run", *bash(script))
+        assert result.returncode == 0, result.stderr
+        assert cloud.steps() == ["scp", "install", "start"] * 2
+        assert len(cloud.lines("pip")) == 2  # what is installed stays so
+
+    def test_another_host_still_runs(self, cloud):
+        script = (
+            "if mkdir $CLOUD/once.$WORKER; then [ $WORKER = 1 ] && { trap 'exit 0' TERM;"
+            " kill -TERM 0; sleep 1; }; sleep 60; fi; echo trained"
+        )
+        result = cloud.ready().tpu("run", *bash(script))
+        assert result.returncode == 0, result.stderr
+        assert cloud.steps() == ["scp", "install", "start", "stop", "scp", "install", "start"]
+
+
+class TestSlices:
+    """Two TPUs of two hosts each, as one queued resource."""
+
+    def test_one_run_on_all_slices(self, cloud):
+        result = cloud.tpu("run", "--slices=2", "--spot", *bash("echo on $HOSTNAME"))
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == "on t1v-n-1-w-0\n"
+        assert cloud.steps() == ["create", "scp", "install", "start"]
+        assert cloud.calls("create") == [
+            ["compute", "tpus", "queued-resources", "create", "alpaca", "--node-count=2"]
+            + ["--node-prefix=alpaca", "--accelerator-type=v5litepod-16", "--runtime-version=v2"]
+            + ["--spot", *WHERE]
+        ]
+        for step in ("scp", "install", "start", "state"):
+            for call in cloud.calls(step):
+                assert call[2] == "queued-resources"
+                assert {"--node=all", "--worker=all"} <= {*call}
+        assert all({"--node=0", "--worker=0"} <= {*call} for call in cloud.calls("log"))
+        asked = [call[4] for call in cloud.calls("describe") if call[2] == "tpu-vm"]
+        assert {*asked} == {"alpaca-0", "alpaca-1"}
+        logs = sorted(path.read_text() for path in cloud.root.glob("homes/*/*/run-*/log"))
+        assert logs == [f"on t1v-n-{i}-w-{j}\n" for i in (1, 2) for j in (0, 1)]
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            "echo PREEMPTED >$CLOUD/tpu-1",
+            "rm $CLOUD/tpu-1",
+            "printf 'STOPPING\\nPREEMPTED' >$CLOUD/tpu-1",
+            "echo SUSPENDED >$CLOUD/request; rm $CLOUD/tpu-*",
+        ],
+    )
+    def test_all_are_made_again_when_one_is_preempted(self, cloud, event):
+        happens = f"[ $HOSTNAME = t1v-n-2-w-0 ] && {{ {event}; }}"
+        result = cloud.tpu("run", "--slices=2", *bash(ONCE.format(happens)))
+        assert result.returncode == 0, result.stderr
+        once = ["create", "scp", "install", "start"]
+        assert cloud.steps() == [*once, "delete", *once]
+        assert cloud.calls("delete") == [
+            ["compute", "tpus", "queued-resources", "delete", "alpaca", "--force", *WHERE]
+        ]
+
+    def test_a_failure_on_the_last_slice_ends_all(self, cloud):
+        script = "[ $HOSTNAME = t1v-n-2-w-1 ] && exit 3; sleep 60"
+        result = cloud.tpu("run", "--slices=2", *bash(script))
+        assert result.returncode == 3
+        assert only_error(result).endswith(
+            "failed on t1v-n-2-w-1 with code 3; see tpu_run.sh logs --worker=1 and --slice, by "
+            "tpu_run.sh status"
+        )
+        assert cloud.processes() == []
+
+    @pytest.mark.parametrize("step", ["describe", "create", "scp", "install", "start"])
+    def test_gcloud_fails(self, cloud, step):
+        cloud.fail(step, "ERROR: (gcloud.compute) quota is used up")
+        result = cloud.tpu("run", "--slices=2", *bash("true"))
+        assert result.returncode == 1
+        assert "ERROR: (gcloud.compute) quota is used up" in only_error(result)
+        assert cloud.calls("delete") == []
+        assert cloud.processes() == []
+
+    def test_stop_status_logs_delete(self, cloud):
+        script = "exec 2>&-; trap 'exit 0' TERM; echo $HOSTNAME; touch $CLOUD/up.$HOSTNAME;"
+        command = bash(f"{script} while :; do sleep 0.1; done")
+        process = cloud.start(*cloud.tpu_arguments("run", "--slices=2", *command))
+        for host in ("1-w-0", "1-w-1", "2-w-0", "2-w-1"):
+            cloud.wait_for(f"up.t1v-n-{host}")
+        assert cloud.tpu("status", "--slices=2").stdout == (
+            "alpaca READY\n"
+            "slice 0:\nt1v-n-1-w-0 running code 0\nt1v-n-1-w-1 running code 0\n"
+            "slice 1:\nt1v-n-2-w-0 running code 0\nt1v-n-2-w-1 running code 0\n"
+        )
+        logs = cloud.tpu("logs", "--slices=2", "--slice=1", "--worker=1")
+        assert logs.stdout == "t1v-n-2-w-1\n", logs.stderr
+        assert cloud.tpu("stop", "--slices=2").returncode == 0
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert cloud.processes() == []
+        assert cloud.tpu("delete", "--slices=2").returncode == 0
+        assert not list(cloud.root.glob("tpu*"))
+
+    @pytest.mark.parametrize(
+        ("action", "step"),
+        [("delete", "delete"), ("stop", "stop"), ("logs", "log"), ("status", "state")]
+        + [("status", "describe")],
+    )
+    def test_gcloud_fails_in_other_actions(self, cloud, action, step):
+        assert cloud.tpu("create", "--slices=2").returncode == 0
+        cloud.fail(step)
+        result = cloud.tpu(action, "--slices=2")
+        assert result.returncode == 1
+        assert "it broke" in only_error(result)
+
+
+class TestOtherActions:
+    def test_stop_status_logs(self, cloud):
+        script = "exec 2>&-; echo log of $WORKER; trap 'echo saved; exit 0' TERM;"
+        script += " touch $CLOUD/up.$WORKER; while :; do sleep 0.1; done"
+        process = cloud.ready().start(*cloud.tpu_arguments("run", *bash(script)))
+        for worker in "01":
+            cloud.wait_for(f"up.{worker}")
+        assert cloud.tpu("status").stdout == (
+            "alpaca READY\nt1v-n-1-w-0 running code 0\nt1v-n-1-w-1 running code 0\n"
+        )
+        assert cloud.tpu("logs", "--worker=1").stdout == "log of 1\n"
+        assert cloud.tpu("stop").returncode == 0
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+        assert out == "log of 0\nsaved\n"
+        assert "stopped with code 0, as asked" in err
+        assert len(cloud.calls("start")) == 1
+        assert "t1v-n-1-w-1 stopped code 0" in cloud.tpu("status").stdout
+        assert cloud.tpu("logs", "--worker=1", "--follow").stdout == "log of 1\nsaved\n"
+        assert cloud.calls("delete") == []
+
+    def test_status_of_what_is_not_there(self, cloud):
+        result = cloud.tpu("status")
+        assert (result.returncode, result.stdout) == (0, "alpaca MISSING\n")
+
+    def test_nothing_was_started(self, cloud):
+        cloud.ready()
+        assert "t1v-n-1-w-0 none" in cloud.tpu("status").stdout
+        result = cloud.tpu("logs")
+        assert result.returncode == 1
+        only_error(result)
+
+    @pytest.mark.parametrize("queued", [[], ["--queued"]])
+    def test_delete(self, cloud, queued):
+        assert cloud.ready().tpu("delete", *queued).returncode == 0
+        kind = ["queued-resources", "delete", "alpaca", "--force"] if queued else None
+        expected = ["compute", "tpus", *(kind or ["tpu-vm", "delete", "alpaca"]), *WHERE]
+        assert cloud.calls() == [expected]
+
+    @pytest.mark.parametrize(
+        ("action", "step"),
+        [("delete", "delete"), ("stop", "stop"), ("logs", "log"), ("status", "state")]
+        + [("status", "describe"), ("create", "create")],
+    )
+    def test_gcloud_fails(self, cloud, action, step):
+        cloud.ready().fail(step)
+        result = cloud.tpu(action)
+        assert result.returncode == 1
+        assert "it broke" in only_error(result)
+
+    def test_no_gcloud(self, cloud, tools):
+        result = cloud.tpu("status", PATH=tools)
+        assert result.returncode == 1
+        assert "gcloud is not installed" in only_error(result)
+
+
+class TestDryRun:
+    @pytest.mark.parametrize("action", ["create", "run", "status", "logs", "stop", "delete"])
+    @pytest.mark.parametrize("queued", [[], ["--queued"], ["--slices=2"]])
+    def test_it_prints_what_would_run(self, cloud, tools, action, queued):
+        """Every call of the real thing is among the lines, word for word; and none is made."""
+        command = bash('echo "it\'s" done') if action == "run" else []
+        dry = cloud.tpu(action, *queued, "--dry_run", *command, PATH=tools)
+        assert dry.returncode == 0, dry.stderr
+        assert dry.stderr == ""
+        assert cloud.calls() == []
+        assert not list(cloud.root.glob("user/.cache/*/*"))
+        printed = [shlex.split(line) for line in dry.stdout.splitlines() if "gcloud " in line]
+        # A log is taken up from where it was.
+        plain = lambda call: [re.sub(r"log \d+( follow)?$", "log", word) for word in call]  # noqa: E731
+        printed = [plain(line[line.index("gcloud") + 1 :]) for line in printed]
+        if action not in MAKES:
+            for name in ("tpu", "tpu-0", "tpu-1"):
+                (cloud.root / name).write_text("READY\t")
+            (cloud.root / "request").write_text("ACTIVE")
+        cloud.tpu(action, *queued, *command)
+        called = cloud.calls()
+        assert called
+        for call in called:
+            assert plain(call) in printed
+
+    def test_what_a_preemption_would_do(self, cloud):
+        dry = cloud.tpu("run", "--dry_run", "--max_retries=4", *bash("true")).stdout
+        assert "# where it was preempted, at most 4 times" in dry
+        assert "tpu-vm delete alpaca" in dry
+        dry = cloud.tpu("run", "--dry_run", "--max_retries=0", *bash("true")).stdout
+        assert "tpu-vm delete" not in dry
+        assert "tpu-vm create" not in dry
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["tpu_run.sh"], "none of create, run, status, logs, stop, delete"),
+        (["tpu_run.sh", "start"], "none of create"),
+        (["tpu_run.sh", "status", "--zone=z"], "--name='' is no TPU name"),
+        (["tpu_run.sh", "status", "--name=A_b", "--zone=z"], "lower-case letters"),
+        (["tpu_run.sh", "status", "--name=a"], "--zone='' is no zone"),
+        (["tpu_run.sh", "status", "--name", "a"], "flags are written --flag=value"),
+        (
+            ["tpu_run.sh", "create", "--name=a", "--zone=z"],
+            "needs --accelerator_type and --version",
+        ),
+        (["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=0"], "no command; write it"),
+        (["tpu_run.sh", "run", "--name=a", "--zone=z", "--", "x"], "needs --accelerator_type"),
+        (["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=-1"], "not a whole number"),
+        (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--worker=all"], "not a whole number"),
+        (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--", "x"], "stop takes no command"),
+        (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--slices=0"], "--slices=0; give 1"),
+        (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--slice=1"], "slices count from 0"),
+        (
+            ["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=0"]
+            + ["--", "env", "OPENAI_API_KEY=sk", "x"],
+            "a secret in the command",
+        ),
+        (["gpu_run.sh"], "none of sbatch, ssh, status, stop"),
+        (["gpu_run.sh", "sbatch"], "no command"),
+        (["gpu_run.sh", "sbatch", "--nodes=0", "--", "x"], "--nodes=0; give 1 or more"),
+        (["gpu_run.sh", "sbatch", "--time=1 day", "--", "x"], "--time='1 day'"),
+        (["gpu_run.sh", "ssh", "--", "x"], "needs --hosts=A,B,C"),
+        (["gpu_run.sh", "ssh", "--hosts=a,-oProxy", "--", "x"], "'-oProxy' is no host name"),
+        (["gpu_run.sh", "ssh", "--hosts=a", "--coordinator=a", "--", "x"], "is not HOST:PORT"),
+    ],
+)
+def test_wrong_arguments(cloud, arguments, remedy):
+    result = cloud(*arguments)
+    assert result.returncode == 2
+    assert remedy in only_error(result)
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize("script", ["tpu_run.sh", "gpu_run.sh"])
+def test_help(cloud, script):
+    for arguments in (["--help"], ["status", "--help"]):
+        result = cloud(script, *arguments)
+        assert result.returncode == 0
+        assert f"bash launch/{script}" in result.stdout
+        assert "set -e" not in result.stdout
+
+
+class TestSsh:
+    HOSTS = "--hosts=gpu0,me@gpu1"
+
+    def test_one_run_on_all_hosts(self, cloud):
+        script = 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID" "$1"'
+        script += ' | tee "$CLOUD/said.$WORKER"'
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, *bash(script), "x", "it's a test")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == "gpu0:8476 2 0 it's a test\n"
+        assert cloud.lines("said.1") == ["gpu0:8476 2 1 it's a test"]
+        assert [step for step, _ in Counter(cloud.steps()).items()] == ["cat", "install", "start"]
+        assert all(line.endswith(".[gpu]") for line in cloud.lines("pip"))
+        assert all("BatchMode=yes" in call for call in cloud.calls())
+
+    def test_hosts_that_share_a_home(self, cloud):
+        cloud.env["SHARED_HOME"] = "shared"
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, *bash("echo $JAX_PROCESS_ID"))
+        assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
+        assert len(cloud.lines("pip")) == 1
+
+    def test_one_failure_ends_all(self, cloud):
+        script = '[ "$WORKER" = 0 ] || exit 5; sleep 60'
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, *bash(script))
+        assert result.returncode == 5
+        assert "failed on me@gpu1 with code 5; the other hosts were ended" in only_error(result)
+        assert cloud.processes() == []
+
+    @pytest.mark.parametrize("ends", ["kill -KILL $$", "{ kill -TERM 0; sleep 1; }"])
+    def test_what_a_signal_ended_starts_again(self, cloud, ends):
+        script = ONCE_ON_1.format(ends).replace("trained", "$ALPACARE_GIT_COMMIT")
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, *bash(script))
+        assert result.returncode == 0, result.stderr
+        assert re.fullmatch(r"[0-9a-f]{40}-dirty\n", result.stdout), result.stdout
+        assert "starting again, 1 of at most 20 times" in result.stderr
+        assert Counter(cloud.steps())["start"] == 4
+
+    @pytest.mark.parametrize("times", [0, 2])
+    def test_starting_again_is_bounded(self, cloud, times):
+        flag = f"--max_retries={times}"
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, flag, *bash("kill -ABRT $$"))
+        assert result.returncode == 134
+        assert re.search(r"the command failed on (gpu0|me@gpu1) with code 134", only_error(result))
+        assert ("interrupted 3 times, over --max_retries=2" in result.stderr) == bool(times)
+        assert Counter(cloud.steps())["start"] == 2 * (times + 1)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_signals_pass_on(self, cloud, number):
+        script = (
+            "exec 2>&-; trap 'echo saved; exit 0' TERM; touch $CLOUD/up.$WORKER;"
+            " while :; do sleep 0.1; done"
+        )
+        process = cloud.start("gpu_run.sh", "ssh", self.HOSTS, *bash(script))
+        for worker in "01":
+            cloud.wait_for(f"up.{worker}")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, "saved\n"), err
+        assert cloud.processes() == []
+
+    def test_stop_and_status(self, cloud):
+        script = "touch $CLOUD/up.$WORKER; exec sleep 60"
+        process = cloud.start("gpu_run.sh", "ssh", self.HOSTS, *bash(script))
+        for worker in "01":
+            cloud.wait_for(f"up.{worker}")
+        assert cloud("gpu_run.sh", "status", self.HOSTS).stdout == (
+            "gpu0 running code 0\nme@gpu1 running code 0\n"
+        )
+        assert cloud("gpu_run.sh", "stop", self.HOSTS).returncode == 0
+        process.communicate(timeout=30)
+        assert process.returncode == 143  # what a command says that SIGTERM ended
+
+    @pytest.mark.parametrize("step", ["state", "cat", "install", "start"])
+    def test_ssh_fails(self, cloud, step):
+        cloud.fail(step, "ssh: connect to host gpu1: timed out")
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, *bash("true"))
+        assert result.returncode == 1
+        assert "connect to host gpu1: timed out" in only_error(result)
+        assert cloud.processes() == []
+
+    def test_dry_run(self, cloud):
+        result = cloud("gpu_run.sh", "ssh", self.HOSTS, "--dry_run", *bash("a b"))
+        assert result.returncode == 0, result.stderr
+        assert cloud.calls() == []
+        assert re.search(r"JAX_PROCESS_ID=1 ALPACARE_GIT_COMMIT=\S+ bash -c", result.stdout)
+        assert "alpacare-jax-1.tgz' < " in result.stdout
+
+
+class TestSbatch:
+    FLAGS = ("--nodes=4", "--gpus_per_node=2", "--time=1:00:00", "--partition=p", "--account=a")
+
+    @pytest.fixture
+    def submitted(self, cloud, tmp_path):
+        """The job script, in a copy of the project, since it is written there."""
+        cloud.project = Path(shutil.copytree(cloud.project, tmp_path / "clone"))
+        write_program(tmp_path / "bin" / "python3.11", PYTHON)
+        result = cloud("gpu_run.sh", "sbatch", *self.FLAGS, "--", "train", "--name=it's a test")
+        assert result.returncode == 0, result.stderr
+        assert cloud.calls("sbatch") == [["--parsable", "runs/slurm/alpacare.sbatch"]]
+        assert "job 77" in result.stderr
+        return tmp_path / "clone/runs/slurm/alpacare.sbatch"
+
+    def run(self, cloud, job, srun: str, **env: str) -> subprocess.CompletedProcess:
+        """The job as SLURM would run it; `srun` is what its tasks do."""
+        note = 'echo "$@" >>"$CLOUD/$(basename "$0")"\n'
+        write_program(cloud.root / "bin/srun", f"#!/bin/bash\n{note}echo $$ >$CLOUD/task\n{srun}\n")
+        kill = 'kill -TERM "$(cat $CLOUD/task)"'
+        write_program(cloud.root / "bin/scancel", f"#!/bin/bash\n{note}{kill}\n")
+        write_program(cloud.root / "bin/scontrol", f"#!/bin/bash\n{note}")
+        return subprocess.run(
+            ["bash", str(job)],
+            env=cloud.env | {"SLURM_JOB_ID": "77"} | env,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+
+    def test_the_job(self, cloud, submitted):
+        asked = re.findall(r"^#SBATCH --(\S+)$", submitted.read_text(), flags=re.M)
+        assert asked == [
+            *("job-name=alpacare", "nodes=4", "ntasks-per-node=1", "gpus-per-node=2"),
+            *("cpus-per-task=16", "time=1:00:00", "partition=p", "account=a"),
+            *("signal=B:USR1@300", "requeue", "open-mode=append"),
+            "output=runs/slurm/alpacare-%j.log",
+        ]
+        result = self.run(cloud, submitted, 'echo "$JAX_LOCAL_DEVICE_IDS $(pwd) $PATH $9"')
+        assert result.returncode == 0, result.stderr
+        devices, folder, path, last = result.stdout.split(" ", 3)
+        assert devices == "0,1"
+        assert Path(folder) == cloud.project
+        assert path.startswith(f"{cloud.project}/.venv/bin:")
+        assert last == "--name=it's a test\n"
+        assert cloud.lines("scontrol") == []
+        assert cloud.lines("srun")[0].startswith("--ntasks-per-node=1 --cpus-per-task=16")
+
+    @pytest.mark.parametrize(("code", "requeued"), [(0, ["requeue 77"]), (1, [])])
+    def test_the_time_is_over(self, cloud, submitted, code, requeued):
+        """The command gets SIGTERM and saves; the job is queued again, unless that failed."""
+        job = "$(cut -d ' ' -f 4 /proc/$PPID/stat)"  # the shell that SLURM started
+        srun = f"trap 'exit {code}' TERM; kill -USR1 {job}; for i in $(seq 99); do sleep 0.1; done"
+        result = self.run(cloud, submitted, srun)
+        assert cloud.lines("scancel") == ["--signal=TERM 77"]
+        assert cloud.lines("scontrol") == requeued, result.stderr
+        assert result.returncode == code
+
+    def test_a_failure_is_not_queued_again(self, cloud, submitted):
+        assert self.run(cloud, submitted, "exit 9").returncode == 9
+        assert cloud.lines("scontrol") == []
+
+    def test_what_a_signal_ended_is_queued_again(self, cloud, submitted):
+        result = self.run(cloud, submitted, "exit 134", SLURM_RESTART_COUNT="4")
+        assert cloud.lines("scontrol") == ["requeue 77"]
+        assert (
+            "the command failed with code 134; starting again, 5 of at most 20 times"
+            in result.stderr
+        )
+
+    @pytest.mark.parametrize(("code", "requeued"), [(1, []), (139, ["requeue 77"])])
+    def test_the_first_failure_decides(self, cloud, submitted, code, requeued):
+        """A task fails and srun kills the others: it tells the highest code."""
+        tasks = f'train() {{ return {code}; }}; export -f train; "${{@:4}}";'
+        tasks += ' train() { sleep 0.2; return 137; }; export -f train; "${@:4}"'
+        result = self.run(cloud, submitted, f"{tasks}; exit 137")
+        assert cloud.lines("scontrol") == requeued, result.stderr
+        if not requeued:
+            assert result.returncode == code
+        assert [path.name for path in submitted.parent.iterdir()] == ["alpacare.sbatch"]
+
+    def test_queueing_again_is_bounded(self, cloud, submitted):
+        assert self.run(cloud, submitted, "", SLURM_RESTART_COUNT="20").returncode == 0
+        result = self.run(cloud, submitted, "exit 134", SLURM_RESTART_COUNT="20")
+        assert (result.returncode, cloud.lines("scontrol")) == (134, [])
+        result = self.run(cloud, submitted, "", SLURM_RESTART_COUNT="21")
+        assert result.returncode == 1
+        assert "over --max_retries=20" in result.stderr
+        assert len(cloud.lines("srun")) == 2
+
+    def test_refused(self, cloud, tmp_path):
+        cloud.project = Path(shutil.copytree(cloud.project, tmp_path / "clone"))
+        write_program(tmp_path / "bin" / "python3.11", PYTHON)
+        cloud.fail("sbatch", "sbatch: error: invalid partition")
+        result = cloud("gpu_run.sh", "sbatch", "--", "x")
+        assert result.returncode == 1
+        assert "invalid partition" in only_error(result)
+
+    def test_dry_run(self, cloud, tools):
+        result = cloud("gpu_run.sh", "sbatch", *self.FLAGS, "--dry_run", "--", "x", PATH=tools)
+        assert result.returncode == 0, result.stderr
+        assert cloud.calls() == []
+        assert not (cloud.project / "runs").exists()
+        assert "#SBATCH --nodes=4" in result.stdout
+        assert result.stdout.endswith("sbatch --parsable runs/slurm/alpacare.sbatch\n")
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck():
+    scripts = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("launch/*.sh"))
+    assert len(scripts) >= 7
+    result = subprocess.run(
+        ["shellcheck", "-x", *scripts], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout

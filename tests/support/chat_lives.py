@@ -1,0 +1,56 @@
+"""Lives of a client: processes that ask a stand-in server, and may be killed at any moment.
+
+An interpreter with an SDK takes a second to start, so one process imports everything once and forks
+each life. It reads a life from stdin, as a line of JSON, and prints the life's process number, then
+how it ended. A life writes what it uses to a FIFO.
+"""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import openai
+
+from datagen.chat import client as chat
+from datagen.chat.client import Client
+from datagen.chat.config import ChatConfig, Request
+from datagen.chat.store import AnswerStore
+
+
+def requests(count: int, **changes) -> list[tuple[int, Request]]:
+    return [(i, Request("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
+
+
+def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
+    """Asks 2,000 questions and writes each number and answer as a line."""
+
+    async def work():
+        async for tag, outcome in client.stream(requests(2000)):
+            os.write(fifo, f"{tag}\t{outcome.text}\n".encode())
+
+    with AnswerStore(store_path) as store:
+        client = Client(config, store)
+        chat.run(client, work)
+
+
+def main() -> None:
+    chat.FIRST_WAIT, chat.LONGEST_WAIT = 0.01, 0.05
+    openai.DefaultAioHttpClient()  # imports here what each life would import else
+    gc.freeze()  # else a life's first collection copies all that it shares with this process
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        fifo = os.open(wanted["fifo"], os.O_WRONLY)
+        number = os.fork()
+        if not number:
+            live(ChatConfig(**wanted["config"]), Path(wanted["store"]), fifo)
+            return
+        os.close(fifo)
+        print(number, flush=True)
+        _, status = os.waitpid(number, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()

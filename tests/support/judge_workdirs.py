@@ -1,0 +1,146 @@
+"""Writes small workdirs of evaluation.judge, with any verdicts."""
+
+import functools
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evaluation.judging import verdicts, workdirs
+from evaluation.judging.verdicts import ORDERS
+from evaluation.scoring import results
+
+
+def write_lines(path: Path, records: Sequence[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def judgement(
+    name: str,
+    order: str,
+    verdict: str,
+    *,
+    benchmark: str = "heart",
+    generator: str = "ours",
+    reference: str = "gpt-4",
+    judge: str = "j",
+) -> dict:
+    return {
+        "id": name,
+        "benchmark": benchmark,
+        "generator": generator,
+        "reference": reference,
+        "judge": judge,
+        "order": order,
+        "verdict": verdict,
+        "raw": f"{judge} says {verdict}",
+        "prompt_version": f"{judge}-1",
+        "usage": None,
+    }
+
+
+def write(
+    folder: Path,
+    verdict: Callable[[dict], str],
+    *,
+    items: dict[str, Sequence[str]],
+    systems: Sequence[str] = ("ours",),
+    references: Sequence[str] = ("gpt-4",),
+    judges: Sequence[str] = ("j",),
+    text: Callable[[str, str], str] = lambda generator, name: f"{generator} on {name}.",
+) -> Path:
+    """A workdir with every judge on every pair; `items` are ids by benchmark.
+
+    `verdict` is given a judgement without its verdict; `text` a generator and an id.
+    """
+    judged = []
+    for judge in judges:
+        for benchmark, names in items.items():
+            for reference in references:
+                for generator in systems:
+                    for name in names:
+                        for order in ORDERS:
+                            record = judgement(
+                                name,
+                                order,
+                                "",
+                                benchmark=benchmark,
+                                generator=generator,
+                                reference=reference,
+                                judge=judge,
+                            )
+                            said = verdict(record)
+                            record |= {"verdict": said, "raw": f"{judge} says {said}"}
+                            judged.append(record)
+    write_lines(folder / "judgements.jsonl", judged)
+    asked = [
+        {"id": name, "benchmark": benchmark, "instruction": f"What of {name}?", "input": ""}
+        | {"topic": f"topic {place % 2}", "difficulty": 1 + place % 3}
+        for benchmark, names in items.items()
+        for place, name in enumerate(names)
+    ]
+    write_lines(folder / "items.jsonl", asked)
+    outputs = [
+        {"benchmark": item["benchmark"], "id": item["id"], "generator": generator}
+        | {"output": text(generator, item["id"]), "finish_reason": "stop", "num_tokens": 4}
+        for generator in (*systems, *references)
+        for item in asked
+    ]
+    write_lines(folder / "outputs.jsonl", outputs)
+    return folder
+
+
+SET = {
+    "items": {"heart": [f"h{i}" for i in range(12)], "lung": [f"l{i}" for i in range(4)]},
+    "systems": ("ours-7b", "ours-13b", "theirs-7b"),
+    "references": ("claude-2", "gpt-4"),
+    "judges": ("strict", "lenient/gpt"),
+}
+HOSTILE = '</script><script>document.title = "hacked"</script><b>&amp;{output_1}\u2028' + 200 * "w"
+
+
+def a_verdict(record: dict) -> str:
+    """One that looks drawn, is always the same, and likes `ours` and first answers."""
+    drawn = zlib.crc32(repr(sorted(record.items())).encode()) % 100
+    if drawn < 4:
+        return "invalid"
+    if drawn < 14:
+        return "tie"
+    bonus = 20 * record["generator"].startswith("ours") + 10 * (record["order"] == ORDERS[0])
+    return "model" if drawn < 45 + bonus else "reference"
+
+
+def write_set(folder: Path) -> Path:
+    """Two judges on three systems, two references and two test sets; one answer is hostile."""
+    hostile = ("ours-7b", "h1")
+    text = lambda *of: HOSTILE if of == hostile else f"{of[0]} on {of[1]}. " * (1 + len(of[0]) % 4)  # noqa: E731
+    return write(folder, a_verdict, text=text, **SET)
+
+
+@functools.cache
+def read_set() -> tuple:
+    """Verdicts, people's and texts of `write_set`; the files, and so the replies, are gone."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_set(Path(temporary))
+        found, people = verdicts.read([folder], [write_labels(folder / "labels.jsonl")])
+        return found, people, workdirs.read([folder], found)
+
+
+@functools.cache
+def measure_set() -> dict:
+    """The report.json of `write_set`."""
+    return results.measure(*read_set(), seed=0)
+
+
+def write_labels(path: Path) -> Path:
+    """A person on some pairs, in one order each."""
+    pairs = [
+        judgement(name, ORDERS[place % 2], ("model", "reference", "tie")[place % 3], judge="human")
+        | {"generator": generator, "reference": "gpt-4"}
+        for generator in SET["systems"]
+        for place, name in enumerate(SET["items"]["heart"][:7])
+    ]
+    return write_lines(path, pairs)
