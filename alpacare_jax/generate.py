@@ -1,11 +1,11 @@
-"""Answers records with a model.
+"""Generates a model's answers to records.
 
     python -m alpacare_jax.generate --checkpoint=runs/alpacare-7b --input=test.jsonl \\
         --output=outputs.json
 
-All devices of the machine answer, each with all weights; --tensor=4 spreads a large model's weights
-over groups of four. The output has alpaca_eval's format, in the order of the input. While it runs,
-answers gather in OUTPUT.partial; run again with the same flags, it answers only what is missing.
+All devices of the machine are used, each with a full copy of the weights; --tensor=4 shards a large
+model's weights over groups of four. The output has alpaca_eval's format, in the order of the input.
+Answers are collected in OUTPUT.partial; rerunning the same command generates only the missing ones.
 """
 
 import bisect
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from etils.epath import Path
+from etils import epath
 
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data import prompts
@@ -28,19 +28,23 @@ from alpacare_jax.data.records import Example, read_examples
 from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import answer_file
-from alpacare_jax.inference import engine as decoding
+from alpacare_jax.inference.engine import Engine, Request
+from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.training import metrics
 from common import cli, paths, provenance
 
-RULES = dict.fromkeys(("vocab", "heads", "kv_heads", "ffn"), "tensor")
-RULES |= dict.fromkeys(("layers", "embed", "head_dim", "norm"), "")
-"""Sharding rules: each large weight has one of the first axes. Nothing is gathered for a token."""
+GENERATION_RULES = {
+    **dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], "tensor"),
+    **dict.fromkeys(["layers", "embed", "head_dim", "norm"], ""),
+}
+"""Sharding rules: every large weight has one of the first four axes, so that none is all-gathered
+for each token."""
 
 
-def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
-    """All ids that end an answer: the tokenizer's, config.json's and generation_config.json's."""
+def eos_ids(directory: epath.Path, tokenizer: Tokenizer) -> list[int]:
+    """All EOS ids: of the tokenizer, config.json and generation_config.json, ascending."""
     ids = {tokenizer.eos_id, *model_folder.read_config(directory).eos_token_ids}
     path = directory / "generation_config.json"
     if path.is_file():
@@ -52,21 +56,26 @@ def eos_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
 def answer_text(
     ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]
 ) -> tuple[str, int, bool]:
-    """(text, tokens it took, whether a stop string ended it).
+    """(text, number of tokens it took, whether a stop string ended it).
 
-    The stop string that was complete first counts, so the result does not depend on how many more
-    tokens were generated before somebody looked.
+    The stop string completed first counts, so the result does not depend on how many more tokens
+    were generated before the check. For stops " heart pain" and "pain":
+
+        ids   = [fever, of, the, heart, pain, and, drug]
+        found = [    0,  0,   0,     0,    1,   1,    1]   in the text of the first 1, 2, ... ids
+        text  = "fever of the", 5 tokens
     """
-    decode = lambda n: tokenizer.decode(ids[:n], continuation=True)  # noqa: E731
-    used = 1 + bisect.bisect_left(
-        range(1, len(ids) + 1), True, key=lambda n: cut_at_stop(decode(n), stops)[1]
-    )
-    text, stopped = cut_at_stop(decode(used), stops)
+
+    def cut(count: int) -> tuple[str, bool]:
+        return cut_at_stop(tokenizer.decode(ids[:count], continuation=True), stops)
+
+    used = 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=lambda count: cut(count)[1])
+    text, stopped = cut(used)
     return text.strip(), min(used, len(ids)), stopped
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there was one."""
+    """The text before the earliest stop string, and whether there is one."""
     found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
     return (text[: min(found)], True) if found else (text, False)
 
@@ -74,7 +83,7 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 def encode_prompts(
     examples: Sequence[Example], tokenizer: Tokenizer, template: prompts.Template, max_length: int
 ) -> list[list[int]]:
-    """Prompt ids of every record.
+    """Token ids of every record's prompt.
 
     Raises:
       ValueError: a prompt leaves no room for an answer.
@@ -83,26 +92,26 @@ def encode_prompts(
     for example, ids in zip(examples, encoded, strict=True):
         if len(ids) >= max_length:
             raise ValueError(
-                f"prompt of record {example.id} is {len(ids):,} tokens, which leaves no room in "
-                f"max_length {max_length:,}; raise --max_length or shorten the record"
+                f"prompt of record {example.id} is {len(ids):,} tokens, which leaves no room "
+                f"within max_length {max_length:,}; raise --max_length or shorten the record"
             )
     return encoded
 
 
 def require_unique_ids(examples: Sequence[Example]) -> None:
-    """Raises ValueError where two records share an id: answers are paired with records by it."""
+    """Raises ValueError if two records share an id: answers are matched to records by id."""
     first: dict[str, int] = {}
     for number, example in enumerate(examples):
         if example.id in first:
             raise ValueError(
                 f"records {first[example.id]} and {number} share the id {example.id!r}; answers "
-                "are paired by id: give every record its own, or none"
+                "are matched by id: give every record a unique id, or none"
             )
         first[example.id] = number
 
 
 def load_engine(
-    directory: Path,
+    directory: epath.Path,
     step: int,
     config: LlamaConfig,
     devices: Sequence[jax.Device],
@@ -111,56 +120,62 @@ def load_engine(
     dtype: jnp.dtype,
     slots: int,
     **settings: Any,
-) -> decoding.Engine:
-    """The engine of a checkpoint: weights over `tensor` devices, slots over the groups of them.
+) -> Engine:
+    """The engine of a checkpoint: weights sharded over `tensor` devices, slots over such groups.
 
-    `slots` is rounded up to a multiple of the groups.
+    `slots` is rounded up to a multiple of the number of groups; `settings` are those of `Engine`.
+
+    Raises:
+      ValueError: `tensor` does not divide the number of devices.
     """
     if len(devices) % tensor:
         raise ValueError(
-            f"--tensor={tensor} does not divide the {len(devices)} devices here; choose a divisor"
+            f"--tensor={tensor} does not divide the number of devices, {len(devices)}; choose a "
+            "divisor"
         )
-    how = sharding.ShardingConfig(-1, 1, tensor, RULES, allow_replicated="")
-    mesh = sharding.make_mesh(how, devices)
+    sharding_config = sharding.ShardingConfig(-1, 1, tensor, GENERATION_RULES, allow_replicated="")
+    mesh = sharding.make_mesh(sharding_config, devices)
     groups = sharding.batch_groups(mesh)
-    weights = checkpoint.load_params(
+    params = checkpoint.load_params(
         directory,
         config,
         step=str(step),
         dtype=dtype,
-        shardings=sharding.of_params(config, mesh, how),
+        shardings=sharding.of_params(config, mesh, sharding_config),
     )
-    return decoding.Engine(
-        weights,
+    return Engine(
+        params,
         config,
         dtype=dtype,
         slots=-(-slots // groups) * groups,
         mesh=mesh if mesh.size > 1 else None,
-        rules=RULES,
+        rules=GENERATION_RULES,
         **settings,
     )
 
 
-def check_flags(output: Path, stops: Sequence[str], max_length: int, config: LlamaConfig) -> None:
-    """Raises ValueError where a flag has no meaning, or none for this model."""
+def check_flags(
+    output: epath.Path, stops: Sequence[str], max_length: int, config: LlamaConfig
+) -> None:
+    """Raises ValueError if a flag is invalid in itself or for this model."""
     if output.suffix not in (".json", ".jsonl"):
         raise ValueError(f"--output {output} must end in .json or .jsonl")
     if not all(stops):
-        raise ValueError("--stop is empty; give the text that ends an answer")
+        raise ValueError("--stop is empty; give a text that ends an answer")
     if max_length > config.max_position_embeddings:
         raise ValueError(
-            f"--max_length {max_length:,} is over the model's max_position_embeddings "
+            f"--max_length {max_length:,} exceeds the model's max_position_embeddings "
             f"{config.max_position_embeddings:,}; lower it"
         )
 
 
 def answers(
-    engine: decoding.Engine,
-    requests: Sequence[decoding.Request],
+    engine: Engine,
+    requests: Sequence[Request],
     tokenizer: Tokenizer,
     stops: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index of the request, what is known of its answer), as they end; tells how it goes."""
+    """(index, answer fields of the output) of each request as it finishes; reports progress."""
     began, tokens, shown = time.perf_counter(), 0, 0.0
 
     def stop_early(ids: list[int]) -> bool:
@@ -183,7 +198,7 @@ def answers(
 
 
 def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """One answer of the output; the order is alpaca_eval's."""
+    """One record of the output; its first three fields, and its format, are alpaca_eval's."""
     return {
         "instruction": example.instruction,
         "output": answer["output"],
@@ -198,22 +213,26 @@ def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]
 
 def run(
     *,
-    directory: Path,
+    directory: epath.Path,
     step: str,
-    input_path: Path,
-    output: Path,
+    input_path: epath.Path,
+    output: epath.Path,
     template: str,
     max_length: int,
     max_new_tokens: int,
     batch_size: int,
     devices: Sequence[jax.Device],
     tensor: int,
-    sampling: decoding.Sampling,
+    sampling: Sampling,
     stops: Sequence[str],
     dtype: str,
     generator: str,
 ) -> None:
-    """Answers every record of `input_path`; see the flags for the arguments."""
+    """Answers every record of `input_path`; the arguments are documented as flags.
+
+    Raises:
+      ValueError: a flag, record or checkpoint does not fit, or `output` is of another run.
+    """
     config = model_folder.read_config(directory)
     check_flags(output, stops, max_length, config)
     tokenizer = model_folder.load_tokenizer(directory)
@@ -221,7 +240,7 @@ def run(
     require_unique_ids(examples)
     encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)
     number = checkpoint.find_step(directory, step)
-    kind = llama.compute_dtype(dtype, jax.default_backend())
+    compute_dtype = llama.compute_dtype(dtype, jax.default_backend())
     settings = {
         "checkpoint": str(paths.absolute(directory)),
         "step": number,
@@ -232,28 +251,31 @@ def run(
         "max_new_tokens": max_new_tokens,
         "sampling": vars(sampling),
         "stop": list(stops),
-        "dtype": str(kind),  # "auto" differs between machines
+        "dtype": str(compute_dtype),  # "auto" differs between machines
         "generator": generator,
     }
     if provenance.is_finished(output, settings):
-        print(f"{output} is finished", file=sys.stderr)
+        print(f"{output} is already complete", file=sys.stderr)
         return
     record = provenance.describe(config=settings)
-    partial = answer_file.go_on(output, settings)
+    partial = answer_file.resume(output, settings)
     engine = load_engine(
         directory,
         number,
         config,
         devices,
         tensor,
-        dtype=kind,
+        dtype=compute_dtype,
         eos_ids=eos_ids(directory, tokenizer),
         max_length=max_length,
         slots=batch_size,
         sampling=sampling,
     )
-    prompts_left = ((i, ids) for i, ids in enumerate(encoded) if i not in partial.answers)
-    requests = [decoding.Request(i, ids, max_new_tokens or max_length) for i, ids in prompts_left]
+    requests = [
+        Request(i, ids, max_new_tokens or max_length)
+        for i, ids in enumerate(encoded)
+        if i not in partial.answers
+    ]
     for index, answer in answers(engine, requests, tokenizer, stops):
         partial.add(index, as_record(examples[index], answer, settings))
     provenance.write_json(provenance.run_json(output), record | {"end": provenance.now()})
@@ -261,49 +283,51 @@ def run(
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Model directory: from convert, or a train workdir.")
+    """Defines the flags of this command."""
+    flags.DEFINE_string("checkpoint", None, "Model directory, of convert, or workdir of train.")
     flags.DEFINE_string("step", "best", "best (by eval loss, else latest), latest or a number.")
-    flags.DEFINE_string("input", None, "Records: .jsonl or .json, .gz or not.")
-    flags.DEFINE_string("output", None, "Answers: .json (alpaca_eval reads it) or .jsonl.")
+    flags.DEFINE_string("input", None, "Records: .jsonl or .json, optionally gzipped (.gz).")
+    flags.DEFINE_string("output", None, "Answers: .json (read by alpaca_eval) or .jsonl.")
     flags.DEFINE_string("template", "alpaca", "Prompt template.")
     flags.DEFINE_integer(
-        "max_length", 1024, "Most tokens of prompt and answer together.", lower_bound=2
+        "max_length", 1024, "Maximum tokens of prompt and answer together.", lower_bound=2
     )
     flags.DEFINE_integer(
-        "max_new_tokens", 0, "Most tokens of an answer; 0: what max_length leaves.", lower_bound=0
+        "max_new_tokens", 0, "Maximum tokens of an answer; 0: up to max_length.", lower_bound=0
     )
     flags.DEFINE_integer(
-        "batch_size", 16, "Answers generated at a time, by all devices.", lower_bound=1
+        "batch_size", 16, "Answers generated at the same time, on all devices.", lower_bound=1
     )
-    flags.DEFINE_integer("tensor", 1, "Devices that share the weights.", lower_bound=1)
-    flags.DEFINE_float("temperature", 0.0, "0: always the most likely token.")
-    flags.DEFINE_integer("top_k", 0, "Draw from the k most likely; 0: all.")
-    flags.DEFINE_float("top_p", 1.0, "Draw from the fewest whose probabilities reach p.")
-    flags.DEFINE_float("repetition_penalty", 1.0, "Over 1: repeat less.")
-    flags.DEFINE_integer("seed", 0, "Of the random numbers.")
-    flags.DEFINE_multi_string("stop", [], "End an answer before this text; may be given again.")
+    flags.DEFINE_integer("tensor", 1, "Devices over which weights are sharded.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.0, "0: greedy, always the most likely token.")
+    flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Sample from the fewest tokens of total probability p.")
+    flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: penalise repeated tokens.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+    flags.DEFINE_multi_string("stop", [], "End an answer before this text; may be repeated.")
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Compute dtype.")
-    flags.DEFINE_string("generator", "", "Name in the output; the checkpoint's folder by default.")
+    flags.DEFINE_string("generator", "", "Name in the output; default: the checkpoint's folder.")
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
     del argv
     FLAGS = flags.FLAGS
     paths.check(FLAGS.checkpoint, FLAGS.input, FLAGS.output)
-    directory = Path(FLAGS.checkpoint)
+    directory = epath.Path(FLAGS.checkpoint)
     run(
         directory=directory,
         step=FLAGS.step,
-        input_path=Path(FLAGS.input),
-        output=Path(FLAGS.output),
+        input_path=epath.Path(FLAGS.input),
+        output=epath.Path(FLAGS.output),
         template=FLAGS.template,
         max_length=FLAGS.max_length,
         max_new_tokens=FLAGS.max_new_tokens,
         batch_size=FLAGS.batch_size,
         devices=jax.local_devices(),
         tensor=FLAGS.tensor,
-        sampling=decoding.Sampling(
+        sampling=Sampling(
             FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
         ),
         stops=FLAGS.stop,

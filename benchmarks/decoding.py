@@ -4,10 +4,10 @@
 
 `single`: 64 new tokens after one prompt of about 60. `batch`: 48 prompts of the starter set, 16 at
 a time, each with its own number of new tokens, 10 to 160, drawn once: an answer ends there on both
-sides, and EOS is ignored. Ours is `decoding.Engine`, which refills a slot as its answer ends. The
-peer is transformers' generate, left-padded, where a batch runs until its longest answer is done.
-Beside it run, where they work on this machine, its compiled form with a static cache and its newer
-continuous batching, which refills as ours does.
+sides, and EOS is ignored. Ours is `inference.engine.Engine`, which refills a slot as its
+answer ends. The peer is transformers' generate, left-padded, where a batch runs until its longest
+answer is done. Beside it run, where they work on this machine, its compiled form with a static
+cache and its newer continuous batching, which refills as ours does.
 
 Target: at least 1.5 x the tokens a second alone and 2 x in batches, against generate.
 Ratios within a round count; absolute times tell of the machine and the hour.
@@ -53,24 +53,25 @@ def ours(folder: Path, case: str) -> race.Work:
     import jax.numpy as jnp
 
     from alpacare_jax.checkpoints import checkpoint
-    from alpacare_jax.inference import engine as decoding
+    from alpacare_jax.inference.engine import Engine, Request
+    from alpacare_jax.inference.sampling import Sampling
 
     path = folder / "ours"
     config = model_folder.read_config(path)
     prompts, limits = work_list(folder, case)
-    engine = decoding.Engine(
+    engine = Engine(
         checkpoint.load_params(path, config, dtype=jnp.float32),
         config,
         dtype=jnp.dtype("float32"),
         eos_ids=[-1],  # none: every answer goes on to its limit
         max_length=1024,
         slots=min(flags.FLAGS.slots, len(prompts)),
-        sampling=decoding.Sampling(),
+        sampling=Sampling(),
     )
 
     def work() -> race.Result:
         pairs = enumerate(zip(prompts, limits, strict=True))
-        requests = [decoding.Request(i, prompt, limit) for i, (prompt, limit) in pairs]
+        requests = [Request(i, prompt, limit) for i, (prompt, limit) in pairs]
         answers = sorted(engine.run(requests), key=lambda answer: answer.index)
         return {"answers": [answer.ids for answer in answers]}
 

@@ -1,29 +1,29 @@
-"""The file of a model's answers, which grows beside its place and takes it when it is whole."""
+"""The file of a model's answers: OUTPUT.partial while the run lasts, OUTPUT at its end."""
 
 import hashlib
 import json
 import sys
 from typing import Any
 
-from etils.epath import Path
+from etils import epath
 
 from common import jsonl, provenance
 
 
-class Partial:
-    """Answers so far, one line each, in OUTPUT.partial; its first line names the run.
+class PartialOutput:
+    """The answers so far, one per line, in OUTPUT.partial; its first line identifies the run.
 
-    A file of another run is an error, not a surprise: its answers would be mixed up with ours.
-    Where that run came to no answer, there is nothing to lose and its file is replaced.
+    A partial file of another run raises ValueError, because its answers would be mixed with these.
+    If that run had not produced any answer, nothing is lost and its file is replaced.
     """
 
-    def __init__(self, output: Path, fingerprint: str):
+    def __init__(self, output: epath.Path, fingerprint: str):
         self.path = output.with_name(output.name + ".partial")
         self.answers: dict[int, dict[str, Any]] = {}
         if self.path.exists():
             self._read(fingerprint)
-        whole = [json.dumps({"fingerprint": fingerprint}), *map(self._line, self.answers.items())]
-        self._lines = jsonl.LineFile(self.path, whole)
+        header = json.dumps({"fingerprint": fingerprint})
+        self._lines = jsonl.LineFile(self.path, [header, *map(self._line, self.answers.items())])
 
     @staticmethod
     def _line(item: tuple[int, dict[str, Any]]) -> str:
@@ -37,21 +37,22 @@ class Partial:
             try:
                 content = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError):
-                break  # the end, or cut short by a kill: this answer is made again
+                break  # the end, or a line cut short by a kill: its answer is generated again
             if number == 0 and content.get("fingerprint") != fingerprint:
                 raise ValueError(
-                    f"{self.path} was made with other flags, input or weights; delete it or choose "
-                    "another --output"
+                    f"{self.path} was made with different flags, input or weights; delete it or "
+                    "choose another --output"
                 )
             if number:
                 self.answers[content["index"]] = content["record"]
 
     def add(self, index: int, record: dict[str, Any]) -> None:
+        """Appends the answer to record number `index` of the input."""
         self.answers[index] = record
         self._lines.add(self._line((index, record)))
 
-    def finish(self, output: Path) -> None:
-        """Writes the whole output, in input order, and removes the partial file."""
+    def finish(self, output: epath.Path) -> None:
+        """Writes the complete output, in input order, and removes the partial file."""
         self._lines.close()
         records = [self.answers[i] for i in sorted(self.answers)]
         write = provenance.write_json if output.suffix == ".json" else jsonl.write
@@ -59,16 +60,20 @@ class Partial:
         self.path.unlink()
         cut = sum(record["finish_reason"] == "length" for record in records)
         print(
-            f"{output}: {len(records)} answers, {cut} of them cut at the length limit",
+            f"{output}: {len(records)} answers, {cut} of them truncated at the length limit",
             file=sys.stderr,
         )
 
 
-def go_on(output: Path, settings: dict[str, Any]) -> Partial:
-    """What there is of a run of these settings; it is told."""
+def resume(output: epath.Path, settings: dict[str, Any]) -> PartialOutput:
+    """Opens the partial output of a run with these settings, a new one if there is none.
+
+    Raises:
+      ValueError: the partial output has answers of a run with different settings.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    partial = Partial(output, fingerprint)
+    partial = PartialOutput(output, fingerprint)
     if partial.answers:
-        print(f"{len(partial.answers)} answers are there already", file=sys.stderr)
+        print(f"resuming: {len(partial.answers)} answers already generated", file=sys.stderr)
     return partial

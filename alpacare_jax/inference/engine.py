@@ -1,11 +1,12 @@
 """Continuous batching: a fixed number of slots, each refilled as soon as its answer ends.
 
-A batch that waits for its longest answer computes mostly for rows that are done. Here a finished
-row makes room for the next prompt at once, and when no prompt is left the batch shrinks.
+A static batch that waits for its longest answer spends most of its compute on finished rows. Here
+a finished row admits the next prompt immediately, and once the queue is empty the batch shrinks.
 
 No answer depends on its neighbours: prompts are prefilled one at a time, rows of a decode step
-never mix, and a sampled token depends on (seed, request, position) alone. Rounding is left: with
-another number of rows XLA may sum in another order, which in bfloat16 can turn a near tie.
+never mix, and a sampled token depends on (seed, request, position) alone. Only rounding remains:
+with a different number of rows XLA may sum in a different order, which can flip a near tie in
+bfloat16.
 """
 
 import collections
@@ -20,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax.distributed import sharding
+from alpacare_jax.inference.sampling import Sampling, penalise, sample
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama, Params
 
@@ -27,33 +29,15 @@ BUCKET = 64
 """Prompts are padded, and the cache grows, to this times a power of two: few compilations."""
 
 BURST = 16
-"""Most decode steps between two looks at what has ended."""
+"""Maximum decode steps between two checks for finished answers."""
 
 DECODE = "decode"
-"""Name of the loop over decode steps in compiled programs; `plan` looks for it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn from the logits. Order and meaning are those of transformers:
-    repetition penalty, temperature, top-k, top-p."""
-
-    temperature: float = 0.0  # 0: the most likely token
-    top_k: int = 0  # keep the k most likely; 0: all
-    top_p: float = 1.0  # keep the fewest most likely whose probabilities reach p; 1: all
-    repetition_penalty: float = 1.0  # > 1 makes tokens of prompt and answer less likely
-    seed: int = 0
-
-    def __post_init__(self):
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise ValueError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
-        if self.repetition_penalty <= 0:
-            raise ValueError("repetition_penalty must be above 0; 1 is none")
+"""Name scope of the loop over decode steps in compiled programs; `plan` searches for it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt to answer; `index` seeds its random numbers."""
+    """A prompt to answer; its random numbers are derived from `index`."""
 
     index: int
     prompt: Sequence[int]
@@ -62,44 +46,22 @@ class Request:
     def __post_init__(self):
         if not len(self.prompt) or self.max_new_tokens < 1:
             raise ValueError(
-                f"request {self.index} needs a prompt of at least one token and max_new_tokens of "
-                "at least 1"
+                f"request {self.index} requires a prompt of at least one token and max_new_tokens "
+                "of at least 1"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """Generated ids without EOS, and why they ended: `stop` (an EOS) or `length`."""
+    """Generated ids without EOS, and why generation ended: `stop` (EOS) or `length`."""
 
     index: int
     ids: list[int]
     finish_reason: str
 
 
-def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:
-    """Divides positive and multiplies negative logits of seen tokens (arXiv:1909.05858)."""
-    penalised = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return jnp.where(seen_BV, penalised, logits_BV)
-
-
-def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draws one token a row, int32 [B]; the repetition penalty is already applied."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
-    if sampling.top_p < 1:
-        order = jnp.argsort(-logits_BV, axis=-1)
-        sorted_probs = jax.nn.softmax(jnp.take_along_axis(logits_BV, order, axis=-1), axis=-1)
-        before = jnp.cumsum(sorted_probs, axis=-1) - sorted_probs  # [.6, .3, .1] -> [0, .6, .9]
-        kept = jnp.take_along_axis(before < sampling.top_p, jnp.argsort(order, axis=-1), axis=-1)
-        logits_BV = jnp.where(kept, logits_BV, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-
-
 def _bucket(length: int) -> int:
+    """The smallest BUCKET * 2**n that is at least `length`."""
     size = BUCKET
     while size < length:
         size *= 2
@@ -107,14 +69,17 @@ def _bucket(length: int) -> int:
 
 
 class Engine:
-    """Answers requests in `slots` rows at a time.
+    """Answers up to `slots` requests at a time.
 
     Args:
       params, config, dtype: as for `Llama`.
       eos_ids: any of them ends an answer.
-      max_length: most tokens of prompt and answer together.
-      mesh, rules: where `params` are spread over several devices, their mesh and sharding rules.
-        The cache's rows go over the batch axes, its heads with the weights'.
+      max_length: maximum tokens of prompt and answer together.
+      mesh, rules: mesh and sharding rules of `params`; both, or neither for a single device. The
+        cache's rows are sharded over the batch axes, its heads like those of the weights.
+
+    Raises:
+      ValueError: `slots` is not a multiple of the mesh's batch groups, or `mesh` has no `rules`.
     """
 
     def __init__(
@@ -136,23 +101,26 @@ class Engine:
         self._groups = sharding.batch_groups(mesh) if mesh else 1
         if slots % self._groups:
             raise ValueError(
-                f"{slots} slots do not divide over {self._groups} groups of devices (mesh axes "
-                f"{' and '.join(sharding.BATCH_AXES)}); choose a multiple of {self._groups}"
+                f"{slots} slots cannot be split evenly over {self._groups} groups of devices (mesh "
+                f"axes {' and '.join(sharding.BATCH_AXES)}); choose a multiple of {self._groups}"
             )
-        spread = self._spread = _state_shardings(mesh, rules) if mesh else None
-        self._empty = jax.jit(self._empty_state, static_argnums=(0, 1), out_shardings=spread)
+        if mesh and not rules:
+            raise ValueError("an engine on a mesh requires the sharding rules of its params")
+        shardings = _state_shardings(mesh, rules) if mesh and rules else None
+        self._shardings = shardings
+        self._empty = jax.jit(self._empty_state, static_argnums=(0, 1), out_shardings=shardings)
         self._prefill = jax.jit(self._prefill_step)
         self._insert = jax.jit(
             _insert_row,
             donate_argnums=0,
-            in_shardings=(spread, None, None),
-            out_shardings=spread,
+            in_shardings=(shardings, None, None),
+            out_shardings=shardings,
         )
         self._decode = jax.jit(
             self._decode_steps,
             donate_argnums=1,
-            in_shardings=(None, spread, None, None),
-            out_shardings=spread,
+            in_shardings=(None, shardings, None, None),
+            out_shardings=shardings,
         )
 
     def run(
@@ -161,12 +129,15 @@ class Engine:
         stop_early: Callable[[list[int]], bool] = lambda ids: False,
         burst: int = BURST,
     ) -> Iterator[Answer]:
-        """Yields answers as they end, in any order.
+        """Yields answers as they finish, in any order.
 
         Args:
-          stop_early: told an unfinished answer's ids between bursts; True ends it, with
-            finish_reason `stop`.
+          stop_early: called with the ids of each unfinished answer after every burst; True ends
+            the answer, with finish_reason `stop`.
           burst: see `BURST`.
+
+        Raises:
+          ValueError: a prompt leaves no room within `max_length`, or `burst` is below 1.
         """
         if burst < 1:
             raise ValueError("burst must be at least 1")
@@ -175,7 +146,7 @@ class Engine:
             if len(request.prompt) >= self.max_length:
                 raise ValueError(
                     f"prompt {request.index} is {len(request.prompt):,} tokens, which leaves no "
-                    f"room in max_length {self.max_length:,}; raise it or shorten the prompt"
+                    f"room within max_length {self.max_length:,}; raise it or shorten the prompt"
                 )
         rows = min(self.slots, len(queue))
         slots: list[Request | None] = [None] * (-(-rows // self._groups) * self._groups)
@@ -183,8 +154,8 @@ class Engine:
         while queue or any(slots):
             for slot, request in enumerate(slots):
                 if request is None and queue:
-                    slots[slot] = queue.popleft()
-                    state = self._admit(state, slot, slots[slot])
+                    slots[slot] = admitted = queue.popleft()
+                    state = self._admit(state, slot, admitted)
             state, slots = self._shrink(state, slots)
             state = self._grow(state, slots, burst)
             state = self._decode(self.params, state, burst, bool(queue))
@@ -192,9 +163,9 @@ class Engine:
             yield from answers
 
     def trace(self, prompt_tokens: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
-        """The programs of one prompt's prefill and of `BURST` decode steps with all slots, traced.
+        """Traces the prefill of one prompt and `BURST` decode steps with all slots in use.
 
-        The cache is as long as it ever gets. Nothing is allocated: `params` may be abstract.
+        The cache has its maximum length. Nothing is allocated: `params` may be abstract.
         """
         state = self._empty.eval_shape(self.slots, _bucket(self.max_length))
         prompt = jax.ShapeDtypeStruct((_bucket(prompt_tokens),), np.int32)
@@ -205,10 +176,10 @@ class Engine:
     #   k, v [L, B, S, K, H]    the cache; index = position
     #   tokens [B]              last token of each row, not yet in the cache
     #   positions [B]           its position
-    #   active [B]              whether the row's answer goes on
-    #   output [B, O], count [B], limit [B]   generated ids, how many, how many at most
+    #   active [B]              whether the row's answer is unfinished
+    #   output [B, O], count [B], limit [B]   generated ids, their number and its maximum
     #   requests [B]            request index, for the random numbers
-    #   seen [B, V]             tokens of prompt and answer; V is 1 where there is no penalty
+    #   seen [B, V]             tokens of prompt and answer; V is 1 without a repetition penalty
 
     @property
     def _seen_size(self) -> int:
@@ -217,22 +188,17 @@ class Engine:
     def _empty_state(self, rows: int, length: int) -> dict[str, Any]:
         c = self.config
         cache = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
-        integers = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+        names = ("tokens", "positions", "count", "limit", "requests")
         return {
             "k": jnp.zeros(cache, self.dtype),
             "v": jnp.zeros(cache, self.dtype),
-            "tokens": integers(rows),
-            "positions": integers(rows),
             "active": jnp.zeros(rows, bool),
-            "output": integers(rows, self.max_length),
-            "count": integers(rows),
-            "limit": integers(rows),
-            "requests": integers(rows),
+            "output": jnp.zeros((rows, self.max_length), jnp.int32),
             "seen": jnp.zeros((rows, self._seen_size), bool),
-        }
+        } | {name: jnp.zeros(rows, jnp.int32) for name in names}
 
     def _admit(self, state: dict[str, Any], slot: int, request: Request) -> dict[str, Any]:
-        """Prefills a prompt and puts it, with its first generated token, into a slot."""
+        """Prefills a prompt and inserts it, with its first generated token, into a slot."""
         n = len(request.prompt)
         state = self._lengthen(state, n + 1)
         prompt = np.zeros(_bucket(n), np.int32)
@@ -242,7 +208,7 @@ class Engine:
         return self._insert(state, slot, row | {"limit": limit, "requests": request.index})
 
     def _prefill_step(self, params, prompt_T, n, request):
-        """What a row holds after its first token; compiled once for each T."""
+        """The state of one row after its first token; compiled once per padded length T."""
         T = len(prompt_T)
         model = Llama(params, self.config, self.dtype)
         positions = jnp.arange(T)
@@ -263,7 +229,7 @@ class Engine:
         }
 
     def _next(self, logits_BV, seen_BV, requests_B, positions_B):
-        """The token for `positions_B` of each row, and `seen` with it."""
+        """The token at `positions_B` of each row, and `seen` including it."""
         if self.sampling.repetition_penalty != 1:
             logits_BV = penalise(logits_BV, seen_BV, self.sampling.repetition_penalty)
         root = jax.random.key(self.sampling.seed)
@@ -278,7 +244,7 @@ class Engine:
         return functools.reduce(jnp.logical_or, [tokens == eos for eos in self.eos_ids], none)
 
     def _decode_steps(self, params, state, burst, waiting):
-        """Up to `burst` tokens for each active row; ends early once a row can be refilled."""
+        """Up to `burst` tokens for each active row; ends early when a slot can be refilled."""
         model = Llama(params, self.config, self.dtype)
         rows = jnp.arange(len(state["tokens"]))
 
@@ -296,16 +262,16 @@ class Engine:
             s["active"] = s["active"] & ~self._is_eos(token) & (s["count"] < s["limit"])
             return i + 1, s
 
-        def going(carry):
+        def unfinished(carry):
             i, s = carry
             active = jnp.sum(s["active"])
             return (i < burst) & (active > 0) & ~(waiting & (active < len(rows)))
 
         with jax.named_scope(DECODE):
-            return jax.lax.while_loop(going, step, (0, state))[1]
+            return jax.lax.while_loop(unfinished, step, (0, state))[1]
 
     def _collect(self, state, slots, stop_early):
-        """Takes finished rows out of their slots."""
+        """Removes finished answers from their slots and returns them."""
         active, count, output = jax.device_get((state["active"], state["count"], state["output"]))
         answers, kept = [], np.ones(len(slots), bool)
         for i, request in enumerate(slots):
@@ -324,7 +290,7 @@ class Engine:
         return state, slots, answers
 
     def _shrink(self, state, slots):
-        """Halves the rows while at most half of them are busy: nothing is left to refill them."""
+        """Halves the rows while at most half of them are busy: the queue is empty by then."""
         busy = [i for i, request in enumerate(slots) if request]
         rows = len(slots)
         while busy and rows > self._groups and len(busy) <= rows // 2:
@@ -335,7 +301,7 @@ class Engine:
         return self._place(_take_rows(state, np.array(chosen))), [slots[i] for i in chosen]
 
     def _grow(self, state, slots, burst):
-        """Makes the cache long enough for the next `burst` tokens of every busy row."""
+        """Lengthens the cache for the next `burst` tokens of every busy row."""
         positions = np.asarray(state["positions"])
         last = max(int(positions[i]) for i, request in enumerate(slots) if request)
         return self._lengthen(state, min(last + burst + 1, self.max_length))
@@ -345,21 +311,21 @@ class Engine:
         return self._place(_pad_cache(state, missing)) if missing > 0 else state
 
     def _place(self, state):
-        """Back to where the state lies on the mesh; most often it is there already."""
-        return jax.device_put(state, self._spread) if self._spread else state
+        """Restores the shardings of the state, which eager operations may have changed."""
+        return jax.device_put(state, self._shardings) if self._shardings else state
 
 
 def _state_shardings(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
-    """Only the cache is spread: all else is small, and every process reads it."""
-    whole = NamedSharding(mesh, PartitionSpec())
+    """The cache is sharded; everything else is small, read by every process, and replicated."""
+    replicated = NamedSharding(mesh, PartitionSpec())
     heads = rules["kv_heads"] or None
     cache = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES, None, heads, None))
     names = ("tokens", "positions", "active", "output", "count", "limit", "requests", "seen")
-    return {"k": cache, "v": cache} | dict.fromkeys(names, whole)
+    return {"k": cache, "v": cache} | dict.fromkeys(names, replicated)
 
 
 def _insert_row(state, slot, row):
-    """Puts a prefilled prompt and its first token into a slot."""
+    """Writes a prefilled prompt and its first token into a slot."""
     for name in ("k", "v"):
         end = min(row[name].shape[1], state[name].shape[2])
         state[name] = state[name].at[:, slot, :end].set(row[name][:, :end])

@@ -1,4 +1,4 @@
-"""The plan of generation: `decoding.Engine`'s own programs, compiled for described devices.
+"""The plan of generation: `Engine`'s own programs, compiled for described devices.
 
 A step of decoding reads all weights and the whole cache for one token a slot, so more slots are
 almost free until the cache fills the memory. Prompts are prefilled one at a time in between.
@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import engine
+from alpacare_jax.inference.engine import BURST, DECODE, Engine
+from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.planning import roofline
@@ -30,9 +31,7 @@ class Workload:
     slots: int  # answers under way at a time
 
 
-def abstract_engine(
-    config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Workload
-) -> engine.Engine:
+def abstract_engine(config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Workload) -> Engine:
     """The engine with described weights, greedy.
 
     Raises:
@@ -50,14 +49,14 @@ def abstract_engine(
         params.abstract(shape),
         sharding.of_params(shape, mesh, config.sharding),
     )
-    return engine.Engine(
+    return Engine(
         weights,
         shape,
         dtype=dtype,
         eos_ids=shape.eos_token_ids,
         max_length=length,
         slots=work.slots,
-        sampling=engine.Sampling(),
+        sampling=Sampling(),
         mesh=mesh,
         rules=config.sharding.rules,
     )
@@ -65,12 +64,12 @@ def abstract_engine(
 
 def loop_trips(op_name: str) -> float | None:
     """The loop over decode steps runs a whole burst."""
-    return engine.BURST if re.search(rf"\b{engine.DECODE}/while$", op_name) else None
+    return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
 
 
 def a_step(burst: dict[str, Any]) -> dict[str, Any]:
     """One decode step's share of a burst."""
-    share = 1 / engine.BURST
+    share = 1 / BURST
     moved = [
         c | {"count": c["count"] * share, "num_bytes": c["num_bytes"] * share}
         for c in burst["collectives"]

@@ -16,7 +16,8 @@ import pytest
 from alpacare_jax import convert
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data import prompts, tokenizers
-from alpacare_jax.inference import engine as decoding
+from alpacare_jax.inference.engine import Engine, Request
+from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import VARIANTS
 from tests.conftest import fetch
@@ -103,16 +104,16 @@ def test_greedy_answers_equal_transformers(model_dir, weights, reference):
     text_of = tokenizers.load(model_dir)
     template = prompts.get("alpaca")
     encoded = [text_of.encode(template.prompt(*question)) for question in QUESTIONS]
-    engine = decoding.Engine(
+    engine = Engine(
         weights,
         model_folder.read_config(model_dir),
         dtype=jnp.float32,
         eos_ids=[text_of.eos_id],
         max_length=256,
         slots=2,  # fewer than questions, so that a slot is refilled
-        sampling=decoding.Sampling(),
+        sampling=Sampling(),
     )
-    requests = [decoding.Request(i, prompt, 32) for i, prompt in enumerate(encoded)]
+    requests = [Request(i, prompt, 32) for i, prompt in enumerate(encoded)]
     answers = {answer.index: answer for answer in engine.run(requests)}
     assert answers.keys() == set(range(len(QUESTIONS)))
     for i, prompt in enumerate(encoded):

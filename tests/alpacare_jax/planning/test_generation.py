@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from alpacare_jax.inference import engine
+from alpacare_jax.inference.engine import BURST
 from alpacare_jax.model import params
 from alpacare_jax.planning import generation, table, topologies
 from alpacare_jax.training import metrics
@@ -137,7 +137,7 @@ def test_it_must_be_possible():
     with pytest.raises(ValueError, match="are 528 together"):
         limits = dataclasses.replace(WORK, prompt_tokens=500)
         generation.make_plan(on_mesh(-1, 1, 1), topologies.describe("local"), limits, None)
-    with pytest.raises(ValueError, match="6 slots do not divide over 8 groups of devices"):
+    with pytest.raises(ValueError, match="6 slots cannot be split evenly over 8 groups of devices"):
         few = dataclasses.replace(WORK, slots=6)
         generation.make_plan(on_mesh(-1, 1, 1), topologies.describe("local"), few, None)
 
@@ -156,4 +156,4 @@ def test_a_tpu_slice():
     # other stays on the chip during a burst, which lays some weights out anew.
     least = found["weight_bytes"] + found["cache_bytes"] - 2 * 2 * 32000 * 4096 / 16
     assert least < found["decode"]["hbm_traffic_bytes"] < 1.1 * least
-    assert engine.BURST > 1, "what a burst does once is shared by its steps"
+    assert BURST > 1, "what a burst does once is shared by its steps"
