@@ -5,7 +5,28 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGES = ("alpacare_jax", "common", "datagen", "evaluation")
+
+TRAIN = [
+    "jax>=0.10,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "tensorstore>=0.1.74",
+    "sentencepiece>=0.2.1",
+    "tokenizers>=0.22",
+]
+EVALUATION = [
+    "openai[aiohttp]>=3,<4",
+    "anthropic[aiohttp]>=2,<3",
+    "rapidfuzz>=3.14,<4",
+    "rouge-score>=0.1.2",
+    "matplotlib>=3.10",
+]
+DATAGEN = [*EVALUATION, "py3langid>=0.4,<0.5"]
+CONVERT = [*TRAIN, "gguf>=0.17"]
 GCS = ["gcsfs>=2026.10"]
+TENSORBOARD = ["tensorboardX>=2.6"]
+ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD]
 
 setup(
     name="alpacare-jax",
@@ -13,40 +34,45 @@ setup(
     description="Domain instruction tuning of LLaMA in JAX, medicine first",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The alpacare-jax authors",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}*" for name in PACKAGES]),
     package_data={
-        "datagen": ["starter/*", "prompts/*", "prices.json"],
-        "evaluation": ["prompts/*", "reference_prompts/*", "reporting/web/*"],
+        "alpacare_jax": ["py.typed"],
+        "common": ["py.typed"],
+        "datagen": ["py.typed", "starter/*", "prompts/*", "prices.json"],
+        "evaluation": ["py.typed", "prompts/*", "reference_prompts/*", "reporting/web/*"],
     },
-    install_requires=[
-        "jax>=0.10,<0.13",
-        "flax>=0.12.8,<0.13",
-        "optax>=0.2.8,<0.3",
-        "orbax-checkpoint>=0.12.8,<0.13",
-        "tensorstore>=0.1.74",
-        "sentencepiece>=0.2.1",
-        "tokenizers>=0.22",
-        "openai[aiohttp]>=3,<4",
-        "anthropic[aiohttp]>=2,<3",
-        "py3langid>=0.4,<0.5",
-        "rapidfuzz>=3.14,<4",
-        "rouge-score>=0.1.2",
-        "etils[epath]>=1.15",
+    entry_points={"console_scripts": ["alpacare = common.alpacare:main"]},
+    install_requires=[  # what `common` needs
         "absl-py>=2.1",
+        "etils[epath]>=1.15",
         "ml-collections>=1.1",
         "numpy>=2",
-        "matplotlib>=3.10",
     ],
     extras_require={
-        "tpu": ["jax[tpu]", *GCS],
-        "gpu": ["jax[cuda13]"],
+        "train": TRAIN,
+        "datagen": DATAGEN,
+        "evaluation": EVALUATION,
+        "convert": CONVERT,
+        "tpu": [*TRAIN, "jax[tpu]", *GCS],
+        "gpu": [*TRAIN, "jax[cuda13]"],
         "gcs": GCS,
-        "convert": ["gguf>=0.17"],
-        "tensorboard": ["tensorboardX>=2.6"],
+        "tensorboard": TENSORBOARD,
+        "all": ALL,
         "test": [
-            *GCS,
+            *ALL,
+            "basedpyright==1.40.2",
             "hypothesis>=6",
             "pytest>=9",
             "pytest-xdist>=3.8",

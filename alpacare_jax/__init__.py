@@ -1,1 +1,5 @@
-"""Domain instruction tuning of LLaMA in JAX. Importing this package imports nothing else."""
+"""Domain instruction tuning of LLaMA in JAX."""
+
+from common import extras
+
+extras.explain_missing("train")

@@ -24,7 +24,6 @@ from etils import epath
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data import prompts
 from alpacare_jax.data.encoding import encode_prompt
-from alpacare_jax.data.records import Example, read_examples
 from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import answer_file
@@ -34,6 +33,7 @@ from alpacare_jax.model import llama
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.training import metrics
 from common import cli, paths, provenance
+from common.records import Example, read_examples, require_unique_ids
 
 GENERATION_RULES = {
     **dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], "tensor"),
@@ -96,18 +96,6 @@ def encode_prompts(
                 f"within max_length {max_length:,}; raise --max_length or shorten the record"
             )
     return encoded
-
-
-def require_unique_ids(examples: Sequence[Example]) -> None:
-    """Raises ValueError if two records share an id: answers are matched to records by id."""
-    first: dict[str, int] = {}
-    for number, example in enumerate(examples):
-        if example.id in first:
-            raise ValueError(
-                f"records {first[example.id]} and {number} share the id {example.id!r}; answers "
-                "are matched by id: give every record a unique id, or none"
-            )
-        first[example.id] = number
 
 
 def load_engine(
@@ -237,7 +225,7 @@ def run(
     check_flags(output, stops, max_length, config)
     tokenizer = model_folder.load_tokenizer(directory)
     examples = read_examples(input_path, answered=False)
-    require_unique_ids(examples)
+    require_unique_ids(input_path, (e.id for e in examples), "answers are matched by id")
     encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)
     number = checkpoint.find_step(directory, step)
     compute_dtype = llama.compute_dtype(dtype, jax.default_backend())

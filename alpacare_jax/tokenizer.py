@@ -13,9 +13,9 @@ from absl import flags
 from alpacare_jax.data import tokenizers
 from alpacare_jax.data.encoding import Encoded, encode_example
 from alpacare_jax.data.prompts import TEMPLATES
-from alpacare_jax.data.records import read_examples
 from alpacare_jax.data.tokenizers import Tokenizer
 from common import cli, paths
+from common.records import read_examples
 
 DIM, GREEN = "\x1b[2m{}\x1b[0m", "\x1b[32m{}\x1b[0m"  # terminal colours
 

@@ -22,7 +22,7 @@ from etils.epath import Path
 from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint, model_folder
-from alpacare_jax.data import batches, encoding, prompts, records
+from alpacare_jax.data import batches, encoding, prompts
 from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
@@ -31,7 +31,7 @@ from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import ModelConfig, RunConfig
 from alpacare_jax.training.progress import Progress
 from alpacare_jax.training.train_step import State
-from common import cli, paths, sections
+from common import cli, paths, records, sections
 
 
 def load_data(
@@ -312,4 +312,4 @@ if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     processes.define_flags()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    cli.run(main)
+    cli.run(main, config=RunConfig)

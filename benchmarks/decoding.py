@@ -32,7 +32,8 @@ OPTIONAL = ("continuous batching", "generate, compiled")
 
 def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
     """Prompts, and how many new tokens each gets."""
-    from alpacare_jax.data import prompts, records, tokenizers
+    from alpacare_jax.data import prompts, tokenizers
+    from common import records
 
     FLAGS = flags.FLAGS
     starter = Path("datagen/starter")

@@ -21,12 +21,12 @@ from absl import flags
 
 from alpacare_jax import train
 from alpacare_jax.checkpoints import model_folder
-from alpacare_jax.data import batches, encoding, packing, prompts, records
+from alpacare_jax.data import batches, encoding, packing, prompts
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.training.config import RunConfig
 from benchmarks import race
-from common import cli, sections
+from common import cli, records, sections
 
 TARGETS = {1: 0.97, 8: 0.92, 16: 0.92}
 """Least share of real tokens by number of devices."""

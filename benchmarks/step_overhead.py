@@ -39,14 +39,13 @@ from jax.sharding import Mesh
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data import batches as data
-from alpacare_jax.data import records
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.training import progress, train_step
 from alpacare_jax.training.config import RunConfig
 from benchmarks import models, race, useful_tokens
-from common import cli
+from common import cli, records
 
 SETTLING = 3
 """Steps of the loop before each round's clock: it comes from a pause."""

@@ -77,7 +77,8 @@ def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
     import torch
 
     from alpacare_jax.data import batches as data
-    from alpacare_jax.data import prompts, records, tokenizers
+    from alpacare_jax.data import prompts, tokenizers
+    from common import records
 
     FLAGS = flags.FLAGS
     config = models.run_config(FLAGS.config, data=data_changes()).data

@@ -1,1 +1,16 @@
-"""What all packages share: how a command starts and ends, JSONL, and run.json. Leaves only."""
+"""What the packages share. Imports none of them.
+
+alpacare        the command that lists and starts all others
+cli             how a command starts and ends: flags, exit codes, one-line errors
+extras          packages that are not installed, and what installs them
+messages        counts, times, suggestions and the status line that commands print
+sections        config files as frozen dataclasses; their keys as help
+paths           folders of this machine and gs:// buckets
+jsonl           JSONL files, read and written whole or line by line
+records         Tasks and Examples, the records of instruction data
+provenance      run.json, and files that are replaced whole
+prompt_file     prompts as text files
+refusals        answers that decline to answer
+rouge           ROUGE-L and the tokens it compares
+reports/        drawings as SVG and PNG, and the frame of a page
+"""

@@ -1,44 +1,50 @@
-"""How every command of this package starts and ends: exit codes and one-line errors."""
+"""How every command starts and ends: flags, exit codes and one-line errors."""
 
 import errno
+import importlib.util
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
-from common import paths
+from common import extras, paths, sections
+from common.sections import UsageError
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 REMEDIES = {
     errno.ENOENT: "no such file or folder",
     errno.EISDIR: "is a folder; give a file",
-    errno.ENOTDIR: "lies below a file; give a folder",
-    errno.EEXIST: "is a file that is there already; give a folder",
+    errno.ENOTDIR: "is below a file; give a folder",
+    errno.EEXIST: "already exists and is a file; give a folder",
     errno.EACCES: "no permission; change its mode or owner, or give another path",
     errno.EPERM: "no permission; change its mode or owner, or give another path",
     errno.EROFS: "the file system is read-only; give another path",
-    errno.ENOSPC: "no space left on the device; make room and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; make room and run the same command again",
+    errno.ENOSPC: "no space left on the device; make room and rerun the same command",
+    errno.EDQUOT: "the disk quota is used up; make room and rerun the same command",
 }
-"""What the system's errors of files mean here; others keep the system's words."""
+"""What the system's file errors mean here; others keep the system's words."""
 
 NOT_LOADED = "Configuration is not available because of an earlier failure"
-"""What ml_collections says of a --config that is not there, before the reason."""
+"""What ml_collections says before the reason why a --config could not be loaded."""
+
+HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort", "--helpfull"})
 
 
 def fail(error: Exception) -> int:
-    """Prints `error` on stderr in one line and returns exit code 1."""
+    """Prints `error` on stderr in one line; returns exit code 2 for a wrong setting, else 1."""
     text = " ".join(error_text(error).split()) or type(error).__name__
     if isinstance(error, paths.outages()):
-        text = f"a bucket does not answer ({text}); once it does, the same command goes on"
+        text = f"a bucket does not respond ({text}); rerun the command once it does"
     print(f"error: {text}", file=sys.stderr)
-    return 1
+    return 2 if isinstance(error, UsageError) else 1
 
 
 def error_text(error: Exception) -> str:
-    """What `error` says; those of the system without their number, and with a remedy.
+    """The message of `error`; a file error of the system without its number, and with a remedy.
 
     >>> error_text(IsADirectoryError(errno.EISDIR, "Is a directory", "data"))
     'data: is a folder; give a file'
@@ -51,7 +57,7 @@ def error_text(error: Exception) -> str:
 
 
 def require_entries(*names: str) -> None:
-    """The flags of these names, lists that are defined already, need entries, none of them empty.
+    """Makes each of these list flags, already defined, require one or several non-empty entries.
 
     `--outputs=` and `--outputs=a,,b` are wrong flags then.
     """
@@ -59,36 +65,52 @@ def require_entries(*names: str) -> None:
         flags.register_validator(
             name,
             lambda given: given is None or (len(given) > 0 and all(given)),
-            message="must be one or several, with commas between them",
+            message="must be one or several entries, separated by commas",
         )
 
 
-def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None],
+    *,
+    config: type | None = None,
+    positional: bool = False,
+) -> None:
     """Runs `main(argv)` under absl flags and exits the process.
 
-    Only a command that is `positional` takes arguments that are no flags.
-
     Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
-    the traceback instead). 2: wrong flags. 130: interrupted, by Ctrl-C as a rule.
+    the traceback instead). 2: a wrong flag, config file, key or value. 130: interrupted, usually
+    by Ctrl-C.
+
+    Args:
+      main: the command.
+      config: the dataclass that --config is built into: `--help` prints its keys, and errors
+        suggest them.
+      positional: whether the command takes arguments that are not flags.
     """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error instead of one line.")
+    keys = list(sections.keys(config)) if config else []
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
-        # Asked for help, a required flag must not be missed first.
-        if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        if HELP_FLAGS & set(argv[1:]):  # before parsing, which requires the required flags
             app.usage(writeto_stdout=True)
+            if keys:
+                print(config_help(keys, argv))
             sys.exit(0)
         try:
             rest = flags.FLAGS(argv)
+            if config and flags.FLAGS.config is not None:
+                flags.FLAGS.config.to_dict()  # raises where the file could not be loaded
         except (
-            *(flags.Error, AttributeError, KeyError, TypeError, ValueError),
-            *(OSError, SyntaxError),
+            flags.Error,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OSError,
+            SyntaxError,
         ) as error:
-            # ml_collections raises all of these for a bad --config or a bad key or value of one.
-            # An error inside a config file brings its traceback, whose last line says it all.
-            while error.args and isinstance(error.args[0], Exception):
-                error = error.args[0]  # its AttributeError holds the KeyError that tells
-            print(f"error: {wrong_flag(error)} (see --help)", file=sys.stderr)
+            # ml_collections raises all of these for a bad --config, or a bad key or value of one.
+            print(f"error: {wrong_flag(error, [key.name for key in keys])}", file=sys.stderr)
             sys.exit(2)
         if rest[1:] and not positional:
             print(
@@ -100,38 +122,95 @@ def run(main: Callable[[Sequence[str]], int | None], *, positional: bool = False
 
     def guarded(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
-            # Orbax logs its whole story, failures with a traceback; they reach us as exceptions.
+            # Orbax logs failures with a traceback; they reach us as exceptions.
             logging.set_verbosity(logging.FATAL)
         return guard(main, argv, flags.FLAGS.debug)
 
     app.run(guarded, flags_parser=parse)
 
 
-def wrong_flag(error: Exception) -> str:
-    """What is wrong with the flags, in one line.
+def config_help(keys: Sequence[sections.Key], argv: Sequence[str]) -> str:
+    """The keys of the config with their comments, and the values that the given --config has."""
+    given = re.search(r"--?config[= ]([^ ]+)", " ".join(argv[1:]))
+    values: Mapping[str, Any] = {}
+    title = "Keys of the config (--help --config=FILE shows the values of a file):"
+    if given:
+        values = sections.flatten(load_config(given[1]))
+        title = f"Keys of the config, with the values of {given[1]}:"
+    lines = [f"\n{title}"]
+    for key in keys:
+        inner = {name: v for name, v in values.items() if name.startswith(f"{key.name}.")}
+        shown = {key.name: values[key.name]} if key.name in values else inner
+        for name, value in (shown or {key.name: ""}).items():
+            lines.append(f"  --config.{name}" + (f"={value!r}" if shown else ""))
+        if key.comment:
+            lines.append(f"      {key.comment}")
+    return "\n".join(lines)
+
+
+def load_config(given: str) -> dict[str, Any]:
+    """The settings of a config file, `FILE.py` or `FILE.py:ARGUMENT`, as nested dicts.
+
+    Raises:
+      UsageError: the file cannot be loaded.
+    """
+    path, colon, argument = given.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", Path(path))
+    try:
+        if spec is None or spec.loader is None:
+            raise ImportError("not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config(*([argument] if colon else [])).to_dict()
+    except (ImportError, OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"--config={given} could not be loaded: {error_text(error)}") from error
+
+
+def wrong_flag(error: Exception, keys: Sequence[str] = ()) -> str:
+    """What is wrong with the flags, in one line; `keys` are the dotted keys of the config.
 
     >>> wrong_flag(ValueError("flag --a=None: Flag --a must have a value other than None."))
-    'flag --a is required.'
+    'flag --a is required. (see --help)'
+    >>> wrong_flag(flags.UnrecognizedFlagError("lr", "1"), ["optimizer.learning_rate"])
+    "unknown flag --lr; did you mean --config.optimizer.learning_rate?"
     """
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]  # the AttributeError of ml_collections holds the KeyError
+    if isinstance(error, flags.UnrecognizedFlagError) and (
+        found := sections.similar_keys(error.flagname, keys)
+    ):
+        return f"unknown flag --{error.flagname}; did you mean --config.{found[0]}?"
     if isinstance(error, (OSError, SyntaxError)):
-        return " ".join(error_text(error).split())
+        return f"{' '.join(error_text(error).split())} (see --help)"
     text = str(error.args[0] if error.args else error).strip()
-    if "Traceback" in text:
-        return text.splitlines()[-1]
-    if isinstance(error, KeyError):
-        return f"the config has no key {' '.join(text.split())}"
+    if "has no attribute 'get_config'" in text:
+        return "--config could not be loaded: the file has no function get_config"
+    if "Traceback" in text:  # an error inside a config file; its last line is the message
+        return f"{text.splitlines()[-1]} (see --help)"
+    if isinstance(error, KeyError) and (name := re.match(r"'([^']*)'", text)):
+        found = sections.similar_keys(name[1], keys)
+        return f"the config has no key {name[0]}" + (
+            f"; did you mean --config.{found[0]}?" if found else " (see --help --config=FILE)"
+        )
     missing = r"--(\w+)=None: Flag --\1 must have a value other than None"
-    return " ".join(re.sub(missing, r"--\1 is required", text).split())
+    text = re.sub(missing, r"--\1 is required", text)
+    return f"{' '.join(text.split())} (see --help)"
 
 
 def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], debug: bool) -> int:
-    """The exit code of `main(argv)`: what is no fault of ours ends in one line."""
+    """The exit code of `main(argv)`; expected errors end in one line."""
     try:
         return main(argv) or 0
     except (*USER_ERRORS, *paths.outages()) as error:
         if debug:
             raise
         return fail(error)
+    except ModuleNotFoundError as error:
+        text = extras.advice(error, "all")
+        if debug or not text:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise

@@ -1,29 +1,54 @@
-"""A config file's sections become frozen dataclasses at once, so that no misspelt key lives on."""
+"""A config file's sections become frozen dataclasses at once, so that no misspelled key survives.
 
+The comment beside a field is its documentation: `--help` prints it.
+"""
+
+import ast
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from common.messages import suggestion
 
 Config = TypeVar("Config")
+
+
+class UsageError(ValueError):
+    """A wrong flag, config file, key or value: the command ends with exit code 2."""
+
+
+class Key(NamedTuple):
+    """One key of a config."""
+
+    name: str  # dotted, as in --config.NAME=VALUE
+    comment: str
 
 
 def build(config: type[Config], content: Mapping[str, Any]) -> Config:
     """`config` from `ConfigDict.to_dict()`; fields that are dataclasses themselves are sections.
 
     Raises:
-      ValueError: a section or key is unknown (the nearest known one is named), missing or bad.
+      UsageError: a section or key is unknown (the nearest known one is named), is missing, or has
+        a value that its dataclass rejects.
     """
     types = {field.name: field.type for field in dataclasses.fields(config)}
-    _same_keys("config", content, types)
-    sections = {}
-    for name, section in types.items():
-        sections[name] = content[name]
-        if dataclasses.is_dataclass(section):
-            keys = [field.name for field in dataclasses.fields(section)]
-            _same_keys(f"config.{name}", content[name], keys)
-            sections[name] = section(**content[name])
-    return config(**sections)
+    _require_same_keys("config", content, types)
+    values = {}
+    try:
+        for name, section in types.items():
+            values[name] = content[name]
+            if dataclasses.is_dataclass(section):
+                keys = [field.name for field in dataclasses.fields(section)]
+                _require_same_keys(f"config.{name}", content[name], keys)
+                values[name] = section(**content[name])
+        return config(**values)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -32,11 +57,80 @@ def choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
 
 
-def _same_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+def _require_same_keys(section: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"{where} has no key {key!r}; {hint}")
+            raise UsageError(f"{section} has no key {key!r}; {suggestion(key, known)}")
     if missing := [key for key in known if key not in given]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
+        raise UsageError(f"{section} is missing {', '.join(missing)}")
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name.
+
+    >>> flatten({"train": {"seed": 1}, "profile": ""})
+    {'train.seed': 1, 'profile': ''}
+    """
+    flat = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
+def keys(config: type, prefix: str = "") -> Iterator[Key]:
+    """The keys of a config class and of its sections, each with the comment beside its field."""
+    comments = _comments(config)
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(field.type):
+            yield from keys(field.type, f"{prefix}{field.name}.")
+        else:
+            yield Key(prefix + field.name, comments.get(field.name, ""))
+
+
+def _comments(config: type) -> dict[str, str]:
+    """Field -> its comment: at the end of its line, else the lines above it or the string below."""
+    comments: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        source = textwrap.dedent(inspect.getsource(base))
+        lines = source.splitlines()
+        body = ast.parse(source).body[0].body
+        for node, following in zip(body, [*body[1:], None], strict=True):
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+                continue
+            _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")
+            above = []
+            for line in reversed(lines[: node.lineno - 1]):
+                if not line.strip().startswith("#"):
+                    break
+                above.insert(0, line.strip().lstrip("# "))
+            if not mark and above:
+                comment = " ".join(above)
+            elif not mark and isinstance(following, ast.Expr):
+                comment = " ".join(str(ast.literal_eval(following.value)).split())
+            comments[node.target.id] = comment.strip()
+    return comments
+
+
+def similar_keys(name: str, known: Iterable[str]) -> list[str]:
+    """The dotted keys that somebody who wrote `name` may have meant, the likeliest first.
+
+    >>> known = ["optimizer.learning_rate", "train.seed", "data.max_length"]
+    >>> similar_keys("learning_rate", known), similar_keys("lr", known)
+    (['optimizer.learning_rate'], ['optimizer.learning_rate'])
+    >>> similar_keys("optimizer.maxlength", known), similar_keys("zzz", known)
+    (['data.max_length'], [])
+    """
+    leaf = name.rpartition(".")[2]
+    by_leaf: dict[str, list[str]] = {}
+    for key in known:
+        by_leaf.setdefault(key.rpartition(".")[2], []).append(key)
+    if leaf in by_leaf:
+        return by_leaf[leaf]
+    initials = {"".join(word[:1] for word in key.split("_")): key for key in by_leaf}
+    if leaf in initials:
+        return by_leaf[initials[leaf]]
+    near = difflib.get_close_matches(leaf, by_leaf, n=1)
+    return by_leaf[near[0]] if near else []

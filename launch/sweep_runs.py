@@ -26,15 +26,6 @@ class Run:
     config: dict[str, Any]  # every dotted key, overrides applied
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"seed": 1}} -> {"train.seed": 1}."""
-    flat = {}
-    for key, value in content.items():
-        nested = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
-
-
 def load_function(path: str, name: str) -> Callable[..., None]:
     """The function `name(add)` of a config file."""
     spec = importlib.util.spec_from_file_location("sweep_config", path)

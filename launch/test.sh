@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
-prepare_environment convert,tensorboard,test
+prepare_environment test
 
 # torch serves parity tests only. Its CPU build is small; the CUDA build brings gigabytes, so it is
 # never installed from here: those tests skip instead.

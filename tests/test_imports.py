@@ -89,7 +89,8 @@ def test_no_api_client_and_no_torch_in_alpacare_jax():
 
 
 def test_init_imports_nothing():
-    assert list(imports(REPOSITORY / "alpacare_jax" / "__init__.py")) == []
+    for package in ("alpacare_jax", "datagen", "evaluation"):
+        assert list(imports(REPOSITORY / package / "__init__.py")) == ["common.extras"]
 
 
 def test_no_module_is_named_like_one_of_the_standard_library():
@@ -179,7 +180,9 @@ def test_imports_without(processes, what):
         assert "alpacare_jax.train" in process.stdout
         assert "datagen" not in process.stdout
     if what == "init":
-        assert process.stdout.strip() == "['alpacare_jax', 'alpacare_jax.__init__']"
+        assert process.stdout.strip() == (
+            "['alpacare_jax', 'alpacare_jax.__init__', 'common', 'common.extras']"
+        )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

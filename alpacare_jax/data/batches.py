@@ -12,8 +12,8 @@ import numpy as np
 
 from alpacare_jax.data import packing
 from alpacare_jax.data.encoding import Encoded
-from alpacare_jax.data.records import Example
 from alpacare_jax.data.token_store import TokenStore
+from common.records import Example
 
 FITTED_STEPS, FITTED_EPOCHS = 64, 3
 """Steps that shapes are chosen by, spread over the first epoch or, if it has fewer, over more."""

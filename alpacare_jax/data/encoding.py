@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alpacare_jax.data.prompts import Template
-from alpacare_jax.data.records import Example
 from alpacare_jax.data.tokenizers import Tokenizer
+from common.records import Example
 
 
 @dataclasses.dataclass(frozen=True)

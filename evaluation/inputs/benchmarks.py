@@ -33,7 +33,7 @@ class Item:
     @property
     def text(self) -> str:
         """What a model is asked: instruction and input as one text, as the paper compares them."""
-        return "\n\n".join(filter(None, (self.instruction, self.input)))
+        return records.join_text(self.instruction, self.input)
 
     def record(self) -> Record:
         return dataclasses.asdict(self)
@@ -190,14 +190,10 @@ def read(path: Path, name: str) -> list[Item]:
       FileNotFoundError, ValueError: as `load`.
     """
     topic = BENCHMARKS[name].topic_field if name in BENCHMARKS else "topic"
-    items, first = [], {}
-    for position, record in enumerate(records.read_records(path)):
-        if record["id"] in first:
-            raise ValueError(
-                f"{path}: records {first[record['id']]} and {position} (from 0) share the id "
-                f"{record['id']!r}; outputs are paired by it: give every record its own, or none"
-            )
-        first[record["id"]] = position
+    found = records.read_records(path)
+    records.require_unique_ids(path, (r["id"] for r in found), "outputs are matched by id")
+    items = []
+    for record in found:
         items.append(
             Item(
                 id=record["id"],

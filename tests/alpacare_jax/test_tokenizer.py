@@ -15,9 +15,9 @@ from absl import flags
 from alpacare_jax import tokenizer as command
 from alpacare_jax.data.encoding import encode_example
 from alpacare_jax.data.prompts import TEMPLATES
-from alpacare_jax.data.records import read_examples
 from alpacare_jax.data.tokenizers import Tokenizer, load
 from alpacare_jax.tokenizer import render
+from common.records import read_examples
 from tests.conftest import REPOSITORY
 
 

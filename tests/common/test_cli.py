@@ -157,7 +157,7 @@ def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.ENOSPC, "p: no space left on the device; make room and run the same command again"),
+        (errno.ENOSPC, "p: no space left on the device; make room and rerun the same command"),
         (errno.EACCES, "p: no permission; change its mode or owner, or give another path"),
         (errno.EROFS, "p: the file system is read-only; give another path"),
         (errno.EIO, "[Errno 5] Input/output error: 'p'"),

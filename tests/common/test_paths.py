@@ -15,8 +15,7 @@ from etils import epath
 
 from alpacare_jax import convert, plan, tokenizer
 from alpacare_jax.checkpoints import checkpoint, model_folder
-from alpacare_jax.data import records
-from common import cli, jsonl, paths, provenance
+from common import cli, jsonl, paths, provenance, records
 from launch import sweep, sweep_results, sweep_runs
 from tests.alpacare_jax import test_train
 from tests.alpacare_jax.distributed.test_processes import start_together

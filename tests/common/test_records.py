@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax.data.records import Example, read_examples
 from common.jsonl import NO_INPUT
+from common.records import Example, read_examples
 
 RECORDS = [
     {"id": "a", "instruction": "Explain fever.", "input": "", "output": "A high temperature."},
@@ -87,9 +87,9 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
         ("x.jsonl", '{"instruction": "a", "input": false, "output": "b"}', r":1: field 'input' mu"),
         ("x.jsonl", '{"instruction": " ", "output": "b"}', r":1: field 'instruction' is empty"),
         ("x.jsonl", '{"instruction": "\\ud800", "output": "b"}', r":1: field 'instruction' is not"),
-        ("x.jsonl", "", r"x\.jsonl: holds no record"),
-        ("x.jsonl", "\n \n", r"x\.jsonl: holds no record"),
-        ("x.json", "[]", r"x\.json: holds no record"),
+        ("x.jsonl", "", r"x\.jsonl: contains no records"),
+        ("x.jsonl", "\n \n", r"x\.jsonl: contains no records"),
+        ("x.json", "[]", r"x\.json: contains no records"),
         ("x.json", '[\n{"instruction" 1}]', r"x\.json:2: not JSON: "),
         ("x.json", GOOD, r"x\.json: a \.json file must hold one array"),
         ("x.json", f"[{GOOD}, {{}}]", r"x\.json, record 1: field 'instruction' is missing"),

@@ -14,10 +14,10 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 from rouge_score import rouge_scorer, tokenizers
 
-from alpacare_jax.data import prompts, records
+from alpacare_jax.data import prompts
 from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.training.config import RunConfig
-from common import sections
+from common import records, sections
 from configs import alpacare, common
 from tests.conftest import REPOSITORY
 

@@ -68,7 +68,7 @@ def test_no_input_is_a_wrong_flag(tmp_path):
 def test_an_empty_file_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "empty.jsonl"
     path.write_text("")
-    with pytest.raises(ValueError, match=r"empty.jsonl: holds no record"):
+    with pytest.raises(ValueError, match=r"empty.jsonl: contains no records"):
         stats.read_set(path)
 
 

@@ -209,7 +209,7 @@ BAD_DATA = {
     "cut line": (GOOD + '{"instruction": "a", ', ["bad.jsonl:2: not JSON"]),
     "no output": (GOOD * 2 + '{"instruction": "a"}\n', ["bad.jsonl:3: field 'output' is missing"]),
     "a number": (GOOD + '{"instruction": 5, "output": ""}', ["bad.jsonl:2: field 'instruction'"]),
-    "empty file": ("", ["bad.jsonl: holds no record"]),
+    "empty file": ("", ["bad.jsonl: contains no records"]),
     "empty answers": (GOOD.replace("the pain", "") * 9, ["no example is left to train on"]),
     "too few": (GOOD * 7, ["7 training examples do not fill one batch of 8", "lower train.batch"]),
     "too long": (

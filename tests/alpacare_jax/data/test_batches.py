@@ -11,13 +11,14 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax.data import batches, encoding, packing, prompts, records
+from alpacare_jax.data import batches, encoding, packing, prompts
 from alpacare_jax.data import tokenizers as tokenizer
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import DataConfig, Encoded
 from alpacare_jax.data.prompts import Template
-from alpacare_jax.data.records import Example
 from alpacare_jax.training import optimizers
+from common import records
+from common.records import Example
 from configs import alpacare, common
 from tests.conftest import DATA, needs_data, write_tiny_tokenizer
 
