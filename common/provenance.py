@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from common import paths
+from common import paths, sections
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"),
@@ -110,7 +110,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": ()})
     {'a.b': '1 before, 2 now', 'c': 'None before, [] now'}
     """
-    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    old, new = sections.flatten(before), sections.flatten(json.loads(json.dumps(now)))
     return {
         name: f"{old.get(name)!r} before, {value!r} now"
         for name, value in new.items()
@@ -126,14 +126,6 @@ def replaced(output: Path, config: Mapping[str, Any]) -> str:
     found = differences(json.loads(record.read_text(encoding="utf-8")).get("config", {}), config)
     told = "; ".join(f"{name}: {what}" for name, what in found.items())
     return f"{output} is replaced; it was made with other settings ({told})" if found else ""
-
-
-def _flat(config: Mapping[str, Any], front: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        name = f"{front}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:

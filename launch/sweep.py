@@ -31,14 +31,14 @@ from etils import epath
 # As `python -m` from there has it: config files import configs.common.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import cli, paths, provenance
+from common import cli, paths, provenance, sections
 from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 
 
 def same_numbers(run: Run) -> bool:
     """Whether run.json in the run's folder, if it says, is of these settings."""
-    before = sweep_runs.flatten(sweep_results.read_record(run.workdir).get("config", {}))
+    before = sections.flatten(sweep_results.read_record(run.workdir).get("config", {}))
     keys = (key for key in run.config if not key.startswith(("checkpoint.", "sharding.")))
     return all(before.get(key, run.config[key]) == run.config[key] for key in keys)
 
@@ -163,7 +163,7 @@ def array_index(text: str | None) -> int | None:
 def main(argv: Sequence[str]) -> int:
     del argv
     FLAGS = flags.FLAGS
-    config = sweep_runs.flatten(FLAGS.config.to_dict())
+    config = sections.flatten(FLAGS.config.to_dict())
     given = FLAGS["config"].config_filename
     path, _, argument = given.partition(":")
     parts = (Path(path).stem, urllib.parse.quote(argument, safe="=,"), FLAGS.sweep)

@@ -1,7 +1,6 @@
 """From `def sweep(add)` of a config file to runs: what each changes, and its name."""
 
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import json
@@ -13,6 +12,8 @@ from hashlib import sha256
 from typing import Any
 
 from etils.epath import Path
+
+from common.messages import suggestion
 
 MAX_NAME = 100
 """Characters; file systems allow 255 bytes, and a checkpoint's files add to some of them."""
@@ -45,8 +46,7 @@ def check_value(where: str, key: str, value: Any, config: Mapping[str, Any]) -> 
       ValueError: the config has no such key, or the value is not of its type.
     """
     if key not in config:
-        near = difflib.get_close_matches(key, config, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "keys are dotted: 'train.epochs'"
+        hint = suggestion(key, config, otherwise="keys are dotted: 'train.epochs'")
         raise ValueError(f"{where}: config has no key {key!r}; {hint}")
     if hasattr(value, "item"):
         value = value.item()  # a number of NumPy's

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from common import sections
 from configs import quickstart
 from launch import sweep_results, sweep_runs
 from tests.alpacare_jax.test_train import make_corpus, settings, wait_for_step
 from tests.conftest import COMPILES_QUICKLY, REPOSITORY
 
 no_deadline = hypothesis.settings(deadline=None)  # no test asserts a time
-CONFIG = sweep_runs.flatten(quickstart.get_config().to_dict())
+CONFIG = sections.flatten(quickstart.get_config().to_dict())
 
 SWEEPS = """
 from configs.quickstart import get_config
