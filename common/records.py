@@ -165,6 +165,6 @@ def require_unique_ids(source: str | PurePath, ids: Iterable[str], purpose: str)
         if id_ in first:
             raise ValueError(
                 f"{source}: records {first[id_]} and {position} (from 0) share the id {id_!r}; "
-                f"{purpose}: give every record its own id, or none"
+                f"{purpose}: give every record a unique id, or none"
             )
         first[id_] = position
