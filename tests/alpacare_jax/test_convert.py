@@ -519,10 +519,11 @@ def test_disk_that_fills_up_half_way(source, tmp_path):
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from alpacare_jax import convert, safetensors_file, weight_store
+from alpacare_jax import convert
+from alpacare_jax.checkpoints import layerwise, safetensors_file
 
 source, ours, folder = map(Path, sys.argv[1:])
-owners = {"Writer": weight_store.Writer, "FileWriter": safetensors_file.FileWriter,
+owners = {"Writer": layerwise.Writer, "FileWriter": safetensors_file.FileWriter,
           "FolderWriter": safetensors_file.FolderWriter, "os": os, "shutil": shutil}
 for point in sys.stdin.read().split():
     direction, owner, name, count = point.split("-")

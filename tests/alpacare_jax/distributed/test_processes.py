@@ -186,7 +186,7 @@ def test_programs_are_kept_in_the_users_cache_unless_told_otherwise(given, tmp_p
 
 HANGS = """
 import time, jax
-from alpacare_jax import runtime
+from alpacare_jax.distributed import processes as runtime
 jax.process_count = lambda: {processes}
 def waits_for_ever():
     time.sleep({sleeps})
