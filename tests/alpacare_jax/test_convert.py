@@ -685,7 +685,7 @@ def test_cast_that_would_overflow_is_named(tmp_path):
 PEAK = """
 import sys
 from pathlib import Path
-from alpacare_jax import checkpoint, convert
+from alpacare_jax import convert
 {command}
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

@@ -375,7 +375,9 @@ def test_records_that_share_an_id_are_an_error(answer, tmp_path):
     path = tmp_path / "same.jsonl"
     ids = ['"id": "a"', '"id": 2', '"id": "b"', '"id": "2"']
     path.write_text("".join(f'{{"instruction": "why", {each}}}\n' for each in ids))
-    with pytest.raises(ValueError, match=r"records 1 and 3 .from 0. share the id '2'; .* unique id"):
+    with pytest.raises(
+        ValueError, match=r"records 1 and 3 .from 0. share the id '2'; .* unique id"
+    ):
         answer("same.json", input_path=path)
     assert not (tmp_path / "same.json").exists()
 

@@ -215,8 +215,8 @@ def test_the_watchdog(processes, sleeps, code):
 
 
 def test_the_age_of_this_process():
-    script = "import time; time.sleep(.5); from alpacare_jax import runtime as r; s=time.time(); "
-    script += "a = r.seconds_since_start(); time.sleep(0.3); print(a, r.seconds_since_start() - a)"
+    script = "import time; time.sleep(.5); "
+    script += "from alpacare_jax.distributed import processes as r; a = r.seconds_since_start(); time.sleep(0.3); print(a, r.seconds_since_start() - a)"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True)
     age, later = map(float, done.stdout.split())
     assert age > 0.5
