@@ -28,7 +28,7 @@ from alpacare_jax.checkpoints.safetensors_file import Tensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
-from alpacare_jax.model.params import Weight
+from alpacare_jax.model.params import WeightSpec
 from common import cli, paths, provenance
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -101,19 +101,19 @@ def read_hf(source: Path) -> list[Tensor]:
     return result
 
 
-def hf_places(config: LlamaConfig) -> dict[str, tuple[Weight, int | None]]:
+def hf_places(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
     """Hugging Face key -> weight and layer, in the order of a Hugging Face file."""
     return {
         weight.hf_key.format(layer): (weight, layer)
         for layer in [None, *range(config.num_hidden_layers)]
-        for weight in params.weights(config)
+        for weight in params.weight_specs(config)
         if weight.stacked == (layer is not None)
     }
 
 
 def check(
     tensors: Iterable[Tensor], config: LlamaConfig
-) -> list[tuple[Weight, int | None, Tensor]]:
+) -> list[tuple[WeightSpec, int | None, Tensor]]:
     """Says where each tensor belongs, before any of them is read.
 
     Raises:
@@ -161,13 +161,13 @@ def params_to_hf(tree: Params, config: LlamaConfig) -> Iterator[tuple[str, np.nd
 
 
 def _write_weights(
-    directory: Path, checked: list[tuple[Weight, int | None, Tensor]], config: LlamaConfig
+    directory: Path, checked: list[tuple[WeightSpec, int | None, Tensor]], config: LlamaConfig
 ) -> None:
     """Tensors in Hugging Face's layout -> step 0 of a model directory, in their own dtype."""
     dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
     with layerwise.Writer(directory, config, dtypes) as store:
 
-        def convert(place: tuple[Weight, int | None, Tensor]) -> None:
+        def convert(place: tuple[WeightSpec, int | None, Tensor]) -> None:
             weight, layer, tensor = place
             array = params.from_hf_layout(weight, tensor.read(), config)
             store.write(weight, layer, layerwise.contiguous(array))

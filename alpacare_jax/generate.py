@@ -129,7 +129,7 @@ def load_engine(
         config,
         step=str(step),
         dtype=dtype,
-        shardings=sharding.of_params(config, mesh, sharding_config),
+        shardings=sharding.param_shardings(config, mesh, sharding_config),
     )
     return Engine(
         params,

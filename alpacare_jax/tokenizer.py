@@ -11,7 +11,7 @@ from itertools import zip_longest
 from absl import flags
 
 from alpacare_jax.data import tokenizers
-from alpacare_jax.data.encoding import Encoded, encode_example
+from alpacare_jax.data.encoding import EncodedExample, encode_example
 from alpacare_jax.data.prompts import TEMPLATES
 from alpacare_jax.data.tokenizers import Tokenizer
 from common import cli, paths
@@ -20,7 +20,7 @@ from common.records import read_examples
 DIM, GREEN = "\x1b[2m{}\x1b[0m", "\x1b[32m{}\x1b[0m"  # terminal colours
 
 
-def render(encoded: Encoded, tokenizer: Tokenizer, color: bool) -> str:
+def render(encoded: EncodedExample, tokenizer: Tokenizer, color: bool) -> str:
     """Draws one record, a `|` between tokens.
 
     With `color` the prompt is dim and tokens that carry loss are green; without, those stand in

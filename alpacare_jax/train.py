@@ -47,7 +47,7 @@ def load_data(
             f"max_position_embeddings {limit:,}; lower it"
         )
 
-    def encode(examples: Sequence[records.Example], what: str) -> list[encoding.Encoded]:
+    def encode(examples: Sequence[records.Example], what: str) -> list[encoding.EncodedExample]:
         tell = lambda text: report(f"{what}: {text}")  # noqa: E731
         return encoding.encode_all(examples, tokenizer, template, config.data, tell)
 
@@ -55,7 +55,9 @@ def load_data(
     if config.data.eval_path:
         held_out = records.read_examples(config.data.eval_path)
     else:
-        examples, held_out = batches.split(examples, config.data.eval_share, config.train.seed)
+        examples, held_out = batches.split_examples(
+            examples, config.data.eval_share, config.train.seed
+        )
     training = encode(examples, "training data")
     train = make_batcher(training, config.train.batch_size, config, shape, mesh)
     if not held_out:
@@ -65,7 +67,7 @@ def load_data(
 
 
 def make_batcher(
-    examples: Sequence[encoding.Encoded],
+    examples: Sequence[encoding.EncodedExample],
     batch_size: int,
     config: RunConfig,
     shape: LlamaConfig,
@@ -176,7 +178,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = processes.STEP_SEC
     stop = StopRequest()
     progress = Progress()
     watchdog = processes.Watchdog(step_seconds)
-    watchdog.alive()  # setting up waits for the others too
+    watchdog.reset()  # setting up waits for the others too
     # mesh
     mesh = sharding.make_mesh(config.sharding)
     shape = model_folder.read_config(config.model.checkpoint)
@@ -208,7 +210,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = processes.STEP_SEC
         config.optimizer, num_steps, params.decay_mask(shape), params.matrix_axes(shape)
     )
     # What one process sees of a shared folder may be older than what another does.
-    first = int(processes.first_says(checkpoint.latest_step(workdir) or 0))
+    first = int(processes.broadcast_from_process_0(checkpoint.latest_step(workdir) or 0))
     if first == num_steps:
         if processes.is_first():
             workdir_lib.finish(workdir)  # a kill may have come between the last save and this
@@ -236,7 +238,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = processes.STEP_SEC
             loss = eval_step(state["params"], held_out_arrays, np.int32(held_out.num_micro))
             values = {"eval_loss": float(loss)}
             require_finite(values, step, saved)
-            watchdog.alive()
+            watchdog.reset()
             return values
 
         # loop
@@ -265,7 +267,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = processes.STEP_SEC
                 done, its_batch, report = ahead.popleft()
                 report = {name: float(value) for name, value in report.items()}
                 seconds = progress.lap()
-                watchdog.alive()
+                watchdog.reset()
                 stopping |= report.pop("stop") > 0
                 require_finite(report, done, saved)
                 found = evaluate(done) if evaluating and done == step else {}
@@ -275,7 +277,7 @@ def run(config: RunConfig, workdir: Path, step_seconds: int = processes.STEP_SEC
             if saving or stopping:
                 progress.before_save()
                 progress.saved(step, saved.save(step, state, found))
-                watchdog.alive()
+                watchdog.reset()
             if stopping and not last:
                 saved.wait()
                 why = "Ctrl-C" if stop.interrupted else "SIGTERM"

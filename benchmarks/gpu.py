@@ -42,7 +42,7 @@ def setting():
     count = FLAGS.rows * FLAGS.accumulation
     ids = np.random.default_rng(0).integers(3, shape.vocab_size, (count, FLAGS.length))
     batcher = batches.Batcher(
-        [encoding.Encoded(row.astype(np.int32), prompt_length=1) for row in ids],
+        [encoding.EncodedExample(row.astype(np.int32), prompt_length=1) for row in ids],
         batch_size=count,
         seed=0,
         max_length=FLAGS.length,

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     template = prompts.get(config.data.template)
     shape = VARIANTS[config.model.variant]
     mesh = sharding.make_mesh(config.sharding, jax.devices()[:1])
-    every: list[encoding.Encoded] = []
+    every: list[encoding.EncodedExample] = []
     for path in FLAGS.data:
         examples = records.read_examples(path)
         encoded = encoding.encode_all(examples, tokenizer, template, config.data, race.tell)

@@ -104,10 +104,10 @@ def make_steps(
         return state, {"loss": read, "grad_norm": read / num_micro, "stop": jnp.max(stops)}
 
     shardings = train_step.state_shardings(shape, config, update, mesh)
-    batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)
+    batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     compiled = jax.jit(
         step,
-        in_shardings=(shardings, batch, whole, sharding.of_flags(mesh)),
+        in_shardings=(shardings, batch, whole, sharding.flag_sharding(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )

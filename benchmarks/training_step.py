@@ -43,7 +43,7 @@ def ours(folder: Path, case: str) -> race.Work:
     if FLAGS.remat:
         model["remat"] = FLAGS.remat
     training = models.OurTraining(models.run_config(FLAGS.config, model=model), shape)
-    examples = [encoding.Encoded(row, PROMPT[case]) for row in tokens(shape.vocab_size)]
+    examples = [encoding.EncodedExample(row, PROMPT[case]) for row in tokens(shape.vocab_size)]
     batcher = batches.Batcher(
         examples,
         batch_size=ROWS,

@@ -102,7 +102,7 @@ def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
     )
     training = models.TorchTraining(models.load_torch(folder / "theirs"), options)
 
-    def collate(examples: Sequence[encoding.Encoded]) -> dict[str, torch.Tensor]:
+    def collate(examples: Sequence[encoding.EncodedExample]) -> dict[str, torch.Tensor]:
         shape = len(examples), max(len(example.ids) for example in examples)
         ids, labels = np.zeros(shape, np.int64), np.full(shape, models.IGNORED)
         mask = np.zeros(shape, np.int64)

@@ -189,7 +189,7 @@ class TrainingCheckpoints:
         self.wait()
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = math.inf if self._bucket else shutil.disk_usage(self._directory).free
-        free = processes.first_says(free)
+        free = processes.broadcast_from_process_0(free)
         if free < need:
             raise OSError(
                 f"step {step} not saved: it needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "

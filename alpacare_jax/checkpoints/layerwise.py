@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
-from alpacare_jax.model.params import Weight
+from alpacare_jax.model.params import WeightSpec
 from common import paths
 
 WORKERS = 2
@@ -72,13 +72,15 @@ class Writer:
         # Orbax makes the folder and its metadata, which holds no shapes; then real arrays take the
         # place of its numbers.
         number = np.zeros(1, np.int8)
-        ocp.save_checkpointables(self._partial, {"params": params.tree(config, lambda _: number)})
+        ocp.save_checkpointables(
+            self._partial, {"params": params.build_tree(config, lambda _: number)}
+        )
         self._arrays = {
             weight.path: _create(self._partial, weight, config, dtypes[weight.path])
-            for weight in params.weights(config)
+            for weight in params.weight_specs(config)
         }
 
-    def write(self, weight: Weight, layer: int | None, array: np.ndarray) -> None:
+    def write(self, weight: WeightSpec, layer: int | None, array: np.ndarray) -> None:
         """Writes one layer, or a whole weight that is not stacked; any thread may.
 
         Raises:
@@ -102,13 +104,13 @@ class Writer:
 
 
 def _create(
-    path: Path, weight: Weight, config: LlamaConfig, dtype: np.dtype
+    path: Path, weight: WeightSpec, config: LlamaConfig, dtype: np.dtype
 ) -> tensorstore.TensorStore:
     """An array without data, whose chunks will be layers.
 
     Uncompressed: a fifth more on disk, but written and read at twice the speed.
     """
-    shape = params.shape(weight, config)
+    shape = params.weight_shape(weight, config)
     chunk = (1, *shape[1:]) if weight.stacked else shape
     metadata = {
         "shape": shape,
@@ -139,7 +141,7 @@ def open_arrays(
 class Piece:
     """What comes from the disk at once: a weight, or layers of one that is stacked."""
 
-    weight: Weight
+    weight: WeightSpec
     layers: range | None
     array: tensorstore.TensorStore
 
@@ -158,7 +160,7 @@ class Piece:
 def pieces(arrays: Mapping[str, tensorstore.TensorStore], config: LlamaConfig) -> list[Piece]:
     """All of a checkpoint, in the order of a Hugging Face file, which the disk likes better."""
     result = []
-    for weight in params.weights(config):
+    for weight in params.weight_specs(config):
         array = arrays[weight.path]
         if not weight.stacked:
             result.append(Piece(weight, None, array))

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from alpacare_jax.data import packing
-from alpacare_jax.data.encoding import Encoded
+from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.data.token_store import TokenStore
 from common.records import Example
 
@@ -23,7 +23,7 @@ SPARE_MICRO = 1.25
 examples deviate by 3 to 6 % from step to step, so no step of a run comes near."""
 
 
-def split(
+def split_examples(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
     """(training, held-out) examples: a random `share`, rounded up, is held out."""
@@ -78,7 +78,7 @@ class Batcher:
     on the device count too, which changes no result beyond rounding.
     """
 
-    examples: Sequence[Encoded]
+    examples: Sequence[EncodedExample]
     batch_size: int  # examples a step, over all devices
     seed: int
     max_length: int  # no example is longer, in tokens
@@ -107,7 +107,7 @@ class Batcher:
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     @cached_property
-    def shapes(self) -> dict[packing.Shape, int]:
+    def shapes(self) -> dict[packing.MicroShape, int]:
         """The micro-batches of a run: (row length T, rows on one device) -> A, the most in arrays.
 
         Chosen by a sample of its steps and then fixed, so that each compiles once. A row may be
@@ -126,15 +126,15 @@ class Batcher:
         costs = np.array([self._cost((T, r), num_rows[T]) for T, r in possible])
         # Epochs to come may hold every example that there may be.
         safe = np.array([longest <= T for T, _ in possible])
-        chosen = sorted(possible[i] for i in packing.choose(costs, safe))
+        chosen = sorted(possible[i] for i in packing.choose_shapes(costs, safe))
         return {(T, r): self._room((T, r), num_rows[T]) for T, r in chosen}
 
-    def _room(self, shape: packing.Shape, num_rows: np.ndarray) -> int:
+    def _room(self, shape: packing.MicroShape, num_rows: np.ndarray) -> int:
         """Micro-batches that arrays of this shape hold: more than any step of the sample needs."""
         most = math.ceil(num_rows[np.isfinite(num_rows)].max() / (shape[1] * self.row_groups))
         return min(self._most_micro(shape), math.ceil(SPARE_MICRO * most))
 
-    def _most_micro(self, shape: packing.Shape) -> int:
+    def _most_micro(self, shape: packing.MicroShape) -> int:
         """Micro-batches of one example a row."""
         return -(-self.batch_size // (shape[1] * self.row_groups))
 
@@ -154,14 +154,14 @@ class Batcher:
             [example.num_targets for example in self.examples],
         )
 
-    def _cost(self, shape: packing.Shape, num_rows: np.ndarray | int) -> np.ndarray:
+    def _cost(self, shape: packing.MicroShape, num_rows: np.ndarray | int) -> np.ndarray:
         return packing.cost(shape, num_rows, self.row_groups, self.attention_cost)
 
     def batch(self, step: int) -> Step:
         """The arrays of optimiser step `step`, counted from 0."""
         chosen = self.indices(step)
         lengths = self._store.lengths[chosen]
-        shape, rows = packing.lay_out(lengths.tolist(), self.shapes, self._cost)
+        shape, rows = packing.cheapest_layout(lengths.tolist(), self.shapes, self._cost)
         T, R = shape[0], shape[1] * self.row_groups
         num_micro = -(-len(rows) // R)
         A = self.shapes[shape]

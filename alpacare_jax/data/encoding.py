@@ -35,7 +35,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """Token ids of prompt, response and EOS; loss falls on ids[prompt_length:]."""
 
     ids: np.ndarray  # int32
@@ -52,7 +52,7 @@ def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) ->
     return bos + tokenizer.encode(template.prompt(example.instruction, example.input))
 
 
-def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -> Encoded:
+def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -> EncodedExample:
     """Prompt and response are tokenised apart, so no token straddles the boundary.
 
     ids           = [BOS, 10, 11, 12, 20, 21, EOS]
@@ -61,7 +61,7 @@ def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -
     prompt = encode_prompt(example, tokenizer, template)
     response = tokenizer.encode(example.output, continuation=True)
     ids = np.array([*prompt, *response, tokenizer.eos_id], np.int32)
-    return Encoded(ids, len(prompt))
+    return EncodedExample(ids, len(prompt))
 
 
 def encode_all(
@@ -70,7 +70,7 @@ def encode_all(
     template: Template,
     config: DataConfig,
     report: Callable[[str], None],
-) -> list[Encoded]:
+) -> list[EncodedExample]:
     """Encodes every example that can be trained on; `report` is told of each kind left out.
 
     Truncation cuts the end, EOS included, as the original does: a cut answer must not teach the
@@ -92,7 +92,7 @@ def encode_all(
                     f"{config.max_length:,}; raise it or set data.overlong to truncate or drop"
                 )
             overlong += 1
-            encoded = Encoded(encoded.ids[: config.max_length], encoded.prompt_length)
+            encoded = EncodedExample(encoded.ids[: config.max_length], encoded.prompt_length)
             if config.overlong == "drop":
                 continue
             if encoded.num_targets <= 0:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-Shape = tuple[int, int]
+MicroShape = tuple[int, int]
 
 MICRO_COST = 256
 """What a micro-batch costs a device beyond its tokens, in tokens: weights are read, gathered and
@@ -60,7 +60,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def possible_shapes(row_multiple: int, longest_row: int, micro_tokens: int) -> list[Shape]:
+def possible_shapes(row_multiple: int, longest_row: int, micro_tokens: int) -> list[MicroShape]:
     """Rows of every multiple, and as many of them on a device as `micro_tokens` allow, or one."""
     return [
         (T, r)
@@ -69,7 +69,9 @@ def possible_shapes(row_multiple: int, longest_row: int, micro_tokens: int) -> l
     ]
 
 
-def cost(shape: Shape, num_rows: np.ndarray, row_groups: int, attention_cost: float) -> np.ndarray:
+def cost(
+    shape: MicroShape, num_rows: np.ndarray, row_groups: int, attention_cost: float
+) -> np.ndarray:
     """What `num_rows` rows over `row_groups` devices cost each device, in tokens.
 
     Args:
@@ -80,7 +82,7 @@ def cost(shape: Shape, num_rows: np.ndarray, row_groups: int, attention_cost: fl
     return num_micro * (MICRO_COST + r * T * (1 + attention_cost * T))
 
 
-def choose(costs: np.ndarray, safe: np.ndarray) -> list[int]:
+def choose_shapes(costs: np.ndarray, safe: np.ndarray) -> list[int]:
     """Which shapes to compile, at most MAX_SHAPES: those with which the steps together cost least.
 
     Steps differ by some percent in tokens, so a step wastes what its best shape has over it. Shapes
@@ -114,9 +116,9 @@ def choose(costs: np.ndarray, safe: np.ndarray) -> list[int]:
     return chosen
 
 
-def lay_out(
-    lengths: Sequence[int], shapes: Iterable[Shape], price: Callable[[Shape, int], float]
-) -> tuple[Shape, list[list[int]]]:
+def cheapest_layout(
+    lengths: Sequence[int], shapes: Iterable[MicroShape], price: Callable[[MicroShape, int], float]
+) -> tuple[MicroShape, list[list[int]]]:
     """The shape that costs least for these examples, and its rows.
 
     Args:

@@ -19,7 +19,7 @@ TOKENIZER_FILES: tuple[str, ...] = (
 )
 
 # Models round their vocabulary up for the hardware; a wider gap is another model's tokenizer.
-MOST_UNUSED_ROWS = 1024
+MAX_UNUSED_ROWS = 1024
 
 # `ModelProto{normalizer_spec{add_dummy_prefix: false}}` on the wire. Protocol buffers merge a
 # message appended to another, so these bytes switch SentencePiece's leading space off.
@@ -201,10 +201,10 @@ def check_matches(
     it was trained on. An id that `config.json` or the tokenizer leaves out is not compared.
     """
     remedy = "copy the tokenizer files from the model's own folder"
-    if not 0 <= vocab_size - tokenizer.vocab_size <= MOST_UNUSED_ROWS:
+    if not 0 <= vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
         raise ValueError(
             f"tokenizer has {tokenizer.vocab_size:,} ids but the model {vocab_size:,} embedding "
-            f"rows (none may lack, at most {MOST_UNUSED_ROWS:,} may be spare); {remedy}"
+            f"rows (none may lack, at most {MAX_UNUSED_ROWS:,} may be spare); {remedy}"
         )
     stated_bos = [] if None in (bos_token_id, tokenizer.bos_id) else [bos_token_id]
     for name, ours, stated in (

@@ -91,11 +91,13 @@ def join(
             raise ValueError("--distributed is set, but this is neither a TPU pod nor a SLURM step")
     else:
         return
-    roll_call(coordinator, num_processes, process_id, join_seconds)
+    wait_for_processes(coordinator, num_processes, process_id, join_seconds)
     jax.distributed.initialize(coordinator, num_processes, process_id, devices)
 
 
-def roll_call(coordinator: str, num_processes: int, process_id: int, seconds: float) -> None:
+def wait_for_processes(
+    coordinator: str, num_processes: int, process_id: int, seconds: float
+) -> None:
     """Returns, at about the same time in every process, once all of them are there.
 
     JAX ends a process with a stack dump when others do not arrive, and does not say which. So they
@@ -168,14 +170,14 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def first_says(value: float) -> float:
+def broadcast_from_process_0(value: float) -> float:
     """Process 0's `value`, on every process: what all must decide alike."""
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Returns when every process has come here; a `Watchdog` bounds the wait."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
@@ -197,13 +199,13 @@ class Watchdog:
             faulthandler.register(signal.SIGALRM, chain=True)  # the stacks, then the signal's end
 
     def __enter__(self) -> "Watchdog":
-        self.alive()
+        self.reset()
         return self
 
     def __exit__(self, *_) -> None:
         signal.alarm(0)
 
-    def alive(self) -> None:
+    def reset(self) -> None:
         """Starts the time anew."""
         if self.seconds:
             signal.alarm(self.seconds)

@@ -23,7 +23,7 @@ BATCH_AXES = ("data", "fsdp")
 WEIGHT_AXES = ("fsdp", "tensor")
 """What spreads weights; `data` is there to copy them."""
 
-LARGE = 2**24
+MAX_REPLICATED_ELEMENTS = 2**24
 """Most elements that a device may hold of a weight that is copied over an axis of WEIGHT_AXES.
 
 Weight, gradient and two moments in float32 take 16 bytes an element: 256 MiB at this size, 1.6 % of
@@ -38,8 +38,8 @@ class ShardingConfig:
     data: int
     fsdp: int
     tensor: int
-    rules: Mapping[str, str]  # logical axis of params.WEIGHTS -> mesh axis, empty: not spread
-    allow_replicated: str  # paths of params.WEIGHTS, comma-separated, that may be LARGE and copied
+    rules: Mapping[str, str]  # logical axis of params.WEIGHTS -> mesh axis; "" replicates
+    allow_replicated: str  # comma-separated weight paths exempt from MAX_REPLICATED_ELEMENTS
 
     def __post_init__(self):
         sizes = [self.data, self.fsdp, self.tensor]
@@ -95,18 +95,20 @@ def make_mesh(config: ShardingConfig, devices: Sequence[jax.Device] | None = Non
     return Mesh(grid, AXES, axis_types=types)
 
 
-def of_params(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
+def param_shardings(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
     """The NamedSharding of each weight.
 
     Raises:
-      ValueError: a logical axis has no rule, or its length does not divide over the mesh axis; or
-        a LARGE part of a weight is copied over an axis that spreads weights, and not meant to be.
+      ValueError: a logical axis has no rule, its length is not divisible by the size of its mesh
+        axis, or a weight over MAX_REPLICATED_ELEMENTS is replicated without permission.
     """
     rules = how.rules
 
-    def leaf(weight: params.Weight) -> NamedSharding:
+    def leaf(weight: params.WeightSpec) -> NamedSharding:
         spec = []
-        for axis, size in zip(weight.axes.split(), params.shape(weight, config), strict=True):
+        for axis, size in zip(
+            weight.axes.split(), params.weight_shape(weight, config), strict=True
+        ):
             if axis not in rules:
                 raise ValueError(f"sharding.rules lack logical axis {axis!r} of {weight.path}")
             mesh_axis = rules[axis]
@@ -128,22 +130,22 @@ def of_params(config: LlamaConfig, mesh: Mesh, how: ShardingConfig) -> Params:
             _check_not_copied(weight, config, sharding, rules)
         return sharding
 
-    return params.tree(config, leaf)
+    return params.build_tree(config, leaf)
 
 
-def of_moment(shape: Sequence[int], of_weight: NamedSharding) -> NamedSharding:
+def moment_sharding(shape: Sequence[int], of_weight: NamedSharding) -> NamedSharding:
     """Where a moment of a weight lies: as the weight does, on the axes that it is no mean over."""
     spec = (None if size == 1 else axis for size, axis in zip(shape, of_weight.spec, strict=True))
     return NamedSharding(of_weight.mesh, PartitionSpec(*spec))
 
 
 def _check_not_copied(
-    weight: params.Weight, config: LlamaConfig, spread: NamedSharding, rules: Mapping[str, str]
+    weight: params.WeightSpec, config: LlamaConfig, spread: NamedSharding, rules: Mapping[str, str]
 ) -> None:
-    mesh, shape = spread.mesh, params.shape(weight, config)
+    mesh, shape = spread.mesh, params.weight_shape(weight, config)
     share = math.prod(spread.shard_shape(shape))
     over = [axis for axis in WEIGHT_AXES if mesh.shape[axis] > 1 and axis not in spread.spec]
-    if share <= LARGE or not over:
+    if share <= MAX_REPLICATED_ELEMENTS or not over:
         return
     copies = math.prod(mesh.shape[axis] for axis in over)
     asked = ", ".join(f"{axis}={rules[axis]!r}" for axis in weight.axes.split())
@@ -169,7 +171,7 @@ def describe(mesh: Mesh) -> str:
 
 def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays [A, R, T] from each process's own rows: nothing but those leaves the host."""
-    spread = of_batch(mesh)
+    spread = batch_sharding(mesh)
     return {
         name: jax.make_array_from_callback(array.shape, spread, lambda index, a=array: a[index])
         for name, array in arrays.items()
@@ -179,11 +181,11 @@ def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
 def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
     """[devices] of 0 or 1, each process's own answer on its devices."""
     return jax.make_array_from_callback(
-        (mesh.size,), of_flags(mesh), lambda _: np.array([flag], np.float32)
+        (mesh.size,), flag_sharding(mesh), lambda _: np.array([flag], np.float32)
     )
 
 
-def of_flags(mesh: Mesh) -> NamedSharding:
+def flag_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -197,7 +199,7 @@ def placement(
     compute dtype, and gradients are reduced straight into their shards (arXiv:2004.13336,
     arXiv:1910.02054 stage 3).
     """
-    shardings = of_params(config, mesh, how)
+    shardings = param_shardings(config, mesh, how)
 
     def rows(x: jax.Array) -> jax.Array:
         spec = PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 1))
@@ -240,7 +242,7 @@ def _gather(weight: jax.Array, sharding: NamedSharding, skip: int) -> jax.Array:
     return gather(jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, spec)))
 
 
-def of_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """[A, R, T]: rows over the batch axes."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
 

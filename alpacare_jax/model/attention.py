@@ -20,7 +20,7 @@ KERNELS = ("auto", "xla", "splash", "cudnn")
 MASKED = -1e30  # finite, so a row with nothing to attend to gives a mean instead of NaN
 
 
-def visible(
+def attention_mask(
     segments_BT: jax.Array,
     positions_BT: jax.Array,
     key_segments_BS: jax.Array,
@@ -60,7 +60,7 @@ def attend(
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def choose(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
+def choose_kernel(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
     """The kernel for `auto`: splash on TPU and cuDNN on GPU where they can run, else XLA.
 
     Raises:
@@ -87,13 +87,13 @@ def choose(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
 
 def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     """Plain XLA operations, on any device."""
-    visible_BTT = visible(segments_BT, positions_BT, segments_BT, positions_BT)
+    visible_BTT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)
     return lambda q_BTNH, k_BTKH, v_BTKH: attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT)
 
 
 def cudnn(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     """cuDNN's fused attention; the mask is given whole, for lengths alone would join examples."""
-    visible_B1TT = visible(segments_BT, positions_BT, segments_BT, positions_BT)[:, None]
+    visible_B1TT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)[:, None]
 
     def attend_rows(q_BTNH, k_BTKH, v_BTKH):
         return jax.nn.dot_product_attention(

@@ -199,9 +199,9 @@ class Llama(nnx.Module):
         remat: str = "none",
         sums: Params | None = None,
     ) -> jax.Array:
-        """Final normed hidden states [B, T, D] of packed rows; see `attention.visible`.
+        """Final normed hidden states [B, T, D] of packed rows; see `attention.attention_mask`.
 
-        `remat` and `sums`, gradients of the layers so far, are for training: see `stack.run`.
+        `remat` and `sums`, gradients of the layers so far, are for training: see `layers.run`.
         """
         layer = self._layer_over(positions_BT, segments_BT)
         x_MD = layers.run(

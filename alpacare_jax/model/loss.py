@@ -9,13 +9,6 @@ CHUNKS = "loss_chunks"
 """Name of the loop over chunks in compiled programs; `plan` looks for it."""
 
 
-def cross_entropy(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each target in nats, float32 [B, C]."""
-    logits = logits_BCV.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets_BC[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def chunked_cross_entropy(
     hidden_BTD: jax.Array,

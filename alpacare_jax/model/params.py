@@ -1,7 +1,7 @@
 """Every weight of LLaMA, declared once.
 
-Initialisation, sharding, both directions of conversion, the weight-decay mask and the LoRA targets
-all follow from the table `WEIGHTS`.
+Initialisation, sharding, both directions of conversion and the weight-decay mask follow from the
+table `WEIGHTS`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from alpacare_jax.model.llama import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class WeightSpec:
     """One row of `WEIGHTS`; dims are letters of the legend in `llama.py`."""
 
     path: str  # dotted path in the parameter tree
@@ -29,7 +29,6 @@ class Weight:
     hf_dims: str  # Hugging Face's layout of one layer: "NH D" is [N*H, D]
     init: str  # "normal" with initializer_range, "ones" or "zeros"
     decay: bool  # weight decay applies
-    lora: bool  # a LoRA target
     only_if: str = ""  # LlamaConfig flag that the weight exists under; "" is always
 
     @property
@@ -41,8 +40,8 @@ class Weight:
         return self.dims.removeprefix("L")
 
 
-def _linear(name: str, dims: str, axes: str, hf_name: str, hf_dims: str) -> Weight:
-    return Weight(
+def _linear(name: str, dims: str, axes: str, hf_name: str, hf_dims: str) -> WeightSpec:
+    return WeightSpec(
         f"layers.{name}",
         f"L{dims}",
         f"layers {axes}",
@@ -50,12 +49,11 @@ def _linear(name: str, dims: str, axes: str, hf_name: str, hf_dims: str) -> Weig
         hf_dims,
         "normal",
         decay=True,
-        lora=True,
     )
 
 
-def _bias(name: str, dims: str, axes: str, hf_name: str, only_if: str) -> Weight:
-    return Weight(
+def _bias(name: str, dims: str, axes: str, hf_name: str, only_if: str) -> WeightSpec:
+    return WeightSpec(
         f"layers.{name}",
         f"L{dims}",
         f"layers {axes}",
@@ -63,19 +61,18 @@ def _bias(name: str, dims: str, axes: str, hf_name: str, only_if: str) -> Weight
         dims,
         "zeros",
         decay=False,
-        lora=False,
         only_if=only_if,
     )
 
 
-def _norm(path: str, dims: str, axes: str, hf_key: str) -> Weight:
-    return Weight(path, dims, axes, hf_key, "D", "ones", decay=False, lora=False)
+def _norm(path: str, dims: str, axes: str, hf_key: str) -> WeightSpec:
+    return WeightSpec(path, dims, axes, hf_key, "D", "ones", decay=False)
 
 
 # fmt: off
-WEIGHTS: tuple[Weight, ...] = (
-    Weight("embed_tokens", "VD", "vocab embed", "model.embed_tokens.weight", "V D",
-           "normal", decay=True, lora=False),
+WEIGHTS: tuple[WeightSpec, ...] = (
+    WeightSpec("embed_tokens", "VD", "vocab embed", "model.embed_tokens.weight", "V D",
+           "normal", decay=True),
     _norm("layers.input_layernorm", "LD", "layers norm", "model.layers.{}.input_layernorm.weight"),
     _linear("self_attn.q_proj", "DNH", "embed heads head_dim", "self_attn.q_proj", "NH D"),
     _linear("self_attn.k_proj", "DKH", "embed kv_heads head_dim", "self_attn.k_proj", "KH D"),
@@ -94,29 +91,29 @@ WEIGHTS: tuple[Weight, ...] = (
     _bias("mlp.up_bias", "F", "ffn", "mlp.up_proj", "mlp_bias"),
     _bias("mlp.down_bias", "D", "norm", "mlp.down_proj", "mlp_bias"),
     _norm("norm", "D", "norm", "model.norm.weight"),
-    Weight("lm_head", "VD", "vocab embed", "lm_head.weight", "V D",
-           "normal", decay=True, lora=False, only_if="untied_embeddings"),
+    WeightSpec("lm_head", "VD", "vocab embed", "lm_head.weight", "V D",
+           "normal", decay=True, only_if="untied_embeddings"),
 )
 # fmt: on
 
 
-def weights(config: LlamaConfig) -> tuple[Weight, ...]:
+def weight_specs(config: LlamaConfig) -> tuple[WeightSpec, ...]:
     """The rows of `WEIGHTS` that a model of this configuration has."""
     return tuple(w for w in WEIGHTS if not w.only_if or getattr(config, w.only_if))
 
 
-def shape(weight: Weight, config: LlamaConfig) -> tuple[int, ...]:
+def weight_shape(weight: WeightSpec, config: LlamaConfig) -> tuple[int, ...]:
     return tuple(config.sizes[letter] for letter in weight.dims)
 
 
-def hf_shape(weight: Weight, config: LlamaConfig) -> tuple[int, ...]:
+def hf_shape(weight: WeightSpec, config: LlamaConfig) -> tuple[int, ...]:
     """Shape of one Hugging Face tensor, i.e. of one layer of a stacked weight."""
     return tuple(math.prod(config.sizes[c] for c in dim) for dim in weight.hf_dims.split())
 
 
-def tree(config: LlamaConfig, leaf: Callable[[Weight], object]) -> Params:
+def build_tree(config: LlamaConfig, leaf: Callable[[WeightSpec], object]) -> Params:
     """A parameter tree with `leaf(weight)` in each weight's place."""
-    return traverse_util.unflatten_dict({w.path: leaf(w) for w in weights(config)}, sep=".")
+    return traverse_util.unflatten_dict({w.path: leaf(w) for w in weight_specs(config)}, sep=".")
 
 
 def flatten(params: Params) -> dict[str, jax.Array]:
@@ -126,36 +123,31 @@ def flatten(params: Params) -> dict[str, jax.Array]:
 
 def abstract(config: LlamaConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     """Shapes and dtypes without memory: what `jax.eval_shape` would give for `init`."""
-    return tree(config, lambda w: jax.ShapeDtypeStruct(shape(w, config), dtype))
+    return build_tree(config, lambda w: jax.ShapeDtypeStruct(weight_shape(w, config), dtype))
 
 
 @functools.cache  # every step's FLOPs ask
 def count(config: LlamaConfig) -> int:
     """Number of parameters."""
-    return sum(math.prod(shape(w, config)) for w in weights(config))
+    return sum(math.prod(weight_shape(w, config)) for w in weight_specs(config))
 
 
 def init(config: LlamaConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
     """Random parameters, as transformers initialises them: normal(0, initializer_range)."""
     keys = {w.path: jax.random.fold_in(key, i) for i, w in enumerate(WEIGHTS)}
 
-    def leaf(w: Weight) -> jax.Array:
+    def leaf(w: WeightSpec) -> jax.Array:
         if w.init == "normal":
             std = config.initializer_range
-            return std * jax.random.normal(keys[w.path], shape(w, config), dtype)
-        return jnp.full(shape(w, config), {"ones": 1, "zeros": 0}[w.init], dtype)
+            return std * jax.random.normal(keys[w.path], weight_shape(w, config), dtype)
+        return jnp.full(weight_shape(w, config), {"ones": 1, "zeros": 0}[w.init], dtype)
 
-    return tree(config, leaf)
-
-
-def logical_axes(config: LlamaConfig) -> Params:
-    """The tree with each weight's tuple of logical axis names."""
-    return tree(config, lambda w: tuple(w.axes.split()))
+    return build_tree(config, leaf)
 
 
 def decay_mask(config: LlamaConfig) -> Params:
     """The tree with True where weight decay applies: matrices yes, norms and biases no."""
-    return tree(config, lambda w: w.decay)
+    return build_tree(config, lambda w: w.decay)
 
 
 def matrix_axes(config: LlamaConfig) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -164,15 +156,15 @@ def matrix_axes(config: LlamaConfig) -> dict[str, tuple[tuple[int, ...], tuple[i
     Matrices are Hugging Face's: q_proj "LDNH" of "NH D" -> (2, 3), (1,). Vectors have no columns.
     """
 
-    def axes(weight: Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def axes(weight: WeightSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
         rows, columns = (*weight.hf_dims.split(), "")[:2]
         at = weight.dims.index
         return tuple(map(at, rows)), tuple(map(at, columns))
 
-    return {w.path: axes(w) for w in weights(config)}
+    return {w.path: axes(w) for w in weight_specs(config)}
 
 
-def from_hf_layout(weight: Weight, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+def from_hf_layout(weight: WeightSpec, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """One Hugging Face tensor -> our layout of one layer (a view, no copy).
 
     For example q_proj, "NH D" -> "DNH": [N*H, D] is reshaped to [N, H, D] and transposed.
@@ -182,7 +174,7 @@ def from_hf_layout(weight: Weight, array: np.ndarray, config: LlamaConfig) -> np
     return split.transpose([letters.index(c) for c in weight.layer_dims])
 
 
-def to_hf_layout(weight: Weight, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+def to_hf_layout(weight: WeightSpec, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """The inverse of `from_hf_layout`."""
     letters = weight.hf_dims.replace(" ", "")
     merged = array.transpose([weight.layer_dims.index(c) for c in letters])

@@ -47,7 +47,7 @@ def abstract_engine(config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Wor
     weights = jax.tree.map(
         lambda leaf, spread: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spread),
         params.abstract(shape),
-        sharding.of_params(shape, mesh, config.sharding),
+        sharding.param_shardings(shape, mesh, config.sharding),
     )
     return Engine(
         weights,

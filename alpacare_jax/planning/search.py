@@ -69,7 +69,7 @@ def _of_mesh(
     config = replace(config, sharding=replace(config.sharding, fsdp=-1, tensor=tensor))
     try:
         mesh = sharding.make_mesh(config.sharding, where.devices)
-        sharding.of_params(model, mesh, config.sharding)
+        sharding.param_shardings(model, mesh, config.sharding)
     except ValueError as error:  # heads that do not divide, and the like
         _say(f"tensor {tensor}: {error}")
         return [], []

@@ -39,7 +39,7 @@ def typical_batch(
     lengths = np.linspace(0.5, 1.5, count) * work.example_tokens
     lengths = np.clip(lengths.round().astype(int), 2, config.data.max_length)
     examples = [
-        encoding.Encoded(np.zeros(n, np.int32), max(1, round(n * (1 - work.answer_share))))
+        encoding.EncodedExample(np.zeros(n, np.int32), max(1, round(n * (1 - work.answer_share))))
         for n in lengths.tolist()
     ]
     return train.make_batcher(examples, count, config, shape, mesh).batch(0)
@@ -76,7 +76,7 @@ def trace_step(
     """The real training step, traced for abstract arguments."""
     update = _update(config, shape)
     step, _ = train_step.make_steps(shape, config, update, mesh)
-    spread = sharding.of_batch(mesh)
+    spread = sharding.batch_sharding(mesh)
     arrays = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
         for name, array in batch.arrays.items()
@@ -85,7 +85,7 @@ def trace_step(
         train_step.abstract_state(shape, config, update, mesh),
         arrays,
         jax.ShapeDtypeStruct((), np.int32),
-        jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding.of_flags(mesh)),
+        jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding.flag_sharding(mesh)),
     )
 
 

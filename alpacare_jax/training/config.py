@@ -19,7 +19,7 @@ class ModelConfig:
     checkpoint: str  # model directory, made by `alpacare_jax.convert`
     variant: str  # key of VARIANTS that the checkpoint must have the shape of
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
-    remat: str  # key of stack.REMAT_POLICIES
+    remat: str  # key of layers.REMAT_POLICIES
     attention: str  # auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 

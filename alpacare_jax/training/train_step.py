@@ -22,10 +22,10 @@ State = dict[str, Any]
 
 
 def attention_kernel(shape: LlamaConfig, model: ModelConfig, mesh: Mesh) -> str:
-    """The attention kernel that a run uses; see `attention.choose`."""
+    """The attention kernel that a run uses; see `attention.choose_kernel`."""
     platform = mesh.devices.flat[0].platform
     dtype = llama.compute_dtype(model.dtype, platform)
-    return attention.choose(model.attention, platform, dtype, shape.head_dim)
+    return attention.choose_kernel(model.attention, platform, dtype, shape.head_dim)
 
 
 ACCUMULATE = "accumulate"
@@ -45,7 +45,7 @@ def mean_loss(
 
     Args:
       micro: the arrays of `data.Step`, [R, T] each.
-      sums: gradients of the layers so far; those that come back have them added. See `stack.run`.
+      sums: gradients of the layers so far; those that come back have them added. See `layers.run`.
     """
     dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
     kernel = attention_kernel(shape, model, mesh)
@@ -121,11 +121,11 @@ def make_steps(
         return accumulate(add, arrays, num_micro, zero)
 
     shardings = state_shardings(shape, config, update, mesh)
-    batch, whole = sharding.of_batch(mesh), sharding.replicated(mesh)
+    batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return (
         jax.jit(
             train_step,
-            in_shardings=(shardings, batch, whole, sharding.of_flags(mesh)),
+            in_shardings=(shardings, batch, whole, sharding.flag_sharding(mesh)),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
@@ -137,12 +137,12 @@ def state_shardings(
     shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
 ) -> State:
     """NamedShardings of the state: moments lie where their weights lie, or on those hosts."""
-    of_params = sharding.of_params(shape, mesh, config.sharding)
+    of_params = sharding.param_shardings(shape, mesh, config.sharding)
     if config.optimizer.offload:
         offload.check_supported(mesh, config.sharding.rules)
 
     def of_moment(moment, of_weight, is_matrix):
-        found = sharding.of_moment(moment.shape, of_weight)
+        found = sharding.moment_sharding(moment.shape, of_weight)
         # A layer's vector is no whole tile of its stack, and TPUs send the host nothing less.
         hosted = config.optimizer.offload and is_matrix
         return found.with_memory_kind(offload.HOST) if hosted else found

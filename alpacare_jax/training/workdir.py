@@ -62,7 +62,7 @@ def make(workdir: Path, config: RunConfig, run: dict[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         model_folder.copy_model_files(config.model.checkpoint, workdir)
         provenance.write_json(workdir / "run.json", run)
-    processes.wait_for_all("workdir made")
+    processes.barrier("workdir made")
 
 
 def finish(workdir: Path) -> None:

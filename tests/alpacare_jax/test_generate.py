@@ -46,8 +46,9 @@ def model(tmp_path_factory, tiny):
     """A model directory whose weights are spread widely enough to say different things."""
     draw = np.random.default_rng(0)
     directory = tmp_path_factory.mktemp("models") / "tiny-medic"
-    weights = params.tree(
-        tiny, lambda w: jnp.asarray(0.3 * draw.normal(size=params.shape(w, tiny)), jnp.float32)
+    weights = params.build_tree(
+        tiny,
+        lambda w: jnp.asarray(0.3 * draw.normal(size=params.weight_shape(w, tiny)), jnp.float32),
     )
     make_model(directory, tiny, weights)
     settings = {"eos_token_id": EOS_IDS, "temperature": 0.6}

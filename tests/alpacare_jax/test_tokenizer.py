@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The two fields of data.Encoded that a drawing needs."""
+    """The two fields of data.EncodedExample that a drawing needs."""
 
     ids: np.ndarray
     prompt_length: int

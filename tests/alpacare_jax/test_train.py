@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data.batches import Batcher
-from alpacare_jax.data.encoding import Encoded
+from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import VARIANTS
@@ -132,7 +132,7 @@ def assert_same_end(workdir: Path, reference: Path, step: int) -> None:
     assert curve(workdir) == curve(reference)
     ours, theirs = saved_state(workdir, step), saved_state(reference, step)
     assert ours.keys() == theirs.keys()
-    assert len(ours) > 3 * len(params.weights(TINY))
+    assert len(ours) > 3 * len(params.weight_specs(TINY))
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
@@ -380,7 +380,7 @@ def test_steps_that_cannot_be_traced(corpus, profile):
 
 
 EXAMPLES = [
-    Encoded((7 * i + 3 * np.arange(length) ** 2) % 500 + 3, 2 + i)
+    EncodedExample((7 * i + 3 * np.arange(length) ** 2) % 500 + 3, 2 + i)
     for i, length in enumerate([70, 40, 15, 60, 50, 12, 90, 25, 33, 20])
 ]
 """They pack into 4 rows of 128 with 2 or 3 in each."""
@@ -404,14 +404,14 @@ def hand_made_weights() -> llama.Params:
     rows = {weight.path: i for i, weight in enumerate(params.WEIGHTS)}
 
     def leaf(weight):
-        shape = params.shape(weight, TINY)
+        shape = params.weight_shape(weight, TINY)
         size = math.prod(shape)
         if weight.init == "ones":
             return jnp.asarray(np.linspace(0.8, 1.2, size).reshape(shape), jnp.float32)
         wave = np.sin(np.linspace(0, 100 + rows[weight.path], size) ** 2)
         return jnp.asarray(0.06 * wave.reshape(shape), jnp.float32)
 
-    return params.tree(TINY, leaf)
+    return params.build_tree(TINY, leaf)
 
 
 MODEL = run_config(Path()).model
@@ -505,10 +505,10 @@ def test_compute_dtype():
 GOLDEN_RATE = 2e-3
 
 
-def golden_examples() -> list[Encoded]:
+def golden_examples() -> list[EncodedExample]:
     """tests/golden/tiny_tokens.json: 80 rows, prompt_length first, then the ids."""
     rows = json.loads((GOLDEN / "tiny_tokens.json").read_text())
-    return [Encoded(np.asarray(ids, np.int32), length) for length, *ids in rows]
+    return [EncodedExample(np.asarray(ids, np.int32), length) for length, *ids in rows]
 
 
 def golden_config() -> RunConfig:
@@ -689,7 +689,7 @@ def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, finished, tmp_path
     with small_machine() as patch:
         compile_once(patch)
         patch.setattr(checkpoint, "latest_step", lambda _: next(stale))
-        patch.setattr(processes, "first_says", lambda value: value or 5.0)
+        patch.setattr(processes, "broadcast_from_process_0", lambda value: value or 5.0)
         train.run(config, tmp_path)
     err = capsys.readouterr().err
     assert "going on from step 5" in err, "all start where the first process does"

@@ -29,7 +29,7 @@ def write(directory, kind=np.float32) -> dict[str, np.ndarray]:
     shapes = params.flatten(params.abstract(CONFIG))
     arrays = {path: np.full(like.shape, i, dtype) for i, (path, like) in enumerate(shapes.items())}
     with layerwise.Writer(directory, CONFIG, dict.fromkeys(arrays, dtype)) as store:
-        for weight in params.weights(CONFIG):
+        for weight in params.weight_specs(CONFIG):
             array = arrays[weight.path]
             for layer in range(CONFIG.num_hidden_layers) if weight.stacked else [None]:
                 store.write(weight, layer, array if layer is None else array[layer])
@@ -53,7 +53,7 @@ def test_restores_onto_a_mesh(tmp_path):
     arrays = write(tmp_path, ml_dtypes.bfloat16)
     mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
     spec = jax.sharding.PartitionSpec
-    shardings = params.tree(
+    shardings = params.build_tree(
         CONFIG,
         lambda w: jax.sharding.NamedSharding(mesh, spec(*[None] * w.stacked, "fsdp")),
     )
@@ -64,7 +64,7 @@ def test_restores_onto_a_mesh(tmp_path):
 
 
 def test_nothing_stands_before_the_end(tmp_path):
-    dtypes = {weight.path: np.dtype(np.float32) for weight in params.weights(CONFIG)}
+    dtypes = {weight.path: np.dtype(np.float32) for weight in params.weight_specs(CONFIG)}
     with pytest.raises(KeyError), layerwise.Writer(tmp_path, CONFIG, dtypes):
         assert checkpoint.latest_step(tmp_path) is None
         raise KeyError

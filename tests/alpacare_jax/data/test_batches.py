@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from alpacare_jax.data import batches, encoding, packing, prompts
 from alpacare_jax.data import tokenizers as tokenizer
 from alpacare_jax.data.batches import Batcher
-from alpacare_jax.data.encoding import DataConfig, Encoded
+from alpacare_jax.data.encoding import DataConfig, EncodedExample
 from alpacare_jax.data.prompts import Template
 from alpacare_jax.training import optimizers
 from common import records
@@ -48,8 +48,8 @@ def example(prompt: str, response: str, id: str = "e") -> Example:
     return Example(id, prompt, "", response)
 
 
-def encoded(length: int, prompt_length: int, first: int = 100) -> Encoded:
-    return Encoded(np.arange(first, first + length, dtype=np.int32), prompt_length)
+def encoded(length: int, prompt_length: int, first: int = 100) -> EncodedExample:
+    return EncodedExample(np.arange(first, first + length, dtype=np.int32), prompt_length)
 
 
 def batcher(examples, batch_size, **changes):
@@ -109,7 +109,10 @@ def test_columns_of_one_example():
 
 
 def test_columns_of_a_packed_row():
-    examples = [Encoded(np.array([1, 10, 20, 2]), 2), Encoded(np.array([1, 30, 2]), 1)]
+    examples = [
+        EncodedExample(np.array([1, 10, 20, 2]), 2),
+        EncodedExample(np.array([1, 30, 2]), 1),
+    ]
     arrays = batcher(examples, 2, max_length=8).batch(0).arrays
     columns = {name: array[0, 0].tolist() for name, array in arrays.items()}
     weights = (arrays["weights"][0, 0] * 4).tolist()
@@ -250,15 +253,17 @@ def test_bad_settings(changes, message):
 @pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 2), (0.5, 8), (0.01, 1)])
 def test_split_covers_every_example_once(share, held):
     examples = [example("10", "20", id=str(i)) for i in range(15)]
-    train, held_out = batches.split(examples, share, seed=5)
+    train, held_out = batches.split_examples(examples, share, seed=5)
     assert len(held_out) == held
     assert sorted(train + held_out, key=lambda e: int(e.id)) == examples
-    assert (train, held_out) == batches.split(examples, share, seed=5)
+    assert (train, held_out) == batches.split_examples(examples, share, seed=5)
 
 
 def test_split_depends_on_the_seed():
     examples = [example("10", "20", id=str(i)) for i in range(50)]
-    assert batches.split(examples, 0.5, seed=5) != batches.split(examples, 0.5, seed=6)
+    assert batches.split_examples(examples, 0.5, seed=5) != batches.split_examples(
+        examples, 0.5, seed=6
+    )
 
 
 # Steps.
@@ -363,7 +368,7 @@ def test_another_seed_gives_other_batches():
     assert contents(one.batch(0)) != contents(other.batch(0))
 
 
-def realistic(count: int, mean: float) -> list[Encoded]:
+def realistic(count: int, mean: float) -> list[EncodedExample]:
     """Log-normal lengths between 60 and 1,024, the shape that instruction data has."""
     draws = np.random.default_rng(0).lognormal(np.log(mean) - 0.125, 0.5, count)
     return [encoded(int(n), min(int(n) - 1, 60)) for n in np.clip(draws, 60, 1024)]

@@ -87,7 +87,7 @@ costs_and_safe = st.tuples(st.integers(1, 12), st.integers(1, 6)).flatmap(
 def test_no_exchange_of_one_shape_would_help(case):
     costs, safe = np.array(case[0], float), np.arange(len(case[0])) >= case[1]
     costs[~safe, 0] = np.inf  # the first step's longest example fits the safe shapes only
-    chosen = packing.choose(costs, safe)
+    chosen = packing.choose_shapes(costs, safe)
     assert 1 <= len(set(chosen)) == len(chosen) <= packing.MAX_SHAPES
     assert safe[chosen].any()
     total = costs[chosen].min(axis=0).sum()
@@ -100,14 +100,14 @@ def test_no_exchange_of_one_shape_would_help(case):
 def test_the_best_pair_is_found_where_neither_is_the_best_alone(monkeypatch):
     monkeypatch.setattr(packing, "MAX_SHAPES", 2)
     costs = np.array([[2.0, 2, 2, 2], [1, 1, 9, 9], [9, 9, 1, 1]])
-    assert sorted(packing.choose(costs, np.array([True, True, True]))) == [1, 2]
-    assert 0 in packing.choose(costs, np.array([True, False, False])), "one must be safe"
+    assert sorted(packing.choose_shapes(costs, np.array([True, True, True]))) == [1, 2]
+    assert 0 in packing.choose_shapes(costs, np.array([True, False, False])), "one must be safe"
 
 
 def test_a_shape_that_saves_next_to_nothing_is_not_compiled():
     either = np.array([True, True])
-    assert packing.choose(np.array([[1000.0, 1000], [1100, 999]]), either) == [0]
-    assert sorted(packing.choose(np.array([[1000.0, 1000], [1100, 990]]), either)) == [0, 1]
+    assert packing.choose_shapes(np.array([[1000.0, 1000], [1100, 999]]), either) == [0]
+    assert sorted(packing.choose_shapes(np.array([[1000.0, 1000], [1100, 990]]), either)) == [0, 1]
 
 
 @settings(max_examples=100, deadline=None)
@@ -118,7 +118,7 @@ def test_the_cheapest_shape_is_taken(lengths, row_groups):
     def price(shape, num_rows):
         return packing.cost(shape, num_rows, row_groups, attention_cost=0.01)
 
-    (T, r), rows = packing.lay_out(lengths, shapes, price)
+    (T, r), rows = packing.cheapest_layout(lengths, shapes, price)
     wide = [shape for shape in shapes if max(lengths) <= shape[0]]
     least = min(price(shape, len(packing.pack(lengths, shape[0]))) for shape in wide)
     assert price((T, r), len(rows)) == least

@@ -54,7 +54,7 @@ def call_roll(
 
     def call(process_id: int) -> None:
         try:
-            runtime.roll_call(f"127.0.0.1:{port}", count, process_id, seconds)
+            runtime.wait_for_processes(f"127.0.0.1:{port}", count, process_id, seconds)
             results[process_id] = ""
         except ConnectionError as error:
             results[process_id] = str(error)
@@ -127,8 +127,8 @@ def join(**changes) -> None:
 def test_alone_there_is_nobody_to_join():
     join()
     assert runtime.is_first()
-    assert runtime.first_says(2.5) == 2.5
-    runtime.wait_for_all("nobody")
+    assert runtime.broadcast_from_process_0(2.5) == 2.5
+    runtime.barrier("nobody")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices
         "SLURM_STEP_NODELIST": "gpu[07,09-11]",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(runtime, "roll_call", lambda *who: joined.append(who))
+    monkeypatch.setattr(runtime, "wait_for_processes", lambda *who: joined.append(who))
     monkeypatch.setattr(runtime.jax.distributed, "initialize", lambda *who: joined.append(who))
     join()
     assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices)]
@@ -192,7 +192,7 @@ def waits_for_ever():
     time.sleep({sleeps})
 with runtime.Watchdog(1) as dog:
     time.sleep(0.6)
-    dog.alive()
+    dog.reset()
     time.sleep(0.6)
     print("alive", flush=True)
     waits_for_ever()
@@ -215,8 +215,8 @@ def test_the_watchdog(processes, sleeps, code):
 
 
 def test_the_age_of_this_process():
-    script = "import time; time.sleep(.5); "
-    script += "from alpacare_jax.distributed import processes as r; a = r.seconds_since_start(); time.sleep(0.3); print(a, r.seconds_since_start() - a)"
+    script = "import time; time.sleep(.5)\nfrom alpacare_jax.distributed import processes as r\n"
+    script += "a = r.seconds_since_start(); time.sleep(0.3); print(a, r.seconds_since_start() - a)"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True)
     age, later = map(float, done.stdout.split())
     assert age > 0.5

@@ -21,7 +21,7 @@ def config(data=1, fsdp=1, tensor=1, allow_replicated="", **rules) -> ShardingCo
 
 
 def specs(variant: str, mesh, **rules) -> dict[str, P]:
-    tree = sharding.of_params(VARIANTS[variant], mesh, config(**rules))
+    tree = sharding.param_shardings(VARIANTS[variant], mesh, config(**rules))
     return {path: s.spec for path, s in params.flatten(tree).items()}
 
 
@@ -78,7 +78,7 @@ def test_specs_are_as_expected():
         "norm": P(None),
         "lm_head": P("tensor", "fsdp"),
     }
-    assert sharding.of_batch(mesh).spec == P(None, ("data", "fsdp"), None)
+    assert sharding.batch_sharding(mesh).spec == P(None, ("data", "fsdp"), None)
     assert sharding.replicated(mesh).spec == P()
 
 
@@ -86,9 +86,9 @@ def test_specs_are_as_expected():
 def test_every_variant_is_spread_over_eight_devices(variant):
     shape = VARIANTS[variant]
     mesh = sharding.make_mesh(config(1, -1, 1))
-    tree = params.flatten(sharding.of_params(shape, mesh, config()))
-    for weight in params.weights(shape):
-        whole = params.shape(weight, shape)
+    tree = params.flatten(sharding.param_shardings(shape, mesh, config()))
+    for weight in params.weight_specs(shape):
+        whole = params.weight_shape(weight, shape)
         part = tree[weight.path].shard_shape(whole)
         if weight.decay:  # matrices
             assert np.prod(part) * 8 == np.prod(whole), weight.path
@@ -96,7 +96,7 @@ def test_every_variant_is_spread_over_eight_devices(variant):
 
 def test_a_batch_is_spread_by_rows():
     mesh = sharding.make_mesh(config(2, 2, 2))
-    array = jax.device_put(np.arange(3 * 4 * 5).reshape(3, 4, 5), sharding.of_batch(mesh))
+    array = jax.device_put(np.arange(3 * 4 * 5).reshape(3, 4, 5), sharding.batch_sharding(mesh))
     parts = {str(shard.index): shard.data.shape for shard in array.addressable_shards}
     assert set(parts.values()) == {(3, 1, 5)}
     assert len(parts) == 4, "data and fsdp share the rows, tensor has copies"
@@ -107,7 +107,7 @@ def test_an_axis_without_a_rule():
     rules = {axis: rule for axis, rule in RULES.items() if axis != "ffn"}
     lacking = dataclasses.replace(config(), rules=rules)
     with pytest.raises(ValueError, match=r"sharding\.rules lack logical axis 'ffn' of layers\.mlp"):
-        sharding.of_params(VARIANTS["tiny"], mesh, lacking)
+        sharding.param_shardings(VARIANTS["tiny"], mesh, lacking)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_vectors_and_the_smallest_models_may_be_whole():
     mesh = sharding.make_mesh(config(1, 8, 1))
     for variant, shape in VARIANTS.items():
         got = specs(variant, mesh)
-        assert {got[w.path] for w in params.weights(shape) if not w.decay} <= {
+        assert {got[w.path] for w in params.weight_specs(shape) if not w.decay} <= {
             P(None),
             P(None, None),
         }
@@ -202,11 +202,11 @@ def test_a_misspelt_weight_that_may_be_whole():
 
 def test_a_moment_lies_as_its_weight_on_the_axes_it_has():
     mesh = sharding.make_mesh(config(2, 2, 2))
-    q = params.flatten(sharding.of_params(VARIANTS["tiny"], mesh, config()))
+    q = params.flatten(sharding.param_shardings(VARIANTS["tiny"], mesh, config()))
     q = q["layers.self_attn.q_proj"]
-    assert sharding.of_moment((2, 64, 4, 16), q).spec == q.spec
-    assert sharding.of_moment((2, 1, 4, 16), q).spec == P(None, None, "tensor", None)
-    assert sharding.of_moment((2, 64, 1, 1), q).spec == P(None, "fsdp", None, None)
+    assert sharding.moment_sharding((2, 64, 4, 16), q).spec == q.spec
+    assert sharding.moment_sharding((2, 1, 4, 16), q).spec == P(None, None, "tensor", None)
+    assert sharding.moment_sharding((2, 64, 1, 1), q).spec == P(None, "fsdp", None, None)
 
 
 @dataclasses.dataclass(frozen=True)

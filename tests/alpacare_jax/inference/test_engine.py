@@ -61,10 +61,12 @@ def random_weights(config: LlamaConfig, seed: int):
     draw = np.random.default_rng(seed)
 
     def leaf(weight):
-        values = (weight.init == "ones") + 0.3 * draw.normal(size=params.shape(weight, config))
+        values = (weight.init == "ones") + 0.3 * draw.normal(
+            size=params.weight_shape(weight, config)
+        )
         return jnp.asarray(values, jnp.float32)
 
-    return params.tree(config, leaf)
+    return params.build_tree(config, leaf)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +279,7 @@ def test_the_answers_are_the_same_on_a_mesh(weights, cases, sizes):
     engine, expected = cases[GREEDY]
     sharding_config = sharding.ShardingConfig(*sizes, RULES, allow_replicated="")
     mesh = sharding.make_mesh(sharding_config)
-    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, sharding_config))
+    spread = jax.device_put(weights, sharding.param_shardings(CONFIG, mesh, sharding_config))
     on_mesh = make_engine(spread, slots=8, eos_ids=engine.eos_ids, mesh=mesh, rules=RULES)
     assert answers_of(on_mesh, REQUESTS) == expected
     few = REQUESTS[:3]  # fewer than the four groups of rows
@@ -288,7 +290,7 @@ def test_the_cache_lies_where_it_is_planned(weights, monkeypatch):
     """`trace` describes the state that a run holds: shapes, dtypes and shardings."""
     sharding_config = sharding.ShardingConfig(4, 1, 2, RULES, allow_replicated="")
     mesh = sharding.make_mesh(sharding_config)
-    spread = jax.device_put(weights, sharding.of_params(CONFIG, mesh, sharding_config))
+    spread = jax.device_put(weights, sharding.param_shardings(CONFIG, mesh, sharding_config))
     engine = make_engine(spread, slots=4, mesh=mesh, rules=RULES)
     prefill, decode = engine.trace(20)
     states, run = [], engine._decode

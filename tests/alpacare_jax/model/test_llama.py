@@ -67,13 +67,13 @@ def random_weights(config: LlamaConfig, seed: int = 0):
     """Weights large enough that every part of the model moves the logits, biases included."""
     rng = np.random.default_rng(seed)
 
-    def leaf(weight: params.Weight):
-        shape = params.shape(weight, config)
+    def leaf(weight: params.WeightSpec):
+        shape = params.weight_shape(weight, config)
         if weight.init == "ones":
             return rng.uniform(0.5, 1.5, shape).astype(np.float32)
         return (0.15 * rng.standard_normal(shape)).astype(np.float32)
 
-    return params.tree(config, leaf)
+    return params.build_tree(config, leaf)
 
 
 def random_tokens(config: LlamaConfig, *shape: int, seed: int = 1) -> np.ndarray:
@@ -279,12 +279,12 @@ def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
 def golden_weights(config: LlamaConfig):
     """Hand-made: waves of different length, norms around 1."""
 
-    def leaf(weight: params.Weight):
-        shape = params.shape(weight, config)
+    def leaf(weight: params.WeightSpec):
+        shape = params.weight_shape(weight, config)
         wave = np.sin(np.linspace(0.0, 50.0 + 7 * len(weight.path), int(np.prod(shape))))
         return (0.35 * wave + (weight.init == "ones")).reshape(shape).astype(np.float32)
 
-    return params.tree(config, leaf)
+    return params.build_tree(config, leaf)
 
 
 def golden_tokens(config: LlamaConfig) -> np.ndarray:

@@ -101,7 +101,7 @@ def test_init_draws_normal_matrices_and_leaves_norms_and_biases_plain():
     config = dataclasses.replace(VARIANTS["tiny"], attention_bias=True, initializer_range=0.05)
     init = jax.jit(lambda key: params.flatten(params.init(config, key)))
     made, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
-    assert made.keys() == {w.path for w in params.weights(config)}
+    assert made.keys() == {w.path for w in params.weight_specs(config)}
     for path, array in made.items():
         if path.endswith("norm"):
             assert (array == 1).all(), path
@@ -129,8 +129,6 @@ def test_row_is_consistent(weight):
     assert weight.stacked == ("{}" in weight.hf_key) == weight.path.startswith("layers.")
     assert weight.init in ("normal", "ones", "zeros")
     assert not weight.only_if or isinstance(getattr(CONFIG, weight.only_if), bool)
-    is_projection = weight.path.endswith("_proj")
-    assert weight.lora == is_projection
     assert weight.decay == (len(weight.hf_dims.split()) == 2) == (weight.init == "normal")
 
 
@@ -149,9 +147,9 @@ def test_paths_and_keys_are_unique():
 )
 def test_flags_leave_weights_out(change, absent):
     everything = {w.path for w in params.WEIGHTS}
-    assert {w.path for w in params.weights(CONFIG)} == everything
+    assert {w.path for w in params.weight_specs(CONFIG)} == everything
     config = dataclasses.replace(CONFIG, **change)
-    assert {w.path for w in params.weights(config)} == everything - absent
+    assert {w.path for w in params.weight_specs(config)} == everything - absent
     assert params.flatten(params.abstract(config)).keys() == everything - absent
 
 
@@ -168,20 +166,12 @@ def test_decay_mask_spares_norms_and_biases():
     assert all(isinstance(value, bool) for value in mask.values())
 
 
-def test_logical_axes_have_a_name_for_each_dimension():
-    axes = params.flatten(params.logical_axes(CONFIG))
-    shapes = params.flatten(params.abstract(CONFIG))
-    assert axes.keys() == shapes.keys()
-    assert all(len(axes[path]) == leaf.ndim for path, leaf in shapes.items())
-    assert axes["layers.self_attn.q_proj"] == ("layers", "embed", "heads", "head_dim")
-
-
 @every_weight
 def test_layouts_are_inverse(weight):
     shape = params.hf_shape(weight, CONFIG)
     hf = np.arange(math.prod(shape)).reshape(shape)
     ours = params.from_hf_layout(weight, hf, CONFIG)
-    assert ours.shape == params.shape(weight, CONFIG)[weight.stacked :]
+    assert ours.shape == params.weight_shape(weight, CONFIG)[weight.stacked :]
     assert np.shares_memory(ours, hf)
     np.testing.assert_array_equal(params.to_hf_layout(weight, ours, CONFIG), hf)
 
@@ -219,7 +209,7 @@ def test_keys_and_shapes_are_transformers(variant):
         assert theirs.pop("lm_head.weight") == theirs["model.embed_tokens.weight"]
     ours = {
         weight.hf_key.format(layer): params.hf_shape(weight, config)
-        for weight in params.weights(config)
+        for weight in params.weight_specs(config)
         for layer in (range(2) if weight.stacked else [None])
     }
     assert ours == theirs
@@ -233,7 +223,7 @@ def test_rows_and_columns_of_a_layers_matrix_are_hugging_faces():
     assert axes["embed_tokens"] == ((0,), (1,))
     assert axes["layers.self_attn.q_bias"] == ((1, 2), ())
     assert axes["norm"] == ((0,), ())
-    for weight in params.weights(CONFIG):
+    for weight in params.weight_specs(CONFIG):
         rows, columns = axes[weight.path]
         first = 1 if weight.stacked else 0
         assert sorted(rows + columns) == list(range(first, len(weight.dims))), weight.path

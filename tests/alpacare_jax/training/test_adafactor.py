@@ -23,18 +23,18 @@ STEPS = 5
 def hand_made(seed: int, scale: float) -> dict[str, np.ndarray]:
     """{path: array}; layers differ in size, so that mixing them would show."""
 
-    def array(number: int, weight: params.Weight) -> np.ndarray:
-        shape = params.shape(weight, SHAPE)
+    def array(number: int, weight: params.WeightSpec) -> np.ndarray:
+        shape = params.weight_shape(weight, SHAPE)
         wave = np.sin(np.linspace(seed, seed + 50 + number, int(np.prod(shape))) ** 2)
         wave = wave.reshape(shape).astype(np.float32)
         sizes = 10.0 ** np.arange(len(wave)) if weight.stacked else np.ones(len(wave))
         return (scale * wave.T * sizes).T.astype(np.float32)
 
-    return {w.path: array(i, w) for i, w in enumerate(params.weights(SHAPE))}
+    return {w.path: array(i, w) for i, w in enumerate(params.weight_specs(SHAPE))}
 
 
 def tree(flat: dict[str, np.ndarray]) -> llama.Params:
-    return params.tree(SHAPE, lambda w: jnp.asarray(flat[w.path]))
+    return params.build_tree(SHAPE, lambda w: jnp.asarray(flat[w.path]))
 
 
 def run(config: optimizers.OptimizerConfig) -> dict[str, np.ndarray]:
@@ -47,7 +47,7 @@ def run(config: optimizers.OptimizerConfig) -> dict[str, np.ndarray]:
     return params.flatten(weights)
 
 
-def of_layers(weight: params.Weight, array: np.ndarray) -> list[np.ndarray]:
+def of_layers(weight: params.WeightSpec, array: np.ndarray) -> list[np.ndarray]:
     """Hugging Face's tensors of a weight, one a layer."""
     layers = np.asarray(array) if weight.stacked else np.asarray(array)[None]
     return [params.to_hf_layout(weight, layer, SHAPE).copy() for layer in layers]
@@ -60,7 +60,7 @@ def test_steps_are_those_of_transformers(max_norm, decay):
     config = dataclasses.replace(
         RECIPE, name="adafactor", learning_rate=1e-2, max_grad_norm=max_norm, weight_decay=decay
     )
-    rows = params.weights(SHAPE)
+    rows = params.weight_specs(SHAPE)
     start = hand_made(100, 0.1)
     theirs = {
         w.path: [torch.nn.Parameter(torch.from_numpy(a)) for a in of_layers(w, start[w.path])]
@@ -98,7 +98,7 @@ def test_steps_are_those_of_transformers(max_norm, decay):
 
 @pytest.mark.parametrize("path", ["q_proj", "o_proj", "gate_proj", "down_proj", "lm_head"])
 def test_a_matrix_is_scaled_as_optax_scales_it_alone(path):
-    (weight,) = (w for w in params.weights(SHAPE) if w.path.endswith(path))
+    (weight,) = (w for w in params.weight_specs(SHAPE) if w.path.endswith(path))
     ours = adafactor.scale_by_factored_moment(AXES)
     peer = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0)

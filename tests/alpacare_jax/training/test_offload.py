@@ -32,7 +32,7 @@ def test_matrices_wait_in_the_host_and_the_rest_on_the_devices():
     _, _, _, shardings = setting()
     for moments in (optax.tree.get(shardings, "mu"), optax.tree.get(shardings, "nu")):
         kinds = {path: s.memory_kind for path, s in params.flatten(moments).items()}
-        for weight in params.weights(TINY):
+        for weight in params.weight_specs(TINY):
             assert kinds[weight.path] == ("pinned_host" if weight.decay else "device")
     weights = {s.memory_kind for s in jax.tree.leaves(shardings["params"])}
     assert weights == {"device"}, "a forward pass reads them"
