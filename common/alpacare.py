@@ -5,7 +5,6 @@ alpacare train --help       as python -m alpacare_jax.train --help
 """
 
 import ast
-import importlib.util
 import os
 import runpy
 import sys
@@ -33,9 +32,9 @@ EXTRAS = {"datagen": "datagen", "alpacare_jax": "train", "evaluation": "evaluati
 def summary(module: str) -> str:
     """The first sentence of a module's docstring, read from its source: nothing is imported."""
     package, _, name = module.partition(".")
-    spec = importlib.util.find_spec(package)
-    source = Path(spec.origin).with_name(f"{name}.py").read_text(encoding="utf-8")
-    return ast.get_docstring(ast.parse(source)).partition("\n\n")[0].replace("\n", " ")
+    folder = Path(__file__).parents[1] / package
+    source = (folder / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def usage() -> str:

@@ -1,4 +1,4 @@
-"""JSONL: UTF-8, one record a line; a JSON array of the same records is read too, either gzipped."""
+"""JSONL in UTF-8, one record a line; JSON arrays of records are read too, gzipped or not."""
 
 import gzip
 import io
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from etils.epath import Path
+from etils import epath
 
 from common import paths, provenance
 
@@ -18,24 +18,24 @@ Record = dict[str, Any]
 NO_INPUT = frozenset({"<noinput>", "na", "n/a", "none"})
 """Whole inputs, stripped and lower-cased, that mean "no input". "DNA repair" is an input."""
 
-PUT_SECONDS = 60
-"""How old a growing file in a bucket may be; each put costs a round trip and the whole file."""
+UPLOAD_INTERVAL = 60
+"""Seconds between uploads of a growing file; each costs a round trip and the whole file."""
 
 
 def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
-    """(where, record) of each record of a .jsonl or .json file, gzipped or not.
+    """(location, record) of each record of a .jsonl or .json file, gzipped or not.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: something in it is no JSON object in UTF-8; file and line are named.
+      FileNotFoundError: the file does not exist.
+      ValueError: part of it is not a JSON object in UTF-8; file and line are named.
     """
-    for where, record in _parsed(Path(path)):
+    for location, record in _parsed(epath.Path(path)):
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: a record must be a JSON object")
-        yield where, record
+            raise ValueError(f"{location}: a record must be a JSON object")
+        yield location, record
 
 
-def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
+def _parsed(path: epath.Path) -> Iterator[tuple[str, Any]]:
     try:
         with path.open("rb") as raw:
             plain = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
@@ -46,7 +46,7 @@ def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
                 if not isinstance(records, list):
-                    raise ValueError(f"{path}: a .json file must hold one array of records")
+                    raise ValueError(f"{path}: a .json file must contain one array of records")
                 yield from ((f"{path}, record {i}", record) for i, record in enumerate(records))
                 return
             for number, line in enumerate(file, start=1):
@@ -64,26 +64,26 @@ def _parsed(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path}: not a whole gzip file ({error})") from None
 
 
-def text(where: str, record: Record, field: str) -> str:
-    """A text field; missing and null are "". `input` is "" too where it only says "no input".
+def text(location: str, record: Record, field: str) -> str:
+    """A text field; "" if it is missing or null, and for an `input` that only says "no input".
 
     Raises:
-      ValueError: it is no string, or holds half a surrogate pair.
+      ValueError: it is not a string, or contains half a surrogate pair.
     """
     value = record.get(field)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{where}: field {field!r} must be a string, not {value!r:.40}")
+        raise ValueError(f"{location}: field {field!r} must be a string, not {value!r:.40}")
     if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{where}: field {field!r} is not valid Unicode: half a surrogate")
+        raise ValueError(f"{location}: field {field!r} is not valid Unicode: half a surrogate")
     if field == "input" and value.strip().lower() in NO_INPUT:
         return ""
     return value
 
 
-def identity(where: str, record: Record) -> str:
-    """The field `id`, a number as its digits; "" where there is none.
+def identity(location: str, record: Record) -> str:
+    """The field `id` as text; "" if it is missing or null.
 
     >>> identity("f", {"id": 7}), identity("f", {"id": "a7"}), identity("f", {"id": None})
     ('7', 'a7', '')
@@ -92,50 +92,53 @@ def identity(where: str, record: Record) -> str:
       ValueError: as `text`.
     """
     value = record.get("id")
-    return text(where, {"id": None if value is None else str(value)}, "id")
+    return text(location, {"id": None if value is None else str(value)}, "id")
 
 
 def line(record: Record) -> str:
+    """One record as a line of a JSONL file."""
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def write(path: str | PurePath, records: Iterable[Record]) -> None:
-    """Writes a whole .jsonl file: a reader sees the old one or the new one, never half of it."""
+    """Writes a .jsonl file atomically: readers see the old file or the new one, never a part."""
     provenance.write_text(path, "".join(map(line, records)))
 
 
 class LineFile:
     """A text file that grows line by line.
 
-    In a folder each line is in the file at once. In a bucket the whole is put again at the first
-    line after `PUT_SECONDS`, at `sync` and at `close`: a kill loses the lines since then, never
-    earlier ones.
+    In a folder each line reaches the file at once. In a bucket the whole file is uploaded again at
+    the first line after `UPLOAD_INTERVAL` seconds, at `sync` and at `close`: a kill loses the lines
+    since the last upload, never earlier ones.
     """
 
-    def __init__(self, path: Path, lines: Iterable[str]):
-        """Starts a new file, of `lines`, in the place of an old one."""
+    def __init__(self, path: epath.Path, lines: Iterable[str]):
+        """Starts a new file with `lines`, replacing an old one."""
         self._path = path
         self._text = "".join(line + "\n" for line in lines)
         provenance.write_text(path, self._text)
-        self._put = time.monotonic()
+        self._uploaded = time.monotonic()
         self._file = None if paths.in_bucket(path) else open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def add(self, line: str) -> None:
+        """Appends one line, given without its newline."""
         if self._file:
             self._file.write(line + "\n")
             self._file.flush()
             return
         self._text += line + "\n"
-        if time.monotonic() - self._put > PUT_SECONDS:
+        if time.monotonic() - self._uploaded > UPLOAD_INTERVAL:
             self.sync()
 
     def sync(self) -> None:
-        """Every line added so far survives a kill of this process."""
+        """Makes every line added so far survive a kill of this process."""
         if not self._file:
             provenance.write_text(self._path, self._text)
-            self._put = time.monotonic()
+            self._uploaded = time.monotonic()
 
     def close(self) -> None:
+        """Uploads what is pending and closes the file."""
         self.sync()
         if self._file:
             self._file.close()

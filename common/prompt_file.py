@@ -1,4 +1,4 @@
-"""Prompts as text files: a system text and a user text with places to fill in.
+"""Prompts as text files: a system text and a user text with placeholders.
 
 Lines before the first section are comments.
 [system]
@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import Self
 
 _SECTION = re.compile(r"^\[(system|user)\][ \t]*$", re.MULTILINE)
-_PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """The wording of a request."""
+    """The wording of a request, with placeholders such as {question}."""
 
-    version: str  # name and hash of the texts: whatever changes the wording changes it
+    version: str  # name and hash of the texts: any change of the wording changes it
     system: str  # "" for none
     user: str
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Self:
-        """The prompt `name` of `folder`, or a file of one's own, whose name ends in .txt.
+        """The prompt `name` of `folder`, or any file whose name ends in .txt.
 
         Raises:
-          FileNotFoundError: there is no such prompt; those that there are are named.
-          ValueError: the file has not the form above, or is not UTF-8.
+          FileNotFoundError: there is no such prompt; the error lists those that exist.
+          ValueError: the file does not have the form above, or is not UTF-8.
         """
         path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
         try:
@@ -43,7 +43,7 @@ class Prompt:
                 f"no prompt {name!r}; choose from {known}, or give the path of a .txt file"
             ) from None
         except UnicodeDecodeError:
-            raise ValueError(f"{path}: not UTF-8; save it as such") from None
+            raise ValueError(f"{path}: not UTF-8; save it in that encoding") from None
         _, *pieces = _SECTION.split(text)
         sections = dict(zip(pieces[::2], (piece.strip() for piece in pieces[1::2]), strict=True))
         if len(sections) * 2 < len(pieces) or not sections.get("user"):
@@ -55,19 +55,22 @@ class Prompt:
     def fill(self, **texts: str) -> tuple[str, str]:
         """(system, user), with each {name} replaced by its text.
 
-        A text may hold anything, the names of other places too: none is looked at again.
+        A text may contain anything, even the names of placeholders: it is not filled in again.
 
         >>> Prompt("v", "", "Compare {one} and {two}.").fill(one="{two}", two="2")
         ('', 'Compare {two} and 2.')
 
         Raises:
-          ValueError: the prompt and the texts have not the same names.
+          ValueError: the prompt and the texts do not have the same names.
         """
-        places = set(_PLACE.findall(self.system + self.user))
-        if wrong := places ^ texts.keys():
+        placeholders = set(_PLACEHOLDER.findall(self.system + self.user))
+        if wrong := placeholders ^ texts.keys():
             raise ValueError(
-                f"prompt {self.version}: its places are {sorted(places)}, "
-                f"but {sorted(wrong)} is in one of prompt and request only"
+                f"prompt {self.version} has the placeholders {sorted(placeholders)}; "
+                f"{sorted(wrong)} must be in both the prompt and the request, or in neither"
             )
-        filled = (_PLACE.sub(lambda place: texts[place[1]], t) for t in (self.system, self.user))
-        return tuple(filled)
+
+        def fill(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda match: texts[match[1]], text)
+
+        return fill(self.system), fill(self.user)

@@ -1,4 +1,4 @@
-"""`run.json`: what made an output, so that a result explains itself."""
+"""`run.json`, the record of what made an output, and files that are replaced whole."""
 
 import contextlib
 import datetime
@@ -17,13 +17,14 @@ from etils import epath
 from common import paths, sections
 
 PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"),
-    *("openai", "anthropic", "rapidfuzz", "rouge-score", "matplotlib"),
-)
+    "jax jaxlib flax optax orbax-checkpoint numpy tokenizers "
+    "openai anthropic rapidfuzz rouge-score matplotlib"
+).split()
+"""Packages whose versions a `run.json` records."""
 
 
 def write_text(path: str | PurePath, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never half of it."""
+    """Writes a file atomically: readers see the old file or the new one, never a part."""
     if paths.in_bucket(path):
         epath.Path(path).write_text(text)
         return
@@ -33,7 +34,7 @@ def write_text(path: str | PurePath, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: it takes its place at the end, or goes if that fails."""
+    """A temporary path to write to; it replaces `path` at the end, or is deleted on failure."""
     partial = path.with_name(path.name + ".tmp")
     try:
         yield partial
@@ -47,30 +48,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: str | PurePath, content: Any) -> None:
+    """Writes JSON atomically, indented."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def sha256(path: str | PurePath) -> str:
-    """Hex digest of a file, so that a changed data file is noticed."""
+    """Hex digest of a file; it identifies the data that a run read."""
+    digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with -dirty where files differ from it; None where nobody knows.
+    """The commit of this code, with "-dirty" if files differ from it; None if it is unknown.
 
-    A copy of the tree on another host has no repository: launch/remote.sh, which made the copy,
-    tells the commit in ALPACARE_GIT_COMMIT.
+    A copy of the tree on another host has no repository: launch/remote.sh, which makes the copy,
+    passes the commit in ALPACARE_GIT_COMMIT.
     """
-    if told := os.environ.get("ALPACARE_GIT_COMMIT"):
-        return told
-    here = Path(__file__).resolve().parent
-    git = lambda *args: subprocess.run(  # noqa: E731
-        ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
-    ).stdout.strip()
+    if commit := os.environ.get("ALPACARE_GIT_COMMIT"):
+        return commit
+    folder = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(
+            ["git", *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
-            return None  # an environment inside somebody else's repository
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.parent:
+            return None  # installed in an environment inside another repository
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None  # installed without its repository
@@ -84,6 +93,7 @@ def _version(package: str) -> str | None:
 
 
 def now() -> str:
+    """The current time in UTC, as ISO 8601 with seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -100,12 +110,12 @@ def describe(**content: Any) -> dict[str, Any]:
 
 
 def run_json(output: Path) -> Path:
-    """Where the `run.json` of a single output file stands: beside it, under its name."""
+    """The path of the `run.json` of a single output file: FILE.run.json in the same folder."""
     return output.with_name(output.name + ".run.json")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of `now` that differ from those `before`, as both stand in JSON, by dotted name.
+    """Settings of `now` that differ from those `before`, by dotted name, as JSON holds them.
 
     >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": ()})
     {'a.b': '1 before, 2 now', 'c': 'None before, [] now'}
@@ -119,20 +129,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def replaced(output: Path, config: Mapping[str, Any]) -> str:
-    """What to tell before `output` is written anew; "" where no other settings made the old one."""
+    """A warning that `output`, made with other settings, is being replaced; "" if it is not."""
     record = run_json(output)
     if not (output.exists() and record.exists()):
         return ""
     found = differences(json.loads(record.read_text(encoding="utf-8")).get("config", {}), config)
-    told = "; ".join(f"{name}: {what}" for name, what in found.items())
-    return f"{output} is replaced; it was made with other settings ({told})" if found else ""
+    changes = "; ".join(f"{name}: {change}" for name, change in found.items())
+    return f"replacing {output}, which was made with other settings ({changes})" if found else ""
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:
-    """Whether these very settings made `output` already.
+    """Whether `output` exists and was made with exactly these settings.
 
     Raises:
-      ValueError: something else did, so that it must not be overwritten.
+      ValueError: it was made with others, and must not be overwritten.
     """
     if not output.exists():
         return False

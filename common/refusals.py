@@ -1,4 +1,4 @@
-"""Answers that decline to answer, by how they begin."""
+"""Answers that decline to answer, recognized by their first words."""
 
 import re
 
@@ -21,7 +21,7 @@ _REFUSAL = re.compile(rf"\W*+(?:{'|'.join(_OPENINGS)})", re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer begins the way English refusals do. A rule of thumb, not a judgement.
+    """Whether an answer begins as English refusals do: a heuristic, not a judgement.
 
     >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal("As an AI, I cannot say.")
     (True, True)

@@ -9,7 +9,7 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from common.messages import suggestion
 
@@ -34,13 +34,13 @@ def build(config: type[Config], content: Mapping[str, Any]) -> Config:
       UsageError: a section or key is unknown (the nearest known one is named), is missing, or has
         a value that its dataclass rejects.
     """
-    types = {field.name: field.type for field in dataclasses.fields(config)}
+    types = {field.name: field.type for field in dataclasses.fields(cast(Any, config))}
     _require_same_keys("config", content, types)
     values = {}
     try:
         for name, section in types.items():
             values[name] = content[name]
-            if dataclasses.is_dataclass(section):
+            if isinstance(section, type) and dataclasses.is_dataclass(section):
                 keys = [field.name for field in dataclasses.fields(section)]
                 _require_same_keys(f"config.{name}", content[name], keys)
                 values[name] = section(**content[name])
@@ -82,7 +82,7 @@ def keys(config: type, prefix: str = "") -> Iterator[Key]:
     """The keys of a config class and of its sections, each with the comment beside its field."""
     comments = _comments(config)
     for field in dataclasses.fields(config):
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from keys(field.type, f"{prefix}{field.name}.")
         else:
             yield Key(prefix + field.name, comments.get(field.name, ""))
@@ -96,11 +96,14 @@ def _comments(config: type) -> dict[str, str]:
             continue
         source = textwrap.dedent(inspect.getsource(base))
         lines = source.splitlines()
-        body = ast.parse(source).body[0].body
+        (definition,) = ast.parse(source).body
+        body = cast(ast.ClassDef, definition).body
         for node, following in zip(body, [*body[1:], None], strict=True):
             if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
                 continue
-            _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")
+            _, mark, comment = lines[(node.end_lineno or 0) - 1][node.end_col_offset :].partition(
+                "#"
+            )
             above = []
             for line in reversed(lines[: node.lineno - 1]):
                 if not line.strip().startswith("#"):

@@ -30,14 +30,14 @@ def test_a_file_has_sections_and_a_version_of_its_wording(tmp_path):
     assert Prompt.read("p", tmp_path).version != prompt.version
 
 
-def test_only_words_in_braces_are_places(tmp_path):
+def test_only_words_in_braces_are_placeholders(tmp_path):
     prompt = Prompt.read(write(tmp_path, '[user]\n{"a": {a}, "B": {B}, {}}'), tmp_path)
     assert prompt.fill(a="\\1 {a}") == ("", '{"a": \\1 {a}, "B": {B}, {}}')
 
 
 @pytest.mark.parametrize("texts", [{}, {"a": "x", "b": "y"}, {"b": "y"}])
 def test_names_that_differ_are_an_error(texts):
-    with pytest.raises(ValueError, match="only"):
+    with pytest.raises(ValueError, match="or in neither"):
         Prompt("v", "", "{a}").fill(**texts)
 
 

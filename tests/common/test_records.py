@@ -91,7 +91,7 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
         ("x.jsonl", "\n \n", r"x\.jsonl: contains no records"),
         ("x.json", "[]", r"x\.json: contains no records"),
         ("x.json", '[\n{"instruction" 1}]', r"x\.json:2: not JSON: "),
-        ("x.json", GOOD, r"x\.json: a \.json file must hold one array"),
+        ("x.json", GOOD, r"x\.json: a \.json file must contain one array"),
         ("x.json", f"[{GOOD}, {{}}]", r"x\.json, record 1: field 'instruction' is missing"),
         ("x.jsonl.gz", GOOD + "{", r"x\.jsonl\.gz:2: not JSON: "),
     ],
