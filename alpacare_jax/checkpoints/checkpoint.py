@@ -128,7 +128,7 @@ def load_params(
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = shardings or jax.tree.map(lambda _: one, wanted)
     flat_shardings = params_lib.flatten(shardings)
-    target = params_lib.tree(
+    target = params_lib.build_tree(
         config,
         lambda w: jax.ShapeDtypeStruct(
             wanted[w.path].shape, dtype or stored[w.path].dtype, sharding=flat_shardings[w.path]
