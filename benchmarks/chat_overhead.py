@@ -30,8 +30,8 @@ from ml_collections import config_flags
 from benchmarks import race
 from common import cli
 from datagen.chat.client import Client
-from datagen.chat.config import ChatConfig, Request
-from datagen.chat.store import Answer, AnswerStore
+from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.store import AnswerStore, ChatAnswer
 
 DELAY, CONCURRENCY = 0.1, 64
 """Seconds of each answer, and most requests out at once."""
@@ -89,14 +89,14 @@ def measured(ask_all: Callable[[int], Awaitable[int]]) -> race.Work:
 def ours(provider: str) -> race.Work:
     async def ask_all(count: int) -> int:
         answered = 0
-        requests = ((i, Request(SYSTEM, question(i), "v1")) for i in range(count))
+        requests = ((i, ChatRequest(SYSTEM, question(i), "v1")) for i in range(count))
         with (
             tempfile.TemporaryDirectory() as folder,
             AnswerStore(Path(folder) / "answers.sqlite") as store,
         ):
             async with Client(config(provider), store) as client:
                 async for _, outcome in client.stream(requests, total=count):
-                    answered += isinstance(outcome, Answer)
+                    answered += isinstance(outcome, ChatAnswer)
         return answered
 
     return measured(ask_all)

@@ -74,7 +74,7 @@ def limits() -> dict[str, Any]:
 
 
 def chat(provider: str, model: str, max_tokens: int, **changes) -> ConfigDict:
-    """Whom to ask, and how; the keys of datagen.chat_config.ModelConfig."""
+    """Whom to ask, and how; the keys of datagen.chat.config.ProviderConfig."""
     config = section(
         provider=provider,  # openai (and any server that speaks its protocol) or anthropic
         base_url="",  # "": the provider's own; http://localhost:8000/v1 for vLLM, Ollama, ours

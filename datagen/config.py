@@ -3,7 +3,7 @@
 import dataclasses
 
 from common import sections
-from datagen.chat.config import Limits, ModelConfig
+from datagen.chat.config import Limits, ProviderConfig
 from datagen.writing.config import TasksConfig
 from datagen.writing.filters import FiltersConfig
 
@@ -36,7 +36,7 @@ class DatagenConfig(Limits):
 
     tasks: TasksConfig
     filters: FiltersConfig
-    teacher: ModelConfig  # writes tasks
+    teacher: ProviderConfig  # writes tasks
     responses: ResponsesConfig
-    responder: ModelConfig  # answers them
-    rater: ModelConfig  # rates the answers, if that is asked for
+    responder: ProviderConfig  # answers them
+    rater: ProviderConfig  # rates the answers, if that is asked for

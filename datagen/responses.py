@@ -24,11 +24,10 @@ from common.messages import format_counts
 from common.prompt_file import Prompt
 from common.records import Task, read_records, read_tasks
 from common.refusals import is_refusal
-from datagen.chat import client as chat
-from datagen.chat.client import Client, Failure
-from datagen.chat.config import Request
-from datagen.chat.estimates import Estimate
-from datagen.chat.store import Answer, AnswerStore
+from datagen.chat.client import Client, Failure, run_until_done
+from datagen.chat.config import ChatRequest
+from datagen.chat.progress import Estimate
+from datagen.chat.store import AnswerStore, ChatAnswer
 from datagen.config import DatagenConfig, ResponsesConfig
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -59,7 +58,7 @@ def rating(text: str) -> float | None:
     return value if value <= 5 else None
 
 
-def what_is_wrong(outcome: Answer | Failure, included: Sequence[str]) -> str:
+def what_is_wrong(outcome: ChatAnswer | Failure, included: Sequence[str]) -> str:
     """Why an outcome is no example, or "": it is one."""
     if isinstance(outcome, Failure):
         return "no answer"
@@ -75,17 +74,17 @@ def what_is_wrong(outcome: Answer | Failure, included: Sequence[str]) -> str:
     return ""
 
 
-def ask(task: Task, prompt: Prompt) -> Request:
+def ask(task: Task, prompt: Prompt) -> ChatRequest:
     system, user = prompt.fill(task=task.text)
-    return Request(system, user, prompt.version)
+    return ChatRequest(system, user, prompt.version)
 
 
-def ask_rating(task: Task, answer: Answer, prompt: Prompt, sample: int = 0) -> Request:
+def ask_rating(task: Task, answer: ChatAnswer, prompt: Prompt, sample: int = 0) -> ChatRequest:
     system, user = prompt.fill(task=task.text, answer=answer.text.strip())
-    return Request(system, user, prompt.version, sample=sample)
+    return ChatRequest(system, user, prompt.version, sample=sample)
 
 
-def example(record: Record, answer: Answer, prompt: Prompt) -> Record:
+def example(record: Record, answer: ChatAnswer, prompt: Prompt) -> Record:
     """A task with its answer; `source` says where both come from."""
     source = {
         "task": record.get("source"),
@@ -100,7 +99,7 @@ def example(record: Record, answer: Answer, prompt: Prompt) -> Record:
 async def rate(
     client: Client,
     prompt: Prompt,
-    answered: Sequence[tuple[Task, Answer]],
+    answered: Sequence[tuple[Task, ChatAnswer]],
     ratings: list[float | None],
 ) -> None:
     """Fills in `ratings`; what is no rating is asked for again, a bounded number of times."""
@@ -108,7 +107,7 @@ async def rate(
     for sample in range(RATING_ATTEMPTS):
         requests = ((i, ask_rating(*answered[i], prompt, sample)) for i in left)
         async for i, outcome in client.stream(requests, len(left)):
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, ChatAnswer):
                 ratings[i] = rating(outcome.text)
         left = [i for i in left if ratings[i] is None]
     client.counts["ratings that say no number"] += len(left)
@@ -129,7 +128,7 @@ class Answering:
         self.reasons: list[str] = []
         self.ratings: dict[int, float | None] = {}
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[ChatRequest]:
         return [ask(task, self.prompt) for task in self.tasks]
 
     def sort(self) -> None:
@@ -167,7 +166,7 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
 
     Raises:
       FileNotFoundError, ValueError: bad settings or tasks.
-      chat.Stopped: the budget is reached, or a signal came; nothing is written then.
+      RunStoppedError: the budget is reached, or a signal came; nothing is written then.
     """
     output = workdir / "examples.jsonl"
     if path.resolve() == output.resolve():
@@ -187,12 +186,12 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
             client.report(f"ratings: {estimate_ratings(rater, work)}")
         if dry_run:
             return
-        work.outcomes = chat.run(client, lambda: client.ask_all(work.requests()))
+        work.outcomes = run_until_done(client, lambda: client.ask_all(work.requests()))
         work.sort()
         if config.responses.min_rating:
             # Another one, whose budget counts what the answers have cost.
             rate_all(Client(config.within(config.rater), store), work)
-        spent = dataclasses.asdict(store.spent())
+        spent = dataclasses.asdict(store.total_spent())
     examples, unused = work.split()
     counts = {
         "tasks": len(work.tasks),
@@ -213,7 +212,7 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
 
 def estimate_ratings(client: Client, work: Answering) -> Estimate:
     """What rating takes, before there is any answer."""
-    answer = Answer("word" * USUAL_TOKENS, "stop", "", "", 0, 0)
+    answer = ChatAnswer("word" * USUAL_TOKENS, "stop", "", "", 0, 0)
     requests = (ask_rating(task, answer, work.rating_prompt) for task in work.tasks)
     return client.estimate(requests, RATING_TOKENS)
 
@@ -225,7 +224,7 @@ def rate_all(client: Client, work: Answering) -> None:
     requests = (ask_rating(*pair, work.rating_prompt) for pair in answered)
     client.report(f"ratings: {client.estimate(requests, RATING_TOKENS)}")
     ratings: list[float | None] = [None] * len(rated)
-    chat.run(client, lambda: rate(client, work.rating_prompt, answered, ratings))
+    run_until_done(client, lambda: rate(client, work.rating_prompt, answered, ratings))
     work.take_ratings(rated, ratings)
 
 

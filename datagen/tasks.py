@@ -22,9 +22,8 @@ from common import cli, jsonl, provenance, sections
 from common.messages import format_counts
 from common.prompt_file import Prompt
 from common.records import Task, read_tasks
-from datagen.chat import client as chat
-from datagen.chat.client import Client
-from datagen.chat.estimates import Estimate
+from datagen.chat.client import Client, run_until_done
+from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore
 from datagen.config import DatagenConfig
 from datagen.writing.config import TasksConfig
@@ -68,7 +67,7 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
 
     Raises:
       FileNotFoundError, ValueError: bad settings or seeds; no useful replies.
-      chat.Stopped: the budget is reached, or a signal came; nothing is written then.
+      RunStoppedError: the budget is reached, or a signal came; nothing is written then.
     """
     settings = config.tasks
     seeds = read_seeds(settings)
@@ -95,8 +94,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
             return
         gap = min(client.window, settings.num_tasks) if config.offline else 0
         writing = Writing(settings, teacher, pool, gap=gap)
-        chat.run(client, lambda: write(writing, client))
-        spent = dataclasses.asdict(store.spent())
+        run_until_done(client, lambda: write(writing, client))
+        spent = dataclasses.asdict(store.total_spent())
     counts = {
         "replies": writing.read - writing.missing,
         "kept": len(pool.kept),

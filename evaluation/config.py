@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from datagen.chat.config import Limits, ModelConfig
+from datagen.chat.config import Limits, ProviderConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Limits):
     judges: str  # comma-separated names of judges.JUDGES, or NAME=FILE.txt
     reasks: int  # most times that a reply without a verdict is asked for again
-    chat: ModelConfig  # the model that judges, or whose answers are the reference
+    chat: ProviderConfig  # the model that judges, or whose answers are the reference
 
     def __post_init__(self):
         if self.reasks < 0:

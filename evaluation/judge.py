@@ -27,8 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from common import cli, jsonl, provenance, sections
-from datagen.chat import client as chat
-from datagen.chat.client import Client
+from datagen.chat.client import Client, run_until_done
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
@@ -214,7 +213,7 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
     Raises:
       ValueError: the workdir holds verdicts that are not asked for now; or, once all is written,
         some comparisons have no reply, or a judge gave no verdict at all.
-      Stopped: the budget is reached, a signal came, or nothing can be answered.
+      RunStoppedError: the budget is reached, a signal came, or nothing can be answered.
     """
     config = judging.config.within(judging.config.chat)
     require_all_kept(workdir / verdicts.FILE, judging.compared, config.model)
@@ -227,8 +226,10 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
         if dry_run:
             return
         reasks = judging.config.reasks
-        chat.run(client, lambda: comparisons.ask(client, judging.compared, reasks, judging.replies))
-        spent = dataclasses.asdict(store.spent())
+        run_until_done(
+            client, lambda: comparisons.ask(client, judging.compared, reasks, judging.replies)
+        )
+        spent = dataclasses.asdict(store.total_spent())
     counts = judging.counts()
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     judging.write(workdir, record | ended)

@@ -24,10 +24,9 @@ from ml_collections import config_flags
 
 from common import cli, jsonl, provenance, sections
 from common.prompt_file import Prompt
-from datagen.chat import client as chat
-from datagen.chat.client import Client, Failure
-from datagen.chat.config import ChatConfig, Request
-from datagen.chat.store import Answer, AnswerStore
+from datagen.chat.client import Client, Failure, run_until_done
+from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.store import AnswerStore, ChatAnswer
 from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item
@@ -53,13 +52,13 @@ class Asking:
         return self.generator or self.chat.model
 
 
-def requests(items: Sequence[Item], prompt: Prompt) -> list[Request]:
+def requests(items: Sequence[Item], prompt: Prompt) -> list[ChatRequest]:
     """What is asked for each item."""
     filled = [prompt.fill(question=item.text) for item in items]
-    return [Request(system, user, prompt.version) for system, user in filled]
+    return [ChatRequest(system, user, prompt.version) for system, user in filled]
 
 
-def output(item: Item, generator: str, outcome: Answer | Failure) -> ModelOutput:
+def output(item: Item, generator: str, outcome: ChatAnswer | Failure) -> ModelOutput:
     """What is written for an outcome; empty where there is no answer."""
     if isinstance(outcome, Failure):
         return ModelOutput(item.benchmark, item.id, generator, "", "error")
@@ -124,7 +123,8 @@ def run_ask(asking: Asking, benchmark: str, data: Path, workdir: Path, *, dry_ru
     Raises:
       FileNotFoundError, ValueError: bad settings or items; some items have no answer, and are
         written as empty ones.
-      Stopped: a budget is reached, a signal came, or nothing can be answered; nothing is written.
+      RunStoppedError: a budget is reached, a signal came, or nothing can be answered; nothing is
+        written.
     """
     benchmarks.check_name("generator", asking.name)
     items = benchmarks.load(benchmark, data)
@@ -140,8 +140,8 @@ def run_ask(asking: Asking, benchmark: str, data: Path, workdir: Path, *, dry_ru
         client.report(str(client.estimate(asked, USUAL_TOKENS)))
         if dry_run:
             return
-        outcomes = chat.run(client, lambda: client.ask_all(asked))
-        made["spent"] = dataclasses.asdict(store.spent())
+        outcomes = run_until_done(client, lambda: client.ask_all(asked))
+        made["spent"] = dataclasses.asdict(store.total_spent())
     pairs = list(zip(items, outcomes, strict=True))
     write(workdir, items, [output(item, asking.name, outcome) for item, outcome in pairs], made)
     failed = [(item, outcome) for item, outcome in pairs if isinstance(outcome, Failure)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from datagen.chat import store as answer_store
 from datagen.chat.prices import Price
-from datagen.chat.store import Answer, AnswerStore, Charge
+from datagen.chat.store import AnswerStore, Charge, ChatAnswer
 
 
 @dataclasses.dataclass
@@ -92,7 +92,7 @@ class BatchLog:
         query = "UPDATE batches SET id = ? WHERE name = ?"
         await self._store.write(lambda connection: connection.execute(query, (id, batch.name)))
 
-    async def settle(self, batch: Batch, results: list[tuple[Charge, Answer]]) -> set[str]:
+    async def settle(self, batch: Batch, results: list[tuple[Charge, ChatAnswer]]) -> set[str]:
         """Stores results with their charges; the keys of those that were not stored before."""
 
         def change(connection: sqlite3.Connection) -> set[str]:

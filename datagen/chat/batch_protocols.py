@@ -14,7 +14,13 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 from datagen.chat.batch_log import Batch
-from datagen.chat.connection import Again, Connection, Hopeless, meaning, reason
+from datagen.chat.connection import Connection, meaning, reason
+from datagen.chat.errors import (
+    FatalProviderError,
+    NotSubmittedError,
+    RetryableError,
+    SubmissionUnknownError,
+)
 
 LABEL = "alpacare_jax_batch"
 """Key of the batch's name in OpenAI's `metadata`."""
@@ -26,20 +32,8 @@ CLOCK_SKEW = 3600.0
 """Seconds that this machine's clock may be ahead of the provider's."""
 
 
-class Unsent(Again):
-    """Nothing was made of it: it may be sent again without a look."""
-
-    def __init__(self, reason: str, *, crowded: bool = False, after: float | None = None):
-        super().__init__(reason, after=after)
-        self.crowded = crowded  # the provider holds as many requests as it takes
-
-
-class Undecided(Exception):
-    """Whether it arrived cannot be told yet."""
-
-
 @dataclasses.dataclass(frozen=True)
-class State:
+class BatchState:
     """Where a batch is."""
 
     ended: bool
@@ -67,9 +61,9 @@ class OpenAIBatches:
         """The provider's id of the batch, made now.
 
         Raises:
-          Unsent: it certainly was not made.
-          Again: it may have been made all the same.
-          Refused, Hopeless: it was not, and will not be.
+          NotSubmittedError: it certainly was not made.
+          RetryableError: it may have been made all the same.
+          RejectedRequestError, FatalProviderError: it was not, and will not be.
         """
         lines = bytearray()  # up to 200 MB: no second copy
         for key, body in requests:
@@ -84,8 +78,8 @@ class OpenAIBatches:
                 options={"headers": {"Content-Type": "multipart/form-data"}},
             )
             file = _id(file)
-        except Again as error:
-            raise Unsent(str(error), after=error.after) from None
+        except RetryableError as error:
+            raise NotSubmittedError(str(error), retry_after=error.retry_after) from None
         content = {
             "input_file_id": file,
             "endpoint": "/v1/chat/completions",
@@ -112,28 +106,28 @@ class OpenAIBatches:
                 return None
             after = {"after": _id(page["data"][-1])}
 
-    async def state(self, batch: Batch) -> State:
+    async def state(self, batch: Batch) -> BatchState:
         found = await self._connection.get(f"/batches/{batch.id}")
         status = found.get("status")
         if status == "failed":
             return self._failed((found.get("errors") or {}).get("data") or [])
         files = [found.get(name) for name in ("output_file_id", "error_file_id")]
-        return State(
+        return BatchState(
             ended=status in ("completed", "expired", "cancelled"),
             answered=(found.get("request_counts") or {}).get("completed") or 0,
             results=tuple(f"/files/{file}/content" for file in files if file),
         )
 
-    def _failed(self, errors: list[Mapping[str, Any]]) -> State:
+    def _failed(self, errors: list[Mapping[str, Any]]) -> BatchState:
         """What it means that the input was not taken. Nothing of it was done."""
         refused = {e["line"] - 1: reason(f"{e.get('message')}") for e in errors if e.get("line")}
         said = reason("; ".join(f"{e.get('message') or e.get('code')}" for e in errors[:3]))
         failed = None
         if any(e.get("code") == "token_limit_exceeded" for e in errors):
-            failed = Unsent(said, crowded=True)
+            failed = NotSubmittedError(said, queue_full=True)
         elif not refused:
-            failed = Hopeless(f"openai takes no such batch: {said or 'no reason given'}")
-        return State(ended=True, failed=failed, refused=refused)
+            failed = FatalProviderError(f"openai takes no such batch: {said or 'no reason given'}")
+        return BatchState(ended=True, failed=failed, refused=refused)
 
     def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
         """(custom_id, the reply's JSON or the exception that stands for it) of a result line."""
@@ -146,10 +140,10 @@ class OpenAIBatches:
                 status = response["status_code"]
                 return name, meaning(self._connection.config, status, f"{status} {said}")
             if error["code"] == "batch_cancelled":
-                return name, Hopeless(CANCELLED)
-            return name, Again(reason(f"{error['code']}: {error.get('message')}"))
+                return name, FatalProviderError(CANCELLED)
+            return name, RetryableError(reason(f"{error['code']}: {error.get('message')}"))
         except (KeyError, TypeError, AttributeError):
-            return "", Again("malformed result line")
+            return "", RetryableError("malformed result line")
 
 
 class AnthropicBatches:
@@ -185,7 +179,7 @@ class AnthropicBatches:
         delays the answer until that has ended, at most 24 hours.
 
         Raises:
-          Undecided: batches that could be it have not ended.
+          SubmissionUnknownError: batches that could be it have not ended.
         """
         undecided = []
         async with contextlib.aclosing(self._made_since(batch.sent - CLOCK_SKEW)) as made:
@@ -199,7 +193,9 @@ class AnthropicBatches:
                 elif await self._is(batch, found["id"]):
                     return found["id"]
         if undecided:
-            raise Undecided(f"it may be {' or '.join(undecided)}, which will tell when it ends")
+            raise SubmissionUnknownError(
+                f"it may be {' or '.join(undecided)}, which will tell when it ends"
+            )
         return None
 
     async def _made_since(self, when: float) -> AsyncIterator[Mapping[str, Any]]:
@@ -226,9 +222,9 @@ class AnthropicBatches:
     def _results(self, id: str | None) -> str:
         return f"/v1/messages/batches/{id}/results"
 
-    async def state(self, batch: Batch) -> State:
+    async def state(self, batch: Batch) -> BatchState:
         found = await self._connection.get(f"/v1/messages/batches/{batch.id}")
-        return State(
+        return BatchState(
             ended=found.get("processing_status") == "ended",
             answered=(found.get("request_counts") or {}).get("succeeded") or 0,
             results=(self._results(batch.id),),
@@ -248,10 +244,10 @@ class AnthropicBatches:
                 said = f"{error['type']}: {error.get('message')}"
                 return name, meaning(self._connection.config, status, said)
             if result["type"] == "canceled":
-                return name, Hopeless(CANCELLED)
-            return name, Again(f"{result['type']} in the batch")
+                return name, FatalProviderError(CANCELLED)
+            return name, RetryableError(f"{result['type']} in the batch")
         except (KeyError, TypeError, AttributeError):
-            return "", Again("malformed result line")
+            return "", RetryableError("malformed result line")
 
 
 CANCELLED = "the batch was cancelled at the provider; run again to ask what it left out"
@@ -279,19 +275,21 @@ def _refused_is_unsent() -> Iterator[None]:
     """429 says that the queue is full, so nothing was made; any other failure leaves it open."""
     try:
         yield
-    except Again as error:
+    except RetryableError as error:
         if error.status == 429:
-            raise Unsent(str(error), crowded=True, after=error.after) from None
+            raise NotSubmittedError(
+                str(error), queue_full=True, retry_after=error.retry_after
+            ) from None
         raise
 
 
 def _id(reply: Any) -> str:
     if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
-        raise Again(f"malformed reply: {json.dumps(reply)[:100]}")
+        raise RetryableError(f"malformed reply: {json.dumps(reply)[:100]}")
     return reply["id"]
 
 
 def _data(page: Any) -> list[Any]:
     if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-        raise Again(f"malformed reply: {json.dumps(page)[:100]}")
+        raise RetryableError(f"malformed reply: {json.dumps(page)[:100]}")
     return page["data"]

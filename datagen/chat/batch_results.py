@@ -7,14 +7,15 @@ from typing import Any
 
 from datagen.chat import prices, protocols
 from datagen.chat.batch_log import Batch, BatchLog
-from datagen.chat.batch_protocols import KEY_DIGITS, BatchProtocol, State
-from datagen.chat.connection import Again, Connection, Refused
-from datagen.chat.store import Answer, Charge
+from datagen.chat.batch_protocols import KEY_DIGITS, BatchProtocol, BatchState
+from datagen.chat.connection import Connection
+from datagen.chat.errors import RejectedRequestError, RetryableError
+from datagen.chat.store import Charge, ChatAnswer
 
 CHUNK = 500
 """Answers stored in one transaction."""
 
-Deliver = Callable[[Charge, Answer], None]
+Deliver = Callable[[Charge, ChatAnswer], None]
 
 
 class BatchResults:
@@ -26,7 +27,9 @@ class BatchResults:
         self._provider, self._protocol = provider, protocol
         self._connection, self._log = connection, log
 
-    async def store_all(self, batch: Batch, state: State, deliver: Deliver) -> dict[str, Exception]:
+    async def store_all(
+        self, batch: Batch, state: BatchState, deliver: Deliver
+    ) -> dict[str, Exception]:
         """Stores all replies with their charges, each once, however often the results are read.
 
         Args:
@@ -37,13 +40,13 @@ class BatchResults:
           Why there is no reply, by key, of the requests that the results say this of.
 
         Raises:
-          Again: the results could not be read to their end; what was read is stored.
-          NotThere: the provider has deleted them.
+          RetryableError: the results could not be read to their end; what was read is stored.
+          NotFoundError: the provider has deleted them.
         """
         keys = self._log.keys(batch)
         by_digits = {key[:KEY_DIGITS]: key for key in keys}
         failures: dict[str, Exception] = {
-            keys[place]: Refused(why) for place, why in state.refused.items()
+            keys[place]: RejectedRequestError(why) for place, why in state.refused.items()
         }
         chunk: list[tuple[str, Any]] = []
         answered = 0
@@ -62,10 +65,12 @@ class BatchResults:
                 chunk = []
         failures |= await self._store(batch, chunk, deliver)
         if answered < state.answered:  # what is missing is paid, and must not be asked again
-            raise Again(f"the results are cut short: {answered} of {state.answered} answers")
+            raise RetryableError(
+                f"the results are cut short: {answered} of {state.answered} answers"
+            )
         return failures
 
-    async def _read(self, state: State) -> AsyncIterator[tuple[str, Any]]:
+    async def _read(self, state: BatchState) -> AsyncIterator[tuple[str, Any]]:
         for path in state.results:
             async with contextlib.aclosing(self._connection.lines(path)) as lines:
                 async for line in lines:
@@ -79,7 +84,7 @@ class BatchResults:
             try:
                 sent = json.loads(self._log.request(key))
                 answer = protocols.read_reply(self._provider, sent, reply)
-            except Again as error:
+            except RetryableError as error:
                 failures[key] = error
                 continue
             charge = prices.charge(key, batch.model, batch.price, answer)

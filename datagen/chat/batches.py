@@ -18,12 +18,21 @@ from typing import Any
 
 from datagen.chat import protocols
 from datagen.chat.batch_log import Batch, BatchLog
-from datagen.chat.batch_protocols import BATCHES, State, Undecided, Unsent
+from datagen.chat.batch_protocols import BATCHES, BatchState
 from datagen.chat.batch_results import BatchResults
 from datagen.chat.config import ChatConfig
-from datagen.chat.connection import Again, Connection, Hopeless, NotThere, Refused
-from datagen.chat.prices import Budget, BudgetReached, Price
-from datagen.chat.store import Answer, AnswerStore, Charge
+from datagen.chat.connection import Connection
+from datagen.chat.errors import (
+    BudgetReachedError,
+    FatalProviderError,
+    NotFoundError,
+    NotSubmittedError,
+    RejectedRequestError,
+    RetryableError,
+    SubmissionUnknownError,
+)
+from datagen.chat.prices import Budget, Price
+from datagen.chat.store import AnswerStore, Charge, ChatAnswer
 
 QUIET_SECONDS = 5.0
 """A batch is sent when nothing has been added for this long, or when it is full."""
@@ -37,7 +46,7 @@ Neither provider documents a bound; a batch is usually listed within seconds of 
 OUTAGE_SECONDS = 3600.0
 """How long a provider may give no usable reply before the run ends; the batch goes on."""
 
-FIRST_WAIT, LONGEST_WAIT = 30.0, 1800.0
+INITIAL_RESUBMIT_BACKOFF, MAX_RESUBMIT_BACKOFF = 30.0, 1800.0
 """Seconds before a batch that was not taken is sent again, doubled each time, and the longest."""
 
 
@@ -61,7 +70,7 @@ class Batches:
         self._most = min(config.batch_requests, self._protocol.most_requests)
         self._open: dict[str, Batch] = {}  # by name
         self._out: set[str] = set()  # keys that are in open batches
-        self._futures: dict[str, asyncio.Future[Answer]] = {}  # of what was asked for, by key
+        self._futures: dict[str, asyncio.Future[ChatAnswer]] = {}  # of what was asked for, by key
         self._gathered: collections.deque[tuple[str, str, int]] = collections.deque()
         self._bytes = 0  # of what is gathered
         self._changed = asyncio.Event()
@@ -71,27 +80,27 @@ class Batches:
         self._undecided: set[str] = set()  # batches that were told to be so
         self._busy = asyncio.Lock()  # held while a batch is sent or collected
         self._tasks: set[asyncio.Task] = set()
-        self._left: Hopeless | None = None  # why some batch is not waited for any more
+        self._left: FatalProviderError | None = None  # why some batch is not waited for any more
         self._broken: BaseException | None = None  # a full disk, or a mistake of ours
 
     async def start(self) -> None:
         """Takes up what earlier runs left: what has ended is collected at once.
 
         Raises:
-          Hopeless: such a batch cannot be looked at.
+          FatalProviderError: such a batch cannot be looked at.
         """
         for batch in self._log.open():
             if (batch.provider, batch.base_url) != (self.config.provider, self.config.base_url):
                 self.budget.set_aside(batch.usd, batch.tokens)
-                self.report(f"{_told(batch)} stays there: this run asks another provider")
+                self.report(f"{_describe(batch)} stays there: this run asks another provider")
                 continue
             self.budget.hold(batch.usd, batch.tokens)
             self._open[batch.name] = batch
             self._out.update(self._log.keys(batch))
-            self.report(f"{_told(batch)} was left by an earlier run")
+            self.report(f"{_describe(batch)} was left by an earlier run")
             try:
                 settled = await self._looked_at(batch)
-            except Again:
+            except RetryableError:
                 settled = False
             if not settled:
                 self._run(self._follow(batch))
@@ -112,7 +121,7 @@ class Batches:
         """Sends nothing more; who waits for an answer is told why it does not come."""
         self._drop_gathered()
         for key in list(self._futures):
-            self._fail(key, Hopeless(why))
+            self._fail(key, FatalProviderError(why))
 
     def __contains__(self, key: str) -> bool:
         """Whether a request is in a batch at the provider."""
@@ -126,12 +135,12 @@ class Batches:
         count = f"{len(self._open)} with {requests:,} requests"
         return f"batches at {self.config.provider} go on ({count}), and the next run collects them"
 
-    async def ask(self, key: str, body: Mapping[str, Any]) -> Answer:
+    async def ask(self, key: str, body: Mapping[str, Any]) -> ChatAnswer:
         """The answer, stored, from the batch that the request is in already or from a new one.
 
         Raises:
-          Again, Refused, Hopeless: why there is none.
-          BudgetReached: it does not fit, and nothing is out.
+          RetryableError, RejectedRequestError, FatalProviderError: why there is none.
+          BudgetReachedError: it does not fit, and nothing is out.
         """
         if self._broken or (self._left and key in self._out):
             raise self._broken or copy.copy(self._left)
@@ -174,7 +183,7 @@ class Batches:
                 self._changed.set()  # there may be more
             elif not self._open:
                 for key in self._drop_gathered():
-                    self._fail(key, BudgetReached())
+                    self._fail(key, BudgetReachedError())
 
     def _seconds_to_wait(self) -> float:
         full = len(self._gathered) >= self._most or self._bytes >= self._protocol.most_bytes
@@ -220,28 +229,32 @@ class Batches:
             try:
                 id = await self._protocol.send(batch, self._log.requests(batch))
                 await self._log.arrived(batch, id)
-                self.report(f"{_told(batch)} is sent; it may take 24 hours")
-            except Unsent as error:
+                self.report(f"{_describe(batch)} is sent; it may take 24 hours")
+            except NotSubmittedError as error:
                 return await self._put_back(batch, error)
-            except Again as error:
-                self.report(f"{_told(batch)}: no reply to its submission ({error}); looking for it")
-            except (Refused, Hopeless) as error:
+            except RetryableError as error:
+                self.report(
+                    f"{_describe(batch)}: no reply to its submission ({error}); looking for it"
+                )
+            except (RejectedRequestError, FatalProviderError) as error:
                 why = f"{error} (the reply to a batch; batch=False asks without)"
-                return await self._end(batch, "not taken", {}, Hopeless(why))
+                return await self._end(batch, "not taken", {}, FatalProviderError(why))
         self._run(self._follow(batch))
 
-    async def _put_back(self, batch: Batch, why: Unsent) -> None:
+    async def _put_back(self, batch: Batch, why: NotSubmittedError) -> None:
         """It is certainly not at the provider: what still matters of it is gathered again."""
-        waits = why.crowded and len(self._open) > 1  # for another batch to make room
+        waits = why.queue_full and len(self._open) > 1  # for another batch to make room
         self._not_taken += not waits
         if self._not_taken >= self.config.attempts:
-            error = Hopeless(f"no batch was taken in {self._not_taken} attempts: {why}")
+            error = FatalProviderError(f"no batch was taken in {self._not_taken} attempts: {why}")
             return await self._end(batch, "not sent", {}, error)
-        self.report(f"{_told(batch)} was not taken ({why}); what is asked of it is sent again")
+        self.report(f"{_describe(batch)} was not taken ({why}); what is asked of it is sent again")
         requests = list(self._log.requests(batch))
         await self._close(batch, "not sent")
-        wait = LONGEST_WAIT if waits else FIRST_WAIT * 2 ** (self._not_taken - 1)
-        wait = max(min(wait, LONGEST_WAIT), why.after or 0.0)
+        wait = (
+            MAX_RESUBMIT_BACKOFF if waits else INITIAL_RESUBMIT_BACKOFF * 2 ** (self._not_taken - 1)
+        )
+        wait = max(min(wait, MAX_RESUBMIT_BACKOFF), why.retry_after or 0.0)
         self._not_before = time.monotonic() + wait
         for key, body in requests:
             self._out.discard(key)
@@ -259,10 +272,12 @@ class Batches:
                 if await self._looked_at(batch):
                     return
                 good = time.monotonic()
-            except Again as error:
+            except RetryableError as error:
                 if time.monotonic() - good > OUTAGE_SECONDS:
-                    return self._leave(batch, Hopeless(f"{_told(batch)} cannot be read: {error}"))
-            except Hopeless as error:
+                    return self._leave(
+                        batch, FatalProviderError(f"{_describe(batch)} cannot be read: {error}")
+                    )
+            except FatalProviderError as error:
                 return self._leave(batch, error)
 
     async def _looked_at(self, batch: Batch) -> bool:
@@ -271,18 +286,18 @@ class Batches:
             return batch.name not in self._open
         try:
             state = await self._protocol.state(batch)
-        except NotThere as error:
+        except NotFoundError as error:
             give_up = (
                 f"DELETE FROM batch_requests WHERE batch = '{batch.name}'; "
                 f"DELETE FROM batches WHERE name = '{batch.name}'"
             )
-            raise Hopeless(
-                f"{_told(batch)} is not there ({error}); use the key that it was sent with or, if "
-                f'it was deleted, give it up: sqlite3 {self._store.path} "{give_up}"'
+            raise FatalProviderError(
+                f"{_describe(batch)} does not exist ({error}); use the API key it was submitted "
+                f'with or, if it was deleted, discard it: sqlite3 {self._store.path} "{give_up}"'
             ) from None
         if not state.ended:
             return False
-        if isinstance(state.failed, Unsent):
+        if isinstance(state.failed, NotSubmittedError):
             await self._put_back(batch, state.failed)
         elif state.failed:
             await self._end(batch, "failed", {}, state.failed)
@@ -297,36 +312,38 @@ class Batches:
         """Looks for a batch whose submission got no reply; gives it up once it cannot turn up."""
         try:
             id = await self._protocol.find(batch, self._log.ids())
-        except Undecided as error:
+        except SubmissionUnknownError as error:
             if batch.name not in self._undecided:
                 self._undecided.add(batch.name)
-                self.report(f"{_told(batch)}: no reply came to its submission; {error}")
+                self.report(f"{_describe(batch)}: no reply came to its submission; {error}")
             return False
         if id is None and time.time() - batch.sent >= SETTLE_SECONDS:
-            await self._put_back(batch, Unsent("it never arrived"))
+            await self._put_back(batch, NotSubmittedError("it never arrived"))
         if id is not None:
             await self._log.arrived(batch, id)
-            self.report(f"{_told(batch)} is found")
+            self.report(f"{_describe(batch)} is found")
         return id is not None
 
     # Collecting.
 
-    async def _collect(self, batch: Batch, state: State) -> None:
+    async def _collect(self, batch: Batch, state: BatchState) -> None:
         try:
             failures = await self._results.store_all(batch, state, self._deliver)
-        except NotThere:
+        except NotFoundError:
             return await self._lose(batch)
-        await self._end(batch, "collected", failures, Again("its batch brought no result for it"))
+        await self._end(
+            batch, "collected", failures, RetryableError("its batch brought no result for it")
+        )
         self._not_taken, self._not_before = 0, 0.0  # there is room, now that it is closed
         self._changed.set()
 
-    def _deliver(self, charge: Charge, answer: Answer) -> None:
+    def _deliver(self, charge: Charge, answer: ChatAnswer) -> None:
         self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
         self.counts["answered"] += charge.is_answer
         self.counts["no usage reported"] += not answer.usage_reported
         if not charge.is_answer:
             self._out.discard(charge.key)
-            return self._fail(charge.key, Again(protocols.BLOCKED))
+            return self._fail(charge.key, RetryableError(protocols.BLOCKED_BY_FILTER))
         future = self._futures.pop(charge.key, None)
         if future and not future.done():
             future.set_result(answer)
@@ -336,9 +353,11 @@ class Batches:
         share = len(self._log.keys(batch)) / batch.requests
         usd, tokens = batch.usd * share, round(batch.tokens * share)
         self.budget.charge(usd, tokens)
-        self.report(f"{_told(batch)}: its results are deleted there; counted at its highest cost")
+        self.report(
+            f"{_describe(batch)}: its results are deleted there; counted at its highest cost"
+        )
         lost = Charge(batch.name, batch.model, "lost", tokens, 0, usd if batch.price else None)
-        await self._end(batch, "lost", {}, Again("its batch's results are deleted"), lost)
+        await self._end(batch, "lost", {}, RetryableError("its batch's results are deleted"), lost)
 
     # Ending.
 
@@ -356,7 +375,7 @@ class Batches:
         self._out -= keys
         for key in keys:
             self._fail(key, failures.get(key, rest))
-        self.report(f"{_told(batch)}: {state}, {len(keys):,} without an answer")
+        self.report(f"{_describe(batch)}: {state}, {len(keys):,} without an answer")
 
     async def _close(self, batch: Batch, state: str, lost: Charge | None = None) -> None:
         await self._log.close(batch, state, lost)
@@ -364,7 +383,7 @@ class Batches:
         await self.budget.release(batch.usd, batch.tokens)
         self._changed.set()
 
-    def _leave(self, batch: Batch, why: Hopeless) -> None:
+    def _leave(self, batch: Batch, why: FatalProviderError) -> None:
         """Leaves a batch open, for a later run."""
         self._left = why
         for key in self._log.keys(batch):
@@ -389,6 +408,6 @@ class Batches:
                 self._fail(key, error)
 
 
-def _told(batch: Batch) -> str:
+def _describe(batch: Batch) -> str:
     where = f" ({batch.id})" if batch.id else ""
     return f"batch {batch.name[:8]}{where} of {batch.requests:,} requests at {batch.provider}"

@@ -3,7 +3,7 @@
     with AnswerStore(workdir / "answers.sqlite") as store:
         async with Client(config, store) as client:
             async for tag, outcome in client.stream((task.id, request(task)) for task in tasks):
-                ...  # outcome is an Answer or a Failure
+                ...  # outcome is a ChatAnswer or a Failure
 
 Works with OpenAI, with any server that speaks its protocol (`base_url`) and with Anthropic.
 """
@@ -17,26 +17,33 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
+from common import messages
 from datagen.chat import prices, protocols
 from datagen.chat.batch_log import BatchLog
 from datagen.chat.batches import Batches
-from datagen.chat.config import ChatConfig, Request
-from datagen.chat.connection import Again, Connection, Hopeless, Refused
-from datagen.chat.estimates import Estimate, estimate
-from datagen.chat.prices import Budget, BudgetReached
-from datagen.chat.progress import Progress, to_stderr
+from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.connection import Connection
+from datagen.chat.errors import (
+    BudgetReachedError,
+    FatalProviderError,
+    RejectedRequestError,
+    RetryableError,
+    RunStoppedError,
+)
+from datagen.chat.prices import Budget
+from datagen.chat.progress import Estimate, StreamProgress, estimate
 from datagen.chat.rate_limit import RateLimit
-from datagen.chat.store import Answer, AnswerStore, Charge
+from datagen.chat.store import AnswerStore, Charge, ChatAnswer
 
 Tag, Result = TypeVar("Tag"), TypeVar("Result")
 
-FIRST_FAILURES = 3
+MAX_INITIAL_FAILURES = 3
 """Requests that a server may refuse, or never reply to, before any is answered: then all would."""
 
-MOST_WAITING = 100_000
+MAX_WAITING = 100_000
 """Requests that a run has in batches at once; each takes some 8 kB of memory beside its text."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 60.0
 """Seconds before the second attempt, doubled each time, and the longest; half of it is random."""
 
 
@@ -47,10 +54,6 @@ class Failure:
     reason: str
 
 
-class Stopped(ValueError):
-    """The run ends before it is done; what has come is stored."""
-
-
 class Client:
     """Asks one model. Use as an async context; one for a store and run.
 
@@ -59,7 +62,7 @@ class Client:
     """
 
     def __init__(
-        self, config: ChatConfig, store: AnswerStore, report: Callable[[str], None] = to_stderr
+        self, config: ChatConfig, store: AnswerStore, report: Callable[[str], None] = messages.log
     ):
         self.config = config
         self.store = store
@@ -76,11 +79,11 @@ class Client:
                 f"budget_usd is set, but {config.model!r} has no price in datagen/prices.json; "
                 "give price_input and price_output"
             )
-        self.budget = Budget(config.budget_usd, config.budget_tokens, store.spent())
+        self.budget = Budget(config.budget_usd, config.budget_tokens, store.total_spent())
         self.counts: collections.Counter[str] = collections.Counter()
         self.stop_reason = ""
         self._limit = RateLimit(config.concurrency)
-        self._asked: dict[str, asyncio.Task[Answer]] = {}
+        self._asked: dict[str, asyncio.Task[ChatAnswer]] = {}
         self._connection: Connection | None = None
         self._batches: Batches | None = None
 
@@ -117,7 +120,7 @@ class Client:
     def window(self) -> int:
         """Requests worth having on their way at a time: enough that no place stays empty."""
         if self.config.batch:
-            return MOST_WAITING
+            return MAX_WAITING
         return 2 * self.config.concurrency
 
     def stop(self, why: str) -> None:
@@ -129,22 +132,23 @@ class Client:
         if self._batches:
             self._batches.stop(self.stop_reason)
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ChatRequest) -> ChatAnswer:
         """The answer from the store, or from the model once it is stored.
 
         Raises:
-          Refused: the model will not answer this request, or not within the attempts.
-          Stopped: the budget is reached, the run is to end, or no request can be answered.
+          RejectedRequestError: the model will not answer this request, or not within the attempts.
+          RunStoppedError: the budget is reached, the run is to end, or no request can be answered.
         """
-        key = protocols.key(self.config, request)
+        content = protocols.body(self.config, request)
+        key = protocols.key(self.config, request, content)
         if key in self._asked:  # the same question twice at once
             return await asyncio.shield(self._asked[key])
         if stored := self.store.get(key):
             self.counts["stored"] += 1
             return stored
         if self.config.offline:
-            raise Refused("offline, and the answer is not in the store")
-        task = asyncio.ensure_future(self._answer(key, request))
+            raise RejectedRequestError("offline, and the answer is not in the store")
+        task = asyncio.ensure_future(self._answer(key, content))
         self._asked[key] = task
         try:
             return await asyncio.shield(task)
@@ -154,9 +158,9 @@ class Client:
 
     async def stream(
         self,
-        requests: Iterable[tuple[Tag, Request] | None],
+        requests: Iterable[tuple[Tag, ChatRequest] | None],
         total: int | Callable[[], int] | None = None,
-    ) -> AsyncIterator[tuple[Tag, Answer | Failure]]:
+    ) -> AsyncIterator[tuple[Tag, ChatAnswer | Failure]]:
         """Each request's outcome as it comes, in any order; requests are drawn as places free up.
 
         A None among the requests: nothing more to ask before another outcome has come.
@@ -165,12 +169,12 @@ class Client:
           total: how many there are, or how many it looks like now; for the progress line.
 
         Raises:
-          Stopped: as `ask`, once what was out has come.
+          RunStoppedError: as `ask`, once what was out has come.
         """
         left, out = iter(requests), {}
-        done: asyncio.Queue[asyncio.Task[Answer]] = asyncio.Queue()
+        done: asyncio.Queue[asyncio.Task[ChatAnswer]] = asyncio.Queue()
         ended: ValueError | None = None
-        progress = Progress(total, lambda: self.counts["stored"], self.spent, self.report)
+        progress = StreamProgress(total, lambda: self.counts["stored"], self.describe_spent)
         try:
             while True:
                 while not ended and len(out) < self.window and (item := next(left, None)):
@@ -181,9 +185,9 @@ class Client:
                     break
                 task = await done.get()
                 tag, error = out.pop(task), task.exception()
-                if isinstance(error, Stopped):
+                if isinstance(error, RunStoppedError):
                     ended = ended or error
-                elif isinstance(error, Refused):
+                elif isinstance(error, RejectedRequestError):
                     self.counts["failed"] += 1
                     progress.failed += 1
                     yield tag, Failure(str(error))
@@ -197,49 +201,50 @@ class Client:
         if ended:
             raise ended
 
-    async def ask_all(self, requests: Sequence[Request]) -> list[Answer | Failure]:
+    async def ask_all(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | Failure]:
         """The outcomes, in the order of the requests.
 
         Raises:
-          Stopped: as `ask`, once what was out has come.
+          RunStoppedError: as `ask`, once what was out has come.
         """
         outcomes: list[Any] = [None] * len(requests)
         async for index, outcome in self.stream(enumerate(requests), len(requests)):
             outcomes[index] = outcome
         return outcomes
 
-    def estimate(self, requests: Iterable[Request], output_tokens: int = 0) -> Estimate:
+    def estimate(self, requests: Iterable[ChatRequest], output_tokens: int = 0) -> Estimate:
         """What is left to send; see `estimates.estimate`."""
         return estimate(self.config, self.store, self.price, requests, output_tokens)
 
-    async def _answer(self, key: str, request: Request) -> Answer:
-        body = protocols.body(self.config, request)
-        failed = Again("")
+    async def _answer(self, key: str, body: dict[str, Any]) -> ChatAnswer:
+        failed = RetryableError("")
         for attempt in range(self.config.attempts):
             if attempt and not self.config.batch:  # the next batch is wait enough
-                await self._wait(attempt, failed.after)
+                await self._wait(attempt, failed.retry_after)
             if self.stop_reason:
-                raise Stopped(self.stop_reason)
+                raise RunStoppedError(self.stop_reason)
             try:
                 return await self._once(key, body)
-            except BudgetReached:
-                self.stop(f"the budget is reached: {self.spent()}; raise it and run again")
-                raise Stopped(self.stop_reason) from None
-            except Again as error:
+            except BudgetReachedError:
+                self.stop(f"the budget is reached: {self.describe_spent()}; raise it and run again")
+                raise RunStoppedError(self.stop_reason) from None
+            except RetryableError as error:
                 failed = error
                 self.counts["tried again"] += 1
-            except Refused as error:
+            except RejectedRequestError as error:
                 self._without_answer("refused by the server", error)
                 raise
-            except Hopeless as error:
+            except FatalProviderError as error:
                 self.stop(str(error))
-                raise Stopped(self.stop_reason) from None
-        error = Refused(f"no answer in {self.config.attempts} attempts, the last time: {failed}")
-        if not self.config.batch and str(failed) != protocols.BLOCKED:
+                raise RunStoppedError(self.stop_reason) from None
+        error = RejectedRequestError(
+            f"no answer in {self.config.attempts} attempts, the last time: {failed}"
+        )
+        if not self.config.batch and str(failed) != protocols.BLOCKED_BY_FILTER:
             self._without_answer("given up", error)
         raise error
 
-    async def _once(self, key: str, body: dict[str, Any]) -> Answer:
+    async def _once(self, key: str, body: dict[str, Any]) -> ChatAnswer:
         if self._batches:
             if stored := self.store.get(key):  # its batch may have been collected meanwhile
                 return stored
@@ -253,24 +258,24 @@ class Client:
         finally:
             await self.budget.release(*reserved)
 
-    def _without_answer(self, what: str, error: Refused) -> None:
+    def _without_answer(self, what: str, error: RejectedRequestError) -> None:
         """Counts it, and ends the run where all requests so far went that way."""
         self.counts[what] += 1
         works = self.counts["answered"] or self.counts["stored"]  # with this very configuration
-        if self.counts[what] >= FIRST_FAILURES and not works:
+        if self.counts[what] >= MAX_INITIAL_FAILURES and not works:
             self.stop(f"every request so far is {what}: {error}")
-            raise Stopped(self.stop_reason) from None
+            raise RunStoppedError(self.stop_reason) from None
 
-    async def _attempt(self, key: str, body: dict[str, Any]) -> Answer:
+    async def _attempt(self, key: str, body: dict[str, Any]) -> ChatAnswer:
         request = self._connection.prepare(body)  # while others wait for the server
         sent = await self._limit.enter()
         try:
             if self.stop_reason:
-                raise Stopped(self.stop_reason)
+                raise RunStoppedError(self.stop_reason)
             reply, headers = await self._connection.send(request)
-        except Again as failed:
+        except RetryableError as failed:
             if failed.throttled:
-                self._limit.refused(sent, failed.after)
+                self._limit.refused(sent, failed.retry_after)
             else:
                 self._limit.leave(success=False)
             raise
@@ -283,11 +288,11 @@ class Client:
         charge = prices.charge(key, self.config.model, self.price, answer)
         await self._store(charge, body, answer, seconds)
         if not charge.is_answer:
-            raise Again(protocols.BLOCKED)
+            raise RetryableError(protocols.BLOCKED_BY_FILTER)
         return answer
 
     async def _store(
-        self, charge: Charge, body: dict[str, Any], answer: Answer, seconds: float
+        self, charge: Charge, body: dict[str, Any], answer: ChatAnswer, seconds: float
     ) -> None:
         self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
         try:
@@ -299,26 +304,26 @@ class Client:
         self.counts["no usage reported"] += not answer.usage_reported
 
     async def _wait(self, attempt: int, after: float | None) -> None:
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1))
+        longest = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (attempt - 1))
         await asyncio.sleep(max(after or 0.0, longest * random.uniform(0.5, 1.0)))
 
-    def spent(self) -> str:
-        money = f"${self.budget.usd:,.4f}" if self.price else "price not known"
+    def describe_spent(self) -> str:
+        money = f"${self.budget.usd:,.4f}" if self.price else "price unknown"
         return f"{money}, {self.budget.tokens:,} tokens"
 
     def summary(self) -> str:
         """Counts and costs, in one line."""
         told = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
-        return f"{told or 'nothing asked'}; spent so far {self.spent()}"
+        return f"{told or 'nothing asked'}; spent so far {self.describe_spent()}"
 
 
-def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
+def run_until_done(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
     """The result of `work`, brought to its end.
 
     The first Ctrl-C or SIGTERM lets what is out come in and stops.
 
     Raises:
-      Stopped: it did not come to its end.
+      RunStoppedError: it did not come to its end.
       ValueError: offline, and the store holds none of the answers.
     """
 
@@ -336,7 +341,7 @@ def run(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
             client.report(f"{name.name}: waiting for the answers that are on their way")
         client.stop("stopped by a signal; run again to go on")
 
-    if client.config.budget_usd and (unpriced := client.store.spent().unpriced):
+    if client.config.budget_usd and (unpriced := client.store.total_spent().unpriced):
         client.report(
             f"{unpriced:,} replies so far have no known price; budget_usd leaves them out"
         )

@@ -7,12 +7,12 @@ from typing import Any
 
 from common import sections
 
-KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+API_KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 """Provider -> where its key is in the environment."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ChatRequest:
     """One question to a model."""
 
     system: str  # "" for none
@@ -23,7 +23,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ProviderConfig:
     """Whom to ask, and how: a section of a config file."""
 
     provider: str  # openai (and any server that speaks its protocol) or anthropic
@@ -45,7 +45,7 @@ class ModelConfig:
     poll_seconds: float  # between two looks at a batch
 
     def __post_init__(self):
-        sections.choice("provider", self.provider, KEYS)
+        sections.choice("provider", self.provider, API_KEY_VARIABLES)
         above_zero = ("max_tokens", "concurrency", "attempts", "timeout_seconds")
         for name in (*above_zero, "batch_requests", "poll_seconds"):
             if not getattr(self, name) > 0:
@@ -68,7 +68,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatConfig(ModelConfig):
+class ChatConfig(ProviderConfig):
     """Whom to ask, within the limits of a run."""
 
     budget_usd: float = 0.0  # as in Limits, as the next two
@@ -89,6 +89,6 @@ class Limits:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
-    def within(self, model: ModelConfig) -> ChatConfig:
+    def within(self, model: ProviderConfig) -> ChatConfig:
         limits = {field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)}
         return ChatConfig(**vars(model), **limits)

@@ -13,40 +13,20 @@ from typing import Any
 
 import httpx2
 
-from datagen.chat.config import KEYS, ChatConfig
+from datagen.chat.config import API_KEY_VARIABLES, ChatConfig
+from datagen.chat.errors import (
+    FatalProviderError,
+    NotFoundError,
+    RejectedRequestError,
+    RetryableError,
+)
 from datagen.chat.rate_limit import seconds_until
-
-
-class Again(Exception):
-    """This attempt failed; another may not."""
-
-    def __init__(self, reason: str, *, status: int = 0, after: float | None = None):
-        super().__init__(reason)
-        self.status = status  # of HTTP; 0: no reply
-        self.after = after  # seconds that the provider asks to wait
-
-    @property
-    def throttled(self) -> bool:
-        """The provider asks for fewer requests."""
-        return self.status in (429, 529)
-
-
-class Refused(Exception):
-    """This request will never be answered."""
-
-
-class Hopeless(ValueError):
-    """No request will be answered: no such model, no credit, a wrong key."""
-
-
-class NotThere(Hopeless):
-    """The server knows no such model, path, batch or file."""
 
 
 def reason(error: Exception | str) -> str:
     """One line of an error, at most 300 characters, without anything that could be a key."""
     text = " ".join(str(error).split())
-    for name in KEYS.values():
+    for name in API_KEY_VARIABLES.values():
         if key := os.environ.get(name):
             text = text.replace(key, "[key]")
     text = re.sub(r"\bsk-[\w*.-]{4,}", "[key]", text)
@@ -59,9 +39,11 @@ class Connection:
     def __init__(self, config: ChatConfig):
         self.config = config
         self._sdk = importlib.import_module(config.provider)  # each takes a second to import
-        key = os.environ.get(KEYS[config.provider])
+        key = os.environ.get(API_KEY_VARIABLES[config.provider])
         if not key and not config.base_url:
-            raise Hopeless(f"set {KEYS[config.provider]} in the environment, or base_url")
+            raise FatalProviderError(
+                f"set {API_KEY_VARIABLES[config.provider]} in the environment, or base_url"
+            )
         limits = httpx2.Limits(max_connections=config.concurrency + 1)
         self._http = self._sdk.DefaultAioHttpClient(limits=limits)
         name = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[config.provider]
@@ -98,7 +80,8 @@ class Connection:
         """(the reply's JSON, its headers with names in lower case) of one attempt.
 
         Raises:
-          Again, Refused, Hopeless: what the failure means; so do `get`, `post` and `lines`.
+          RetryableError, RejectedRequestError, FatalProviderError: see `meaning`; so do `get`,
+            `post` and `lines`.
         """
         with self._meanings():
             response = await self._http.send(request)
@@ -147,8 +130,10 @@ class Connection:
             # The transport calls a refused connection a timeout, too.
             late = isinstance(cause, httpx2.TimeoutException)
             if late and not isinstance(cause, httpx2.ConnectTimeout):
-                raise Again(f"no answer within {self.config.timeout_seconds:g} s") from None
-            raise Again(f"connection: {reason(cause or error)}") from None
+                raise RetryableError(
+                    f"no answer within {self.config.timeout_seconds:g} s"
+                ) from None
+            raise RetryableError(f"connection: {reason(cause or error)}") from None
 
     def _meaning(self, response: httpx2.Response) -> Exception:
         headers, status = response.headers, response.status_code
@@ -163,22 +148,22 @@ def _json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # too many digits, or brackets, too
-        raise Again(f"not JSON: {reason(error)}") from None
+        raise RetryableError(f"not JSON: {reason(error)}") from None
 
 
 def meaning(config: ChatConfig, status: int, said: str, after: float | None = None) -> Exception:
-    """Again, Refused or Hopeless: what an HTTP status says about one request.
+    """The exception of errors.py that an HTTP status stands for.
 
-    `said` is the server's own text, in which keys may stand.
+    `said` is the server's own text, which may contain keys.
     """
     said = reason(said)
     if status == 429 and "insufficient_quota" in said:
-        return Hopeless(f"{config.provider}: {said}; add credit and run again")
+        return FatalProviderError(f"{config.provider}: {said}; add credit and run again")
     if status in (408, 409, 429) or status >= 500:
-        return Again(said, status=status, after=after)
+        return RetryableError(said, status=status, retry_after=after)
     if status in (401, 402, 403, 404):
-        return (NotThere if status == 404 else Hopeless)(
+        return (NotFoundError if status == 404 else FatalProviderError)(
             f"{config.base_url or config.provider} answers {said}; check the key in "
-            f"{KEYS[config.provider]}, the model {config.model!r} and base_url"
+            f"{API_KEY_VARIABLES[config.provider]}, the model {config.model!r} and base_url"
         )
-    return Refused(said)
+    return RejectedRequestError(said)

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Self
 
-from datagen.chat.store import Answer, Charge, Spent
+from datagen.chat.errors import BudgetReachedError
+from datagen.chat.store import Charge, ChatAnswer, Spent
 
-TABLE = Path(__file__).parents[1] / "prices.json"
+PRICE_TABLE = Path(__file__).parents[1] / "prices.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Price:
         return dataclasses.replace(self, input=self.input / 2, output=self.output / 2)
 
 
-def look_up(model: str, path: Path = TABLE) -> Price | None:
+def look_up(model: str, path: Path = PRICE_TABLE) -> Price | None:
     """The price of a model by its exact name; None where the table has no such row.
 
     Raises:
@@ -40,18 +41,14 @@ def look_up(model: str, path: Path = TABLE) -> Price | None:
         row = json.loads(path.read_text(encoding="utf-8"))["models"].get(model)
         return Price(float(row["input"]), float(row["output"])) if row else None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a price table like {TABLE.name} ({error!r})") from None
+        raise ValueError(f"{path}: not a price table like {PRICE_TABLE.name} ({error!r})") from None
 
 
-def charge(key: str, model: str, price: Price | None, answer: Answer) -> Charge:
+def charge(key: str, model: str, price: Price | None, answer: ChatAnswer) -> Charge:
     """What a reply cost. One that the provider's filter blocked was paid, but is no answer."""
     tokens = answer.input_tokens, answer.output_tokens
     what = "content_filter" if answer.finish_reason == "content_filter" else "answer"
     return Charge(key, model, what, *tokens, price.usd(*tokens) if price else None)
-
-
-class BudgetReached(Exception):
-    """The next request might go over the cap."""
 
 
 class Budget:
@@ -79,12 +76,12 @@ class Budget:
         """Returns when the request may be sent.
 
         Raises:
-          BudgetReached: it does not fit, even when nothing else is out.
+          BudgetReachedError: it does not fit, even when nothing else is out.
         """
         async with self._changed:
             while not self.reserve_now(usd, tokens):
                 if not self._fits(usd, tokens):
-                    raise BudgetReached
+                    raise BudgetReachedError
                 await self._changed.wait()
 
     def reserve_now(self, usd: float, tokens: int) -> bool:

@@ -1,89 +1,146 @@
-"""How a stream of requests goes: one line on stderr, on a terminal written over and over."""
+"""What a run will take and how far it has come: the estimate before it, the status line in it."""
 
 import asyncio
 import collections
-import shutil
-import sys
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-EVERY, EVERY_IN_A_LOG = 1.0, 30.0
-"""Seconds between two lines on a terminal, and where each of them stays."""
+from common import messages
+from datagen.chat import protocols
+from datagen.chat.batch_log import BatchLog
+from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.prices import Price
+from datagen.chat.store import AnswerStore
 
-RECENT = 60.0
-"""Seconds that the rate is taken over: long enough to be calm, short enough to see a change."""
+BYTES_PER_TOKEN = 4
+"""English text, in estimates (OpenAI's rule of thumb). Budgets count one token per byte."""
 
-CLEAR = "\r\x1b[K"
-"""ANSI: back to the start of the line, and erase it."""
+TOKENS_PER_SECOND = 50
+"""Generation speed assumed until an answer has been timed: typical of hosted models."""
+
+FIRST_TOKEN_SECONDS = 1.0
+"""Time to first token assumed likewise; it dominates verdicts of one word."""
+
+BATCH_SECONDS = 24 * 3600.0
+"""The longest a batch takes, at both providers."""
+
+RATE_SECONDS = 60.0
+"""Window of the displayed rate: long enough to be steady, short enough to show a change."""
 
 
-def to_stderr(text: str) -> None:
-    """Prints a line that stays; on a terminal in place of the progress line, which comes again."""
-    print((CLEAR if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run will take, before anything is sent."""
+
+    requests: int  # not stored yet
+    stored: int
+    input_tokens: int
+    output_tokens: int
+    usd: float | None  # None: the price is unknown
+    seconds: float  # upper bound for batches
+    waiting: int = 0  # in batches at the provider, paid for
+    batch: bool = False
+
+    def __str__(self) -> str:
+        price = "price unknown" if self.usd is None else f"${self.usd:,.2f}"
+        waiting = f", {self.waiting:,} in batches at the provider" if self.waiting else ""
+        bound = "in batches, at most " if self.batch else ""
+        return (
+            f"{self.requests:,} requests to send{waiting}, {self.stored:,} answers stored; about "
+            f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, {price}, "
+            f"{bound}{messages.duration(self.seconds)}"
+        )
 
 
-def duration(seconds: float) -> str:
+def estimate(
+    config: ChatConfig,
+    store: AnswerStore,
+    price: Price | None,
+    requests: Iterable[ChatRequest],
+    output_tokens: int = 0,
+) -> Estimate:
+    """Tokens, cost and time of the requests that are not stored, based on stored answers if any.
+
+    Args:
+      output_tokens: of a typical answer, until one is stored; 0: `config.max_tokens`.
     """
-    >>> duration(42), duration(130), duration(9000)
-    ('42 s', '2 min 10 s', '2 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    stored, waiting, sizes = 0, 0, []
+    in_batches = set() if config.offline else BatchLog(store).all_keys()
+    for request in requests:
+        content = protocols.body(config, request)
+        key = protocols.key(config, request, content)
+        if store.get(key):
+            stored += 1
+        elif key in in_batches:
+            waiting += 1
+        else:
+            sizes.append(protocols.size(content))
+    seconds, output = store.typical(config.model)
+    output = output or output_tokens or config.max_tokens
+    seconds = seconds or FIRST_TOKEN_SECONDS + output / TOKENS_PER_SECOND
+    rounds = -(-len(sizes) // config.concurrency)
+    tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
+    return Estimate(
+        requests=len(sizes),
+        stored=stored,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        usd=price.usd(*tokens) if price else None,
+        seconds=BATCH_SECONDS if config.batch and sizes else rounds * seconds,
+        waiting=waiting,
+        batch=config.batch,
+    )
 
 
-def line(done: int, failed: int, total: int | None, spent: str, rate: float) -> str:
-    """One line for people; `rate` in requests a second, 0 where it is not known.
+def status_text(done: int, failed: int, total: int | None, spent: str, rate: float) -> str:
+    """The status line; `rate` in requests per second, 0 while it is unknown.
 
-    >>> line(1200, 3, 52002, "$12.3000, 4,100,000 tokens", 31.5)
-    '1,200/52,002 done, 3 failed | $12.3000, 4,100,000 tokens | 31.5 a second | 26 min 53 s left'
-    >>> line(7, 0, None, "price not known, 70 tokens", 0.25)
-    '7 done, 0 failed | price not known, 70 tokens | 15.0 a minute'
-    >>> line(0, 0, 40, "$0.0000, 0 tokens", 0.0)
+    >>> status_text(1200, 3, 52002, "$12.3000, 4,100,000 tokens", 31.5)
+    '1,200/52,002 done, 3 failed | $12.3000, 4,100,000 tokens | 31.5/s | 26m53s left'
+    >>> status_text(7, 0, None, "price unknown, 70 tokens", 0.25)
+    '7 done, 0 failed | price unknown, 70 tokens | 15.0/min'
+    >>> status_text(0, 0, 40, "$0.0000, 0 tokens", 0.0)
     '0/40 done, 0 failed | $0.0000, 0 tokens'
     """
     of_total = "" if total is None else f"/{total:,}"
     parts = [f"{done:,}{of_total} done, {failed:,} failed", spent]
     if rate:
-        parts.append(f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute")
+        parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
         if total is not None:
-            parts.append(f"{duration((total - done - failed) / rate)} left")
+            parts.append(f"{messages.duration((total - done - failed) / rate)} left")
     return " | ".join(parts)
 
 
 class RecentRate:
-    """Events a second over the last `RECENT` seconds.
+    """Events per second over the last `RATE_SECONDS`.
 
-    >>> rate = RecentRate(at=0.0)
-    >>> [rate.at(second, 10 * second) for second in (1.0, 2.0, 60.0)]
+    >>> rate = RecentRate(start=0.0)
+    >>> [rate.update(second, 10 * second) for second in (1.0, 2.0, 60.0)]
     [10.0, 10.0, 10.0]
-    >>> rate.at(120.0, 600)  # nothing more in the last minute
+    >>> rate.update(120.0, 600)  # nothing more in the last minute
     0.0
     """
 
-    def __init__(self, at: float):
-        self._seen = collections.deque([(at, 0)])
+    def __init__(self, start: float):
+        self._samples = collections.deque([(start, 0.0)])
 
-    def at(self, now: float, count: int) -> float:
-        """The rate, told that there were `count` events until `now`."""
-        self._seen.append((now, count))
-        while len(self._seen) > 2 and self._seen[1][0] <= now - RECENT:
-            self._seen.popleft()
-        then, before = self._seen[0]
-        return (count - before) / (now - then)
+    def update(self, now: float, count: float) -> float:
+        """The rate, given that there were `count` events until `now`."""
+        self._samples.append((now, count))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_SECONDS:
+            self._samples.popleft()
+        start, count_at_start = self._samples[0]
+        return (count - count_at_start) / (now - start)
 
 
-class Progress:
-    """Shows how a stream goes until it is closed; count its outcomes in `done` and `failed`.
+class StreamProgress:
+    """Shows the progress of a stream until it is closed; count outcomes in `done` and `failed`.
 
     Args:
-      total: requests that the stream will have, or how many it looks like now; None: unknown.
-      stored: answers that came from the store so far; they tell nothing of the rate.
-      spent: money and tokens so far, in words.
-      report: takes lines that stay.
+      total: requests in the stream, or the current estimate of it; None: unknown.
+      stored: answers read from the store so far; they do not count towards the rate.
+      spent: money and tokens so far, as text.
     """
 
     def __init__(
@@ -91,32 +148,27 @@ class Progress:
         total: int | Callable[[], int] | None,
         stored: Callable[[], int],
         spent: Callable[[], str],
-        report: Callable[[str], None],
     ):
         self.done = self.failed = 0
-        self._total, self._stored, self._spent, self._report = total, stored, spent, report
-        self._rewrites = report is to_stderr and sys.stderr.isatty()
-        self._loop = asyncio.get_running_loop()
-        self._told = time.monotonic()
-        self._rate, self._stored_before = RecentRate(self._told), stored()
-        self._timer = self._loop.call_later(EVERY, self._tick)
+        self._total, self._stored, self._spent = total, stored, spent
+        self._stored_before = stored()
+        self._rate = RecentRate(time.monotonic())
+        self._line = messages.StatusLine()
+        self._schedule()
 
     def close(self) -> None:
+        """Erases the line."""
         self._timer.cancel()
-        if self._rewrites:
-            print(CLEAR, end="", file=sys.stderr, flush=True)
+        self._line.close()
 
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(EVERY, self._tick)
-        now, stored = time.monotonic(), self._stored() - self._stored_before
-        rate = self._rate.at(now, max(0, self.done + self.failed - stored))
-        if not self._rewrites and now - self._told < EVERY_IN_A_LOG:
-            return
-        self._told = now
-        total = self._total() if callable(self._total) else self._total
-        text = line(self.done, self.failed, total, self._spent(), rate)
-        if self._rewrites:
-            fits = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be erased
-            print(CLEAR + text[:fits], end="", file=sys.stderr, flush=True)
-        else:
-            self._report(text)
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(messages.TERMINAL_INTERVAL, self._update)
+
+    def _update(self) -> None:
+        finished, stored = self.done + self.failed, self._stored() - self._stored_before
+        rate = self._rate.update(time.monotonic(), max(0, finished - stored))
+        if self._line.due():
+            total = self._total() if callable(self._total) else self._total
+            self._line.show(status_text(self.done, self.failed, total, self._spent(), rate))
+        self._schedule()

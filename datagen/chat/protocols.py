@@ -8,18 +8,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from datagen.chat.config import ChatConfig, Request
-from datagen.chat.connection import Again
-from datagen.chat.store import Answer
+from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.errors import RetryableError
+from datagen.chat.store import ChatAnswer
 
-BLOCKED = "blocked by the provider's content filter"
+BLOCKED_BY_FILTER = "blocked by the provider's content filter"
 """Paid, no answer, and another try may pass."""
 
-MOST_TOKENS = 10**9
+MAX_REPORTED_TOKENS = 10**9
 """Of a reply, below which its usage is believed: a budget must not be lowered by nonsense."""
 
 
-def body(config: ChatConfig, request: Request) -> dict[str, Any]:
+def body(config: ChatConfig, request: ChatRequest) -> dict[str, Any]:
     """The JSON that is sent for a request."""
     settings = ("temperature", "top_p", "presence_penalty")
     content: dict[str, Any] = {"model": config.model} | {
@@ -54,12 +54,12 @@ def size(content: Mapping[str, Any]) -> int:
     return len(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
-def key(config: ChatConfig, request: Request) -> str:
-    """Hash of everything that can change the answer."""
+def key(config: ChatConfig, request: ChatRequest, content: Mapping[str, Any]) -> str:
+    """Hash of everything that can change the answer; `content` is the request's `body`."""
     asked = {
         "provider": config.provider,
         "base_url": config.base_url,
-        "body": body(config, request),
+        "body": content,
         "prompt_version": request.prompt_version,
         "sample": request.sample,
     }
@@ -67,23 +67,23 @@ def key(config: ChatConfig, request: Request) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> Answer:
+def read_reply(provider: str, sent: Mapping[str, Any], reply: Any) -> ChatAnswer:
     """The answer in a reply of status 200.
 
     Raises:
-      Again: it is none: no choices, no text and no reason why.
+      RetryableError: it is none: no choices, no text and no reason why.
     """
     try:
         text, finish, tokens = (_read_anthropic if provider == "anthropic" else _read_openai)(reply)
         text, finish, model, name = map(
             _unicode, (text, str(finish), str(reply.get("model", "")), str(reply.get("id", "")))
         )
-        estimated = not all(type(n) is int and 0 <= n < MOST_TOKENS for n in tokens)
+        estimated = not all(type(n) is int and 0 <= n < MAX_REPORTED_TOKENS for n in tokens)
         if estimated:
             tokens = (len(json.dumps(sent)) // 4, len(text.encode()) // 4)
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Again(f"malformed reply: {json.dumps(reply)[:100]}") from None
-    return Answer(text, finish, model, name, *tokens, usage_reported=not estimated)
+        raise RetryableError(f"malformed reply: {json.dumps(reply)[:100]}") from None
+    return ChatAnswer(text, finish, model, name, *tokens, usage_reported=not estimated)
 
 
 def _unicode(text: str) -> str:

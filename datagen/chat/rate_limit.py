@@ -24,7 +24,7 @@ REMAINING = (
 )
 """Headers of both providers: what is left, and when it is full again."""
 
-LONGEST_PAUSE = 600.0
+MAX_PAUSE = 600.0
 """Seconds; a server that asks for more is taken to mean this."""
 
 
@@ -87,7 +87,7 @@ class RateLimit:
         return self.out < int(self.limit) and time.monotonic() >= self._paused_until
 
     def _pause(self, seconds: float | None) -> None:
-        until = time.monotonic() + min(seconds or 0.0, LONGEST_PAUSE)
+        until = time.monotonic() + min(seconds or 0.0, MAX_PAUSE)
         self._paused_until = max(self._paused_until, until)
 
     def _admit(self) -> None:

@@ -18,11 +18,11 @@ from typing import Any, Self, TypeVar
 
 Result = TypeVar("Result")
 
-SCHEMA = """
+TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
   key TEXT PRIMARY KEY,  -- of everything that can change the answer
   request TEXT NOT NULL, -- what was sent, as JSON
-  answer TEXT NOT NULL,  -- an Answer, as JSON
+  answer TEXT NOT NULL,  -- a ChatAnswer, as JSON
   seconds REAL,          -- from sending to answer
   stored TEXT NOT NULL
 );
@@ -59,7 +59,7 @@ CREATE INDEX IF NOT EXISTS requests_of_batch ON batch_requests (batch);
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """What a model said."""
 
     text: str
@@ -122,7 +122,7 @@ class AnswerStore:
             self._read = sqlite3.connect(place, check_same_thread=False)
             if writes or not exists:
                 self._read.execute("PRAGMA journal_mode = WAL")
-                self._read.executescript(SCHEMA)
+                self._read.executescript(TABLES)
             self._read.execute("SELECT 1 FROM answers, batch_requests LIMIT 1")
         except sqlite3.Error as error:
             failed = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
@@ -158,16 +158,16 @@ class AnswerStore:
             self._lock.close()
         self._read.close()
 
-    def get(self, key: str) -> Answer | None:
+    def get(self, key: str) -> ChatAnswer | None:
         row = self._read.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return Answer(**json.loads(row[0])) if row else None
+        return ChatAnswer(**json.loads(row[0])) if row else None
 
-    def spent(self) -> Spent:
+    def total_spent(self) -> Spent:
         query = "SELECT sum(usd), sum(input_tokens + output_tokens), sum(usd IS NULL) FROM charges"
         usd, tokens, unpriced = self._read.execute(query).fetchone()
         return Spent(usd or 0.0, tokens or 0, unpriced or 0)
 
-    def usual(self, model: str) -> tuple[float | None, float | None]:
+    def typical(self, model: str) -> tuple[float | None, float | None]:
         """(seconds, output tokens) of a model's answers on average; None where not known."""
         query = (
             "SELECT avg(a.seconds), avg(c.output_tokens) FROM answers a JOIN charges c "
@@ -180,7 +180,7 @@ class AnswerStore:
         return self._read.execute(query, values)
 
     async def put(
-        self, charge: Charge, request: dict, answer: Answer | None, seconds: float | None
+        self, charge: Charge, request: dict, answer: ChatAnswer | None, seconds: float | None
     ) -> None:
         """Returns when the charge, and the answer where there is one, are on disk.
 
@@ -233,7 +233,7 @@ def insert(
     connection: sqlite3.Connection,
     charge: Charge,
     request: str,
-    answer: Answer | None,
+    answer: ChatAnswer | None,
     seconds: float | None,
 ) -> None:
     """Writes down what a reply cost and, where it is an answer, the answer to `request`."""

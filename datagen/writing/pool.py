@@ -9,8 +9,8 @@ from typing import Any
 from common.messages import format_counts
 from common.records import Task, read_tasks
 from datagen.chat.client import Failure
-from datagen.chat.config import Request
-from datagen.chat.store import Answer
+from datagen.chat.config import ChatRequest
+from datagen.chat.store import ChatAnswer
 from datagen.near_duplicates import NearDuplicates
 from datagen.writing import parser
 from datagen.writing.config import TasksConfig
@@ -85,7 +85,7 @@ class Writing:
         self.sent = 0
         self.read = 0  # replies, the first ones without a gap
         self._examples: dict[int, list[Task]] = {}  # of requests that are not read yet
-        self._arrived: dict[int, Answer | Failure] = {}
+        self._arrived: dict[int, ChatAnswer | Failure] = {}
         self._kept_after: list[int] = []  # tasks kept once reply i was read
         self._last_useful = 0
         self._ended = False
@@ -107,7 +107,7 @@ class Writing:
         """Replies that came when there were tasks enough."""
         return len(self._arrived)
 
-    def requests(self) -> Iterator[tuple[int, Request] | None]:
+    def requests(self) -> Iterator[tuple[int, ChatRequest] | None]:
         while not self.is_done:
             if self.sent > self.read and self._may_be_enough():
                 yield None
@@ -136,7 +136,7 @@ class Writing:
             return []
         return self.pool.kept[: self._kept_after[self.sent - self.config.machine_lag]]
 
-    def take(self, index: int, outcome: Answer | Failure) -> None:
+    def take(self, index: int, outcome: ChatAnswer | Failure) -> None:
         """Takes a reply in; those that now stand in order are read.
 
         Raises:
@@ -161,7 +161,7 @@ class Writing:
                     "model"
                 )
 
-    def _read(self, index: int, outcome: Answer | Failure) -> None:
+    def _read(self, index: int, outcome: ChatAnswer | Failure) -> None:
         seeds = [task.id for task in self._examples.pop(index)]
         source = {"request": index, "seeds": seeds, "prompt_version": self.teacher.prompt.version}
         if isinstance(outcome, Failure) and self.offline:

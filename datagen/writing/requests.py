@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from common.prompt_file import Prompt
 from common.records import MAX_DIFFICULTY, Task
-from datagen.chat.config import Request
+from datagen.chat.config import ChatRequest
 
 NO_INPUT = "<noinput>"
 
@@ -76,14 +76,14 @@ class Teacher:
         drawn.shuffle(chosen)
         return chosen
 
-    def request(self, examples: Sequence[Task]) -> Request:
+    def request(self, examples: Sequence[Task]) -> ChatRequest:
         system, user = self.prompt.fill(
             number=str(self.number),
             layout=LAYOUTS[self.reply],
             examples=(_as_text if self.reply == "text" else _as_json)(examples),
         )
         schema = SCHEMA if self.reply == "json" else None
-        return Request(system, user, self.prompt.version, schema=schema)
+        return ChatRequest(system, user, self.prompt.version, schema=schema)
 
 
 def _fields(task: Task) -> dict[str, str | int]:

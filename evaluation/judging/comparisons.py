@@ -8,8 +8,8 @@ from typing import Any
 from common.jsonl import Record
 from common.messages import format_counts
 from datagen.chat.client import Client, Failure
-from datagen.chat.config import Request
-from datagen.chat.store import Answer
+from datagen.chat.config import ChatRequest
+from datagen.chat.store import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.judging.judges import Judge
@@ -29,13 +29,13 @@ class Comparison:
     reference: ModelOutput
     order: str
 
-    def request(self, sample: int = 0) -> Request:
+    def request(self, sample: int = 0) -> ChatRequest:
         shown = self.model.output, self.reference.output
         if self.order == REFERENCE_FIRST:
             shown = shown[::-1]
         return self.judge.request(self.item.text, *shown, sample)
 
-    def verdict(self, answer: Answer) -> str:
+    def verdict(self, answer: ChatAnswer) -> str:
         """model, reference, tie or invalid."""
         sides = VERDICTS[MODEL], VERDICTS[REFERENCE]
         if self.order == REFERENCE_FIRST:
@@ -48,7 +48,7 @@ class Comparison:
 class Reply:
     """The last that a judge said to a comparison."""
 
-    answer: Answer | None = None  # None: it has never answered
+    answer: ChatAnswer | None = None  # None: it has never answered
     asked: int = 0  # times that it has answered
     verdict: str = INVALID
     failure: str = ""  # why the last request got no answer
@@ -81,7 +81,7 @@ async def ask(
     """Fills in a reply to each: the first with a verdict, or the last of 1 + `reasks`.
 
     Raises:
-      Stopped: as Client.stream; what has come is stored.
+      RunStoppedError: as Client.stream; what has come is stored.
     """
     waiting = list(range(len(comparisons)))
     for sample in range(1 + reasks):

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.prompt_file import Prompt
-from datagen.chat.config import Request
-from datagen.chat.store import Answer
+from datagen.chat.config import ChatRequest
+from datagen.chat.store import ChatAnswer
 from evaluation.judging import parsers
 from evaluation.judging.parsers import INVALID, Parser
 
@@ -103,15 +103,15 @@ class Judge:
         text = self.prompt.version + json.dumps(self.kind.schema)
         return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
-    def request(self, instruction: str, first: str, second: str, sample: int = 0) -> Request:
+    def request(self, instruction: str, first: str, second: str, sample: int = 0) -> ChatRequest:
         """Asks which of two outputs is better; `sample` 1, 2, ... asks again."""
         texts = dict(zip(TEXTS, (instruction, first, second), strict=True))
         if self.kind.marked:
             texts["mark"] = mark(*texts.values())
         system, user = self.prompt.fill(**texts)
-        return Request(system, user, self.version, sample, self.kind.schema)
+        return ChatRequest(system, user, self.version, sample, self.kind.schema)
 
-    def verdict(self, answer: Answer) -> str:
+    def verdict(self, answer: ChatAnswer) -> str:
         """first, second, tie, or invalid: so is a reply that was cut or refuses to judge."""
         if answer.finish_reason in ("length", "refusal"):
             return INVALID

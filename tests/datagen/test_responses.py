@@ -11,9 +11,9 @@ from alpacare_jax import train
 from common import refusals
 from common.records import read_records
 from datagen import dedup, responses, tasks
-from datagen.chat import client
 from datagen.chat.client import Failure
-from datagen.chat.store import Answer
+from datagen.chat.errors import RunStoppedError
+from datagen.chat.store import ChatAnswer
 from tests.alpacare_jax.test_train import make_corpus, run_config, small_machine
 from tests.datagen.test_tasks import make_config, read
 from tests.support import teacher
@@ -88,8 +88,8 @@ def test_every_task_is_answered_once(server, tmp_path, capsys):
     assert told in capsys.readouterr().err
 
 
-def answer(text="Gout is a joint disease.", finish="stop") -> Answer:
-    return Answer(text, finish, "m", "r", 1, 1)
+def answer(text="Gout is a joint disease.", finish="stop") -> ChatAnswer:
+    return ChatAnswer(text, finish, "m", "r", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_the_budget_holds_for_answers_and_ratings_together(server, tmp_path):
     spent = 3 * 27  # by the answers
     for cap, stops in ((longest + spent - 1, True), (longest + spent + 3 * 27, False)):
         settings = config(server, budget_tokens=cap, **changes)
-        with pytest.raises(client.Stopped, match="budget") if stops else contextlib.nullcontext():
+        with pytest.raises(RunStoppedError, match="budget") if stops else contextlib.nullcontext():
             responses.run(settings, path, tmp_path / "capped", dry_run=False)
     assert len(read(tmp_path / "capped" / "examples.jsonl")) == 3
 

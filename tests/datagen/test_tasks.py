@@ -12,7 +12,8 @@ from configs import datagen as config_file
 from datagen import tasks
 from datagen.chat import client
 from datagen.chat.client import Failure
-from datagen.chat.store import Answer
+from datagen.chat.errors import RunStoppedError
+from datagen.chat.store import ChatAnswer
 from datagen.config import DatagenConfig
 from datagen.writing import filters as task_filters
 from datagen.writing import requests as task_requests
@@ -179,11 +180,11 @@ def test_near_duplicates_of_seeds_test_sets_and_each_other_go(tmp_path):
 # In what order.
 
 
-def answer(text: str, finish: str = "stop") -> Answer:
-    return Answer(text, finish, "stand-in-1", "reply-1", 1, 1)
+def answer(text: str, finish: str = "stop") -> ChatAnswer:
+    return ChatAnswer(text, finish, "stand-in-1", "reply-1", 1, 1)
 
 
-def replies(count: int) -> list[Answer]:
+def replies(count: int) -> list[ChatAnswer]:
     bodies = ({"messages": [{"content": f"new tasks {i}"}]} for i in range(count))
     return [answer(teacher.write_tasks(body)) for body in bodies]
 
@@ -271,8 +272,8 @@ def test_a_run_against_a_server_that_fails(server, tmp_path):
     server.faults, server.stall = 0.3, 0.2
     config = make_config(server, teacher__attempts=20, teacher__timeout_seconds=5.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "FIRST_WAIT", 0.01)
-        patch.setattr(client, "LONGEST_WAIT", 0.05)
+        patch.setattr(client, "INITIAL_BACKOFF", 0.01)
+        patch.setattr(client, "MAX_BACKOFF", 0.05)
         tasks.run(config, tmp_path, dry_run=False)
     kept = read_tasks(tmp_path / "tasks.jsonl")
     assert len(kept) == 60
@@ -326,7 +327,7 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
         return teacher.write_tasks(body)
 
     server.answer = until_the_key_is_revoked
-    with pytest.raises(client.Stopped, match="revoked"):
+    with pytest.raises(RunStoppedError, match="revoked"):
         tasks.run(make_config(server, teacher__concurrency=1), tmp_path, dry_run=False)
     assert not (tmp_path / "tasks.jsonl").exists()
     asked = len(server.bodies)

@@ -15,7 +15,7 @@ import pytest
 
 from common import sections
 from datagen.chat import client
-from datagen.chat.client import Stopped
+from datagen.chat.errors import RunStoppedError
 from evaluation import judge
 from evaluation.config import EvaluationConfig
 from evaluation.judge import Judging
@@ -41,8 +41,8 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(server, monkeypatch):
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(client, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(client, "INITIAL_BACKOFF", 0.01)
+    monkeypatch.setattr(client, "MAX_BACKOFF", 0.05)
     server.answer, server.always = (lambda _: "Output (a)"), None
     server.bodies.clear()
 
@@ -266,7 +266,7 @@ def test_a_dry_run_tells_the_price_and_asks_nothing(server, files, tmp_path, cap
 
 def test_a_stop_at_the_budget_leaves_no_half_of_the_verdicts(server, files, tmp_path):
     config = make_config(server, budget_tokens=2_000, max_tokens=100, concurrency=1)
-    with pytest.raises(Stopped, match="budget"):
+    with pytest.raises(RunStoppedError, match="budget"):
         judge.run(make(config, files), tmp_path)
     assert 0 < len(server.bodies) < 24
     assert not (tmp_path / "judgements.jsonl").exists()

@@ -9,7 +9,7 @@ import pytest
 
 from common.prompt_file import Prompt
 from datagen.chat import client
-from datagen.chat.client import Stopped
+from datagen.chat.errors import RunStoppedError
 from evaluation import references
 from evaluation.inputs import benchmarks, outputs
 from evaluation.references import Asking
@@ -31,7 +31,7 @@ __all__ = ["flat", "original", "small"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "INITIAL_BACKOFF", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
 
 
@@ -104,7 +104,7 @@ def test_a_dry_run_sends_nothing(ask, server, tmp_path, capsys):
 def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path):
     server.answer = lambda body: "" if "DNA" in question(body) else "fine"
     server.always = (400, {"error": {"message": "no"}})
-    with pytest.raises(Stopped, match="every request so far is refused"):
+    with pytest.raises(RunStoppedError, match="every request so far is refused"):
         ask(concurrency=1)
     assert not (tmp_path / "run/references.jsonl").exists()
     server.always, server.kinds, server.faults = None, ("content filter",), 0.5
@@ -120,7 +120,7 @@ def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path
 
 
 def test_the_budget_ends_the_run(ask, tmp_path):
-    with pytest.raises(Stopped, match="the budget is reached"):
+    with pytest.raises(RunStoppedError, match="the budget is reached"):
         ask(budget_tokens=1)
     assert not (tmp_path / "run/references.jsonl").exists()
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import openai
 
-from datagen.chat import client as chat
-from datagen.chat.client import Client
-from datagen.chat.config import ChatConfig, Request
+from datagen.chat import client as chat_client
+from datagen.chat.client import Client, run_until_done
+from datagen.chat.config import ChatConfig, ChatRequest
 from datagen.chat.store import AnswerStore
 
 
-def requests(count: int, **changes) -> list[tuple[int, Request]]:
-    return [(i, Request("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
+def requests(count: int, **changes) -> list[tuple[int, ChatRequest]]:
+    return [(i, ChatRequest("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
 
 
 def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
@@ -32,11 +32,11 @@ def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
 
     with AnswerStore(store_path) as store:
         client = Client(config, store)
-        chat.run(client, work)
+        run_until_done(client, work)
 
 
 def main() -> None:
-    chat.FIRST_WAIT, chat.LONGEST_WAIT = 0.01, 0.05
+    chat_client.INITIAL_BACKOFF, chat_client.MAX_BACKOFF = 0.01, 0.05
     openai.DefaultAioHttpClient()  # imports here what each life would import else
     gc.freeze()  # else a life's first collection copies all that it shares with this process
     for line in sys.stdin:

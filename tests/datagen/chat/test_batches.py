@@ -16,10 +16,11 @@ import types
 import pytest
 
 from datagen.chat import batch_log, batch_protocols, batch_results, batches
-from datagen.chat import client as chat
+from datagen.chat import client as chat_client
 from datagen.chat import config as chat_config
-from datagen.chat.client import Client, Failure, Stopped
-from datagen.chat.store import Answer, AnswerStore
+from datagen.chat.client import Client, Failure, run_until_done
+from datagen.chat.errors import RunStoppedError
+from datagen.chat.store import AnswerStore, ChatAnswer
 from tests.conftest import REPOSITORY
 from tests.datagen.chat.test_client import PRICE, ask, make_config
 from tests.support.batch_server import BatchServer
@@ -45,7 +46,7 @@ def server():
 @pytest.fixture(autouse=True, scope="module")
 def imported():
     """The SDKs, so that no test waits for one while a timer runs."""
-    for name in chat_config.KEYS:
+    for name in chat_config.API_KEY_VARIABLES:
         importlib.import_module(name)
 
 
@@ -57,9 +58,9 @@ def quick(monkeypatch):
 def quicken(monkeypatch):
     monkeypatch.setattr(batches, "QUIET_SECONDS", 0.02)
     monkeypatch.setattr(batches, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(batches, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(batches, "LONGEST_WAIT", 10.0)  # a test that waits for it fails
-    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(batches, "INITIAL_RESUBMIT_BACKOFF", 0.01)
+    monkeypatch.setattr(batches, "MAX_RESUBMIT_BACKOFF", 10.0)  # a test that waits for it fails
+    monkeypatch.setattr(chat_client, "INITIAL_BACKOFF", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-of-the-test")
 
@@ -74,7 +75,7 @@ def texts(count, first=0):
 
 
 def said(got):
-    return {i: outcome.text for i, outcome in got.items() if isinstance(outcome, Answer)}
+    return {i: outcome.text for i, outcome in got.items() if isinstance(outcome, ChatAnswer)}
 
 
 def rows(path, query):
@@ -166,14 +167,14 @@ def test_what_always_fails_is_given_up(server, tmp_path, provider):
 def test_when_all_are_refused_the_run_ends(server, tmp_path, provider):
     server.outcome = lambda question: "400"
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(10))
-    assert isinstance(why, Stopped) and "every request so far is refused" in str(why)
+    assert isinstance(why, RunStoppedError) and "every request so far is refused" in str(why)
     assert nothing_open(tmp_path / "s")
 
 
 def test_a_cancelled_batch_ends_the_run_and_the_next_asks_the_rest(server, tmp_path, provider):
     server.outcome = lambda q: "ok" if int(q.split()[-1]) < 3 else "cancelled"
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(6))
-    assert isinstance(why, Stopped) and "cancelled at the provider" in str(why)
+    assert isinstance(why, RunStoppedError) and "cancelled at the provider" in str(why)
     server.outcome = lambda q: "ok"
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(6))
     assert said(got) == texts(6)
@@ -192,7 +193,7 @@ def test_results_that_are_cut_are_read_again(server, tmp_path, provider, cut, mo
 
 
 def test_a_key_in_a_result_is_not_told(provider, monkeypatch):
-    monkeypatch.setenv(chat_config.KEYS[provider], "plain-secret-key")
+    monkeypatch.setenv(chat_config.API_KEY_VARIABLES[provider], "plain-secret-key")
     connection = types.SimpleNamespace(config=batched(None, provider))
     protocol = batch_protocols.BATCHES[provider](connection)
     said = "Incorrect key plain-secret-key"
@@ -237,7 +238,7 @@ def others_batch(size):
 def test_no_batch_is_sent_for_ever(server, tmp_path, provider):
     server.submissions = ["429"] * 9
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert isinstance(why, Stopped) and "no batch was taken in 4 attempts" in str(why)
+    assert isinstance(why, RunStoppedError) and "no batch was taken in 4 attempts" in str(why)
     assert len(server.submissions) == 5 and nothing_open(tmp_path / "s")
 
 
@@ -303,7 +304,7 @@ def test_lines_that_are_not_taken_are_told_and_the_rest_sent_again(server, tmp_p
 def test_a_batch_that_fails_as_a_whole_ends_the_run(server, tmp_path):
     server.fail = [[{"code": "billing_hard_limit_reached", "message": "Billing limit reached"}]]
     _, _, why = ask(batched(server), tmp_path / "s", requests(5))
-    assert isinstance(why, Stopped) and "Billing limit reached" in str(why)
+    assert isinstance(why, RunStoppedError) and "Billing limit reached" in str(why)
     assert nothing_open(tmp_path / "s")
 
 
@@ -311,7 +312,7 @@ def test_a_batch_that_fails_as_a_whole_ends_the_run(server, tmp_path):
 def test_a_server_without_batches_is_told(server, tmp_path, provider, status):
     server.submissions = [status]
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert isinstance(why, Stopped) and "batch=False asks without" in str(why)
+    assert isinstance(why, RunStoppedError) and "batch=False asks without" in str(why)
     assert nothing_open(tmp_path / "s") and not server.submissions
 
 
@@ -323,7 +324,7 @@ def test_a_look_that_fails_is_taken_again(server, tmp_path, provider, monkeypatc
     server.polls = ["500"] * 1000
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(6))
     assert (
-        isinstance(why, Stopped)
+        isinstance(why, RunStoppedError)
         and "cannot be read" in str(why)
         and "next run collects" in str(why)
     )
@@ -403,8 +404,9 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
 
 KILLED = """
 import sys
-from datagen.chat import batches, client as chat
+from datagen.chat import batches
 from datagen.chat.config import ChatConfig
+from datagen.chat.client import Client, run_until_done
 from datagen.chat.store import AnswerStore
 sys.path.insert(0, ".")
 from tests.datagen.chat.test_client import CONFIG
@@ -418,8 +420,8 @@ async def work():
         pass
 
 with AnswerStore(Path(sys.argv[3])) as store:
-    client = chat.Client(ChatConfig(**CONFIG | changes), store)
-    chat.run(client, work)
+    client = Client(ChatConfig(**CONFIG | changes), store)
+    run_until_done(client, work)
 """
 
 
@@ -451,7 +453,7 @@ def left_at_the_provider(config, server, path, count):
             while not (server.made.is_set() and client._batches._log.ids()):
                 await asyncio.sleep(0.005)
             client.stop("enough")
-            with pytest.raises(Stopped) as ended:
+            with pytest.raises(RunStoppedError) as ended:
                 await asking
             why.append(str(ended.value))
 
@@ -465,7 +467,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
     server.held, told = True, []
 
     async def work():
-        with pytest.raises(Stopped, match=r"go on \(1 with 5 requests\), and the next run"):
+        with pytest.raises(RunStoppedError, match=r"go on \(1 with 5 requests\), and the next run"):
             async for _ in client.stream(requests(5)):
                 pass
 
@@ -476,7 +478,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
     with AnswerStore(tmp_path / "s") as store:
         client = Client(batched(server, provider), store, report=told.append)
         threading.Thread(target=stop).start()
-        chat.run(client, work)
+        run_until_done(client, work)
     assert rows(tmp_path / "s", "SELECT id FROM batches") == [("batch-1",)], "its id is stored"
     assert not any("waiting for the answers" in line for line in told)
     server.release()
@@ -577,7 +579,7 @@ def test_a_batch_that_is_not_there_is_told_with_the_remedy(server, tmp_path, pro
 def test_the_budget_is_as_hard_as_for_single_requests(server, tmp_path, provider):
     cap = 30 * HALF
     got, client, why = ask(batched(server, provider, budget_usd=cap), tmp_path / "s", requests(100))
-    assert isinstance(why, Stopped) and "budget is reached" in str(why)
+    assert isinstance(why, RunStoppedError) and "budget is reached" in str(why)
     assert 20 <= len(got) == len(server.submitted) <= 30 and client.total.usd <= cap
     worst = rows(tmp_path / "s", "SELECT usd, requests FROM batches ORDER BY sent")
     spent = 0.0
@@ -607,7 +609,7 @@ def test_the_estimate_is_half_and_knows_what_is_out(server, tmp_path, provider):
     with AnswerStore(tmp_path / "s") as store:
         live = Client(whole, store).estimate(asked)
         batch = Client(half, store).estimate(asked)
-    assert batch.usd == pytest.approx(live.usd / 2) and "in batches, at most 24 h" in str(batch)
+    assert batch.usd == pytest.approx(live.usd / 2) and "in batches, at most 24h00m" in str(batch)
     left_at_the_provider(half, server, tmp_path / "s", 5)
     with AnswerStore(tmp_path / "s") as store:
         after = Client(half, store).estimate(asked)

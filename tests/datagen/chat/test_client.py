@@ -16,11 +16,12 @@ import time
 
 import pytest
 
-from datagen.chat import client as chat
-from datagen.chat import connection, progress, protocols
-from datagen.chat.client import Client, Failure, Stopped
-from datagen.chat.config import ChatConfig, Request
-from datagen.chat.store import Answer, AnswerStore
+from datagen.chat import client as chat_client
+from datagen.chat import connection, errors, protocols
+from datagen.chat.client import Client, Failure, run_until_done
+from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.errors import RunStoppedError
+from datagen.chat.store import AnswerStore, ChatAnswer
 from tests.conftest import REPOSITORY
 from tests.support.chat_lives import requests
 from tests.support.chat_server import FAULTS, ChatServer, openai_reply, question
@@ -67,8 +68,8 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(chat, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(chat, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(chat_client, "INITIAL_BACKOFF", 0.01)
+    monkeypatch.setattr(chat_client, "MAX_BACKOFF", 0.1)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-of-the-test")
 
@@ -95,7 +96,7 @@ def ask(config, path, asked, *, stop_after=None, report=lambda _: None):
     with AnswerStore(path, read_only=config.offline) as store:
         client = Client(config, store, report)
         asyncio.run(main(client))
-        client.total = None if config.offline else store.spent()
+        client.total = None if config.offline else store.total_spent()
     return got, client, why
 
 
@@ -105,7 +106,7 @@ def test_answers_are_stored_and_never_asked_for_again(server, tmp_path, provider
     got, client, why = ask(config, tmp_path / "s", requests(40))
     assert why is None
     assert {i: a.text for i, a in got.items()} == {i: f"answer to question {i}" for i in range(40)}
-    assert all(a == Answer(a.text, "stop", "stand-in-1", a.id, 20, 7) for a in got.values())
+    assert all(a == ChatAnswer(a.text, "stop", "stand-in-1", a.id, 20, 7) for a in got.values())
     assert client.total.usd == pytest.approx(40 * PRICE, rel=1e-12)
     assert len(server.bodies) == 40
     again, client, _ = ask(config, tmp_path / "s", requests(40))
@@ -127,7 +128,7 @@ def test_requests_may_wait_for_outcomes(server, tmp_path):
         for i in range(6):
             while len(got) < i - 1:
                 yield None
-            yield i, Request("", f"question {i}", "v1")
+            yield i, ChatRequest("", f"question {i}", "v1")
 
     async def main(client):
         async with client:
@@ -164,18 +165,12 @@ def test_usage_that_is_nonsense_is_not_believed(tokens):
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"9" * 5_000, b"[" * 100_000])
 def test_a_reply_that_is_no_json_is_asked_for_again(content):
-    with pytest.raises(connection.Again, match="not JSON"):
+    with pytest.raises(errors.RetryableError, match="not JSON"):
         connection._json(content)
 
 
-def test_a_run_tells_how_it_goes(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "EVERY", 0.01)
-    monkeypatch.setattr(progress, "EVERY_IN_A_LOG", 0.01)
-    server.delay, lines = 0.05, []
-    ask(make_config(server), tmp_path / "s", requests(20), report=lines.append)
-    assert lines[0].startswith("0/20 done, 0 failed | $0.0000, 0 tokens")
-    assert 0 < int(lines[-1].split("/20 done")[0]) <= 20
-    assert "secret" not in "".join(lines)
+def key_of(config, request):
+    return protocols.key(config, request, protocols.body(config, request))
 
 
 @pytest.mark.parametrize(
@@ -191,23 +186,23 @@ def test_a_run_tells_how_it_goes(server, tmp_path, monkeypatch):
 )
 def test_whatever_can_change_the_answer_is_asked_anew(server, change):
     one, other = make_config(server), make_config(server, **change)
-    request = Request("s", "u", "v1")
-    assert protocols.key(one, request) == protocols.key(make_config(server), request)
+    request = ChatRequest("s", "u", "v1")
+    assert key_of(one, request) == key_of(make_config(server), request)
     keys = {
-        protocols.key(one, request),
-        protocols.key(other, request),
-        protocols.key(one, Request("s", "u", "v2")),
-        protocols.key(one, Request("s", "u", "v1", sample=1)),
-        protocols.key(one, Request("s2", "u", "v1")),
-        protocols.key(one, Request("", "su", "v1")),
-        protocols.key(one, Request("s", "u", "v1", schema={"type": "object"})),
+        key_of(one, request),
+        key_of(other, request),
+        key_of(one, ChatRequest("s", "u", "v2")),
+        key_of(one, ChatRequest("s", "u", "v1", sample=1)),
+        key_of(one, ChatRequest("s2", "u", "v1")),
+        key_of(one, ChatRequest("", "su", "v1")),
+        key_of(one, ChatRequest("s", "u", "v1", schema={"type": "object"})),
     }
     assert len(keys) == 7
 
 
 def test_how_many_are_out_and_how_often_it_is_asked_do_not_change_the_key(server):
     keys = {
-        protocols.key(make_config(server, **change), Request("s", "u", "v1"))
+        key_of(make_config(server, **change), ChatRequest("s", "u", "v1"))
         for change in ({}, {"concurrency": 3}, {"attempts": 2}, {"budget_usd": 1.0})
     }
     assert len(keys) == 1
@@ -420,7 +415,7 @@ def test_headers_that_say_nothing_is_left_are_believed(server, tmp_path):
 def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
     server.always = (status, {"error": {"message": message, "code": message}})
     _, client, why = ask(make_config(server), tmp_path / "s", requests(500))
-    assert isinstance(why, Stopped) and says in str(why)
+    assert isinstance(why, RunStoppedError) and says in str(why)
     assert message.split(":")[0] in str(why)
     assert len(server.bodies) <= 40, "some 16 at once, and what left before the replies came"
     assert client.counts["answered"] == 0
@@ -430,7 +425,7 @@ def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
 def test_a_server_that_never_answers_ends_the_run(tmp_path, fault):
     server = ChatServer(faults=1.0, kinds=(fault,))
     _, client, why = ask(make_config(server, attempts=2), tmp_path / "s", requests(500))
-    assert isinstance(why, Stopped) and "every request so far is given up" in str(why)
+    assert isinstance(why, RunStoppedError) and "every request so far is given up" in str(why)
     assert 3 <= client.counts["given up"] <= 32 and len(server.bodies) <= 100
     server.close()
 
@@ -489,7 +484,7 @@ def test_a_refused_request_among_others_is_told(server, tmp_path):
 @pytest.mark.parametrize("cap", [{"budget_usd": 30 * PRICE}, {"budget_tokens": 30 * 27}])
 def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path, cap):
     got, client, why = ask(make_config(server, **cap), tmp_path / "s", requests(100))
-    assert isinstance(why, Stopped) and "budget is reached" in str(why)
+    assert isinstance(why, RunStoppedError) and "budget is reached" in str(why)
     assert client.total.usd <= 30 * PRICE and client.total.tokens <= 30 * 27
     assert 20 <= len(got) == len(server.bodies) <= 30
     got, client, why = ask(make_config(server, budget_usd=1.0), tmp_path / "s", requests(100))
@@ -509,24 +504,8 @@ def test_replies_without_a_price_are_told_where_a_budget_is_set(server, tmp_path
     told = []
     with AnswerStore(tmp_path / "s") as store:
         client = Client(make_config(server, budget_usd=1.0), store, told.append)
-        chat.run(client, lambda: client.ask_all(requests(0)))
+        run_until_done(client, lambda: client.ask_all(requests(0)))
     assert "2 replies so far have no known price; budget_usd leaves them out" in told
-
-
-def test_an_estimate_before_the_first_call(server, tmp_path):
-    with AnswerStore(tmp_path / "s") as store:
-        client = Client(make_config(server), store)
-        before = client.estimate(request for _, request in requests(100))
-        assert (before.requests, before.stored) == (100, 0)
-        assert before.output_tokens == 100 * 50
-        rounds = -(-100 // client.config.concurrency)
-        assert before.seconds == rounds * 2, "1 s until an answer begins, 1 s for 50 tokens"
-        assert before.usd == pytest.approx((before.input_tokens + 10 * 5000) / 1e6)
-    ask(make_config(server), tmp_path / "s", requests(60))
-    with AnswerStore(tmp_path / "s") as store:
-        after = Client(make_config(server), store).estimate(r for _, r in requests(100))
-    assert (after.requests, after.stored, after.output_tokens) == (40, 60, 40 * 7)
-    assert "40 requests to send, 60 answers stored" in str(after)
 
 
 # The store.
@@ -568,7 +547,7 @@ def test_what_is_no_store_is_told(tmp_path):
 
 
 def body(**changes):
-    request = Request("sys", "usr", "v1", schema=changes.pop("schema", None))
+    request = ChatRequest("sys", "usr", "v1", schema=changes.pop("schema", None))
     return protocols.body(make_config(None, **changes), request)
 
 

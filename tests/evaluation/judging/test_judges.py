@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datagen.chat.store import Answer
+from datagen.chat.store import ChatAnswer
 from evaluation.judging import judges
 from evaluation.judging.judges import JUDGES, PROMPTS, Judge
 
@@ -18,7 +18,7 @@ OPEN = "[user]\nIs (a) or (b) better?\n{instruction}\n(a) {output_1}\n(b) {outpu
 
 
 def answer(text, finish_reason="stop"):
-    return Answer(text, finish_reason, "m", "i", 1, 1)
+    return ChatAnswer(text, finish_reason, "m", "i", 1, 1)
 
 
 def blocks(request):
