@@ -1,0 +1,50 @@
+"""Counts, times, suggestions, and the status line on a terminal and in a log."""
+
+import doctest
+import io
+
+import pytest
+
+from common import extras, messages
+
+
+@pytest.mark.parametrize("module", [messages, extras])
+def test_the_examples_in_the_docstrings_are_true(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_one_line_and_keeps_what_is_logged(monkeypatch):
+    stream, clock = Terminal(), [0.0]
+    monkeypatch.setattr(messages.sys, "stderr", stream)
+    monkeypatch.setattr(messages.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("COLUMNS", "10")
+    line = messages.StatusLine()
+    assert not line.due()
+    clock[0] = 1.0
+    assert line.due()
+    line.show("123456789 is cut")
+    assert not line.due()
+    messages.log("permanent")
+    line.close()
+    clear = messages.CLEAR_LINE
+    assert stream.getvalue() == f"{clear}123456789{clear}permanent\n{clear}"
+
+
+def test_a_log_gets_a_line_every_thirty_seconds(monkeypatch):
+    stream, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(messages.sys, "stderr", stream)
+    monkeypatch.setattr(messages.time, "monotonic", lambda: clock[0])
+    line = messages.StatusLine()
+    clock[0] = 29.0
+    assert not line.due()
+    clock[0] = 30.0
+    assert line.due()
+    line.show("half done")
+    line.close()
+    assert stream.getvalue() == "half done\n"

@@ -1,0 +1,73 @@
+"""Config files as dataclasses: keys that are misspelled, and the comments that --help prints."""
+
+import dataclasses
+import doctest
+
+import pytest
+
+from common import sections
+from common.sections import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """A section."""
+
+    learning_rate: float  # peak learning rate
+    # over all devices
+    # and processes
+    batch_size: int
+    name: str
+    """What it is called."""
+    seed: int
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError("inner.batch_size must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """All sections."""
+
+    inner: Inner
+    profile: str  # "": none
+
+
+CONTENT = {
+    "inner": {"learning_rate": 0.1, "batch_size": 2, "name": "x", "seed": 1},
+    "profile": "",
+}
+
+
+def test_sections_become_dataclasses():
+    built = sections.build(Outer, CONTENT)
+    assert built == Outer(Inner(0.1, 2, "x", 1), "")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"profil": ""}, "config has no key 'profil'; did you mean 'profile'"),
+        ({"inner": CONTENT["inner"] | {"sed": 1}}, "config.inner has no key 'sed'; did you mean"),
+        ({"inner": {"name": "x"}}, "config.inner is missing learning_rate, batch_size, seed"),
+        ({"inner": CONTENT["inner"] | {"batch_size": 0}}, "inner.batch_size must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_of_usage(changes, message):
+    with pytest.raises(UsageError, match=message):
+        sections.build(Outer, CONTENT | changes)
+
+
+def test_comments_are_found_wherever_they_are():
+    assert dict(sections.keys(Outer)) == {
+        "inner.learning_rate": "peak learning rate",
+        "inner.batch_size": "over all devices and processes",
+        "inner.name": "What it is called.",
+        "inner.seed": "",
+        "profile": '"": none',
+    }
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    assert doctest.testmod(sections).failed == 0

@@ -1,0 +1,160 @@
+"""Each extra alone, in a fresh environment: its commands run without the other extras' packages.
+
+Slow, and skipped where no package index can be reached.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from alpacare_jax.model.config import VARIANTS
+from alpacare_jax.model.params import init
+from tests.conftest import REPOSITORY, make_model, write_examples
+from tests.support import teacher
+from tests.support.chat_server import ChatServer
+
+pytestmark = pytest.mark.slow
+
+TRAINER = {"jax", "jaxlib", "flax", "optax", "orbax_checkpoint", "tensorstore", "scipy", "torch"}
+CLIENTS = {"openai", "anthropic", "matplotlib", "rapidfuzz", "py3langid"}
+
+
+class Environment:
+    """A virtual environment that holds the project with one extra."""
+
+    def __init__(self, folder: Path, extra: str):
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
+        pins = ["--constraint", str(REPOSITORY / "constraints.txt")]
+        done = subprocess.run(
+            [*pip, *pins, f"{REPOSITORY}[{extra}]"], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"the extra {extra} cannot be installed here: {done.stderr[-300:]}")
+
+    def installed(self) -> set[str]:
+        """Names of the distributions, with underscores."""
+        found = self.folder.glob("lib/python*/site-packages/*.dist-info")
+        return {re.sub(r"-[^-]*$", "", path.stem).lower().replace("-", "_") for path in found}
+
+    def megabytes(self) -> int:
+        files = (path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return round(sum(files) / 1e6)
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
+        """`alpacare COMMAND`, from a folder that is not the repository."""
+        return subprocess.run(
+            [str(self.folder / "bin/alpacare"), *command],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.folder)} | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def succeed(self, *command: str, **environment: str) -> None:
+        done = self.run(*command, **environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def server():
+    server = ChatServer()
+    yield server
+    server.close()
+
+
+def openai(server: ChatServer) -> dict[str, str]:
+    return {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": f"{server.url}/v1"}
+
+
+def test_evaluation_alone_judges_and_reports(tmp_path, server, capsys):
+    environment = Environment(tmp_path / "env", "evaluation")
+    assert not environment.installed() & (TRAINER | {"py3langid"})
+    with capsys.disabled():
+        print(f"\n[evaluation] alone: {environment.megabytes()} MB")
+    items = write_examples(tmp_path / "set.jsonl", 3)
+    for name in ("ours", "theirs"):
+        records = [json.loads(line) for line in items.read_text().splitlines()]
+        text = "".join(json.dumps(r | {"output": f"{name} {r['id']}"}) + "\n" for r in records)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    server.answer = lambda _: "Output (a)"
+    environment.succeed(
+        "judge",
+        f"--config={REPOSITORY}/configs/evaluation.py",
+        f"--config.chat.base_url={server.url}/v1",
+        f"--benchmark={items}",
+        f"--outputs=ours={tmp_path}/ours.jsonl",
+        f"--references=theirs={tmp_path}/theirs.jsonl",
+        f"--workdir={tmp_path}/judged",
+        **openai(server),
+    )
+    environment.succeed("report", f"--judgements={tmp_path}/judged", f"--output={tmp_path}/report")
+    assert (tmp_path / "report/report.html").is_file()
+    missing = environment.run("train", "--help")
+    assert missing.returncode == 1
+    assert re.fullmatch(
+        r"error: the package \w+ is not installed; run: pip install '\.\[train\]'\n", missing.stderr
+    )
+
+
+def test_datagen_alone_goes_from_tasks_to_stats(tmp_path, server, capsys):
+    environment = Environment(tmp_path / "env", "datagen")
+    assert not environment.installed() & TRAINER
+    with capsys.disabled():
+        print(f"\n[datagen] alone: {environment.megabytes()} MB")
+    server.answer = lambda body: (
+        teacher.write_tasks(body) if teacher.is_for_tasks(body) else "Rest, fluids and time."
+    )
+    config = f"--config={REPOSITORY}/configs/datagen.py"
+    address = f"{server.url}/v1"
+    environment.succeed(
+        "tasks",
+        config,
+        f"--config.teacher.base_url={address}",
+        f"--config.tasks.seeds={REPOSITORY}/datagen/starter/seeds.jsonl",
+        "--config.tasks.num_tasks=20",
+        f"--workdir={tmp_path}/run",
+        **openai(server),
+    )
+    tasks = f"{tmp_path}/run/tasks.jsonl"
+    environment.succeed("dedup", f"--input={tasks}", f"--output={tmp_path}/unique.jsonl")
+    environment.succeed(
+        "responses",
+        config,
+        f"--config.responder.base_url={address}",
+        f"--input={tmp_path}/unique.jsonl",
+        f"--workdir={tmp_path}/run",
+        **openai(server),
+    )
+    environment.succeed(
+        "stats", f"--input={tmp_path}/run/examples.jsonl", f"--output={tmp_path}/stats"
+    )
+    assert json.loads((tmp_path / "stats/stats.json").read_text())
+
+
+def test_train_alone_trains_and_converts(tmp_path, capsys):
+    environment = Environment(tmp_path / "env", "train")
+    assert not environment.installed() & CLIENTS
+    with capsys.disabled():
+        print(f"\n[train] alone: {environment.megabytes()} MB")
+    config = VARIANTS["tiny"]
+    base = make_model(tmp_path / "base", config, init(config, jax.random.key(0)))
+    environment.succeed(
+        "train",
+        f"--config={REPOSITORY}/configs/quickstart.py",
+        f"--config.model.checkpoint={base}",
+        f"--config.data.path={write_examples(tmp_path / 'examples.jsonl', 40)}",
+        f"--workdir={tmp_path}/run",
+        JAX_PLATFORMS="cpu",
+    )
+    environment.succeed(
+        "convert", "to_hf", f"--source={tmp_path}/run", f"--target={tmp_path}/released"
+    )
+    assert (tmp_path / "released/model.safetensors").is_file()
