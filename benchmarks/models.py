@@ -89,7 +89,6 @@ class OurTraining:
     def __init__(self, config: "RunConfig", shape: "LlamaConfig", random: bool = False):
         import jax
 
-        from alpacare_jax import train
         from alpacare_jax.distributed import sharding
         from alpacare_jax.model import params
         from alpacare_jax.training import optimizers, train_step
@@ -108,7 +107,7 @@ class OurTraining:
 
             self._state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         else:
-            self._state = train.initial_state(config, shape, update, mesh)
+            self._state = train_step.initial_state(shape, config, update, mesh)
 
     def step(self, batch: "data.Step") -> float:
         """One optimiser step; its loss."""

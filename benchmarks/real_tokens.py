@@ -19,11 +19,11 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from alpacare_jax import train
 from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.data import batches, encoding, packing, prompts
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model.config import VARIANTS
+from alpacare_jax.training import batching
 from alpacare_jax.training.config import RunConfig
 from benchmarks import race
 from common import cli, records, sections
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         every += encoded
         tokens = sum(len(e.ids) for e in encoded) / len(encoded)
         print(f"{Path(path).name}: {len(encoded):,} examples of {tokens:.0f} tokens")
-        one = train.make_batcher(encoded, config.train.batch_size, config, shape, mesh)
+        one = batching.make_batcher(encoded, config.train.batch_size, config, shape, mesh)
         for devices in map(int, FLAGS.devices):
             batcher = dataclasses.replace(one, row_groups=devices)
             share, micro, used = measure(batcher, FLAGS.epochs)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
                 f"step; rows a device: {shapes}{'' if met else '   MISSED'}"
             )
     many = list(itertools.islice(itertools.cycle(every), EXAMPLES))
-    batcher = train.make_batcher(many, config.train.batch_size, config, shape, mesh)
+    batcher = batching.make_batcher(many, config.train.batch_size, config, shape, mesh)
     start = time.process_time()
     measure(batcher, 1)
     took = time.process_time() - start

@@ -152,9 +152,9 @@ class Rounds:
 
 
 def told(tell_step: Callable, rounds: Rounds) -> Callable:
-    """`Progress.step`, that tells `rounds` too."""
+    """`TrainingProgress.step`, that tells `rounds` too."""
 
-    def step(self: progress.Progress, number: int, batch: data.Step, *rest) -> None:
+    def step(self: progress.TrainingProgress, number: int, batch: data.Step, *rest) -> None:
         tell_step(self, number, batch, *rest)
         rounds.step(batch)
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
         train_step.make_steps = make_steps
         config = run_config(folder, (SETTLING + FLAGS.steps) * (FLAGS.rounds + 1))
         rounds = Rounds(models.OurTraining(config, model_folder.read_config(folder)))
-        progress.Progress.step = told(progress.Progress.step, rounds)
+        progress.TrainingProgress.step = told(progress.TrainingProgress.step, rounds)
         train.run(config, epath.Path(folder / "run"))
     race.headline(f"training loop, smallest model, {FLAGS.batch_size} examples a step", ["jax"])
     print("ms a step: median [min, max]")

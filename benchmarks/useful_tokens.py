@@ -3,11 +3,11 @@
     python -m benchmarks.useful_tokens --checkpoint=quickstart/base [--data=examples.json]
 
 Each optimiser step holds the same examples in the same order on both sides. Ours packs them into
-full rows (`train.load_data`, `train_step.make_steps`). The peer does what the original did: its
-collator pads 4 examples to the longest of the four and gradients are accumulated over the step, in
-transformers and torch, eager and under torch.compile(dynamic=True). A round is the first `--steps`
-steps, batches built included; useful tokens are real ones, not padding. First losses must agree to
-1e-4.
+full rows (`batching.load_batchers`, `train_step.make_steps`). The peer does what the original did:
+its collator pads 4 examples to the longest of the four and gradients are accumulated over the step,
+in transformers and torch, eager and under torch.compile(dynamic=True). A round is the first
+`--steps` steps, batches built included; useful tokens are real ones, not padding. First losses must
+agree to 1e-4.
 
 Target: at least 1.4 x the useful tokens a second, against eager and against torch.compile.
 Ratios within a round count; absolute times tell of the machine and the hour.
@@ -31,7 +31,7 @@ COLLATED = 4
 
 
 def ours(folder: Path) -> race.Work:
-    from alpacare_jax import train
+    from alpacare_jax.training import batching
 
     FLAGS = flags.FLAGS
     path = folder / "ours"
@@ -43,7 +43,7 @@ def ours(folder: Path) -> race.Work:
     )
     shape = model_folder.read_config(path)
     training = models.OurTraining(config, shape)
-    batcher, _ = train.load_data(config, shape, training.mesh, race.tell)
+    batcher, _ = batching.load_batchers(config, shape, training.mesh, race.tell)
 
     def work() -> race.Result:
         batches = [batcher.batch(step) for step in range(FLAGS.steps)]

@@ -11,14 +11,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alpacare_jax import train
 from alpacare_jax.data import batches, encoding
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import loss, params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
-from alpacare_jax.training import metrics, offload, optimizers, train_step
+from alpacare_jax.training import batching, metrics, offload, optimizers, train_step
 from alpacare_jax.training.config import RunConfig
 
 
@@ -42,7 +41,7 @@ def typical_batch(
         encoding.EncodedExample(np.zeros(n, np.int32), max(1, round(n * (1 - work.answer_share))))
         for n in lengths.tolist()
     ]
-    return train.make_batcher(examples, count, config, shape, mesh).batch(0)
+    return batching.make_batcher(examples, count, config, shape, mesh).batch(0)
 
 
 def _update(config: RunConfig, shape: LlamaConfig) -> optax.GradientTransformation:
@@ -64,7 +63,7 @@ def least_bytes(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> int:
     state = train_step.abstract_state(shape, config, _update(config, shape), mesh)
     held = lambda leaf: (  # noqa: E731
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        if leaf.sharding.memory_kind != offload.HOST
+        if leaf.sharding.memory_kind != offload.HOST_MEMORY
         else 0
     )
     return sum(map(held, jax.tree.leaves(state) + jax.tree.leaves(state["params"])))

@@ -6,21 +6,21 @@ from alpacare_jax.checkpoints.checkpoint import CheckpointConfig
 from alpacare_jax.data.encoding import DataConfig
 from alpacare_jax.distributed.sharding import ShardingConfig
 from alpacare_jax.model.attention import KERNELS
-from alpacare_jax.model.config import VARIANTS
+from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.model.layers import REMAT_POLICIES
 from alpacare_jax.training.optimizers import OptimizerConfig
 from common import sections
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Which weights training starts from, and how they are computed with."""
+class BaseModelConfig:
+    """The base model, and how its computation trades memory for time."""
 
-    checkpoint: str  # model directory, made by `alpacare_jax.convert`
-    variant: str  # key of VARIANTS that the checkpoint must have the shape of
+    checkpoint: str  # model directory, written by `alpacare_jax.convert`
+    variant: str  # key of VARIANTS; the checkpoint must have its sizes
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
-    remat: str  # key of layers.REMAT_POLICIES
-    attention: str  # auto, xla, splash (TPU) or cudnn (GPU)
+    remat: str  # recompute in the backward pass: none, dots (all but matrix products), full (all)
+    attention: str  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 
     def __post_init__(self):
@@ -31,18 +31,33 @@ class ModelConfig:
         if self.loss_tokens < 1:
             raise ValueError("model.loss_tokens must be at least 1")
 
+    def check_variant(self, model_config: LlamaConfig) -> None:
+        """Raises ValueError if the checkpoint's sizes are not those of `variant`."""
+        expected = VARIANTS[self.variant].sizes | {"V": model_config.vocab_size}
+        sizes = model_config.sizes
+        differences = [
+            f"{name} ({sizes[name]} instead of {size})"
+            for name, size in expected.items()
+            if sizes[name] != size
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.checkpoint} is not a {self.variant}: its sizes differ in "
+                + ", ".join(differences)
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop."""
 
-    batch_size: int  # examples a step, over all devices and micro-batches
-    epochs: int  # passes over the data, each cut into whole batches
-    microbatch_tokens: int  # most tokens a device works on at a time; memory grows with it
+    batch_size: int  # examples per step, over all devices and micro-batches
+    epochs: int  # passes over the data; an incomplete last batch is skipped in each
+    microbatch_tokens: int  # maximum tokens of a micro-batch on a device; memory grows with it
     log_every: int  # steps between progress lines; metrics.jsonl has every step
     eval_every: int  # steps between evaluations; 0: at the start and the end only
-    seed: int  # of the data order and the held-out share
-    tensorboard: bool  # write TensorBoard files too (extra [tensorboard])
+    seed: int  # of the data order and the choice of held-out examples
+    tensorboard: bool  # also write TensorBoard files (extra [tensorboard])
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "microbatch_tokens", "log_every"):
@@ -56,7 +71,7 @@ class TrainConfig:
 class RunConfig:
     """All sections of a training config file."""
 
-    model: ModelConfig
+    model: BaseModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
@@ -65,14 +80,21 @@ class RunConfig:
     profile: str  # "10,15": trace these steps, first and last, into WORKDIR/profile; "": none
 
     def __post_init__(self):
-        self.profile_steps  # noqa: B018 - raises where it is not two numbers
+        profiled_steps(self.profile)
 
-    @property
-    def profile_steps(self) -> tuple[int, int] | None:
-        """First and last step to trace."""
-        if not self.profile:
-            return None
-        first, _, last = self.profile.partition(",")
-        if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-            raise ValueError(f"profile is {self.profile!r}; give first and last step, as in 10,15")
-        return int(first), int(last)
+
+def profiled_steps(profile: str) -> tuple[int, int] | None:
+    """First and last step to trace, parsed from `RunConfig.profile`.
+
+    >>> profiled_steps("10,15"), profiled_steps("")
+    ((10, 15), None)
+
+    Raises:
+      ValueError: `profile` is not two positive numbers in order.
+    """
+    if not profile:
+        return None
+    first, _, last = profile.partition(",")
+    if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise ValueError(f"profile is {profile!r}; give first and last step, as in 10,15")
+    return int(first), int(last)

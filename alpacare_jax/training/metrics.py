@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.jsonl`, progress lines, and how hard the hardware works."""
+"""What a run measures: FLOPs, the hardware's peak, and the file `metrics.jsonl`."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils.epath import Path
+from etils import epath
 
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
@@ -27,22 +27,22 @@ PEAK_BF16_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H200 NVL": 835e12,
 }
-"""Dense bf16 FLOP/s of one device, from the makers' data sheets; keys begin `device_kind`."""
+"""Dense bf16 FLOP/s of one device, from the vendors' data sheets; keys begin its `device_kind`."""
 
 
 def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> float:
     """FLOPs that training needs, forward and backward, without recomputation.
 
-        6 * (weights of the layers) * tokens
+        6 * (parameters of the layers) * tokens
       + 12 * L * N * H * pairs              scores and values, 2 products of 2*H FLOPs, times 3
       + 6 * V * D * targets                 the output embedding, where there is a loss
 
     Args:
-      tokens: real tokens, padding left out.
+      tokens: real tokens, without padding.
       pairs: sum over examples of n (n + 1) / 2, the query-key pairs that attention needs.
       targets: tokens that carry loss.
 
-    Source: arXiv:2204.02311 appendix B, with causal attention counted by half.
+    Source: arXiv:2204.02311 appendix B, with causal attention counted as half.
     """
     sizes = config.sizes
     vocabulary = sizes["V"] * sizes["D"]
@@ -52,13 +52,13 @@ def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> f
 
 
 def measure_peak_flops(size: int | None = None, seconds: float = 0.5) -> float:
-    """FLOP/s of one device in a square matrix product, best of what fits into `seconds`.
+    """FLOP/s of one device in a square matrix product, the best rate seen in `seconds`.
 
-    Factors are random, as weights are: a GPU multiplies ones faster, at less power. It gets several
-    products at a time, or waiting for each would count, some percent of one.
+    Matrices are random, as weights are: a GPU multiplies ones faster, at less power. Several
+    products are queued at a time: the wait for a single one would cost some percent.
     """
     on_cpu = jax.default_backend() == "cpu"
-    size = size or (2048 if on_cpu else 8192)  # a big GPU is not filled by less
+    size = size or (2048 if on_cpu else 8192)  # less does not fill a large GPU
     count = 1 if on_cpu else 8
     dtype = jnp.float32 if on_cpu else jnp.bfloat16
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
@@ -73,7 +73,7 @@ def measure_peak_flops(size: int | None = None, seconds: float = 0.5) -> float:
 
 
 def peak_flops() -> tuple[float, str]:
-    """FLOP/s of one device, and whether it is from the `table` or `measured`."""
+    """FLOP/s of one device, and its source: `table` or `measured`."""
     kind = jax.devices()[0].device_kind
     matches = [name for name in PEAK_BF16_FLOPS if kind.startswith(name)]
     if matches:
@@ -84,13 +84,13 @@ def peak_flops() -> tuple[float, str]:
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to `metrics.jsonl`, and to TensorBoard where asked.
+    """Appends one JSON object a line to `metrics.jsonl`, and optionally writes to TensorBoard.
 
-    In a bucket the file may lag (`jsonl.LineFile`); `sync` before a save makes it hold all that a
-    run needs which goes on from there.
+    In a bucket the file may lag (`jsonl.LineFile`); `sync` before a save completes it for a run
+    that resumes from there.
     """
 
-    def __init__(self, workdir: Path, first_step: int, tensorboard: bool):
+    def __init__(self, workdir: epath.Path, first_step: int, tensorboard: bool):
         self.path = workdir / "metrics.jsonl"
         self._lines = jsonl.LineFile(self.path, self._lines_until(first_step))
         self._board = None
@@ -104,7 +104,7 @@ class MetricsWriter:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def _lines_until(self, step: int) -> list[str]:
-        """Leaves out what a killed run logged beyond the checkpoint that this one starts from."""
+        """The lines up to `step`, without what a killed run logged after its last checkpoint."""
         kept = []
         if not self.path.exists():
             return kept
@@ -113,10 +113,11 @@ class MetricsWriter:
                 if step and json.loads(line)["step"] <= step:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError):
-                continue  # a line cut short by the kill
+                continue  # a line truncated by the kill
         return kept
 
     def write(self, step: int, **values: Any) -> None:
+        """Appends a line: `step` and `values`."""
         self._lines.add(json.dumps({"step": step} | values))
         if self._board:
             for name, value in values.items():
@@ -124,7 +125,7 @@ class MetricsWriter:
                     self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """Puts what was written so far into the bucket, where the workdir lies in one."""
+        """Uploads what was written so far, if the workdir is in a bucket."""
         self._lines.sync()
 
     def __enter__(self) -> "MetricsWriter":
@@ -134,15 +135,7 @@ class MetricsWriter:
         self.close()
 
     def close(self) -> None:
+        """Writes and uploads what is buffered."""
         self._lines.close()
         if self._board:
             self._board.close()
-
-
-def duration(seconds: float) -> str:
-    """7384 -> "2h03m", 245 -> "4m05s", 12.3 -> "12s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

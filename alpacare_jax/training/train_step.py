@@ -1,4 +1,4 @@
-"""The compiled programs of a training run, and the state that they work on."""
+"""The compiled programs of a training run, and the state they work on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,66 +8,71 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.distributed import sharding
 from alpacare_jax.distributed.sharding import ShardingConfig
-from alpacare_jax.model import attention, llama, params
+from alpacare_jax.model import attention, llama
 from alpacare_jax.model import loss as loss_lib
+from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
 from alpacare_jax.training import offload
-from alpacare_jax.training.config import ModelConfig, RunConfig
+from alpacare_jax.training.config import BaseModelConfig, RunConfig
 
 State = dict[str, Any]
 """{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
 
+Batch = dict[str, jax.Array]
+"""The arrays of `data.batches.Step` on the devices: [A, R, T], or [R, T] of one micro-batch."""
 
-def attention_kernel(shape: LlamaConfig, model: ModelConfig, mesh: Mesh) -> str:
-    """The attention kernel that a run uses; see `attention.choose_kernel`."""
-    platform = mesh.devices.flat[0].platform
-    dtype = llama.compute_dtype(model.dtype, platform)
-    return attention.choose_kernel(model.attention, platform, dtype, shape.head_dim)
+StepReport = dict[str, jax.Array]
+"""{"loss", "grad_norm", "stop"}: float32 scalars that a training step returns."""
 
+TrainStep = Callable[[State, Batch, Any, jax.Array], tuple[State, StepReport]]
+EvalStep = Callable[[Params, Batch, Any], jax.Array]
 
 ACCUMULATE = "accumulate"
 """Name of the loop over micro-batches in compiled programs; `plan` looks for it."""
 
 
+def attention_kernel(model_config: LlamaConfig, base: BaseModelConfig, mesh: Mesh) -> str:
+    """The attention kernel that a run uses; see `attention.choose_kernel`."""
+    platform = mesh.devices.flat[0].platform
+    dtype = llama.compute_dtype(base.dtype, platform)
+    return attention.choose_kernel(base.attention, platform, dtype, model_config.head_dim)
+
+
 def mean_loss(
-    weights: Params,
-    micro: dict[str, jax.Array],
-    shape: LlamaConfig,
-    model: ModelConfig,
+    params: Params,
+    micro: Batch,
+    model_config: LlamaConfig,
+    base: BaseModelConfig,
     mesh: Mesh,
-    how: ShardingConfig,
+    sharding_config: ShardingConfig,
     sums: Params | None = None,
 ) -> jax.Array:
-    """This micro-batch's part of the step's mean loss a target token; scalar, float32.
+    """This micro-batch's part of the step's mean loss per target token; scalar, float32.
 
     Args:
-      micro: the arrays of `data.Step`, [R, T] each.
-      sums: gradients of the layers so far; those that come back have them added. See `layers.run`.
+      micro: the arrays of `data.batches.Step`, [R, T] each.
+      sums: gradients of the layers so far; those that come back include them. See `layers.run`.
     """
-    dtype = llama.compute_dtype(model.dtype, mesh.devices.flat[0].platform)
-    kernel = attention_kernel(shape, model, mesh)
-    placement = sharding.placement(shape, mesh, how, dtype, kernel)
-    module = llama.Llama(weights, shape, dtype, placement)
+    dtype = llama.compute_dtype(base.dtype, mesh.devices.flat[0].platform)
+    kernel = attention_kernel(model_config, base, mesh)
+    placement = sharding.placement(model_config, mesh, sharding_config, dtype, kernel)
+    module = llama.Llama(params, model_config, dtype, placement)
     rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
-    hidden = module.hidden(
-        micro["tokens"], micro["positions"], micro["segments"], model.remat, sums
-    )
-    chunk = max(1, model.loss_tokens // rows)
+    hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], base.remat, sums)
+    chunk = max(1, base.loss_tokens // rows)
     return loss_lib.chunked_cross_entropy(
         hidden, module.head_VD, micro["targets"], micro["weights"], chunk
     )
 
 
 def accumulate(
-    add: Callable[[dict[str, jax.Array], Any], Any],
-    arrays: dict[str, jax.Array],
-    num_micro: jax.Array,
-    zero: Any,
+    add: Callable[[Batch, Any], Any], arrays: Batch, num_micro: jax.Array, zero: Any
 ) -> Any:
-    """`add(micro, total)` for the first `num_micro` of A micro-batches, from `zero` on."""
+    """Folds `add(micro, total)` over the first `num_micro` of A micro-batches, from `zero`."""
     if arrays["tokens"].shape[0] == 1:
         return add({name: array[0] for name, array in arrays.items()}, zero)
 
@@ -79,95 +84,136 @@ def accumulate(
 
 
 def make_steps(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Callable, Callable]:
+    model_config: LlamaConfig,
+    run_config: RunConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+) -> tuple[TrainStep, EvalStep]:
     """The two compiled programs of a run.
 
     train_step(state, arrays, num_micro, stops) -> state, {"loss", "grad_norm", "stop"}
-      state is donated; stops [devices] are the flags of `sharding.put_flag`, stop their greatest
-    eval_step(weights, arrays, num_micro) -> loss
+      state is donated; stops [devices] are the flags of `sharding.put_flag`, stop is their maximum
+    eval_step(params, arrays, num_micro) -> loss
     """
 
-    def loss_of(weights, micro, sums=None):
-        return mean_loss(weights, micro, shape, config.model, mesh, config.sharding, sums)
+    def loss_of(params, micro, sums=None):
+        return mean_loss(
+            params, micro, model_config, run_config.model, mesh, run_config.sharding, sums
+        )
 
-    def train_step(state: State, arrays, num_micro, stops):
-        weights = state["params"]
+    def train_step(state: State, arrays: Batch, num_micro, stops) -> tuple[State, StepReport]:
+        params = state["params"]
 
         def add(micro, total):
+            # total[1]["layers"] goes in as `sums` and comes back with this micro-batch added;
+            # the other gradients are added here:
+            #   grads = {"layers": G, "embed_tokens": E}, new = {"layers": G + g, "embed_tokens": e}
+            #   result: {"layers": G + g, "embed_tokens": E + e}
             loss, grads = total
-            part, new = jax.value_and_grad(loss_of)(weights, micro, grads["layers"])
-            rest = [name for name in grads if name != "layers"]  # the layers' are added already
+            part, new = jax.value_and_grad(loss_of)(params, micro, grads["layers"])
+            rest = [name for name in grads if name != "layers"]
             return loss + part, new | {n: jax.tree.map(jnp.add, grads[n], new[n]) for n in rest}
 
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         loss, grads = accumulate(add, arrays, num_micro, zero)
         norm = optax.tree.norm(grads)
-        weights, opt_state = apply(grads, state["opt_state"], weights, norm)
+        params, opt_state = apply(grads, state["opt_state"], params, norm)
         report = {"loss": loss, "grad_norm": norm, "stop": jnp.max(stops)}
-        return {"params": weights, "opt_state": opt_state}, report
+        return {"params": params, "opt_state": opt_state}, report
 
-    def apply(grads, opt_state, weights, norm):
-        if config.optimizer.offload:
+    def apply(grads, opt_state, params, norm):
+        if run_config.optimizer.offload:
             return offload.update_by_layer(
-                update, grads, opt_state, weights, norm, shardings["opt_state"]
+                optimizer, grads, opt_state, params, norm, shardings["opt_state"]
             )
-        updates, opt_state = update.update(grads, opt_state, weights, grad_norm=norm)
-        return optax.apply_updates(weights, updates), opt_state
+        updates, opt_state = optimizer.update(grads, opt_state, params, grad_norm=norm)
+        return optax.apply_updates(params, updates), opt_state
 
-    def eval_step(weights, arrays, num_micro):
-        zero = jnp.zeros((), jnp.float32)
-        add = lambda micro, total: total + loss_of(weights, micro)  # noqa: E731
-        return accumulate(add, arrays, num_micro, zero)
+    def eval_step(params, arrays: Batch, num_micro) -> jax.Array:
+        def add(micro, total):
+            return total + loss_of(params, micro)
 
-    shardings = state_shardings(shape, config, update, mesh)
-    batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        return accumulate(add, arrays, num_micro, jnp.zeros((), jnp.float32))
+
+    shardings = state_shardings(model_config, run_config, optimizer, mesh)
+    batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return (
         jax.jit(
             train_step,
-            in_shardings=(shardings, batch, whole, sharding.flag_sharding(mesh)),
-            out_shardings=(shardings, whole),
+            in_shardings=(shardings, batch, replicated, sharding.flag_sharding(mesh)),
+            out_shardings=(shardings, replicated),
             donate_argnums=0,
         ),
-        jax.jit(eval_step, in_shardings=(shardings["params"], batch, whole), out_shardings=whole),
+        jax.jit(
+            eval_step,
+            in_shardings=(shardings["params"], batch, replicated),
+            out_shardings=replicated,
+        ),
     )
 
 
 def state_shardings(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+    model_config: LlamaConfig,
+    run_config: RunConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
 ) -> State:
-    """NamedShardings of the state: moments lie where their weights lie, or on those hosts."""
-    of_params = sharding.param_shardings(shape, mesh, config.sharding)
-    if config.optimizer.offload:
-        offload.check_supported(mesh, config.sharding.rules)
+    """NamedShardings of the state: moments are sharded as their parameters, or kept on the host.
 
-    def of_moment(moment, of_weight, is_matrix):
-        found = sharding.moment_sharding(moment.shape, of_weight)
-        # A layer's vector is no whole tile of its stack, and TPUs send the host nothing less.
-        hosted = config.optimizer.offload and is_matrix
-        return found.with_memory_kind(offload.HOST) if hosted else found
+    Raises:
+      ValueError: the sharding rules do not fit the model or the mesh, or optimizer.offload is not
+        supported by the devices.
+    """
+    param_shardings = sharding.param_shardings(model_config, mesh, run_config.sharding)
+    if run_config.optimizer.offload:
+        offload.check_supported(mesh, run_config.sharding.rules)
 
-    abstract = jax.eval_shape(update.init, params.abstract(shape))
-    whole = sharding.replicated(mesh)
-    of_opt_state = optax.tree_map_params(
-        update,
-        of_moment,
-        abstract,
-        of_params,
-        params.decay_mask(shape),
-        transform_non_params=lambda _: whole,
+    def moment_sharding(moment, param_sharding, is_matrix):
+        found = sharding.moment_sharding(moment.shape, param_sharding)
+        # A layer's vector is not a whole tile of its stack, and TPUs send the host nothing less.
+        hosted = run_config.optimizer.offload and is_matrix
+        return found.with_memory_kind(offload.HOST_MEMORY) if hosted else found
+
+    opt_state = optax.tree_map_params(
+        optimizer,
+        moment_sharding,
+        jax.eval_shape(optimizer.init, params_lib.abstract(model_config)),
+        param_shardings,
+        params_lib.decay_mask(model_config),
+        transform_non_params=lambda _: sharding.replicated(mesh),
     )
-    return {"params": of_params, "opt_state": of_opt_state}
+    return {"params": param_shardings, "opt_state": opt_state}
 
 
 def abstract_state(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
+    model_config: LlamaConfig,
+    run_config: RunConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
 ) -> State:
     """Shapes, dtypes and shardings of the state, with nothing allocated."""
-    weights = params.abstract(shape)
-    state = {"params": weights, "opt_state": jax.eval_shape(update.init, weights)}
+    params = params_lib.abstract(model_config)
+    state = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         state,
-        state_shardings(shape, config, update, mesh),
+        state_shardings(model_config, run_config, optimizer, mesh),
     )
+
+
+def initial_state(
+    model_config: LlamaConfig,
+    run_config: RunConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+) -> State:
+    """The base model's parameters in float32 and zero moments, sharded."""
+    shardings = state_shardings(model_config, run_config, optimizer, mesh)
+    params = checkpoint.load_params(
+        run_config.model.checkpoint,
+        model_config,
+        dtype=jnp.float32,
+        shardings=shardings["params"],
+    )
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings["opt_state"])(params)
+    return {"params": params, "opt_state": opt_state}

@@ -1,8 +1,9 @@
-"""Tokenizers of each kind, made from a small corpus."""
+"""Tokenizers of each kind, made from a small corpus, and small training runs."""
 
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -10,6 +11,7 @@ import tokenizers
 
 from alpacare_jax.data import tokenizers as module
 from alpacare_jax.data.tokenizers import load
+from tests.support.training import finished_run, make_corpus, stopped_run
 
 CORPUS = """\
 Below is an instruction that describes a task, paired with an input that gives further context.
@@ -165,3 +167,24 @@ def llama_json_dir(request, sentencepiece_dir, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def every_tokenizer(sentencepiece_dir, byte_level_dir, llama_json_dir) -> list[module.Tokenizer]:
     return [load(d) for d in (sentencepiece_dir, byte_level_dir, llama_json_dir)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A tiny model and its examples."""
+    return make_corpus(tmp_path_factory.getbasetemp() / "corpus")
+
+
+@pytest.fixture(scope="module")
+def finished(corpus) -> SimpleNamespace:
+    """A whole run of 10 steps, and what was seen of it."""
+    return finished_run(corpus)
+
+
+@pytest.fixture(scope="module")
+def stopped(corpus, tmp_path_factory) -> Path:
+    """The workdir of a run that was stopped at step 4; copy it before resuming."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    finished_run(corpus)  # compiles for all of them
+    stopped_run(corpus, workdir, step=4)
+    return workdir

@@ -17,26 +17,27 @@ from alpacare_jax import convert, plan, tokenizer
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from common import cli, jsonl, paths, provenance, records
 from launch import sweep, sweep_results, sweep_runs
-from tests.alpacare_jax import test_train
 from tests.alpacare_jax.distributed.test_processes import start_together
-from tests.alpacare_jax.test_train import (
+from tests.conftest import COMPILES_QUICKLY, REPOSITORY, write_examples
+from tests.support.training import (
+    TINY,
     TWENTY_STEPS,
     assert_same_end,
+    command,
     curve,
     finished_run,
-    go_on,
+    interrupted,
     make_corpus,
+    resume,
+    start,
     stopped_run,
     ten_steps,
 )
-from tests.conftest import COMPILES_QUICKLY, REPOSITORY, write_examples
 
 pytest.importorskip("google_crc32c", reason="the extra [gcs] is not installed")
 from tests.support import gcs_emulator
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-TINY = test_train.TINY
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def upload(source: Path, target: epath.Path) -> None:
 def test_a_run_in_a_bucket_stops_and_goes_on(gcs, place, corpus):
     config = stopped_run(corpus, place, step=5)
     assert checkpoint.find_step(place, "latest") == 5
-    go_on(config, place)
+    resume(config, place)
     assert_same_end(place, finished_run(corpus).workdir, 10)
 
 
@@ -217,7 +218,7 @@ def test_a_sweep_in_a_bucket(place, tmp_path, monkeypatch):
 def test_whatever_moment_a_kill_comes_the_curve_stays(gcs, place, corpus, capsys):
     """The bucket is put back to what it held after writes of a run that saves at 3, 6, 9, 10."""
     config, begin = ten_steps(corpus, checkpoint__every_steps=3), len(gcs.journal)
-    go_on(config, place)
+    resume(config, place)
     reference = finished_run(corpus).workdir
     assert_same_end(place, reference, 10)
     journal, objects = gcs.journal[begin:], gcs.objects
@@ -245,8 +246,8 @@ def test_whatever_moment_a_kill_comes_the_curve_stays(gcs, place, corpus, capsys
             gcs.change(key, content)
         before = checkpoint.latest_step(place)
         capsys.readouterr()
-        go_on(config, place)
-        assert f"going on from step {before}" in capsys.readouterr().err
+        resume(config, place)
+        assert f"resuming from step {before}" in capsys.readouterr().err
         assert_same_end(place, reference, 10)
     gcs.objects = objects
 
@@ -269,13 +270,13 @@ def outage(gcs, monkeypatch):
 def test_an_outage_in_the_middle_of_a_run(gcs, place, corpus, outage, capsys):
     config = ten_steps(corpus, checkpoint__every_steps=3)
     outage(503, 5)  # when metrics.jsonl is put, before the first save
-    assert cli.guard(lambda _: go_on(config, place), [], debug=False) == 1
+    assert cli.guard(lambda _: resume(config, place), [], debug=False) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     expected = "a bucket does not respond (status 503, 503); rerun the command once it does"
     assert line == f"error: {expected}"
     gcs.outage = None
     assert checkpoint.latest_step(place) is None
-    go_on(config, place)
+    resume(config, place)
     assert_same_end(place, finished_run(corpus).workdir, 10)
 
 
@@ -323,20 +324,20 @@ def test_sigkill_restart_and_generate_with_all_in_a_bucket(gcs, place, corpus, t
     for name in ("train.jsonl", "eval.jsonl"):
         (place / name).write_bytes((corpus / name).read_bytes())
     local, killed = tmp_path / "local", place / "run"
-    reference = test_train.start(test_train.command(corpus, local, **TWENTY_STEPS))
+    reference = start(command(corpus, local, **TWENTY_STEPS))
     assert "finished in" in reference.communicate()[1]
-    args = test_train.command(place, killed, **TWENTY_STEPS, profile="17,18")
+    args = command(place, killed, **TWENTY_STEPS, profile="17,18")
     for step in (6, 12):  # killed while the save of this step is under way
-        process = test_train.start(args)
+        process = start(args)
         while not gcs.names(f"{place.name}/run/checkpoints/{step}/params"):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         process.kill()
         process.communicate()
         assert checkpoint.latest_step(killed) in (step - 3, step)
-    _, err = (process := test_train.start(args)).communicate()
+    _, err = (process := start(args)).communicate()
     assert process.returncode == 0, err
-    assert "going on from step" in err
+    assert "resuming from step" in err
     assert_same_end(killed, local, 20)
     assert json.loads((killed / "run.json").read_text())["end"]
     assert any(name.endswith(".xplane.pb") for name in gcs.names(f"{place.name}/run/profile"))
@@ -363,12 +364,12 @@ def test_two_processes_and_a_bucket(gcs, place, corpus, tmp_path):
     workdir, local = place / "run", tmp_path / "local"
     log, note = tmp_path / "log", tmp_path / "note"
     for target, restarts in ((local, 0), (workdir, 1)):
-        args = test_train.command(corpus, target, **TWENTY_STEPS | {"train__epochs": 2})
+        args = command(corpus, target, **TWENTY_STEPS | {"train__epochs": 2})
         if restarts:
-            args = test_train.interrupted(args, note, "1 5 SIGKILL 0")
+            args = interrupted(args, note, "1 5 SIGKILL 0")
         process = start_together(2, 2, args, log, restarts)
         assert process.wait(timeout=300) == 0, log.read_text()
     assert "starting again, 1 of at most 1 times" in log.read_text()
-    assert "going on from step" in log.read_text()
+    assert "resuming from step" in log.read_text()
     assert len(curve(local)) == 11
     assert curve(workdir) == curve(local)

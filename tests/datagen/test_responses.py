@@ -14,10 +14,10 @@ from datagen import dedup, responses, tasks
 from datagen.chat.client import Failure
 from datagen.chat.errors import RunStoppedError
 from datagen.chat.store import ChatAnswer
-from tests.alpacare_jax.test_train import make_corpus, run_config, small_machine
 from tests.datagen.test_tasks import make_config, read
 from tests.support import teacher
 from tests.support.chat_server import ChatServer, question
+from tests.support.training import make_corpus, run_config, small_machine
 
 TASKS = [
     {"id": "a", "instruction": "Define gout.", "input": "", "topic": "Joints", "difficulty": 1},

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from common import sections
 from configs import quickstart
 from launch import sweep_results, sweep_runs
-from tests.alpacare_jax.test_train import make_corpus, settings, wait_for_step
 from tests.conftest import COMPILES_QUICKLY, REPOSITORY
+from tests.support.training import make_corpus, settings, wait_for_step
 
 no_deadline = hypothesis.settings(deadline=None)  # no test asserts a time
 CONFIG = sections.flatten(quickstart.get_config().to_dict())
@@ -640,7 +640,7 @@ def test_two_real_runs_one_of_them_interrupted(sweeps, tmp_path_factory):
 
     code, out, err = sweeps("sweep", *args, **one_device)
     assert code == 0, err
-    assert "going on from step" in err
+    assert "resuming from step" in err
     rows = sweeps.rows()
     assert [(row["steps"], row["state"]) for row in rows] == [(30, "finished")] * 2
     assert rows[0]["loss"] == rows[1]["loss"], "the same data under two names: the same run"

@@ -24,10 +24,10 @@ def interrupt(note: Path) -> None:
     process, last, name, delay = note.read_text().split()
     if process != os.environ.get("JAX_PROCESS_ID", "0"):
         return
-    tell = progress.Progress.step
+    report = progress.TrainingProgress.step
 
-    def tell_and_interrupt(self, step, *rest):
-        tell(self, step, *rest)
+    def report_and_interrupt(self, step, *rest):
+        report(self, step, *rest)
         if step == int(last):
             note.unlink()
             kill = (os.getpid(), signal.Signals[name])
@@ -36,7 +36,7 @@ def interrupt(note: Path) -> None:
             else:
                 os.kill(*kill)  # at this very step
 
-    progress.Progress.step = tell_and_interrupt
+    progress.TrainingProgress.step = report_and_interrupt
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""Saving and finding checkpoints, and what a run says where its input or its disk is bad."""
+"""Saving and finding checkpoints, and what a run reports when its disk is full."""
 
 import dataclasses
-import hashlib
-import json
 import resource
 import shutil
 from collections import namedtuple
@@ -13,31 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.checkpoints.checkpoint import CheckpointConfig, TrainingCheckpoints
-from common import cli
-from tests.alpacare_jax.test_train import (
+from tests.support.training import (
     TINY,
     assert_same_end,
     command,
-    compile_once,
     finished_run,
-    go_on,
     lines,
-    make_corpus,
+    one_line_error,
+    resume,
     run_config,
-    small_machine,
     start,
-    stopped_run,
     ten_steps,
 )
-from tests.conftest import make_model, write_examples
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return make_corpus(tmp_path_factory.getbasetemp() / "corpus")
 
 
 def state(value: float) -> dict:
@@ -183,80 +170,6 @@ def test_config_files_that_cannot_be_read(tmp_path):
         model_folder.read_config(tmp_path)
 
 
-# A run on bad input: one line, and nothing is written.
-
-
-def one_line_error(config, workdir: Path, capsys) -> str:
-    """What the command would print; the run must fail in a way that `cli` turns into one line."""
-    with small_machine() as patch, pytest.raises(cli.USER_ERRORS) as raised:
-        compile_once(patch)
-        train.run(config, workdir)
-    capsys.readouterr()
-    assert cli.fail(raised.value) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def data_file(folder: Path, text: str) -> str:
-    path = folder / "bad.jsonl"
-    path.write_text(text)
-    return str(path)
-
-
-GOOD = '{"instruction": "what is fever", "output": "the pain"}\n'
-BAD_DATA = {
-    "no such file": (None, ["no such file: ", "bad.jsonl"]),
-    "cut line": (GOOD + '{"instruction": "a", ', ["bad.jsonl:2: not JSON"]),
-    "no output": (GOOD * 2 + '{"instruction": "a"}\n', ["bad.jsonl:3: field 'output' is missing"]),
-    "a number": (GOOD + '{"instruction": 5, "output": ""}', ["bad.jsonl:2: field 'instruction'"]),
-    "empty file": ("", ["bad.jsonl: contains no records"]),
-    "empty answers": (GOOD.replace("the pain", "") * 9, ["no example is left to train on"]),
-    "too few": (GOOD * 7, ["7 training examples do not fill one batch of 8", "lower train.batch"]),
-    "too long": (
-        GOOD * 9 + json.dumps({"id": "x9", "instruction": "a", "output": "z" * 999}) + "\n",
-        ["example x9 is 1,", "over data.max_length 512", "data.overlong to truncate or drop"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_data(corpus, tmp_path, capsys, case):
-    text, parts = BAD_DATA[case]
-    path = str(tmp_path / "bad.jsonl") if text is None else data_file(tmp_path, text)
-    line = one_line_error(run_config(corpus, data__path=path), tmp_path / "run", capsys)
-    assert all(part in line for part in parts), line
-    assert not (tmp_path / "run").exists()
-
-
-BAD_SETTINGS = {
-    "checkpoint of another variant": (
-        {"model.variant": "smollm2-135m"},
-        ["base is not a smollm2-135m: its sizes differ in", "D (64 instead of 576)"],
-    ),
-    "no checkpoint": (
-        {"model.checkpoint": "nowhere"},
-        ["nowhere has no config.json: not a model directory; give", "convert"],
-    ),
-    "unknown template": ({"data.template": "alpacca"}, ["'alpacca'; choose from alpaca"]),
-    "rows over the model's positions": (
-        {"data.max_length": 513},
-        ["data.max_length 513 is over the model's max_position_embeddings 512; lower it"],
-    ),
-    "a mesh that does not fit": (
-        {"sharding.tensor": 3},
-        ["does not cover 1 devices", "set one of sharding.data, .fsdp, .tensor to -1"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SETTINGS)
-def test_bad_settings_of_a_run(corpus, tmp_path, capsys, case):
-    changes, parts = BAD_SETTINGS[case]
-    line = one_line_error(run_config(corpus, **changes), tmp_path / "run", capsys)
-    assert all(part in line for part in parts), line
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_base_model_without_weights(corpus, tmp_path, capsys):
     base = shutil.copytree(corpus / "base", tmp_path / "base")
     shutil.rmtree(base / "checkpoints")
@@ -264,79 +177,6 @@ def test_a_base_model_without_weights(corpus, tmp_path, capsys):
     line = one_line_error(config, tmp_path / "run", capsys)
     assert "base holds no finished checkpoint" in line
     assert not (tmp_path / "run").exists()
-
-
-def test_a_base_model_with_another_models_tokenizer(corpus, tmp_path, capsys):
-    base = make_model(tmp_path / "base", dataclasses.replace(TINY, vocab_size=300))
-    config = run_config(corpus, model__checkpoint=str(base))
-    line = one_line_error(config, tmp_path / "run", capsys)
-    assert "embedding rows" in line
-    assert not (tmp_path / "run").exists()
-
-
-# A workdir that is not this run's.
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """Every file of a folder by its digest."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def stopped(corpus, tmp_path_factory) -> Path:
-    """The workdir of a run that was stopped at step 4; copy it before going on."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    finished_run(corpus)  # compiles for all of them
-    stopped_run(corpus, workdir, step=4)
-    return workdir
-
-
-@pytest.mark.parametrize(
-    "changes, difference",
-    [
-        ({"optimizer.learning_rate": 2e-3}, "optimizer.learning_rate: 0.001 before, 0.002 now"),
-        ({"train.epochs": 3}, "train.epochs: 2 before, 3 now"),
-        ({"train.seed": 7}, "train.seed: 42 before, 7 now"),
-        ({"data.max_length": 500}, "data.max_length: 512 before, 500 now"),
-    ],
-)
-def test_a_workdir_of_another_config(corpus, stopped, capsys, changes, difference):
-    before = fingerprint(stopped)
-    line = one_line_error(ten_steps(corpus, **changes), stopped, capsys)
-    assert f"{stopped} belongs to another run ({difference})" in line
-    assert "choose another --workdir or delete it" in line
-    assert fingerprint(stopped) == before
-
-
-def test_settings_that_change_no_number_may_change(corpus, stopped, tmp_path):
-    workdir = shutil.copytree(stopped, tmp_path / "run")
-    config = ten_steps(corpus, train__log_every=5, checkpoint__keep=3, train__tensorboard=True)
-    go_on(config, workdir)
-    assert_same_end(workdir, finished_run(corpus).workdir, 10)
-
-
-def test_a_workdir_of_changed_data(corpus, tmp_path, capsys):
-    path = write_examples(tmp_path / "train.jsonl", 40)
-    config = stopped_run(corpus, tmp_path / "run", step=2, data__path=str(path))
-    before = fingerprint(tmp_path / "run")
-    path.write_text(path.read_text().replace("heart", "lungs", 1))
-    line = one_line_error(config, tmp_path / "run", capsys)
-    assert f"belongs to another run ({path} has changed)" in line
-    assert fingerprint(tmp_path / "run") == before
-
-
-def test_a_workdir_that_is_a_model_directory(corpus, tmp_path, capsys):
-    base = shutil.copytree(corpus / "base", tmp_path / "base")
-    (base / "run.json").write_text(json.dumps({"command": "convert from_hf", "end": "now"}))
-    before = fingerprint(base)
-    config = run_config(corpus, model__checkpoint=str(base))
-    line = one_line_error(config, base, capsys)
-    assert f"{base} is not a training workdir; choose another --workdir" in line
-    assert fingerprint(base) == before
 
 
 # A disk that is full.
@@ -353,7 +193,7 @@ def test_no_room_for_a_checkpoint(corpus, stopped, tmp_path, capsys):
     for part in ("step 6 not saved", "last good checkpoint is step 4", "free space and run again"):
         assert part in line
     assert steps_on_disk(workdir) == [4]
-    go_on(config, workdir)
+    resume(config, workdir)
     assert_same_end(workdir, finished_run(corpus).workdir, 10)
 
 
@@ -371,7 +211,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(corpus, stopped, tmp_path,
         assert part in line
     assert checkpoint.find_step(workdir) == 4
     checkpoint.load_params(workdir, TINY)
-    go_on(config, workdir)
+    resume(config, workdir)
     assert_same_end(workdir, finished_run(corpus).workdir, 10)
 
 
@@ -395,52 +235,6 @@ def test_the_command_on_a_disk_that_fills_up(corpus, stopped, tmp_path):
     assert "Traceback" not in err
     assert checkpoint.find_step(workdir) == 4
     checkpoint.load_params(workdir, TINY)
-    go_on(config, workdir)
+    resume(config, workdir)
     assert lines(workdir)[-1]["step"] == 10
     assert checkpoint.find_step(workdir) == 10
-
-
-# The command.
-
-COMMANDS = {
-    "no checkpoint": (1, {"model.checkpoint": "nowhere"}, [], "nowhere has no config.json"),
-    "bad line": (1, {"data.path": "BAD"}, [], "bad.jsonl:2: field 'output' is missing"),
-    "unknown flag": (2, {}, ["--wrokdir=x"], "Did you mean: workdir"),
-    "no place": (1, {}, ["--workdir=s3://bucket/run"], "give a folder of this machine or gs://"),
-    "half a process": (1, {}, ["--coordinator=127.0.0.1:9"], "needs --num_processes (now 0)"),
-    "unknown config key": (2, {"train.epoch": 3}, [], "epochs"),
-    "bad config argument": (
-        2,
-        {},
-        ["--config=configs/alpacare.py:llama-8b"],
-        "unknown variant 'llama-8b'; choose from llama-7b, llama-13b, llama2-7b, llama2-13b",
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def commands(corpus, tmp_path_factory) -> dict:
-    """Every command of the table, all started at once."""
-    folder = tmp_path_factory.mktemp("commands")
-    bad = data_file(folder, GOOD + '{"instruction": "a"}\n')
-    processes = {}
-    for name, (_, changes, flags, _) in COMMANDS.items():
-        changes = {key: bad if value == "BAD" else value for key, value in changes.items()}
-        args = command(corpus, folder / name, **changes) if not flags else command(corpus, folder)
-        processes[name] = start([*args, *flags])
-    results = {}
-    for name, process in processes.items():
-        _, err = process.communicate()
-        results[name] = process.returncode, err
-    assert [path.name for path in folder.iterdir()] == ["bad.jsonl"], "nothing is half-written"
-    return results
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_bad_command_ends_in_one_line(commands, name):
-    code, _, _, part = COMMANDS[name]
-    returncode, err = commands[name]
-    assert returncode == code, err
-    (line,) = (line for line in err.splitlines() if "attention by xla" not in line)
-    assert line.startswith("error: ")
-    assert part in line

@@ -16,26 +16,20 @@ import pytest
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.distributed import processes as runtime
-from tests.alpacare_jax.test_train import (
+from tests.conftest import COMPILES_QUICKLY, REPOSITORY
+from tests.support.training import (
     TWENTY_STEPS,
     command,
     curve,
     interrupted,
     lines,
-    make_corpus,
     run_config,
     small_machine,
 )
-from tests.conftest import COMPILES_QUICKLY, REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 LOCAL_RUN = ["bash", "launch/local_run.sh"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return make_corpus(tmp_path_factory.getbasetemp() / "corpus")
 
 
 def free_port() -> int:
@@ -406,7 +400,7 @@ def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path, capsys):
     assert stopped <= saved < 20
 
     train_alone(2, corpus, workdir)
-    assert f"going on from step {saved}" in capsys.readouterr().err
+    assert f"resuming from step {saved}" in capsys.readouterr().err
     ours, theirs = curve(workdir), curve(alone)
     assert len(ours) == 20
     for one, other in zip(ours, theirs, strict=True):

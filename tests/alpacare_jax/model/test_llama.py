@@ -18,7 +18,7 @@ import pytest
 from alpacare_jax import convert
 from alpacare_jax.model import loss, params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig, RopeScaling
-from alpacare_jax.model.llama import Llama, rope_frequencies
+from alpacare_jax.model.llama import Llama, compute_dtype, rope_frequencies
 from alpacare_jax.training import optimizers
 from tests.conftest import REPOSITORY
 
@@ -583,3 +583,9 @@ def write_golden() -> None:
 
 if __name__ == "__main__":
     write_golden()
+
+
+def test_compute_dtype():
+    assert compute_dtype("auto", "cpu") == jnp.float32, "bfloat16 is slower on CPU"
+    assert compute_dtype("auto", "tpu") == jnp.bfloat16
+    assert compute_dtype("bfloat16", "cpu") == jnp.bfloat16

@@ -15,7 +15,7 @@ from alpacare_jax.training import metrics
 from alpacare_jax.training.config import RunConfig
 from common import sections
 from configs import alpacare
-from tests.alpacare_jax.test_train import run_config
+from tests.support.training import run_config
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

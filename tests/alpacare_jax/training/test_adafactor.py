@@ -10,7 +10,7 @@ import pytest
 
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import VARIANTS
-from alpacare_jax.training import adafactor, optimizers
+from alpacare_jax.training import optimizers
 from tests.alpacare_jax.training.test_optimizers import RECIPE, rates
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -38,9 +38,9 @@ def tree(flat: dict[str, np.ndarray]) -> llama.Params:
 
 
 def run(config: optimizers.OptimizerConfig) -> dict[str, np.ndarray]:
-    update = optimizers.make(config, STEPS, params.decay_mask(SHAPE), AXES)
+    optimizer = optimizers.make(config, STEPS, params.decay_mask(SHAPE), AXES)
     weights = tree(hand_made(100, 0.1))
-    state, apply = update.init(weights), jax.jit(update.update)
+    state, apply = optimizer.init(weights), jax.jit(optimizer.update)
     for step in range(STEPS):
         updates, state = apply(tree(hand_made(step, 1e-3)), state, weights)
         weights = optax.apply_updates(weights, updates)
@@ -62,13 +62,13 @@ def test_steps_are_those_of_transformers(max_norm, decay):
     )
     rows = params.weight_specs(SHAPE)
     start = hand_made(100, 0.1)
-    theirs = {
+    peers = {
         w.path: [torch.nn.Parameter(torch.from_numpy(a)) for a in of_layers(w, start[w.path])]
         for w in rows
     }
     groups = [
         {
-            "params": [p for w in rows if w.decay == decays for p in theirs[w.path]],
+            "params": [p for w in rows if w.decay == decays for p in peers[w.path]],
             "weight_decay": decay if decays else 0.0,
         }
         for decays in (True, False)
@@ -78,7 +78,7 @@ def test_steps_are_those_of_transformers(max_norm, decay):
     for step, rate in enumerate(rates(config, STEPS)):
         grads = hand_made(step, 1e-3)
         for w in rows:
-            for parameter, grad in zip(theirs[w.path], of_layers(w, grads[w.path]), strict=True):
+            for parameter, grad in zip(peers[w.path], of_layers(w, grads[w.path]), strict=True):
                 parameter.grad = torch.from_numpy(grad)
         if max_norm:
             every = [p for group in groups for p in group["params"]]
@@ -89,7 +89,7 @@ def test_steps_are_those_of_transformers(max_norm, decay):
     ours = run(config)
     for w in rows:
         for got, want, before in zip(
-            of_layers(w, ours[w.path]), theirs[w.path], of_layers(w, start[w.path]), strict=True
+            of_layers(w, ours[w.path]), peers[w.path], of_layers(w, start[w.path]), strict=True
         ):
             moved = want.detach().numpy() - before
             assert np.abs(moved).max() > 1e-3, w.path
@@ -99,7 +99,7 @@ def test_steps_are_those_of_transformers(max_norm, decay):
 @pytest.mark.parametrize("path", ["q_proj", "o_proj", "gate_proj", "down_proj", "lm_head"])
 def test_a_matrix_is_scaled_as_optax_scales_it_alone(path):
     (weight,) = (w for w in params.weight_specs(SHAPE) if w.path.endswith(path))
-    ours = adafactor.scale_by_factored_moment(AXES)
+    ours = optimizers.scale_by_factored_moment(AXES)
     peer = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0)
     )
@@ -117,7 +117,7 @@ def test_a_matrix_is_scaled_as_optax_scales_it_alone(path):
 
 
 def test_one_layer_does_not_move_another():
-    update = adafactor.scale_by_factored_moment(AXES)
+    update = optimizers.scale_by_factored_moment(AXES)
     grads = tree(hand_made(1, 1e-3))
     other = tree(hand_made(1, 1e-3))
     other["layers"] = jax.tree.map(lambda g: g.at[0].multiply(-1e3), other["layers"])
@@ -130,7 +130,7 @@ def test_one_layer_does_not_move_another():
 
 def test_the_moments_of_7b_are_next_to_nothing():
     shape = VARIANTS["llama-7b"]
-    update = adafactor.scale_by_factored_moment(params.matrix_axes(shape))
+    update = optimizers.scale_by_factored_moment(params.matrix_axes(shape))
     state = jax.eval_shape(update.init, params.abstract(shape))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert numbers < params.count(shape) / 1000

@@ -13,7 +13,7 @@ from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama
 from alpacare_jax.training import metrics
-from alpacare_jax.training.metrics import MetricsWriter, duration, peak_flops, train_flops
+from alpacare_jax.training.metrics import MetricsWriter, peak_flops, train_flops
 
 
 def test_train_flops_by_hand():
@@ -197,21 +197,3 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
 
 
 # Durations
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0s"),
-        (0.4, "0s"),
-        (12.3, "12s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (245, "4m05s"),
-        (3599.7, "1h00m"),
-        (7384, "2h03m"),
-        (360_000, "100h00m"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.training import offload, optimizers, train_step
-from tests.alpacare_jax.test_train import TINY, hand_made_weights, run_config
+from tests.support.training import TINY, hand_made_params, run_config
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -42,7 +42,7 @@ def test_matrices_wait_in_the_host_and_the_rest_on_the_devices():
 @pytest.mark.parametrize("changes", [{}, {"first_moment": "bfloat16"}, {"max_grad_norm": 0.0}])
 def test_steps_by_layer_are_the_steps_at_once(changes):
     _, _, update, shardings = setting(learning_rate=1e-2, **changes)
-    start = hand_made_weights()
+    start = hand_made_params()
     wanted = {"params": start, "opt_state": update.init(start)}
     got = jax.device_put(wanted, shardings)
 

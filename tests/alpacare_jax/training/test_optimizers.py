@@ -186,7 +186,7 @@ def test_a_first_moment_in_bfloat16_is_half_as_large_and_goes_the_same_way():
 
 
 def test_other_moments_are_an_error():
-    with pytest.raises(ValueError, match="first_moment is 'int8'; choose float32 or bfloat16"):
+    with pytest.raises(ValueError, match="first_moment is 'int8'; choose from float32, bfloat16"):
         dataclasses.replace(RECIPE, first_moment="int8")
 
 

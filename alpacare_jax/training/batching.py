@@ -1,0 +1,72 @@
+"""The batches of a run: its config and mesh applied to the records it names."""
+
+from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh
+
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import batches, encoding, prompts
+from alpacare_jax.distributed import sharding
+from alpacare_jax.model import params
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.training.config import RunConfig
+from common import records
+
+
+def load_batchers(
+    run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, log: Callable[[str], None]
+) -> tuple[batches.Batcher, batches.Batcher | None]:
+    """Training and held-out batchers; the second is None where nothing is held out.
+
+    Raises:
+      ValueError: data.max_length exceeds the model's positions, or the records are unusable.
+    """
+    tokenizer = model_folder.load_tokenizer(run_config.model.checkpoint)
+    template = prompts.get(run_config.data.template)
+    limit = model_config.max_position_embeddings
+    if run_config.data.max_length > limit:
+        raise ValueError(
+            f"data.max_length {run_config.data.max_length:,} is over the model's "
+            f"max_position_embeddings {limit:,}; lower it"
+        )
+
+    def encode(examples: Sequence[records.Example], name: str) -> list[encoding.EncodedExample]:
+        return encoding.encode_all(
+            examples, tokenizer, template, run_config.data, lambda text: log(f"{name}: {text}")
+        )
+
+    examples = records.read_examples(run_config.data.path)
+    if run_config.data.eval_path:
+        held_out = records.read_examples(run_config.data.eval_path)
+    else:
+        share = run_config.data.eval_share
+        examples, held_out = batches.split_examples(examples, share, run_config.train.seed)
+    encoded = encode(examples, "training data")
+    train = make_batcher(encoded, run_config.train.batch_size, run_config, model_config, mesh)
+    if not held_out:
+        return train, None
+    encoded = encode(held_out, "held-out data")
+    return train, make_batcher(encoded, len(encoded), run_config, model_config, mesh)
+
+
+def make_batcher(
+    examples: Sequence[encoding.EncodedExample],
+    batch_size: int,
+    run_config: RunConfig,
+    model_config: LlamaConfig,
+    mesh: Mesh,
+) -> batches.Batcher:
+    """Lays examples out for this model on this mesh."""
+    sizes = model_config.sizes
+    return batches.Batcher(
+        examples,
+        batch_size,
+        seed=run_config.train.seed,
+        max_length=run_config.data.max_length,
+        max_row_length=run_config.data.max_row_length,
+        row_multiple=run_config.data.row_multiple,
+        row_groups=sharding.batch_groups(mesh),
+        microbatch_tokens=run_config.train.microbatch_tokens,
+        # Attention over a full row of T costs 12 L N H T FLOPs per token, the parameters 6 P.
+        attention_cost=2 * sizes["L"] * sizes["N"] * sizes["H"] / params.count(model_config),
+    )

@@ -1,0 +1,57 @@
+"""Settings of a run: all are read, and bad ones are named."""
+
+import dataclasses
+
+import pytest
+
+from alpacare_jax.training.config import RunConfig
+from tests.support.training import one_line_error, run_config, ten_steps
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def test_every_config_key_is_read(finished):
+    known = {
+        f"{section.name}.{key.name}"
+        for section in dataclasses.fields(RunConfig)
+        if dataclasses.is_dataclass(section.type)
+        for key in dataclasses.fields(section.type)
+    }
+    assert sorted(known - finished.read) == []
+    rules = finished.config.sharding.rules
+    assert sorted(rules.keys() - rules.read) == []
+
+
+@pytest.mark.parametrize("profile", ["10", "5,3", "0,2", "a,b", "1,2,3", "-1,2"])
+def test_steps_that_cannot_be_traced(corpus, profile):
+    with pytest.raises(ValueError, match="give first and last step, as in 10,15"):
+        dataclasses.replace(ten_steps(corpus), profile=profile)
+
+
+BAD_SETTINGS = {
+    "checkpoint of another variant": (
+        {"model.variant": "smollm2-135m"},
+        ["base is not a smollm2-135m: its sizes differ in", "D (64 instead of 576)"],
+    ),
+    "no checkpoint": (
+        {"model.checkpoint": "nowhere"},
+        ["nowhere has no config.json: not a model directory; give", "convert"],
+    ),
+    "unknown template": ({"data.template": "alpacca"}, ["'alpacca'; choose from alpaca"]),
+    "rows over the model's positions": (
+        {"data.max_length": 513},
+        ["data.max_length 513 is over the model's max_position_embeddings 512; lower it"],
+    ),
+    "a mesh that does not fit": (
+        {"sharding.tensor": 3},
+        ["does not cover 1 devices", "set one of sharding.data, .fsdp, .tensor to -1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings_of_a_run(corpus, tmp_path, capsys, case):
+    changes, parts = BAD_SETTINGS[case]
+    line = one_line_error(run_config(corpus, **changes), tmp_path / "run", capsys)
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "run").exists()
