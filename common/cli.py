@@ -91,6 +91,8 @@ def run(
     keys = list(sections.keys(config)) if config else []
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
+        if given := config_flag(argv):  # it may import its neighbours, as `configs.common`
+            sys.path.append(str(Path(given.partition(":")[0]).resolve().parents[1]))
         if HELP_FLAGS & set(argv[1:]):  # before parsing, which requires the required flags
             app.usage(writeto_stdout=True)
             if keys:
@@ -108,6 +110,7 @@ def run(
             ValueError,
             OSError,
             SyntaxError,
+            ImportError,
         ) as error:
             # ml_collections raises all of these for a bad --config, or a bad key or value of one.
             print(f"error: {wrong_flag(error, [key.name for key in keys])}", file=sys.stderr)
@@ -131,12 +134,12 @@ def run(
 
 def config_help(keys: Sequence[sections.Key], argv: Sequence[str]) -> str:
     """The keys of the config with their comments, and the values that the given --config has."""
-    given = re.search(r"--?config[= ]([^ ]+)", " ".join(argv[1:]))
+    given = config_flag(argv)
     values: Mapping[str, Any] = {}
     title = "Keys of the config (--help --config=FILE shows the values of a file):"
     if given:
-        values = sections.flatten(load_config(given[1]))
-        title = f"Keys of the config, with the values of {given[1]}:"
+        values = sections.flatten(load_config(given))
+        title = f"Keys of the config, with the values of {given}:"
     lines = [f"\n{title}"]
     for key in keys:
         inner = {name: v for name, v in values.items() if name.startswith(f"{key.name}.")}
@@ -146,6 +149,16 @@ def config_help(keys: Sequence[sections.Key], argv: Sequence[str]) -> str:
         if key.comment:
             lines.append(f"      {key.comment}")
     return "\n".join(lines)
+
+
+def config_flag(argv: Sequence[str]) -> str:
+    """The value of --config among the arguments; "" if it is not given.
+
+    >>> config_flag(["x", "--config=a.py:7b", "--y=z"]), config_flag(["x", "--config", "b.py"])
+    ('a.py:7b', 'b.py')
+    """
+    found = re.search(r"\0--?config[=\0]([^\0]+)", "\0".join(argv))
+    return found[1] if found else ""
 
 
 def load_config(given: str) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def wrong_flag(error: Exception, keys: Sequence[str] = ()) -> str:
         found := sections.similar_keys(error.flagname, keys)
     ):
         return f"unknown flag --{error.flagname}; did you mean --config.{found[0]}?"
-    if isinstance(error, (OSError, SyntaxError)):
+    if isinstance(error, (OSError, SyntaxError, ImportError)):
         return f"{' '.join(error_text(error).split())} (see --help)"
     text = str(error.args[0] if error.args else error).strip()
     if "has no attribute 'get_config'" in text:
