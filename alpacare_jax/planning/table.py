@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alpacare_jax.training import metrics
+from common import messages
 
 Rows = list[tuple[str, str]]
 
@@ -91,7 +91,7 @@ def _traffic(run: Mapping[str, Any]) -> Rows:
 
 
 def _bill(plan: Mapping[str, Any], work: str) -> Rows:
-    rows = [("whole run", f"{work}, {metrics.duration(3600 * plan['hours'])}")]
+    rows = [("whole run", f"{work}, {messages.duration(3600 * plan['hours'])}")]
     return rows + ([("cost", f"{plan['cost']:,.2f} at the price given")] if "cost" in plan else [])
 
 
