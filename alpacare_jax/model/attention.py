@@ -1,14 +1,16 @@
 """Grouped-query attention over packed rows, and the kernels for it. Letters as in `llama.py`.
 
-A kernel is a function of a batch's segments and positions that gives `attend(q, k, v)`. All of them
-keep the examples of a row apart.
+A kernel maps a batch's segments and positions to a function `attend(q, k, v)`. No kernel lets a
+token attend to another example of its row.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q_BTNH, k_BSKH, v_BSKH) -> o_BTNH."""
@@ -17,7 +19,7 @@ Kernel = Callable[[jax.Array, jax.Array], Attend]
 
 KERNELS = ("auto", "xla", "splash", "cudnn")
 
-MASKED = -1e30  # finite, so a row with nothing to attend to gives a mean instead of NaN
+MASKED_SCORE = -1e30  # finite, so that a query with no visible key gives a mean, not NaN
 
 
 def attention_mask(
@@ -26,10 +28,10 @@ def attention_mask(
     key_segments_BS: jax.Array,
     key_positions_BS: jax.Array,
 ) -> jax.Array:
-    """Which keys each query may see, bool [B, T, S]: its own segment, up to its own position.
+    """Which keys each query attends to, bool [B, T, S]: its own segment's, up to its position.
 
-    Segments number the examples packed into a row from 1; 0 is padding. Order comes from positions
-    alone, so prompts may be padded on either side.
+    Segments number the examples packed into a row from 1; 0 is padding. Positions alone define the
+    order, so prompts may be padded on either side.
 
         tokens    = [ 5,  6,  7,  8,  9,  0]
         segments  = [ 1,  1,  1,  2,  2,  0]
@@ -40,12 +42,12 @@ def attention_mask(
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible_BTS: jax.Array
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v with a float32 softmax, [B, T, N, H] (arXiv:1706.03762).
 
     The G query heads that share a key head are folded into the query axis, so each key head is one
-    plain matrix product: on CPU twice as fast, backward included, as keeping the axes apart.
+    plain matrix product. On CPU this is twice as fast as separate axes, backward pass included.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -54,32 +56,32 @@ def attend(
     q_BKRH = q_BKGTH.reshape(B, K, G * T, H)
     scores_BKRS = jnp.einsum("BKRH,BSKH->BKRS", q_BKRH, k_BSKH, preferred_element_type=jnp.float32)
     scores_BKGTS = scores_BKRS.reshape(B, K, G, T, -1)
-    scores_BKGTS = jnp.where(visible_BTS[:, None, None], scores_BKGTS, MASKED)
-    weights = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", weights.reshape(scores_BKRS.shape), v_BSKH)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED_SCORE)
+    probabilities = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    out_BKRH = jnp.einsum("BKRS,BSKH->BKRH", probabilities.reshape(scores_BKRS.shape), v_BSKH)
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def choose_kernel(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> str:
-    """The kernel for `auto`: splash on TPU and cuDNN on GPU where they can run, else XLA.
+def choose_kernel(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str:
+    """The kernel to run; `auto` is splash on TPU and cuDNN on GPU where supported, else XLA.
 
     Raises:
-      ValueError: the kernel asked for cannot run here; it is never replaced silently.
+      ValueError: the requested kernel is not supported here; it is never replaced silently.
     """
-    whole_lanes = head_dim % 128 == 0
+    full_lanes = head_dim % 128 == 0
     half = jnp.dtype(dtype).itemsize == 2
     if name == "auto":
-        if platform == "tpu" and whole_lanes:
+        if platform == "tpu" and full_lanes:
             return "splash"
         return "cudnn" if platform in ("gpu", "cuda") and half and head_dim <= 128 else "xla"
-    if name == "splash" and not (platform == "tpu" and whole_lanes):
+    if name == "splash" and not (platform == "tpu" and full_lanes):
         raise ValueError(
-            f"model.attention splash needs a TPU and a head_dim that is a multiple of 128, not "
+            f"model.attention splash requires a TPU and a head_dim that is a multiple of 128, not "
             f"{platform} and {head_dim}; choose xla or auto"
         )
     if name == "cudnn" and not (platform in ("gpu", "cuda") and half and head_dim <= 128):
         raise ValueError(
-            f"model.attention cudnn needs a GPU, bfloat16 and a head_dim of at most 128, not "
+            f"model.attention cudnn requires a GPU, bfloat16 and a head_dim of at most 128, not "
             f"{platform}, {jnp.dtype(dtype)} and {head_dim}; choose xla or auto"
         )
     return name
@@ -87,17 +89,17 @@ def choose_kernel(name: str, platform: str, dtype: jnp.dtype, head_dim: int) -> 
 
 def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     """Plain XLA operations, on any device."""
-    visible_BTT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)
-    return lambda q_BTNH, k_BTKH, v_BTKH: attend(q_BTNH, k_BTKH, v_BTKH, visible_BTT)
+    mask_BTT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)
+    return functools.partial(attend, mask_BTS=mask_BTT)
 
 
 def cudnn(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
-    """cuDNN's fused attention; the mask is given whole, for lengths alone would join examples."""
-    visible_B1TT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)[:, None]
+    """cuDNN's fused attention with an explicit mask: lengths alone cannot separate examples."""
+    mask_B1TT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)[:, None]
 
     def attend_rows(q_BTNH, k_BTKH, v_BTKH):
         return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, mask=visible_B1TT, implementation="cudnn"
+            q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, implementation="cudnn"
         )
 
     return attend_rows
@@ -109,9 +111,9 @@ def splash(
     """The TPU's flash attention with segment ids (Pallas): scores never reach main memory.
 
     Args:
-      mesh, rows, heads: each device runs the kernel on its own rows and heads; these are the mesh
-        axes that they are spread over.
-      interpret: run it without a TPU, slowly, for tests.
+      mesh, rows, heads: the mesh axes that rows and heads are sharded over; each device runs the
+        kernel on its own shard.
+      interpret: emulate the kernel without a TPU, slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
@@ -121,15 +123,21 @@ def splash(
     def attend_row(q_NTH, k_KTH, v_KTH, segments_T):
         N, T, H = q_NTH.shape
         if T % 128:
-            raise ValueError(f"splash attention needs rows of a multiple of 128 tokens, not {T}")
+            raise ValueError(f"splash attention requires rows of a multiple of 128 tokens, not {T}")
         block = max(b for b in range(128, min(T, 1024) + 1, 128) if T % b == 0)
-        names = [f"block_{x}" for x in ("q", "kv", "kv_compute")]
-        names += [f"block_{x}_dkv" for x in ("q", "kv")] + ["block_kv_dkv_compute"]
-        names += [f"block_{x}_dq" for x in ("q", "kv")]
         kernel = kernels.make_splash_mha(
-            # Within a segment the order in the row is the order of positions.
+            # Within a segment, row order is position order.
             mask=masks.MultiHeadMask([masks.CausalMask((T, T))] * N),
-            block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block)),
+            block_sizes=kernels.BlockSizes(
+                block_q=block,
+                block_kv=block,
+                block_kv_compute=block,
+                block_q_dkv=block,
+                block_kv_dkv=block,
+                block_kv_dkv_compute=block,
+                block_q_dq=block,
+                block_kv_dq=block,
+            ),
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
@@ -137,17 +145,19 @@ def splash(
         ids = kernels.SegmentIds(q=segments_T, kv=segments_T)
         return kernel(q_NTH * H**-0.5, k_KTH, v_KTH, ids)
 
-    def for_rows(segments_BT, positions_BT):
+    def swap(x):  # [B, T, N, H] <-> [B, N, T, H]
+        return x.transpose(0, 2, 1, 3)
+
+    def kernel_of_rows(segments_BT, positions_BT):
         del positions_BT
-        spread = PartitionSpec(rows, heads, None, None)
-        mapped = jax.shard_map(
+        sharded = PartitionSpec(rows, heads, None, None)
+        attend_rows = jax.shard_map(
             jax.vmap(attend_row),
             mesh=mesh,
-            in_specs=(spread, spread, spread, PartitionSpec(rows, None)),
-            out_specs=spread,
-            check_vma=False,  # it does not know Pallas calls
+            in_specs=(sharded, sharded, sharded, PartitionSpec(rows, None)),
+            out_specs=sharded,
+            check_vma=False,  # not implemented for Pallas calls
         )
-        swap = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731 - [B, T, N, H] <-> [B, N, T, H]
-        return lambda q, k, v: swap(mapped(swap(q), swap(k), swap(v), segments_BT))
+        return lambda q, k, v: swap(attend_rows(swap(q), swap(k), swap(v), segments_BT))
 
-    return for_rows
+    return kernel_of_rows

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA: read from a Hugging Face config, or one of the published sizes."""
+"""The configuration of a LLaMA: read from Hugging Face's `config.json`, or a published size."""
 
 import dataclasses
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for longer contexts.
+    """How rotary frequencies are scaled for longer contexts.
 
-    `linear` divides every frequency by `factor`. `llama3` divides the low ones only
+    `linear` divides every frequency by `factor`, `llama3` only the low ones
     (Llama 3.1, `_compute_llama3_parameters` in transformers).
     """
 
@@ -26,19 +26,19 @@ class RopeScaling:
 
 
 def _rope_scaling(rope: dict[str, Any], context_length: int | None) -> RopeScaling | None:
-    """Reads the scaling of a `config.json`, None for plain rotary embedding."""
+    """The scaling in a `config.json`; None for plain rotary embedding."""
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
     settings = {k: v for k, v in rope.items() if k not in ("rope_type", "type")}
     if settings.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("rope scaling sets partial_rotary_factor: not implemented")
     if rope_type == "default":
         return None
-    needed = ["factor"]
+    required = ["factor"]
     if rope_type == "llama3":
-        needed += ["low_freq_factor", "high_freq_factor"]
-        if context_length:  # transformers falls back to it
+        required += ["low_freq_factor", "high_freq_factor"]
+        if context_length:  # as in transformers
             settings.setdefault("original_max_position_embeddings", context_length)
-    if missing := [key for key in needed if key not in settings]:
+    if missing := [key for key in required if key not in settings]:
         raise ValueError(f"rope scaling of type {rope_type} lacks {', '.join(missing)}")
     if unknown := set(settings) - {field.name for field in dataclasses.fields(RopeScaling)}:
         raise ValueError(f"rope scaling sets {', '.join(sorted(unknown))}: not implemented")
@@ -47,7 +47,7 @@ def _rope_scaling(rope: dict[str, Any], context_length: int | None) -> RopeScali
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a model, in the words of Hugging Face's `LlamaConfig`."""
+    """Sizes and settings of a model, named as in Hugging Face's `LlamaConfig`."""
 
     vocab_size: int
     hidden_size: int
@@ -83,15 +83,16 @@ class LlamaConfig:
                 f"{self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even: rotary embedding turns pairs")
+            raise ValueError(f"head_dim {self.head_dim} must be even for rotary embedding")
 
     @property
     def untied_embeddings(self) -> bool:
+        """Whether the output embedding is a weight of its own."""
         return not self.tie_word_embeddings
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The length of each letter of the legend that a weight can have."""
+        """The size of each letter of the legend that occurs in weights."""
         return {
             "V": self.vocab_size,
             "D": self.hidden_size,
@@ -104,11 +105,11 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> "LlamaConfig":
-        """Reads the content of a Hugging Face `config.json`, of transformers 4 or 5.
+        """Parses a Hugging Face `config.json`, written by transformers 4 or 5.
 
         Raises:
-          ValueError: not a LLaMA, a required key is missing, or a setting that changes the
-            mathematics is not implemented; the message names it.
+          ValueError: the model is not a LLaMA, a required key is missing, or a setting that changes
+            the mathematics is not implemented.
         """
         if hf.get("model_type") != "llama":
             raise ValueError(f"config.json has model_type {hf.get('model_type')!r}, not 'llama'")
@@ -127,14 +128,14 @@ class LlamaConfig:
         kwargs["eos_token_ids"] = (
             tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
         )
-        # transformers 5 writes one group "rope_parameters"; 4 wrote theta beside "rope_scaling".
+        # transformers 5 writes a group "rope_parameters", 4 top-level "rope_theta", "rope_scaling".
         rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
         kwargs["rope_theta"] = float(rope.pop("rope_theta", hf.get("rope_theta") or 10_000.0))
         kwargs["rope_scaling"] = _rope_scaling(rope, hf.get("max_position_embeddings"))
         return cls(**kwargs)
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a `config.json` that transformers 4 and 5 both open."""
+        """The content of a `config.json` that both transformers 4 and 5 read."""
         hf = dataclasses.asdict(self) | {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -157,9 +158,13 @@ _ONLY_IMPLEMENTED = {
     "quantization_config": None,
 }
 
-_LLAMA1 = {"vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
-_LLAMA2 = {"vocab_size": 32_000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-_LLAMA3 = {
+_LLAMA1: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+_LLAMA2: dict[str, Any] = _LLAMA1 | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAMA3: dict[str, Any] = {
     "vocab_size": 128_256,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500_000.0,
@@ -168,7 +173,7 @@ _LLAMA3 = {
 }
 
 
-def _shape(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 0) -> dict[str, int]:
+def _sizes(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 0) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": ffn,
@@ -178,32 +183,32 @@ def _shape(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 0) ->
     }
 
 
-# Sizes as in the released config.json files.
+# As in the released config.json files.
 VARIANTS: dict[str, LlamaConfig] = {
-    "llama-7b": LlamaConfig(**_LLAMA1, **_shape(4096, 11_008, 32, 32)),
-    "llama-13b": LlamaConfig(**_LLAMA1, **_shape(5120, 13_824, 40, 40)),
-    "llama-30b": LlamaConfig(**_LLAMA1, **_shape(6656, 17_920, 60, 52)),
-    "llama-65b": LlamaConfig(**(_LLAMA1 | {"rms_norm_eps": 1e-5}), **_shape(8192, 22_016, 80, 64)),
-    "llama2-7b": LlamaConfig(**_LLAMA2, **_shape(4096, 11_008, 32, 32)),
-    "llama2-13b": LlamaConfig(**_LLAMA2, **_shape(5120, 13_824, 40, 40)),
-    "llama2-70b": LlamaConfig(**_LLAMA2, **_shape(8192, 28_672, 80, 64, 8)),
+    "llama-7b": LlamaConfig(**_LLAMA1, **_sizes(4096, 11_008, 32, 32)),
+    "llama-13b": LlamaConfig(**_LLAMA1, **_sizes(5120, 13_824, 40, 40)),
+    "llama-30b": LlamaConfig(**_LLAMA1, **_sizes(6656, 17_920, 60, 52)),
+    "llama-65b": LlamaConfig(**(_LLAMA1 | {"rms_norm_eps": 1e-5}), **_sizes(8192, 22_016, 80, 64)),
+    "llama2-7b": LlamaConfig(**_LLAMA2, **_sizes(4096, 11_008, 32, 32)),
+    "llama2-13b": LlamaConfig(**_LLAMA2, **_sizes(5120, 13_824, 40, 40)),
+    "llama2-70b": LlamaConfig(**_LLAMA2, **_sizes(8192, 28_672, 80, 64, 8)),
     "llama3-8b": LlamaConfig(
-        **_LLAMA3, **_shape(4096, 14_336, 32, 32, 8), max_position_embeddings=8192
+        **_LLAMA3, **_sizes(4096, 14_336, 32, 32, 8), max_position_embeddings=8192
     ),
     "llama3.2-1b": LlamaConfig(
         **_LLAMA3,
-        **_shape(2048, 8192, 16, 32, 8),
+        **_sizes(2048, 8192, 16, 32, 8),
         max_position_embeddings=131_072,
         tie_word_embeddings=True,
         rope_scaling=RopeScaling("llama3", factor=32.0),
     ),
     "smollm2-135m": LlamaConfig(
-        **_shape(576, 1536, 30, 9, 3),
+        **_sizes(576, 1536, 30, 9, 3),
         vocab_size=49_152,
         max_position_embeddings=8192,
         rms_norm_eps=1e-5,
         rope_theta=100_000.0,
         tie_word_embeddings=True,
     ),
-    "tiny": LlamaConfig(**_shape(64, 128, 2, 4, 2), vocab_size=512, max_position_embeddings=512),
+    "tiny": LlamaConfig(**_sizes(64, 128, 2, 4, 2), vocab_size=512, max_position_embeddings=512),
 }

@@ -256,7 +256,7 @@ def test_the_kernel_that_is_chosen(asked, platform, dtype, head_dim, chosen):
     ],
 )
 def test_a_kernel_that_cannot_run_is_an_error(asked, platform, dtype, head_dim):
-    with pytest.raises(ValueError, match=f"model.attention {asked} needs a .PU.* choose xla or"):
+    with pytest.raises(ValueError, match=f"model.attention {asked} requires a .PU.* choose xla or"):
         attention.choose_kernel(asked, platform, jnp.dtype(dtype), head_dim)
 
 
