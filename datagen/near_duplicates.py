@@ -2,112 +2,48 @@
 
 Two texts of m and n tokens whose longest common subsequence has L tokens have
 
-    F = 2 p r / (p + r)    with p = L / n, r = L / m;    that is 2 L / (m + n), but for rounding
+    F = 2 p r / (p + r)    with p = L / n, r = L / m;    that is 2 L / (m + n), except for rounding
 
-(`RougeScorer(["rougeL"], use_stemmer=False).score(a, b)["rougeL"].fmeasure`). At exactly 2 L / (m +
-n) = threshold, rouge_score's float may lie above it, so the last word is always its own expression.
+(`RougeScorer(["rougeL"], use_stemmer=False).score(a, b)["rougeL"].fmeasure`). Where 2 L / (m + n)
+equals the threshold, rouge_score's float may lie above it, so its own expression decides.
 
-Most pairs are never compared. F > t needs L > t (m + n) / 2, and L is at most the overlap, the
-number of tokens that two texts share in any order. Sort the tokens of each from the rarest on. The
-first that both hold stands where m - i and n - j tokens are left, so the overlap is at most the
-smaller of these: only pairs which share a token with enough tokens left on both sides are
-candidates. That bounds the lengths too (Bayardo et al. 2007, "Scaling up all pairs similarity
-search"; Xiao et al. 2008, "Efficient similarity joins for near duplicate detection"). `rapidfuzz`
-finds L for them.
+Most pairs are never compared. F > t requires L > t (m + n) / 2, and L is at most the overlap, the
+number of tokens that two texts share in any order. Sort the tokens of each text from the rarest to
+the most common. If the first one that both hold leaves `left` tokens in one text and `other_left`
+in the other, counting itself, the overlap is at most the smaller of the two:
+
+    sorted tokens of one    = [sepsis, signs, name,  of ]    m = 4
+    left                    = [     4,     3,    2,   1 ]
+    sorted tokens of other  = [ fever, cause, signs, of ]    n = 4
+    other_left              = [     4,     3,    2,   1 ]    first in common: signs, min(3, 2) = 2
+
+At t = 0.7, L > 2.8 is required, so these two are no candidates. The bound covers the lengths, too
+(Bayardo et al. 2007, "Scaling up all pairs similarity search"; Xiao et al. 2008, "Efficient
+similarity joins for near duplicate detection"). `rapidfuzz` finds L for the candidates.
 """
 
-import re
-import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
+from common.messages import suggestion
+from common.rouge import TOKENIZERS, TokenCharacters, f_measure
+
 ROUNDING = 1e-6
 """Far above the rounding error of a bound, in tokens, and far below one token."""
 
-# Tokenizers.
 
-_LATIN_WORD = re.compile(r"[a-z0-9]+")
-_WITHOUT_SPACES = (
-    *("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA "),
-    *("THAI ", "LAO ", "KHMER ", "MYANMAR "),
-)
-"""Starts of the Unicode names of characters whose script puts no spaces between words."""
-
-
-def rouge_tokens(text: str) -> list[str]:
-    """rouge_score's own tokens without its stemmer: runs of a to z and digits, in lower case.
-
-    >>> rouge_tokens("What's COVID-19?"), rouge_tokens("高血压")
-    (['what', 's', 'covid', '19'], [])
-    """
-    return _LATIN_WORD.findall(text.lower())
-
-
-class _Spacing(dict[int, str]):
-    """Code point -> what it becomes before a text is split at its spaces."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        category, name = unicodedata.category(char), unicodedata.name(char, "")
-        if category == "Cf" or name.startswith("VARIATION SELECTOR"):
-            spaced = ""  # invisible: joiners, soft hyphens
-        elif category[0] not in "LMN":
-            spaced = " "
-        else:
-            spaced = f" {char} " if name.startswith(_WITHOUT_SPACES) else char
-        self[code] = spaced
-        return spaced
-
-
-_SPACING = _Spacing()
-
-
-def unicode_tokens(text: str) -> list[str]:
-    """Words of any script; single characters where a script puts no spaces between words.
-
-    The same as `rouge_tokens` for ASCII.
-
-    >>> unicode_tokens("Fièvre?"), unicode_tokens("高血压 é COVID-19"), unicode_tokens("हिन्दी")
-    (['fièvre'], ['高', '血', '压', 'é', 'covid', '19'], ['हिन्दी'])
-    """
-    return unicodedata.normalize("NFKC", text).casefold().translate(_SPACING).split()
-
-
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
-    "rouge": rouge_tokens,
-    "unicode": unicode_tokens,
-}
-
-# The index.
-
-
-class _Characters(dict[str, str]):
-    """Token -> a character of its own, the next one for a new token.
-
-    rapidfuzz compares strings faster than lists. In use, common tokens come first, so the greater
-    the character, the rarer the token, roughly.
-    """
-
-    def __missing__(self, token: str) -> str:
-        try:
-            char = self[token] = chr(len(self))
-        except ValueError:
-            raise ValueError(f"over {len(self):,} distinct tokens; filter fewer texts") from None
-        return char
-
-
-class _Encoded(NamedTuple):
+class _Indexed(NamedTuple):
     """One text."""
 
     text: str
-    chars: str  # one a token
-    prefix: dict[str, int]  # its rarest tokens -> how many tokens are left from there on
+    chars: str  # one per token
+    prefix: dict[str, int]  # its rarest tokens -> number of tokens left from there on
 
 
 class Match(NamedTuple):
@@ -118,7 +54,7 @@ class Match(NamedTuple):
 
 
 class NearDuplicates:
-    """Texts of which none, some or all may be near-duplicates: ask, then add or not.
+    """An index of texts: query a new text, then add it or not.
 
     >>> index = NearDuplicates(threshold=0.7)
     >>> index.add("List three causes of chest pain.", "seed-1")
@@ -131,39 +67,42 @@ class NearDuplicates:
     def __init__(self, threshold: float = 0.7, tokenizer: str = "rouge"):
         """
         Args:
-          threshold: texts with F above it are near-duplicates; over 0 and under 1.
-          tokenizer: of TOKENIZERS; "rouge" sees no letter but a to z.
+          threshold: texts with F above it are near-duplicates; between 0 and 1, exclusive.
+          tokenizer: key of TOKENIZERS; "rouge" sees a to z and digits only.
 
         Raises:
-          ValueError: the threshold is out of range or there is no such tokenizer.
+          ValueError: the threshold is out of range or the tokenizer is unknown.
         """
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold {threshold} must lie between 0 and 1")
+            raise ValueError(f"threshold {threshold} must be between 0 and 1, exclusive")
         if tokenizer not in TOKENIZERS:
-            raise ValueError(f"no tokenizer {tokenizer!r}; choose one of {', '.join(TOKENIZERS)}")
+            raise ValueError(
+                f"unknown tokenizer {tokenizer!r}; {suggestion(tokenizer, TOKENIZERS)}"
+            )
         self._threshold = threshold
         self._tokenize = TOKENIZERS[tokenizer]
-        self._characters = _Characters()
+        # After `learn` common tokens come first, so the greater the character, the rarer its token.
+        self._characters = TokenCharacters()
         self._ids: list[Any] = []
         self._texts: list[str] = []  # as characters
         self._lengths = array("i")  # in tokens
         self._postings: dict[str, array[int]] = {}  # character -> (position, tokens left), flat
-        self._recent = _Encoded("", "", {})
+        self._recent = _Indexed("", "", {})
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Counts tokens to know the rare ones; without it, tokens seen first count as common.
+        """Counts tokens to find the rare ones; without it, tokens seen first count as common.
 
-        Searches are faster then; what they find is the same.
+        This speeds up queries; their results are the same.
         """
         counts = Counter(token for text in texts for token in self._tokenize(text))
         for token, _ in counts.most_common():
             self._characters[token]
 
     def add(self, text: str, id: Any) -> None:
-        """Adds a text, found from now on as `id`; a text without any token never is."""
+        """Adds a text that later queries find as `id`; a text without tokens is never found."""
         position = len(self._ids)
         encoded = self._encode(text)
         self._ids.append(id)
@@ -177,7 +116,7 @@ class NearDuplicates:
         return max(self.matches(text), key=lambda match: match.score, default=None)
 
     def matches(self, text: str) -> list[Match]:
-        """All texts with F above the threshold, in the order in which they were added."""
+        """All texts with F above the threshold, in the order they were added."""
         encoded = self._encode(text)
         candidates, lengths = self._candidates(encoded)
         if not len(candidates):
@@ -192,8 +131,7 @@ class NearDuplicates:
         found = np.flatnonzero(common > self._bound(len(encoded.chars), lengths))
         if not len(found):
             return []
-        precision, recall = common[found] / lengths[found], common[found] / len(encoded.chars)
-        scores = 2 * precision * recall / (precision + recall)
+        scores = f_measure(common[found], lengths[found], len(encoded.chars))
         above = scores > self._threshold
         chosen = candidates[found[above]].tolist()
         return [
@@ -201,34 +139,37 @@ class NearDuplicates:
             for position, score in zip(chosen, scores[above].tolist(), strict=True)
         ]
 
-    def _encode(self, text: str) -> _Encoded:
+    def _encode(self, text: str) -> _Indexed:
         if text == self._recent.text:
-            return self._recent  # most texts are looked for, then added
-        chars = "".join(map(self._characters.__getitem__, self._tokenize(text)))
-        # The shortest text that can be above the threshold has `shortest` tokens, all of them here.
+            return self._recent  # most texts are queried, then added
+        chars = self._characters.encode(self._tokenize(text))
+        # The shortest text that can score above the threshold has `shortest` tokens, all in common.
         shortest = len(chars) * self._threshold / (2 - self._threshold) - ROUNDING
         prefix: dict[str, int] = {}
         for at, char in enumerate(sorted(chars, reverse=True)):
             if len(chars) - at < shortest:
                 break
             prefix.setdefault(char, len(chars) - at)
-        self._recent = _Encoded(text, chars, prefix)
+        self._recent = _Indexed(text, chars, prefix)
         return self._recent
 
-    def _candidates(self, encoded: _Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """Positions and lengths of what can be above the threshold, each int32[candidates]."""
+    def _candidates(self, encoded: _Indexed) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and lengths of the texts that can score above the threshold.
+
+        Both are int32[candidates].
+        """
         shared = self._postings.keys() & encoded.prefix.keys()
         if not shared:
             return np.empty(0, np.int32), np.empty(0, np.int32)
         postings = [self._postings[char] for char in shared]
-        theirs = np.frombuffer(b"".join(postings), np.int32).reshape(-1, 2)
-        left = [encoded.prefix[char] for char in shared]
-        ours = np.repeat(left, [len(posting) // 2 for posting in postings])
+        position, other_left = np.frombuffer(b"".join(postings), np.int32).reshape(-1, 2).T
+        left_by_char = [encoded.prefix[char] for char in shared]
+        left = np.repeat(left_by_char, [len(posting) // 2 for posting in postings])
         lengths = np.frombuffer(self._lengths, np.int32)
-        bound = self._bound(len(encoded.chars), lengths[theirs[:, 0]])
-        positions = np.unique(theirs[np.minimum(theirs[:, 1], ours) > bound, 0])
+        bound = self._bound(len(encoded.chars), lengths[position])
+        positions = np.unique(position[np.minimum(left, other_left) > bound])
         return positions, lengths[positions]
 
     def _bound(self, m: int, n: np.ndarray) -> np.ndarray:
-        """What L, and so the overlap, exceeds where m and n tokens give F above the threshold."""
+        """L, and so the overlap, exceeds this wherever m and n tokens give F above the threshold."""
         return np.maximum(self._threshold / 2 * (m + n) - ROUNDING, 0)
