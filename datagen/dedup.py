@@ -24,7 +24,8 @@ from absl import flags
 from common import cli, jsonl, provenance
 from common.jsonl import Record
 from common.records import read_records
-from datagen.near_duplicates import TOKENIZERS, NearDuplicates
+from common.rouge import TOKENIZERS
+from datagen.near_duplicates import NearDuplicates
 
 MODES = ("greedy", "drop_both")
 FIELDS = {"instruction": ("instruction",), "instruction_input": ("instruction", "input")}

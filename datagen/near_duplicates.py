@@ -171,5 +171,5 @@ class NearDuplicates:
         return positions, lengths[positions]
 
     def _bound(self, m: int, n: np.ndarray) -> np.ndarray:
-        """L, and so the overlap, exceeds this wherever m and n tokens give F above the threshold."""
+        """A bound that L, and so the overlap, exceeds if F is above the threshold."""
         return np.maximum(self._threshold / 2 * (m + n) - ROUNDING, 0)

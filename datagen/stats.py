@@ -1,12 +1,11 @@
 """Describes one or several instruction sets: numbers, a page, figures, a dataset card.
 
-    python -m datagen.stats --input=seeds.jsonl,examples.jsonl --names=Seeds,Ours --output=report
+    python -m datagen.stats --input=examples.jsonl,seeds.jsonl --names=Ours,Seeds --output=report
 
-Writes stats.json, stats.html, figures/*.png and run.json into --output; with --card also README.md,
-a Hugging Face dataset card. Several sets are compared side by side.
+Writes stats.json, stats.html, figures/*.png and run.json into --output; with --card --license=...
+also README.md, a Hugging Face dataset card of the first set. The other sets are comparisons.
 """
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,72 +15,72 @@ from absl import flags
 
 from common import cli, jsonl, provenance
 from common.jsonl import Record
+from common.messages import log
 from common.records import read_records
 from common.reports import drawing
-from datagen.analysis import card as dataset_card
+from common.rouge import TOKENIZERS
+from common.sections import UsageError
 from datagen.analysis import measures, page, verb_objects
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
+from datagen.analysis.card import CardSettings, card
 
 
 def named_inputs(inputs: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """The files by the name of their set: the given ones, else the files' own.
+    """The files by set name, which is taken from --names or from the file name.
 
     Raises:
-      ValueError: names and files do not match one to one, or there are too many for one page.
+      UsageError: names and files do not match one to one, a name is used twice, or there are more
+        sets than a page can show.
     """
     paths = [Path(text) for text in inputs]
     if len(paths) > drawing.SERIES:
-        raise ValueError(f"{len(paths)} sets do not fit on a page; give at most {drawing.SERIES}")
+        raise UsageError(f"{len(paths)} sets do not fit on a page; give at most {drawing.SERIES}")
     if names and len(names) != len(paths):
-        raise ValueError(f"--names has {len(names)} names for {len(paths)} files of --input")
+        raise UsageError(f"--names has {len(names)} names for {len(paths)} files of --input")
     given = list(names) or [path.name.split(".")[0] for path in paths]
     for name in given:
         if given.count(name) > 1:
-            raise ValueError(f"two sets are called {name!r}; name each with --names=A,B")
+            raise UsageError(f"duplicate set name {name!r}; set unique names with --names=A,B")
     return dict(zip(given, paths, strict=True))
 
 
 def read_set(path: Path) -> list[Record]:
-    """The records of a file, with `output` checked where there is one."""
+    """The records of a file, with `output` checked if present."""
     records = read_records(path)
     for record in records:
         record["output"] = jsonl.text(f"{path}, record {record['id']}", record, "output")
     return records
 
 
-def choose_parser(parser: str, model: str) -> tuple[str, measures.Parser]:
+def choose_parser(parser: str, model: str) -> tuple[str, measures.PairFinder]:
     """(name, function) of the verb-object parser.
 
     Raises:
-      ValueError: spaCy was asked for and is not installed.
+      UsageError: spaCy was requested and is not installed.
     """
     pipeline = verb_objects.load_spacy(model) if parser != "rules" else None
     if pipeline is not None:
         return "spacy", partial(verb_objects.by_spacy, pipeline)
     if parser == "spacy":
-        raise ValueError(
+        raise UsageError(
             f"spaCy or its model {model} is not installed; install both or use --parser=rules"
         )
-    return "rules", lambda texts: map(verb_objects.by_rules, texts)
+    return "rules", partial(map, verb_objects.by_rules)
 
 
-def write_figures(directory: Path, figures: dict[str, page.Figure]) -> dict[str, str]:
-    """Writes one PNG a figure; returns the headings by file name. A figure with nothing is none."""
+def write_figures(directory: Path, figures: dict[str, page.StatsFigure]) -> dict[str, str]:
+    """Writes one PNG per figure that has drawings; returns the headings by relative path."""
     directory.mkdir(parents=True, exist_ok=True)
     written, missing = {}, set()
     for name, (heading, _, drawings, _) in figures.items():
         path = directory / f"{name}.png"
         if not drawings:
-            path.unlink(missing_ok=True)  # of an earlier run
+            path.unlink(missing_ok=True)  # left by an earlier run
             continue
         whole = drawing.beside(heading, drawings, columns=min(2, len(drawings)))
         missing |= drawing.write_png(path, whole)
         written[f"{directory.name}/{path.name}"] = heading
     if missing:
-        say(drawing.boxes(missing))
+        log(drawing.boxes(missing))
     return written
 
 
@@ -94,11 +93,11 @@ def run(
     queries: int,
     seed: int,
     tokenizer: str,
-    card: dataset_card.Settings | None,
+    card_settings: CardSettings | None,
 ) -> None:
-    """Measures the sets and writes everything; see the flags for the arguments."""
+    """Measures the sets and writes all outputs; the arguments are the flags'."""
     sets = {name: read_set(path) for name, path in inputs.items()}
-    parser, parse = choose_parser(parser, spacy_model)
+    parser, find_pairs = choose_parser(parser, spacy_model)
     settings: dict[str, Any] = {
         "inputs": {
             name: {"file": path.name, "sha256": provenance.sha256(path)}
@@ -112,55 +111,73 @@ def run(
     }
     record = provenance.describe(config=settings)
     stats = measures.measure(
-        sets, parse, parser=parser, queries=queries, seed=seed, tokenizer=tokenizer, say=say
+        sets, find_pairs, parser=parser, queries=queries, seed=seed, tokenizer=tokenizer
     )
     output.mkdir(parents=True, exist_ok=True)
     provenance.write_json(output / "stats.json", stats)
     provenance.write_text(output / "stats.html", page.page(stats))
     figures = write_figures(output / "figures", page.figures(stats))
-    if card:
-        text = dataset_card.card(card, stats, inputs, sets, figures)
+    if card_settings:
+        name, path = next(iter(inputs.items()))
+        text = card(card_settings, stats, path, sets[name], figures)
         provenance.write_text(output / "README.md", text)
-        say(f"{output / 'README.md'}: upload it beside the data files that it names")
+        log(f"{output / 'README.md'}: dataset card of {path.name}; upload both together")
     provenance.write_json(output / "run.json", record | {"end": provenance.now()})
-    say(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
+    log(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("input", None, "Records: .jsonl or .json, .gz or not; several by commas.")
+    """Defines the flags of this command."""
+    flags.DEFINE_list(
+        "input", None, "Sets of records, comma-separated: .jsonl or .json, optionally .gz."
+    )
     flags.DEFINE_string("output", None, "Folder for the results.")
-    flags.DEFINE_list("names", [], "Name of each set; the files' names by default.")
+    flags.DEFINE_list("names", [], "Name of each set; by default its file name.")
     flags.DEFINE_enum(
-        "parser", "auto", ["auto", "spacy", "rules"], "Finds verbs; auto: spaCy where installed."
+        "parser",
+        "auto",
+        ["auto", "spacy", "rules"],
+        "How verbs and objects are found; auto: spaCy if installed.",
     )
     flags.DEFINE_string("spacy_model", "en_core_web_md", "The spaCy model.")
     flags.DEFINE_integer(
         "neighbour_queries",
         5000,
-        "Instructions of a set that look for their nearest neighbour among all; 0: every one.",
+        "Instructions of each set whose nearest neighbour is searched for; 0: all.",
         lower_bound=0,
     )
-    flags.DEFINE_integer("seed", 0, "Of the drawing of instructions.")
+    flags.DEFINE_integer("seed", 0, "Seed of the random samples.")
     flags.DEFINE_enum(
-        "tokenizer", "rouge", list(measures.TOKENIZERS), "rouge: a-z, 0-9; unicode: any script."
+        "tokenizer",
+        "rouge",
+        list(TOKENIZERS),
+        "Tokens of the nearest-neighbour search; rouge: a to z and digits; unicode: any script.",
     )
-    flags.DEFINE_bool("card", False, "Write README.md, a Hugging Face dataset card; needs:")
-    flags.DEFINE_string("license", None, "Licence of the data: a Hugging Face identifier.")
-    flags.DEFINE_list("language", [], "Language codes of the data, as en or en,de.")
-    flags.DEFINE_string("title", None, "Name of the data set on its card.")
-    flags.DEFINE_list("tags", [], "More tags for the card.")
+    flags.DEFINE_bool(
+        "card",
+        False,
+        "Also write README.md, a Hugging Face dataset card of the first set; requires --license.",
+    )
+    flags.DEFINE_string("license", "", "Licence of the first set: a Hugging Face identifier.")
+    flags.DEFINE_list("language", [], "Language codes for the card, such as en or en,de.")
+    flags.DEFINE_string("title", "", "Title of the card; by default the name of the first set.")
+    flags.DEFINE_list("tags", [], "Additional tags for the card.")
     flags.mark_flags_as_required(["input", "output"])
     cli.require_entries("input")
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     del argv
     FLAGS = flags.FLAGS
     inputs = named_inputs(FLAGS.input, FLAGS.names)
-    card = None
+    card_settings = None
     if FLAGS.card:
-        card = dataset_card.Settings(
-            FLAGS.license or "", tuple(FLAGS.language), FLAGS.title or "", tuple(FLAGS.tags)
+        card_settings = CardSettings(
+            license=FLAGS.license,
+            language=tuple(FLAGS.language),
+            title=FLAGS.title or next(iter(inputs)),
+            tags=tuple(FLAGS.tags),
         )
     run(
         inputs=inputs,
@@ -170,7 +187,7 @@ def main(argv: Sequence[str]) -> None:
         queries=FLAGS.neighbour_queries,
         seed=FLAGS.seed,
         tokenizer=FLAGS.tokenizer,
-        card=card,
+        card_settings=card_settings,
     )
 
 

@@ -1,6 +1,7 @@
-"""A Hugging Face dataset card (README.md) for instruction sets, from their stats and run.json.
+"""A Hugging Face dataset card (README.md) for an instruction set, from its stats and run.json.
 
-Licence and language are the user's to say; nothing legal is guessed.
+The first set of the stats is the data set; the others appear as comparisons only. The licence must
+be given; nothing legal is guessed.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.jsonl import Record
+from common.sections import UsageError
 from datagen.analysis.tables import Stats, summary_rows
 
-_SIZES = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"))
+_SIZE_LIMITS = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"))
 
 NOTICE = (
     "For research on language models only. Machine-written medical text can be wrong, outdated or "
@@ -23,69 +25,63 @@ NOTICE = (
     "about care."
 )
 
-_TOLD = ("model", "models", "prompt_version", "prompt", "threshold", "mode", "tokenizer", "against")
-"""Keys of a run's config that say how records came to be."""
+_SHOWN_SETTINGS = frozenset(
+    "model models prompt_version prompt threshold mode tokenizer against".split()
+)
+"""Keys of a run's config that explain how its records were made."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CardSettings:
     """What only the user can say about the data."""
 
     license: str  # Hugging Face's identifier
-    language: tuple[str, ...]  # ISO 639 codes
+    language: tuple[str, ...]  # ISO 639 codes; empty: not stated
     title: str
     tags: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        missing = [f"--{name}" for name in ("license", "language", "title") if not vars(self)[name]]
-        if missing:
-            raise ValueError(f"--card needs {', '.join(missing)}: they are never guessed")
+        if not self.license:
+            raise UsageError("--card requires --license: a licence is never guessed")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", self.license):
-            raise ValueError(
+            raise UsageError(
                 f"--license={self.license!r} is no Hugging Face identifier; write it as "
                 "apache-2.0, cc-by-nc-4.0 or other"
             )
         for code in self.language:
             if not re.fullmatch(r"[a-z]{2,3}", code):
-                raise ValueError(f"--language: {code!r} is no code of two or three letters, as en")
+                raise UsageError(
+                    f"--language: {code!r} is no code of two or three letters, such as en"
+                )
 
 
 def size_category(records: int) -> str:
-    """Hugging Face's name for a number of records.
+    """Hugging Face's size category for a number of records.
 
     >>> size_category(167), size_category(52002)
     ('n<1K', '10K<n<100K')
     """
     lower = ""
-    for limit, name in _SIZES:
+    for limit, name in _SIZE_LIMITS:
         if records < limit:
             return f"{lower}<n<{name}" if lower else f"n<{name}"
         lower = name
     return "n>10M"
 
 
-def front_matter(settings: Settings, stats: Stats, files: dict[str, Path]) -> str:
-    """The card's YAML. Texts are quoted as JSON, which YAML includes.
-
-    Raises:
-      ValueError: two data files share a name, so that the card could not tell them apart.
-    """
-    listed = [path.name for path in files.values()]
-    if len(set(listed)) < len(listed):
-        raise ValueError("two --input files have the same name; rename one for the card")
-    records = sum(found["records"] for found in stats["sets"].values())
+def front_matter(settings: CardSettings, name: str, file: str, records: int) -> str:
+    """The card's YAML for the set `name` in the data file `file`; JSON strings are valid YAML."""
     lines = [
         f"license: {json.dumps(settings.license)}",
         f"pretty_name: {json.dumps(settings.title, ensure_ascii=False)}",
-        *_list("language", settings.language),
+        *(_list("language", settings.language) if settings.language else ()),
         *_list("size_categories", [size_category(records)]),
         *_list("task_categories", ["text-generation"]),
         *_list("tags", ["instruction-tuning", *settings.tags]),
         "configs:",
+        f"- config_name: {json.dumps(config_name(name))}",
+        f"  data_files: {json.dumps(file, ensure_ascii=False)}",
     ]
-    for name, path in files.items():
-        lines.append(f"- config_name: {json.dumps(config_name(name))}")
-        lines.append(f"  data_files: {json.dumps(path.name, ensure_ascii=False)}")
     return "\n".join(["---", *lines, "---"])
 
 
@@ -100,28 +96,45 @@ def _list(key: str, values: Sequence[str]) -> Iterator[str]:
 
 
 def card(
-    settings: Settings,
+    settings: CardSettings,
     stats: Stats,
-    files: dict[str, Path],
-    sets: dict[str, list[Record]],
+    path: Path,
+    records: Sequence[Record],
     figures: dict[str, str],
 ) -> str:
-    """The whole README.md; `figures` gives the heading of each picture by its relative path."""
+    """The whole README.md of the first set of `stats`.
+
+    Args:
+      path: its data file.
+      records: its records.
+      figures: heading of each picture by its relative path.
+    """
+    name, *others = stats["sets"]
+    compared = ", ".join(map(_plain, others))
     rows = summary_rows(stats)
-    body = [f"# {_plain(settings.title)}", "## Use", NOTICE, "## Numbers"]
     head = ["", *map(_plain, stats["sets"])]
     lines = [_row(head), _row(["---", *("---:" for _ in stats["sets"])])]
     for label, values in rows:
         empty = [""] * len(stats["sets"])
         lines.append(_row([label, *values] if values else [f"**{label}**", *empty]))
-    body += ["\n".join(lines), "## Provenance"]
-    for name, path in files.items():
-        body.append(f"### {_plain(name)} (`{path.name}`)")
-        body.append("\n".join(_sources(sets[name])))
-        body += [_run(record) for record in run_records(path)]
-    body.append("## Figures")
-    body += [f"### {heading}\n\n![{heading}]({path})" for path, heading in figures.items()]
-    return front_matter(settings, stats, files) + "\n\n" + "\n\n".join(filter(None, body)) + "\n"
+    note = f"{_plain(name)} is this data set. For comparison only, not part of it: {compared}."
+    body = [
+        front_matter(settings, name, path.name, stats["sets"][name]["records"]),
+        f"# {_plain(settings.title)}",
+        "## Use",
+        NOTICE,
+        "## Numbers",
+        note if others else "",
+        "\n".join(lines),
+        "## Provenance",
+        f"`{path.name}`:",
+        "\n".join(_sources(records)),
+        *map(_run, run_records(path)),
+        "## Figures",
+        note if others else "",
+        *(f"### {heading}\n\n![{heading}]({file})" for file, heading in figures.items()),
+    ]
+    return "\n\n".join(filter(None, body)) + "\n"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -129,31 +142,31 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: object) -> str:
-    """Text that Markdown and HTML show as it is, on one line, also inside a table."""
+    """Text escaped for Markdown and HTML, on one line, so that it also fits into a table."""
     line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", line)
 
 
-def _sources(records: Sequence[Record], most: int = 10) -> list[str]:
-    """What the records say of their source: texts, or model and prompt version."""
-    told: Counter[str] = Counter()
+def _sources(records: Sequence[Record], shown: int = 10) -> list[str]:
+    """Lines of record counts by source: its text, or its model and prompt version."""
+    counts: Counter[str] = Counter()
     for record in records:
         source = record.get("source")
         if isinstance(source, dict):
             known = [f"{key} {source[key]}" for key in ("model", "prompt_version") if key in source]
-            told[", ".join(known) or "source without a model"] += 1
+            counts[", ".join(known) or "source without a model"] += 1
         else:
-            told[str(source) if source else "no source given"] += 1
-    lines = [f"- {count:,} records: {_plain(text)}" for text, count in told.most_common(most)]
-    rest = told.total() - sum(count for _, count in told.most_common(most))
-    return [*lines, f"- {rest:,} records: {len(told) - most:,} other sources"] if rest else lines
+            counts[str(source) if source else "no source given"] += 1
+    lines = [f"- {n:,} records: {_plain(text)}" for text, n in counts.most_common(shown)]
+    if rest := sum(n for _, n in counts.most_common()[shown:]):
+        lines.append(f"- {rest:,} records: {len(counts) - shown:,} other sources")
+    return lines
 
 
 def run_records(path: Path) -> list[dict[str, Any]]:
-    """The run.json of a data file: FILE.run.json, and the one of its folder."""
-    beside = (path.with_name(path.name + ".run.json"), path.with_name("run.json"))
+    """The run records of a data file: FILE.run.json, and run.json in its folder."""
     found = []
-    for file in beside:
+    for file in (path.with_name(path.name + ".run.json"), path.with_name("run.json")):
         if not file.is_file():
             continue
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -174,7 +187,7 @@ def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items() if isinstance(config, dict) else ():
         if isinstance(value, dict):
             yield from _settings(value, f"{prefix}{key}.")
-        elif key in _TOLD and value not in (None, "", []):
+        elif key in _SHOWN_SETTINGS and value not in (None, "", []):
             yield prefix + key, value
 
 

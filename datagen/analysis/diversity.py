@@ -2,21 +2,20 @@
 
 import math
 import random
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
-from datagen.analysis import words
+from common.rouge import TokenCharacters, Tokenizer, unicode_tokens
 
-_QUERIES_AT_ONCE = 64  # 64 x 52,000 float64 scores are 27 MB
+_QUERY_BATCH = 64  # 64 x 52,000 float64 scores are 27 MB
 
 
 def entropy(counts: Iterable[int]) -> float:
-    """Shannon entropy in bits of how often each kind occurs; 0 of nothing.
+    """Shannon entropy, in bits, of a distribution given by its counts; 0 if it is empty.
 
     >>> entropy([5, 5, 5, 5]), entropy([7])
     (2.0, 0.0)
@@ -27,7 +26,10 @@ def entropy(counts: Iterable[int]) -> float:
 
 
 def indices(counts: Iterable[int]) -> dict[str, float | int]:
-    """Distinct kinds, entropy, and the effective number 2^entropy: as many equal kinds."""
+    """Number of distinct kinds, entropy, and effective number of kinds, 2^entropy.
+
+    As many equally frequent kinds would have the same entropy.
+    """
     counts = list(counts)
     bits = entropy(counts)
     effective = 2**bits if counts else 0.0
@@ -35,13 +37,15 @@ def indices(counts: Iterable[int]) -> dict[str, float | int]:
 
 
 def vocabulary(texts: Sequence[Sequence[str]], tokens: int | None = None) -> dict[str, float | int]:
-    """Type-token ratio and distinct-n (Li et al. 2016: different n-grams / n-grams) of texts.
+    """Type-token ratio and distinct-n (Li et al. 2016: distinct n-grams / n-grams) of texts.
 
-    All of these fall as a set grows; to compare sets, `tokens` gives how many of each to look at,
-    and whole texts are taken from the front until there are as many.
+    All of these fall as a set grows. To compare sets, `tokens` limits each to its first tokens.
+
+    texts  = [[a, b, a], [b, a]]    5 tokens, 2 types
+    2-grams = ab, ba; ba            distinct-2 = 2 / 3: no n-gram crosses texts
     """
     if tokens is not None:
-        texts = _first(texts, tokens)
+        texts = _first_tokens(texts, tokens)
     total = sum(map(len, texts))
     types = len({token for text in texts for token in text})
     result: dict[str, float | int] = {"tokens": total, "types": types}
@@ -52,7 +56,7 @@ def vocabulary(texts: Sequence[Sequence[str]], tokens: int | None = None) -> dic
     return result
 
 
-def _first(texts: Sequence[Sequence[str]], tokens: int) -> list[Sequence[str]]:
+def _first_tokens(texts: Sequence[Sequence[str]], tokens: int) -> list[Sequence[str]]:
     taken, left = [], tokens
     for text in texts:
         taken.append(text[:left])
@@ -63,90 +67,82 @@ def _first(texts: Sequence[Sequence[str]], tokens: int) -> list[Sequence[str]]:
 
 
 def shuffled(items: Sequence, seed: int) -> list:
+    """The items in random order."""
     return random.Random(seed).sample(items, len(items))
 
 
 def duplicates(tasks: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Counts of (instruction, input): the different instructions, and the repeated records.
+    """Numbers of distinct instructions and of repeated records, for (instruction, input) pairs.
 
-    `repeated_folded` takes instructions as one that differ in case and punctuation only.
+    `repeated_folded` ignores case and punctuation.
     """
     instructions = [instruction.strip() for instruction, _ in tasks]
-    plain = {_plain(instruction) for instruction in instructions}
+    folded = {" ".join(unicode_tokens(text)) or text for text in instructions}
     return {
         "unique_instructions": len(set(instructions)),
         "repeated_instructions": len(tasks) - len(set(instructions)),
-        "repeated_folded": len(tasks) - len(plain),
+        "repeated_folded": len(tasks) - len(folded),
         "repeated_with_the_same_input": len(tasks)
         - len({(instruction.strip(), text.strip()) for instruction, text in tasks}),
     }
 
 
-def _plain(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(words.tokens(folded)) or folded.strip()
-
-
 def nearest(
-    texts: Sequence[str], *, queries: int, seed: int, tokenize: Callable[[str], list[str]]
+    texts: Sequence[str], *, queries: int, seed: int, tokenize: Tokenizer
 ) -> tuple[list[float], int]:
-    """(ROUGE-L F of each query to its nearest other text, texts without any token).
+    """(ROUGE-L F of each query to its nearest other text, number of texts without tokens).
 
-    Exact: each query meets every other text. ROUGE-L F is the normalised Indel similarity of token
-    sequences, up to the last bit of the floating-point result. At most `queries` texts, drawn with
-    `seed`, are queries; 0 means all. Texts without tokens are left out. A text that has no other
-    to meet has no score.
+    Exact: each query is compared with every other text. ROUGE-L F, 2 L / (m + n), is the normalised
+    Indel similarity of token sequences, up to the last bit of the float. At most `queries` texts,
+    drawn with `seed`, are queries; 0 means all. Texts without tokens are skipped. A single text
+    has no score.
     """
-    numbers: dict[str, int] = {}
-    lines = []
-    for text in texts:
-        ids = [numbers.setdefault(token, len(numbers)) for token in tokenize(text)]
-        lines.append("".join(map(chr, ids)))  # one character a token: compared fastest
-    lines = [line for line in lines if line]
+    characters = TokenCharacters()
+    lines = [line for text in texts if (line := characters.encode(tokenize(text)))]
     chosen = list(range(len(lines)))
     if queries and len(chosen) > queries:
         chosen = sorted(random.Random(seed).sample(chosen, queries))
     scores: list[float] = []
-    for part in _parts(chosen, _QUERIES_AT_ONCE) if len(lines) > 1 else ():
+    for batch in _batches(chosen, _QUERY_BATCH) if len(lines) > 1 else ():
         matrix = process.cdist(
-            [lines[i] for i in part],
+            [lines[i] for i in batch],
             lines,
             scorer=Indel.normalized_similarity,
             dtype=np.float64,
             workers=-1,
         )
-        matrix[np.arange(len(part)), part] = -1.0  # itself
+        matrix[np.arange(len(batch)), batch] = -1.0  # itself
         scores.extend(matrix.max(axis=1).tolist())
     return scores, len(texts) - len(lines)
 
 
-def _parts(items: Sequence[int], size: int) -> Iterable[list[int]]:
+def _batches(items: Sequence[int], size: int) -> Iterable[list[int]]:
     rest = iter(items)
-    while part := list(islice(rest, size)):
-        yield part
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def length_summary(lengths: Sequence[int]) -> dict[str, float | int]:
-    """Count, mean, median, 95th percentile and maximum; zeros of nothing."""
+    """Count, mean, median, 95th percentile and maximum; zeros if there are none."""
     if not lengths:
         return dict.fromkeys(("count", "mean", "median", "p95", "max"), 0)
     values = np.array(lengths)
     median, p95 = np.percentile(values, [50, 95]).tolist()
-    mean, most = values.mean().item(), values.max().item()
-    return {"count": len(lengths), "mean": mean, "median": median, "p95": p95, "max": most}
+    mean, longest = values.mean().item(), values.max().item()
+    return {"count": len(lengths), "mean": mean, "median": median, "p95": p95, "max": longest}
 
 
 def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
-    """Counts in [edge, next edge); the last bin, from the last edge on, is open."""
+    """Counts in [edge, next edge); the last bin is open-ended."""
     if not values:
         return [0] * len(edges)
-    places = np.searchsorted(np.array(edges), np.array(values), side="right") - 1
-    return np.bincount(places, minlength=len(edges)).tolist()
+    bins = np.searchsorted(np.array(edges), np.array(values), side="right") - 1
+    return np.bincount(bins, minlength=len(edges)).tolist()
 
 
 def word_edges(lengths: Sequence[int], bins: int = 20) -> list[int]:
-    """Bin edges from 0 in steps of 1, 2 or 5 x 10^k; beyond the 99th percentile one open bin."""
-    most = float(np.percentile(np.array(lengths), 99)) if len(lengths) else 1.0
-    power = 10 ** max(0, math.floor(math.log10(max(most, 1) / bins)))
-    step = next(step * power for step in (1, 2, 5, 10, 20) if step * power * bins > most)
-    return list(range(0, int(most) + step + 1, step))
+    """Bin edges from 0 in steps of 1, 2 or 5 x 10^k, up to the 99th percentile."""
+    top = float(np.percentile(np.array(lengths), 99)) if len(lengths) else 1.0
+    power = 10 ** max(0, math.floor(math.log10(max(top, 1) / bins)))
+    step = next(step * power for step in (1, 2, 5, 10, 20) if step * power * bins > top)
+    return list(range(0, int(top) + step + 1, step))

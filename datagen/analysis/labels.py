@@ -1,4 +1,4 @@
-"""One name for a label that teachers spell in many ways, and the counts that follow.
+"""Labels that teachers spell in many ways, counted under one name.
 
 AlpaCare's 167 seeds spell ten types in 28 ways: "Multiple-choice Q&A", "Multiple-Choice Q&A",
 "Multiple Choice Q&A", "Rewrite", "Rewrites", "Rewriting", "Rewrite Task". Two spellings are one
@@ -11,22 +11,30 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from datagen.analysis import words
+from datagen.analysis.words import singular
 
-FIELDS = ("type", "topic", "view")
+LABEL_FIELDS = ("type", "topic", "view")
 
-TYPES = (
-    *("Open Q&A", "Text Generation", "Chat", "Rewrite", "Summarization", "Classification"),
-    *("USMLE Style Q&A", "Multiple-Choice Q&A", "Single-Hop Reasoning", "Multi-Hop Reasoning"),
+TASK_TYPES = (
+    "Open Q&A",
+    "Text Generation",
+    "Chat",
+    "Rewrite",
+    "Summarization",
+    "Classification",
+    "USMLE Style Q&A",
+    "Multiple-Choice Q&A",
+    "Single-Hop Reasoning",
+    "Multi-Hop Reasoning",
 )
-"""The types of AlpaCare's prompt, rule 4. These are shown as it spells them."""
+"""The types in rule 4 of AlpaCare's prompt, shown as it spells them."""
 
 EMPTY_WORDS = {
     "type": ("task",),
     "topic": (),
     "view": ("view", "perspective", "point of view", "viewpoint"),
 }
-"""What a label may end with and mean the same: "Expert View" is the view "Expert"."""
+"""Endings that add nothing: "Expert View" is the view "Expert"."""
 
 SAME_WORDS = {
     "type": {
@@ -40,14 +48,19 @@ SAME_WORDS = {
     "view": {},
 }
 
-_BRITISH = (
-    *((r"ae|oe", "e"), (r"isation\b", "ization"), (r"ising\b", "izing"), (r"our\b", "or")),
-    *((r"counsell", "counsel"), (r"dietician", "dietitian"), (r"tumour", "tumor")),
-)
+_AMERICAN_SPELLINGS = {
+    r"ae|oe": "e",
+    r"isation\b": "ization",
+    r"ising\b": "izing",
+    r"our\b": "or",
+    r"counsell": "counsel",
+    r"dietician": "dietitian",
+    r"tumour": "tumor",
+}
 
 
 def key(label: str, field: str) -> str:
-    """What all spellings of one label share. For comparing only: it is no correct English.
+    """A key that all spellings of one label share; for comparison only, not for display.
 
     Case, hyphens, quotation marks, plural, possessive, "&" and British spelling make no
     difference, nor do the words of `EMPTY_WORDS` and `SAME_WORDS`.
@@ -60,8 +73,8 @@ def key(label: str, field: str) -> str:
     text = unicodedata.normalize("NFKC", label).casefold().replace("&", " and ")
     text = re.sub(r"['’‘`]s?\b|['’‘`]", "", text)
     parts = re.sub(r"[\W_]+", " ", text).split()
-    text = " ".join(map(words.singular, parts))
-    for pattern, replacement in _BRITISH:
+    text = " ".join(map(singular, parts))
+    for pattern, replacement in _AMERICAN_SPELLINGS.items():
         text = re.sub(pattern, replacement, text)
     for spelling, common in SAME_WORDS[field].items():
         text = re.sub(rf"\b{spelling}\b", common, text)
@@ -75,7 +88,7 @@ class Labels:
     """The labels of one field in one set."""
 
     counts: dict[str, int]  # by key, most frequent first
-    spellings: dict[str, dict[str, int]]  # by key: how it is written, how often
+    spellings: dict[str, dict[str, int]]  # by key: count by spelling
     missing: int  # records without one
 
 
@@ -93,12 +106,12 @@ def count(labels: Iterable[object], field: str) -> Labels:
 
 
 def display_names(sets: Iterable[Labels], field: str) -> dict[str, str]:
-    """The name to show for each key: the prompt's own, else the most frequent in all sets."""
+    """Display name by key: the prompt's own, else the most frequent spelling in all sets."""
     written: dict[str, Counter[str]] = {}
     for labels in sets:
         for name, spellings in labels.spellings.items():
             written.setdefault(name, Counter()).update(spellings)
-    known = {key(name, field): name for name in TYPES} if field == "type" else {}
+    known = {key(name, field): name for name in TASK_TYPES} if field == "type" else {}
     common = {
         name: min(found, key=lambda spelling: (-found[spelling], spelling))
         for name, found in written.items()

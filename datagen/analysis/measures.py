@@ -1,4 +1,4 @@
-"""What `stats.json` holds: the measures of one or several instruction sets."""
+"""The content of `stats.json`: measures of one or several instruction sets."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -7,46 +7,79 @@ from typing import Any
 import numpy as np
 
 from common.jsonl import Record
+from common.messages import log
 from common.records import MAX_DIFFICULTY, difficulty
-from datagen.analysis import diversity, verb_objects, words
-from datagen.analysis import labels as label_names
+from common.rouge import TOKENIZERS, unicode_tokens
+from datagen.analysis import diversity, labels, verb_objects
+from datagen.analysis.words import count_words
 
-TEXTS = ("instruction", "input", "output")
-VERBS, OBJECTS = 20, 4  # of the sunburst, as in Self-Instruct and AlpaCare
-NEAR_DUPLICATE = 0.7  # ROUGE-L F above which the pipeline drops an instruction
+TEXT_FIELDS = ("instruction", "input", "output")
+SUNBURST_VERBS, SUNBURST_OBJECTS = 20, 4  # as in Self-Instruct and AlpaCare
+NEAR_DUPLICATE = 0.7  # ROUGE-L F above which `datagen.tasks` and `dedup` drop texts by default
 NEAREST_EDGES = [i / 20 for i in range(20)]
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
-    "rouge": words.rouge_tokens,
-    "unicode": words.tokens,
-}
 
-Parser = Callable[[Sequence[str]], Iterable[verb_objects.Pair | None]]
+PairFinder = Callable[[Sequence[str]], Iterable[verb_objects.Pair | None]]
 
 
 def measure(
     sets: dict[str, list[Record]],
-    parse: Parser,
+    find_pairs: PairFinder,
     *,
     parser: str,
     queries: int,
     seed: int,
     tokenizer: str,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """All measures of each named set, comparable between them: bins and labels are common."""
+    """All measures of each named set, with bins and label names shared so that sets compare.
+
+    Args:
+      find_pairs: verb and object of each instruction.
+      parser: its name, for the record.
+      queries: instructions of a set that are compared with all others; 0 means every one.
+      seed: draws these, and the order in which sets are cut to equal size.
+      tokenizer: key of TOKENIZERS, for the comparison. The vocabulary is measured in
+        `unicode_tokens` always, which for ASCII are the tokens of both.
+    """
     lengths = {
-        text: {name: _lengths(records, text) for name, records in sets.items()} for text in TEXTS
+        field: {name: _lengths(records, field) for name, records in sets.items()}
+        for field in TEXT_FIELDS
     }
     edges = {
-        text: diversity.word_edges([n for found in lengths[text].values() for n in found])
-        for text in TEXTS
+        field: diversity.word_edges([n for found in lengths[field].values() for n in found])
+        for field in TEXT_FIELDS
     }
-    tokenized = {
-        name: diversity.shuffled([words.tokens(r["instruction"]) for r in records], seed)
+    tokens = {
+        name: diversity.shuffled([unicode_tokens(r["instruction"]) for r in records], seed)
         for name, records in sets.items()
     }
-    common = min(sum(map(len, texts)) for texts in tokenized.values())
-    result = {
+    smallest = min(sum(map(len, texts)) for texts in tokens.values())
+    label_counts = _labels(sets)
+    measured = {}
+    for name, records in sets.items():
+        log(f"{name}: {len(records):,} records")
+        tasks = [(record["instruction"], record["input"]) for record in records]
+        instructions = [instruction for instruction, _ in tasks]
+        log(f"{name}: nearest neighbours")
+        nearest = diversity.nearest(
+            instructions, queries=queries, seed=seed, tokenize=TOKENIZERS[tokenizer]
+        )
+        log(f"{name}: verbs and objects")
+        pairs = verb_objects.count(find_pairs(instructions))
+        measured[name] = {
+            "records": len(records),
+            **diversity.duplicates(tasks),
+            "words": {
+                field: diversity.length_summary(found[name])
+                | {"histogram": diversity.histogram(found[name], edges[field])}
+                for field, found in lengths.items()
+            },
+            "verb_objects": _verb_objects(pairs, len(records)),
+            "vocabulary": diversity.vocabulary(tokens[name]),
+            "vocabulary_of_equal_size": diversity.vocabulary(tokens[name], smallest),
+            "nearest": _nearest(*nearest),
+            "labels": {field: by_set[name] for field, by_set in label_counts.items()},
+        }
+    return {
         "settings": {
             "verb_object_parser": parser,
             "nearest_queries": queries,
@@ -56,40 +89,14 @@ def measure(
         },
         "word_edges": edges,
         "nearest_edges": NEAREST_EDGES,
-        "sets": {},
+        "sets": measured,
     }
-    for name, records in sets.items():
-        say(f"{name}: {len(records):,} records")
-        tasks = [(record["instruction"], record["input"]) for record in records]
-        instructions = [instruction for instruction, _ in tasks]
-        say(f"{name}: nearest neighbours")
-        near = diversity.nearest(
-            instructions, queries=queries, seed=seed, tokenize=TOKENIZERS[tokenizer]
-        )
-        say(f"{name}: verbs and objects")
-        result["sets"][name] = {
-            "records": len(records),
-            **diversity.duplicates(tasks),
-            "words": {
-                text: diversity.length_summary(lengths[text][name])
-                | {"histogram": diversity.histogram(lengths[text][name], edges[text])}
-                for text in TEXTS
-            },
-            "verb_objects": _verb_objects(verb_objects.count(parse(instructions)), len(records)),
-            "vocabulary": diversity.vocabulary(tokenized[name]),
-            "vocabulary_of_equal_size": diversity.vocabulary(tokenized[name], common),
-            "nearest": _nearest(*near),
-        }
-    for field, by_set in _labels(sets).items():
-        for name, labels in by_set.items():
-            result["sets"][name].setdefault("labels", {})[field] = labels
-    return result
 
 
-def _lengths(records: Sequence[Record], text: str) -> list[int]:
-    """Words of each text that is there."""
-    found = (record.get(text) or "" for record in records)
-    return [words.count(value) for value in found if value.strip()]
+def _lengths(records: Sequence[Record], field: str) -> list[int]:
+    """Words of each text that is not blank."""
+    texts = (record.get(field) or "" for record in records)
+    return [count_words(text) for text in texts if text.strip()]
 
 
 def _verb_objects(pairs: Counter[verb_objects.Pair], records: int) -> dict[str, Any]:
@@ -99,8 +106,8 @@ def _verb_objects(pairs: Counter[verb_objects.Pair], records: int) -> dict[str, 
         verbs[verb] += count
         objects.setdefault(verb, {})[noun] = count
     shown = []
-    for verb, count in sorted(verbs.items(), key=lambda item: (-item[1], item[0]))[:VERBS]:
-        top = dict(list(objects[verb].items())[:OBJECTS])
+    for verb, count in sorted(verbs.items(), key=lambda item: (-item[1], item[0]))[:SUNBURST_VERBS]:
+        top = dict(list(objects[verb].items())[:SUNBURST_OBJECTS])
         shown.append({"verb": verb, "count": count, "objects": top})
     covered = pairs.total()
     return {
@@ -122,31 +129,31 @@ def _nearest(scores: Sequence[float], without_tokens: int) -> dict[str, Any]:
         "p95": p95,
         "over_near_duplicate": sum(score > NEAR_DUPLICATE for score in scores),
         "identical": sum(score == 1 for score in scores),
-        # The last edge is 0.95, so that 1 itself is in the last bin.
+        # The last edge is 0.95, so 1.0 falls into the last bin.
         "histogram": diversity.histogram(scores, NEAREST_EDGES),
     }
 
 
 def _labels(sets: dict[str, list[Record]]) -> dict[str, dict[str, Any]]:
-    """By field, then set: values (name, count, spellings), missing, and diversity indices."""
+    """By field, then set: values (name, count, spellings), number missing, diversity indices."""
     result: dict[str, dict[str, Any]] = {}
-    for field in label_names.FIELDS:
-        found = {
-            name: label_names.count((record.get(field) for record in records), field)
+    for field in labels.LABEL_FIELDS:
+        counted = {
+            name: labels.count((record.get(field) for record in records), field)
             for name, records in sets.items()
         }
-        shown = label_names.display_names(found.values(), field)
+        shown = labels.display_names(counted.values(), field)
         result[field] = {
             name: {
-                "missing": labels.missing,
-                **diversity.indices(labels.counts.values()),
-                "spelled": sum(map(len, labels.spellings.values())),
+                "missing": found.missing,
+                **diversity.indices(found.counts.values()),
+                "spelled": sum(map(len, found.spellings.values())),
                 "values": [
-                    {"name": shown[key], "count": count, "spellings": labels.spellings[key]}
-                    for key, count in labels.counts.items()
+                    {"name": shown[key], "count": count, "spellings": found.spellings[key]}
+                    for key, count in found.counts.items()
                 ],
             }
-            for name, labels in found.items()
+            for name, found in counted.items()
         }
     result["difficulty"] = {
         name: _difficulties(record.get("difficulty") for record in records)
@@ -156,7 +163,7 @@ def _labels(sets: dict[str, list[Record]]) -> dict[str, dict[str, Any]]:
 
 
 def _difficulties(written: Iterable[object]) -> dict[str, Any]:
-    """Levels 1 to 5; what says no such number counts as missing."""
+    """Levels 1 to 5; anything else counts as missing."""
     levels = Counter(map(difficulty, written))
     values = [{"name": str(i), "count": levels[i]} for i in range(1, MAX_DIFFICULTY + 1)]
     counts = [value["count"] for value in values if value["count"]]

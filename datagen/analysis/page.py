@@ -1,4 +1,4 @@
-"""`stats.html`: one page with every figure and number of `stats.json`, and nothing to fetch."""
+"""`stats.html`: one self-contained page with every figure and number of `stats.json`."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,22 +6,25 @@ from html import escape
 from common.reports.drawing import Drawing
 from common.reports.page import Row, document, foldout, number, panels, table
 from datagen.analysis import charts
-from datagen.analysis.measures import NEAR_DUPLICATE, OBJECTS, VERBS
-from datagen.analysis.tables import FIELDS, Stats, summary_rows
+from datagen.analysis.labels import LABEL_FIELDS
+from datagen.analysis.measures import NEAR_DUPLICATE, SUNBURST_OBJECTS, SUNBURST_VERBS
+from datagen.analysis.tables import CHART_FIELDS, Stats, summary_rows
 
-SHOWN_LABELS = 12  # of each field; the others are one bar
-PARSERS = {
-    "rules": "rules for imperative sentences (datagen/verb_objects.py)",
+SHOWN_LABELS = 12  # per field; the others share one bar
+PARSER_NOTES = {
+    "rules": "rules for imperative sentences (datagen/analysis/verb_objects.py)",
     "spacy": "spaCy: root verb and its direct object in the first sentence",
 }
+TOKENIZER_NOTES = {
+    "rouge": "rouge_score's tokens (a to z and digits)",
+    "unicode": "words of any script",
+}
 
-TOKENS = {"rouge": "rouge_score's tokens (a-z and 0-9)", "unicode": "words of any script"}
-
-STYLE = "@media print{#nearest,#lengths,section:last-child{break-inside:avoid}}"
+STATS_STYLE = "@media print{#nearest,#lengths,section:last-child{break-inside:avoid}}"
 
 
 def page(stats: Stats) -> str:
-    """The whole page."""
+    """The whole HTML page."""
     names = ", ".join(stats["sets"])
     sections = [
         _section(name, heading, text, drawings, numbers)
@@ -31,16 +34,16 @@ def page(stats: Stats) -> str:
         f"<h1>Instruction set statistics</h1><p class=muted>{escape(names)}</p>\n"
         f"<section id=summary><h2>Summary</h2>{_summary(stats)}</section>\n"
         + "\n".join(sections)
-        + f"\n{_notes(stats)}"
+        + f"\n{_notes()}"
     )
-    return document(f"Statistics of {names}", body, style=STYLE)
+    return document(f"Statistics of {names}", body, style=STATS_STYLE)
 
 
-Figure = tuple[str, str, list[Drawing], str]  # heading, text, drawings, HTML of the numbers
+StatsFigure = tuple[str, str, list[Drawing], str]  # heading, text, drawings, HTML of the numbers
 
 
-def figures(stats: Stats) -> dict[str, Figure]:
-    """The figures by name: those of the page, and one PNG each."""
+def figures(stats: Stats) -> dict[str, StatsFigure]:
+    """The figures by name; the page and the PNGs show the same ones."""
     return {
         "verb_objects": _verb_objects(stats),
         "labels": _labels(stats),
@@ -60,7 +63,7 @@ def _summary(stats: Stats) -> str:
     return table(["", *stats["sets"]], summary_rows(stats))
 
 
-def _verb_objects(stats: Stats) -> Figure:
+def _verb_objects(stats: Stats) -> StatsFigure:
     drawings, tables, empty = [], [], []
     for name, found in stats["sets"].items():
         pairs = found["verb_objects"]
@@ -79,10 +82,10 @@ def _verb_objects(stats: Stats) -> Figure:
         ]
         tables.append(table(["Verb", "Count", "Objects"], rows, name))
     text = (
-        f"The {VERBS} most frequent root verbs (inner ring) and their {OBJECTS} most frequent "
-        "objects each (outer ring); the centre tells how many of all pairs these are, the title "
-        "how many instructions have a pair: questions and statements have none. Found with "
-        f"{PARSERS[stats['settings']['verb_object_parser']]}."
+        f"The {SUNBURST_VERBS} most frequent root verbs (inner ring) and the {SUNBURST_OBJECTS} "
+        "most frequent objects of each (outer ring). The centre shows how many of all pairs these "
+        "are, the title how many instructions have a pair; questions and statements have none. "
+        f"Found with {PARSER_NOTES[stats['settings']['verb_object_parser']]}."
     )
     if empty:
         text += f" No pair in: {', '.join(empty)}."
@@ -100,8 +103,12 @@ def label_rows(stats: Stats, field: str) -> list[tuple[str, list[int]]]:
     if field == "difficulty":
         return rows
     totals = [sum(column) or 1 for column in zip(*counts.values(), strict=True)]
-    weight = lambda row: sum(n / t for n, t in zip(row[1], totals, strict=True))  # noqa: E731
-    rows.sort(key=lambda row: (-weight(row), row[0]))
+
+    def rank(row: tuple[str, list[int]]) -> tuple[float, str]:
+        label, column = row
+        return -sum(n / t for n, t in zip(column, totals, strict=True)), label
+
+    rows.sort(key=rank)
     head, tail = rows[:SHOWN_LABELS], rows[SHOWN_LABELS:]
     if len(tail) > 1:
         others = [sum(column) for column in zip(*(row[1] for row in tail), strict=True)]
@@ -109,12 +116,12 @@ def label_rows(stats: Stats, field: str) -> list[tuple[str, list[int]]]:
     return rows
 
 
-def _labels(stats: Stats) -> Figure:
-    sets, drawings, tables, said = stats["sets"], [], [], []
-    for field in FIELDS:
+def _labels(stats: Stats) -> StatsFigure:
+    sets, drawings, tables, unlabelled = stats["sets"], [], [], []
+    for field in CHART_FIELDS:
         missing = [f"{n} {s['labels'][field]['missing']:,}" for n, s in sets.items()]
         if any(s["labels"][field]["missing"] for s in sets.values()):
-            said.append(f"without {field}: {', '.join(missing)}")
+            unlabelled.append(f"without {field}: {', '.join(missing)}")
         rows = label_rows(stats, field)
         totals = [s["records"] - s["labels"][field]["missing"] for s in sets.values()]
         if not any(totals):
@@ -124,7 +131,7 @@ def _labels(stats: Stats) -> Figure:
     spelled = [
         (value["name"], [name, "; ".join(f"{s} {n:,}" for s, n in value["spellings"].items())])
         for name, found in sets.items()
-        for field in ("type", "topic", "view")
+        for field in LABEL_FIELDS
         for value in found["labels"][field]["values"]
         if len(value["spellings"]) > 1
     ]
@@ -133,12 +140,12 @@ def _labels(stats: Stats) -> Figure:
         spellings = table(["Label", "Set", "Spelled"], spelled)
         details += foldout(spellings, "Spellings counted as one label")
     text = "Shares are of the records that have the label; spelling variants are counted as one."
-    if said:
-        text += " Records " + "; ".join(said) + "."
+    if unlabelled:
+        text += " Records " + "; ".join(unlabelled) + "."
     return "Type, topic, view and difficulty", text, drawings, details
 
 
-def _lengths(stats: Stats) -> Figure:
+def _lengths(stats: Stats) -> StatsFigure:
     names, drawings = list(stats["sets"]), []
     rows: list[Row] = []
     for text, edges in stats["word_edges"].items():
@@ -160,11 +167,11 @@ def _lengths(stats: Stats) -> Figure:
             cells = [number(item[key]) for key in ("count", "mean", "median", "p95", "max")]
             rows.append((name, cells))
     details = table(["Words", "Texts", "Mean", "Median", "95th percentile", "Longest"], rows)
-    text = "Of the texts that are not empty. The last bin holds everything longer."
+    text = "Empty texts are left out. The last bin holds everything longer."
     return "Lengths", text, drawings, foldout(details)
 
 
-def _nearest(stats: Stats) -> Figure:
+def _nearest(stats: Stats) -> StatsFigure:
     sets, settings = stats["sets"], stats["settings"]
     counts = [found["nearest"]["histogram"] for found in sets.values()]
     chart = charts.histogram(
@@ -174,37 +181,38 @@ def _nearest(stats: Stats) -> Figure:
         list(sets),
         unit="ROUGE-L F",
         open_end=False,
-        mark=(NEAR_DUPLICATE, f"filter: {NEAR_DUPLICATE}"),
+        mark=(NEAR_DUPLICATE, f"F = {NEAR_DUPLICATE}"),
     )
-    asked = []
+    compared = []
     for name, found in sets.items():
         near = found["nearest"]
         usable = found["records"] - near["without_tokens"]
         sampled = f", drawn with seed {settings['seed']}" if near["queries"] < usable else ""
-        asked.append(f"{name}: {near['queries']:,} against {usable:,}{sampled}")
+        compared.append(f"{name}: {near['queries']:,} against {usable:,}{sampled}")
         if near["without_tokens"]:
-            asked[-1] += f" ({near['without_tokens']:,} without a token left out)"
+            compared[-1] += f" ({near['without_tokens']:,} without tokens left out)"
     keys = ("mean", "median", "p95", "over_near_duplicate", "identical")
     head = ["Set", "Mean", "Median", "95th percentile", f"Over {NEAR_DUPLICATE}", "Identical"]
     rows = [(name, [number(s["nearest"][key]) for key in keys]) for name, s in sets.items()]
     text = (
-        "How similar each instruction is to the most similar other one of its set; inputs are not "
-        f"compared. Exact, on {TOKENS[settings['nearest_tokenizer']]}. {'; '.join(asked)}. "
-        "A larger set has nearer neighbours, everything else equal."
+        "ROUGE-L F of each instruction and the most similar other one of its set; inputs are not "
+        f"compared. Exact, on {TOKENIZER_NOTES[settings['nearest_tokenizer']]}. "
+        f"{'; '.join(compared)}. {NEAR_DUPLICATE} is the default threshold of datagen.tasks and "
+        "datagen.dedup; it says nothing about how these sets were filtered. "
+        "A larger set has nearer neighbours, all else being equal."
     )
     return "Nearest neighbours", text, [chart], foldout(table(head, rows))
 
 
-def _notes(stats: Stats) -> str:
-    del stats
+def _notes() -> str:
     notes = (
-        "A word is what stands between spaces; in scripts without spaces, a character.",
+        "Words are separated by spaces; in scripts without spaces, each character is a word.",
         "Entropy is Shannon's, in bits. Effective number is 2^entropy: as many equally frequent "
-        "kinds would be as diverse.",
-        "Distinct-n is the number of different n-grams over all n-grams of the instructions "
-        "(lower case, without punctuation). It falls as a set grows, so all sets are compared at "
-        "the size of the smallest; stats.json holds the whole sets' values too.",
-        "Labels that differ in case, hyphens, plural or British spelling only are one label "
-        "(datagen/label_names.py).",
+        "kinds would be equally diverse.",
+        "Distinct-n is the number of distinct n-grams over all n-grams of the instructions, in "
+        "lower-case words of any script without punctuation. It falls as a set grows, so all sets "
+        "are compared at the size of the smallest; stats.json also holds the values of whole sets.",
+        "Labels that differ only in case, hyphens, plural or British spelling count as one "
+        "(datagen/analysis/labels.py).",
     )
     return "<section><h2>Notes</h2>" + "".join(f"<p>{escape(n)}</p>" for n in notes) + "</section>"

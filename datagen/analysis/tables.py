@@ -5,15 +5,16 @@ from typing import Any
 
 from common.reports.page import Row, number
 from datagen.analysis import charts
-from datagen.analysis.measures import NEAR_DUPLICATE, TEXTS
+from datagen.analysis.labels import LABEL_FIELDS
+from datagen.analysis.measures import NEAR_DUPLICATE, TEXT_FIELDS
 
 Stats = dict[str, Any]
 
-FIELDS = ("type", "topic", "view", "difficulty")
+CHART_FIELDS = (*LABEL_FIELDS, "difficulty")
 
 
 def summary_rows(stats: Stats) -> list[Row]:
-    """Label and one text a set; what the page and the dataset card both show."""
+    """Rows of a label and one text per set; the page and the dataset card show the same."""
     sets = list(stats["sets"].values())
 
     def row(label: str, *path: str) -> Row:
@@ -29,23 +30,22 @@ def summary_rows(stats: Stats) -> list[Row]:
     rows: list[Row] = [
         row("Records", "records"),
         part("Unique instructions", records, "unique_instructions"),
-        part(
-            "Repeated but for case, punctuation",
-            records,
-            "repeated_folded",
-        ),
+        part("Repeated up to case, punctuation", records, "repeated_folded"),
         part("Repeated with the same input", records, "repeated_with_the_same_input"),
         part("With input", records, "words", "input", "count"),
         part("With output", records, "words", "output", "count"),
         ("Words (median)", []),
-        *((text.capitalize(), [_median(found["words"][text]) for found in sets]) for text in TEXTS),
+        *(
+            (text.capitalize(), [_median(found["words"][text]) for found in sets])
+            for text in TEXT_FIELDS
+        ),
         ("Diversity", []),
         part("With root verb and object", records, "verb_objects", "covered"),
-        row("Different verb-object pairs", "verb_objects", "distinct"),
+        row("Distinct verb-object pairs", "verb_objects", "distinct"),
         row("Entropy of the pairs (bits)", "verb_objects", "entropy_bits"),
         row("Effective number of pairs", "verb_objects", "effective_number"),
     ]
-    for field in FIELDS:
+    for field in CHART_FIELDS:
         name = f"Effective number: {field}"
         values = [
             number(s["labels"][field]["effective_number"])

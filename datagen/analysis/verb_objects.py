@@ -1,20 +1,23 @@
 """The root verb of an instruction and its direct object: ("write", "summary").
 
-With spaCy and one of its models installed, as Self-Instruct, Alpaca and AlpaCare count them: of
-the first sentence, the root where it is a verb, and its object where that is a noun, both as
+With spaCy and one of its models installed, pairs are found as in Self-Instruct, Alpaca and
+AlpaCare: the root of the first sentence if it is a verb, and its object if that is a noun, both as
 lemmas. (Their notebooks follow only the first child of a token and so lose objects; here all
-children are seen.)
+children are considered.)
 
-Without, by rules made for instructions, which are mostly imperatives:
+Without spaCy, rules for instructions are used, which are mostly imperatives:
 
-1. The first sentence is taken. Polite openings ("Please", "Can you") and openings up to a comma
-   or colon ("As a nurse,", "Given these symptoms,") are skipped, "Your task is to" too.
-2. Its first word must then be one of `VERBS`; "compare and contrast" counts as "compare".
-3. Of the words that follow, those before the next preposition, conjunction, clause or punctuation
-   mark are the object's; its last word, in the singular, is the noun. None: no object.
+1. Take the first sentence. Skip polite openings ("Please", "Can you"), openings up to a comma or
+   colon ("As a nurse,", "Given these symptoms,") and "Your task is to".
+2. The next word must be one of `IMPERATIVE_VERBS`; "compare and contrast" counts as "compare".
+3. The words up to the next preposition, conjunction, clause or punctuation mark form the object;
+   its last word, in the singular, is the noun.
 
-Questions and statements have no such pair under either method: AlpaCare's README tells of 22 % of
-its instructions that have one. The share that has one is therefore part of every result.
+    please | write a brief summary | of | the article below.
+    opening  verb          noun      end
+
+Questions and statements have no pair under either method: AlpaCare's README reports 22 % of its
+instructions with one. The share with a pair is therefore part of every result.
 """
 
 import re
@@ -22,16 +25,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from datagen.analysis import words
+from datagen.analysis.words import singular
 
 Pair = tuple[str, str]
 
 
-def _words(text: str) -> frozenset[str]:
+def _word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-VERBS = _words(
+IMPERATIVE_VERBS = _word_set(
     """
     act adapt add address advise advocate allocate analyse analyze annotate answer apply argue
     arrange articulate ask assemble assess assign assist assume brainstorm break build calculate
@@ -55,9 +58,9 @@ VERBS = _words(
     utilize validate verify visualize weigh work write
     """
 )
-"""What an instruction may begin with. A word that is not here begins no imperative."""
+"""Verbs that instructions begin with; any other first word means no imperative."""
 
-_OPENING = re.compile(
+_POLITE_OPENING = re.compile(
     r"(please|kindly|now|next|then|first|also"
     r"|(can|could|would|will) you|i (want|need|would like) you to|let['’]?s|help me( to)?"
     r"|(your|the) (task|job|goal|role) (is|here is) to|you (are|have|need) (asked )?to|try to"
@@ -65,14 +68,14 @@ _OPENING = re.compile(
     r"|step by step|in detail)\b[\s,]*"
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s|[\n\r]")
-_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
+_WORD_OR_MARK = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
 
-_SKIPPED = _words("me us him her them briefly clearly concisely accurately for up out")
-"""Between verb and object: for whom, how, and particles ("Come up with", "Write out")."""
+_SKIPPED = _word_set("me us him her them briefly clearly concisely accurately for up out")
+"""Between verb and object: recipients, adverbs and particles ("Come up with", "Write out")."""
 
-_BETWEEN = _words("all both some any each every a an the this that these those")
+_BETWEEN = _word_set("all both some any each every a an the this that these those")
 
-_END = _words(
+_END = _word_set(
     """
     about above according across after against along among and as at based because before behind
     below between but by concerning considering describing despite detailing discussing due during
@@ -86,17 +89,17 @@ _END = _words(
 )
 """An object ends before any of these."""
 
-_ADJECTIVES = _words("following given")
-"""Of `_END`, what may begin an object: "Rewrite the given text"."""
+_ADJECTIVES = _word_set("following given")
+"""Words of `_END` that may begin an object: "Rewrite the given text"."""
 
 _QUOTES = "\"'“”‘’"
 
-_NO_NOUN = _words(
+_NO_NOUN = _word_set(
     "one ones two three four five ten it them someone somebody something anything each all some "
     "any more best most both this that these those other another first given following own such up "
     "came been sure"
 )
-"""What ends a phrase and is no noun: counted as no object."""
+"""Words that end a phrase and are no nouns: counted as no object."""
 
 
 def by_rules(instruction: str) -> Pair | None:
@@ -113,22 +116,22 @@ def by_rules(instruction: str) -> Pair | None:
     start = _imperative(sentence)
     if not start:
         return None
-    verb, *rest = _WORD.findall(start)
-    if rest[:1] == ["and"] and rest[1:2] and rest[1] in VERBS:
+    verb, *rest = _WORD_OR_MARK.findall(start)
+    if rest[:1] == ["and"] and rest[1:2] and rest[1] in IMPERATIVE_VERBS:
         rest = rest[2:]
     noun = _object(rest)
     return (verb, noun) if noun else None
 
 
 def _imperative(sentence: str) -> str:
-    """The sentence from its verb on; "" where it is no imperative."""
+    """The sentence from its verb on; "" if it is no imperative."""
     parts = re.split(r"[,:]\s+", sentence)
     for first in range(len(parts)):
         start = ", ".join(parts[first:])
-        while opening := _OPENING.match(start):
+        while opening := _POLITE_OPENING.match(start):
             start = start[opening.end() :]
-        found = _WORD.match(start)
-        if found and found.group() in VERBS:
+        found = _WORD_OR_MARK.match(start)
+        if found and found.group() in IMPERATIVE_VERBS:
             return start
         if first == 0 and re.match(r"(what|why|how|who|which|is|are|do|does|i|my)\b", start):
             return ""  # a question or a story: a later verb is not its root
@@ -136,7 +139,7 @@ def _imperative(sentence: str) -> str:
 
 
 def _object(following: Sequence[str]) -> str:
-    """The noun that ends the first noun phrase, in the singular; "" where there is none."""
+    """The last noun of the first noun phrase, in the singular; "" if there is none."""
     at = 0
     while at < len(following) and following[at] in _SKIPPED:
         at += 1
@@ -160,11 +163,11 @@ def _object(following: Sequence[str]) -> str:
     noun = re.sub(r"['’]s?$", "", phrase[-1]) if phrase else ""
     if noun in _NO_NOUN or re.search(r"['’]", noun) or noun.endswith("ly") or not noun.isascii():
         return ""
-    return words.singular(noun)
+    return singular(noun)
 
 
 def load_spacy(model: str) -> Any:
-    """A spaCy pipeline, or None where spaCy or its model is not installed."""
+    """A spaCy pipeline, or None if spaCy or its model is not installed."""
     try:
         import spacy
     except ImportError:
@@ -192,6 +195,6 @@ def _from_tree(root: Any) -> Pair | None:
 
 
 def count(pairs: Iterable[Pair | None]) -> Counter[Pair]:
-    """How often each pair occurs, the most frequent first."""
+    """Occurrences of each pair, most frequent first."""
     found = Counter(pair for pair in pairs if pair)
     return Counter(dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))))

@@ -3,7 +3,7 @@
 import dataclasses
 
 from common import sections
-from datagen.near_duplicates import TOKENIZERS
+from common.rouge import TOKENIZERS
 from datagen.writing.requests import LAYOUTS
 
 

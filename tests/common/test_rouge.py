@@ -1,12 +1,16 @@
-"""ROUGE against the rouge-score package, on texts of every kind."""
+"""Tokens, and ROUGE against the rouge-score package on texts of every kind."""
 
+import doctest
 import random
 
 import numpy as np
 import pytest
-from rouge_score import rouge_scorer
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer, tokenize
 
-from common.rouge import NAMES, Rouge
+from common import rouge as rouge_module
+from common.rouge import NAMES, Rouge, TokenCharacters, rouge_tokens, unicode_tokens
 
 TEXTS = [
     "",
@@ -60,3 +64,57 @@ def test_shapes():
     assert rouge.f_measures([], []).shape == (0, 3)
     with pytest.raises(ValueError):
         rouge.f_measures([rouge.encode("a")], [])
+
+
+# Tokens.
+
+
+def test_doctests():
+    results = doctest.testmod(rouge_module)
+    assert results.attempted
+    assert not results.failed
+
+
+@pytest.mark.parametrize(
+    ("text", "rouge", "any_script"),
+    [
+        ("What's COVID-19?", ["what", "s", "covid", "19"], ["what", "s", "covid", "19"]),
+        ("a_b", ["a", "b"], ["a", "b"]),
+        ("Fièvre", ["fi", "vre"], ["fièvre"]),
+        ("Fie\u0300vre", ["fie", "vre"], ["fièvre"]),
+        ("高血压的症状", [], list("高血压的症状")),
+        ("血圧は？", [], ["血", "圧", "は"]),
+        ("ไข้", [], ["ไ", "ข", "้"]),
+        ("हिन्दी में", [], ["हिन्दी", "में"]),
+        ("고혈압 증상", [], ["고혈압", "증상"]),
+        ("ارتفاع ضغط", [], ["ارتفاع", "ضغط"]),
+        ("Straße ＡＢＣ", ["stra", "e"], ["strasse", "abc"]),
+        ("co\u00adoperate", ["co", "operate"], ["cooperate"]),
+        ("❤️ 37.5 °C", ["37", "5", "c"], ["37", "5", "c"]),
+    ],
+)
+def test_tokens(text, rouge, any_script):
+    assert rouge_tokens(text) == rouge
+    assert unicode_tokens(text) == any_script
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_the_tokens_are_rouge_scores(text):
+    assert rouge_tokens(text) == tokenize.tokenize(text, None)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_both_tokenizers_agree_on_ascii(text):
+    assert unicode_tokens(text) == rouge_tokens(text)
+
+
+def test_words_that_differ_in_combining_marks_are_different():
+    words = ["काल", "कुल", "कील"]  # time, total, nail
+    assert [unicode_tokens(word) for word in words] == [[word] for word in words]
+
+
+def test_too_many_tokens_are_an_error():
+    characters = TokenCharacters.fromkeys(range(0x110000 - 0x800), "")
+    full = TokenCharacters(characters)
+    with pytest.raises(ValueError, match="over 1,112,064 distinct tokens"):
+        full["one more"]

@@ -15,8 +15,8 @@ ROWS = [
 ]
 
 
-def run(*args):
-    command = [sys.executable, "-m", "datagen.stats", *map(str, args)]
+def run(*args, module="datagen.stats"):
+    command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
 
 
@@ -36,7 +36,7 @@ def contents(directory):
 
 
 def test_everything_is_written_and_twice_the_same(tmp_path, data):
-    card = ("--card", "--license=mit", "--language=en", "--title=Rows")
+    card = ("--card", "--license=mit")
     for name in ("one", "two"):
         process = run(f"--input={data}", f"--output={tmp_path / name}", "--parser=rules", *card)
         assert process.returncode == 0, process.stderr
@@ -53,16 +53,40 @@ def test_everything_is_written_and_twice_the_same(tmp_path, data):
     assert all(f"({path})" in one["README.md"].decode() for path in pngs)
 
 
-def test_a_missing_flag_of_the_card_is_named_before_any_work(tmp_path, data):
+def test_a_card_without_a_licence_is_a_wrong_flag_before_any_work(tmp_path, data):
     process = run(f"--input={data}", f"--output={tmp_path / 'x'}", "--card", "--title=T")
-    assert process.returncode == 1
-    assert process.stderr.startswith("error: --card needs --license, --language")
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: --card requires --license")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_card_is_of_the_first_set(tmp_path, data):
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"instruction": "Define fever.", "source": "a book"}))
+    inputs = f"--input={data},{other}", "--names=Ours,Other", f"--output={tmp_path / 'x'}"
+    assert run(*inputs, "--parser=rules", "--card", "--license=mit").returncode == 0
+    text = (tmp_path / "x" / "README.md").read_text()
+    assert "# Ours\n" in text and "rows.jsonl" in text
+    assert "other.jsonl" not in text and "a book" not in text
+    assert "For comparison only, not part of it: Other." in text
+
+
+def test_three_words_of_hindi_are_three_texts_in_stats_and_dedup(tmp_path):
+    path = tmp_path / "words.jsonl"
+    rows = [{"instruction": word, "input": "", "output": "x"} for word in ("काल", "कुल", "कील")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = f"--input={path}", "--tokenizer=unicode"
+    assert run(*flags, f"--output={tmp_path}", "--parser=rules").returncode == 0
+    found = json.loads((tmp_path / "stats.json").read_text())["sets"]["words"]
+    assert (found["nearest"]["identical"], found["nearest"]["mean"]) == (0, 0)
+    assert (found["vocabulary"]["tokens"], found["vocabulary"]["types"]) == (3, 3)
+    dedup = run(*flags, f"--output={tmp_path / 'kept.jsonl'}", module="datagen.dedup")
+    assert "3 records read, 3 kept" in dedup.stderr
 
 
 def test_no_input_is_a_wrong_flag(tmp_path):
     process = run("--input=", f"--output={tmp_path / 'x'}")
-    assert process.returncode == 2 and "one or several, with commas" in process.stderr
+    assert process.returncode == 2 and "one or several entries" in process.stderr
 
 
 def test_an_empty_file_is_an_error_that_names_it(tmp_path):
@@ -82,7 +106,7 @@ def test_an_output_that_is_no_text_is_an_error(tmp_path):
 def test_names_of_the_sets():
     assert list(stats.named_inputs(["x/a.jsonl.gz", "b.json"], [])) == ["a", "b"]
     assert list(stats.named_inputs(["x/a.json", "y/a.json"], ["X", "Y"])) == ["X", "Y"]
-    with pytest.raises(ValueError, match="two sets are called 'a'"):
+    with pytest.raises(ValueError, match="duplicate set name 'a'"):
         stats.named_inputs(["x/a.json", "y/a.json"], [])
     with pytest.raises(ValueError, match="1 names for 2 files"):
         stats.named_inputs(["a", "b"], ["A"])

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from common.sections import UsageError
 from datagen.analysis import card
-from datagen.analysis.card import Settings
+from datagen.analysis.card import CardSettings
 from tests.datagen.analysis.test_measures import SETS, measure, record
 
-SETTINGS = Settings("cc-by-nc-4.0", ("en", "de"), 'Title: "quoted" — №1', ("medical",))
-FILES = {"A": Path("a.jsonl"), "B": Path("b.jsonl")}
+SETTINGS = CardSettings("cc-by-nc-4.0", ("en", "de"), 'Title: "quoted" — №1', ("medical",))
 
 
-def make(settings=SETTINGS, files=FILES, sets=SETS):
+def make(settings=SETTINGS, path=Path("a.jsonl"), sets=SETS):
     figures = {"figures/lengths.png": "Lengths"}
-    return card.card(settings, measure(sets), files, sets, figures)
+    return card.card(settings, measure(sets), path, next(iter(sets.values())), figures)
 
 
 def test_examples_of_the_docstrings():
@@ -33,24 +33,22 @@ def test_front_matter_is_yaml():
         "size_categories": ["n<1K"],
         "task_categories": ["text-generation"],
         "tags": ["instruction-tuning", "medical"],
-        "configs": [
-            {"config_name": "A", "data_files": "a.jsonl"},
-            {"config_name": "B", "data_files": "b.jsonl"},
-        ],
+        "configs": [{"config_name": "A", "data_files": "a.jsonl"}],
     }
 
 
-@pytest.mark.parametrize("name", ["license", "language", "title"])
-def test_what_is_missing_is_named(name):
-    given = {"license": "mit", "language": ("en",), "title": "T", "tags": ()}
-    with pytest.raises(ValueError, match=f"--card needs --{name}:"):
-        Settings(**given | {name: type(given[name])()})
+def test_a_card_needs_a_licence_but_no_language():
+    with pytest.raises(UsageError, match="--card requires --license"):
+        CardSettings("", ("en",), "T", ())
+    with pytest.raises(UsageError, match="'english' is no code"):
+        CardSettings("mit", ("english",), "T", ())
+    assert "language" not in make(CardSettings("mit", (), "T", ())).split("---\n")[1]
 
 
 @pytest.mark.parametrize("license", ["Apache 2.0", "MIT", "x\ny"])
 def test_no_identifier(license):
-    with pytest.raises(ValueError, match="no Hugging Face identifier"):
-        Settings(license, ("en",), "T", ())
+    with pytest.raises(UsageError, match="no Hugging Face identifier"):
+        CardSettings(license, ("en",), "T", ())
 
 
 def test_body():
@@ -61,10 +59,18 @@ def test_body():
     assert "- 3 records: no source given" in text
 
 
+def test_other_sets_are_comparisons_only():
+    text = make()
+    assert text.count("A is this data set. For comparison only, not part of it: B.") == 2
+    assert "n<1K" in make(sets=SETS | {"B": SETS["B"] * 2000}), "the size is the first set's"
+    assert "- 1 records: no source given" not in text, "the provenance is the first set's"
+    assert "For comparison only" not in make(sets={"A": SETS["A"]})
+
+
 def test_sources_of_the_records():
     teacher = {"model": "teacher-1", "prompt_version": "tasks-v1", "request": "r1"}
     sets = {"A": [record("x", source=teacher), record("y", source="by hand | <b>")]}
-    text = make(files={"A": FILES["A"]}, sets=sets)
+    text = make(sets=sets)
     assert r"- 1 records: model teacher-1, prompt\_version tasks-v1" in text
     assert r"- 1 records: by hand \| &lt;b>" in text
 
@@ -77,14 +83,9 @@ def test_run_json_beside_the_data(tmp_path):
         "end": None,
     }
     (tmp_path / "a.jsonl.run.json").write_text(json.dumps(run))
-    text = make(files={"A": tmp_path / "a.jsonl"}, sets={"A": SETS["A"]})
+    text = make(path=tmp_path / "a.jsonl")
     for line in ("- start: 2026-11-23", "- teacher.model: m-1", "- threshold: 0.7"):
         assert line in text
     assert "- dropped.near_duplicate: 1,234" in text
     assert "temperature" not in text
     assert str(tmp_path) not in text
-
-
-def test_two_files_of_one_name():
-    with pytest.raises(ValueError, match="same name"):
-        make(files={"A": Path("x/a.jsonl"), "B": Path("y/a.jsonl")})

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datagen.analysis import diversity, words
+from common.rouge import rouge_tokens
+from datagen.analysis import diversity
 
 
 def test_examples_of_the_docstrings():
@@ -40,9 +41,13 @@ def test_duplicates():
         ("Explain.", "y"),
         ("explain", ""),
         ("什么?", ""),
+        ("काल", ""),
+        ("कुल", ""),
+        ("?", ""),
+        ("!", ""),
     ]
     assert diversity.duplicates(tasks) == {
-        "unique_instructions": 3,
+        "unique_instructions": 7,
         "repeated_instructions": 2,
         "repeated_folded": 3,
         "repeated_with_the_same_input": 1,
@@ -50,7 +55,7 @@ def test_duplicates():
 
 
 def find(texts, queries=0):
-    return diversity.nearest(texts, queries=queries, seed=0, tokenize=words.rouge_tokens)
+    return diversity.nearest(texts, queries=queries, seed=0, tokenize=rouge_tokens)
 
 
 def test_nearest_is_rouge_score_s_best():

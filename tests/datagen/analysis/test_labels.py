@@ -4,11 +4,11 @@ import doctest
 
 import pytest
 
-from datagen.analysis import labels as label_names
+from datagen.analysis import labels
 
 
 def test_examples_of_the_docstrings():
-    assert doctest.testmod(label_names).failed == 0
+    assert doctest.testmod(labels).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_examples_of_the_docstrings():
     ],
 )
 def test_spellings_of_one_label(field, spellings):
-    assert len({label_names.key(spelling, field) for spelling in spellings}) == 1
+    assert len({labels.key(spelling, field) for spelling in spellings}) == 1
 
 
 @pytest.mark.parametrize(
@@ -38,22 +38,22 @@ def test_spellings_of_one_label(field, spellings):
     ],
 )
 def test_different_labels_stay_apart(field, one, other):
-    assert label_names.key(one, field) != label_names.key(other, field)
+    assert labels.key(one, field) != labels.key(other, field)
 
 
 def test_the_ten_types_are_ten():
-    assert len({label_names.key(name, "type") for name in label_names.TYPES}) == 10
+    assert len({labels.key(name, "type") for name in labels.TASK_TYPES}) == 10
 
 
 def test_counts_and_missing_labels():
-    labels = label_names.count(["Rewrite", "rewrites", "Rewrite", None, " ", "Chat", 7], "type")
+    labels = labels.count(["Rewrite", "rewrites", "Rewrite", None, " ", "Chat", 7], "type")
     assert labels.counts == {"rewrite": 3, "7": 1, "chat": 1}
     assert labels.spellings["rewrite"] == {"Rewrite": 2, "rewrites": 1}
     assert labels.missing == 2
 
 
 def test_the_name_shown_is_the_prompt_s_or_the_most_frequent_of_all_sets():
-    types = label_names.count(["multiple choice q&a"] * 3, "type")
-    assert set(label_names.display_names([types], "type").values()) == {"Multiple-Choice Q&A"}
-    sets = [label_names.count(x, "topic") for x in (["Disease"], ["Diseases", "Diseases"])]
-    assert label_names.display_names(sets, "topic") == {"disease": "Diseases"}
+    types = labels.count(["multiple choice q&a"] * 3, "type")
+    assert set(labels.display_names([types], "type").values()) == {"Multiple-Choice Q&A"}
+    sets = [labels.count(x, "topic") for x in (["Disease"], ["Diseases", "Diseases"])]
+    assert labels.display_names(sets, "topic") == {"disease": "Diseases"}

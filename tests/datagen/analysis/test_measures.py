@@ -1,6 +1,9 @@
 """The measures of instruction sets, side by side."""
 
 import json
+from functools import partial
+
+import pytest
 
 from datagen.analysis import measures, verb_objects
 
@@ -23,8 +26,7 @@ SETS = {
 
 def measure(sets=SETS, **changed):
     settings = {"parser": "rules", "queries": 0, "seed": 0, "tokenizer": "rouge"} | changed
-    parse = lambda texts: map(verb_objects.by_rules, texts)  # noqa: E731
-    return measures.measure(sets, parse, say=lambda text: None, **settings)
+    return measures.measure(sets, partial(map, verb_objects.by_rules), **settings)
 
 
 def test_counts_by_hand():
@@ -58,7 +60,7 @@ def test_vocabulary_is_compared_at_equal_size():
 
 
 def test_the_sunburst_s_rows_are_20_verbs_of_4_objects():
-    verbs = sorted(verb_objects.VERBS)[:25]
+    verbs = sorted(verb_objects.IMPERATIVE_VERBS)[:25]
     nouns = ("note", "list", "table", "plan", "report")
     records = [record(f"{verb} a {noun}") for verb in verbs for noun in nouns]
     pairs = measure({"A": records})["sets"]["A"]["verb_objects"]
@@ -77,3 +79,20 @@ def test_one_record_and_no_latin_letter():
 def test_the_unicode_tokenizer_sees_other_scripts():
     sets = {"A": [record("什么是糖"), record("什么是药")]}
     assert measure(sets, tokenizer="unicode")["sets"]["A"]["nearest"]["mean"] == 0.75
+
+
+def test_combining_marks_tell_words_apart():
+    sets = {"A": [record(word) for word in ("काल", "कुल", "कील")]}
+    found = measure(sets, tokenizer="unicode")["sets"]["A"]
+    assert found["nearest"]["identical"] == found["nearest"]["over_near_duplicate"] == 0
+    assert found["repeated_folded"] == 0
+    assert (found["vocabulary"]["tokens"], found["vocabulary"]["types"]) == (3, 3)
+
+
+@pytest.mark.parametrize("tokenizer", ["rouge", "unicode"])
+def test_an_apostrophe_separates_tokens_everywhere(tokenizer):
+    sets = {"A": [record("Don't stop"), record("don t stop")]}
+    found = measure(sets, tokenizer=tokenizer)["sets"]["A"]
+    assert found["nearest"]["identical"] == 2
+    assert found["repeated_folded"] == 1
+    assert (found["vocabulary"]["tokens"], found["vocabulary"]["types"]) == (6, 3)

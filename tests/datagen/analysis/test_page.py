@@ -90,3 +90,9 @@ def test_a_set_without_pairs_and_labels_still_has_a_page():
     text = stats_page.page(stats)
     assert "No pair in: A." in text
     assert "no labels" in text
+
+
+def test_the_default_threshold_is_no_claim_about_the_sets():
+    text = stats_page.page(measure())
+    assert "F = 0.7" in text and "filter:" not in text
+    assert "0.7 is the default threshold of datagen.tasks and datagen.dedup" in text
