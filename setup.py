@@ -19,7 +19,6 @@ EVALUATION = [
     "openai[aiohttp]>=3,<4",
     "anthropic[aiohttp]>=2,<3",
     "rapidfuzz>=3.14,<4",
-    "rouge-score>=0.1.2",
     "matplotlib>=3.10",
 ]
 DATAGEN = [*EVALUATION, "py3langid>=0.4,<0.5"]
@@ -76,6 +75,7 @@ setup(
             "hypothesis>=6",
             "pytest>=9",
             "pytest-xdist>=3.8",
+            "rouge-score>=0.1.2",
             "ruff==0.17.6",
             "protobuf>=5",
             "safetensors>=0.6",

@@ -17,8 +17,7 @@ from etils import epath
 from common import paths, sections
 
 PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint numpy tokenizers "
-    "openai anthropic rapidfuzz rouge-score matplotlib"
+    "jax jaxlib flax optax orbax-checkpoint numpy tokenizers openai anthropic rapidfuzz matplotlib"
 ).split()
 """Packages whose versions a `run.json` records."""
 

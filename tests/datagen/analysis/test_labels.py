@@ -46,10 +46,10 @@ def test_the_ten_types_are_ten():
 
 
 def test_counts_and_missing_labels():
-    labels = labels.count(["Rewrite", "rewrites", "Rewrite", None, " ", "Chat", 7], "type")
-    assert labels.counts == {"rewrite": 3, "7": 1, "chat": 1}
-    assert labels.spellings["rewrite"] == {"Rewrite": 2, "rewrites": 1}
-    assert labels.missing == 2
+    found = labels.count(["Rewrite", "rewrites", "Rewrite", None, " ", "Chat", 7], "type")
+    assert found.counts == {"rewrite": 3, "7": 1, "chat": 1}
+    assert found.spellings["rewrite"] == {"Rewrite": 2, "rewrites": 1}
+    assert found.missing == 2
 
 
 def test_the_name_shown_is_the_prompt_s_or_the_most_frequent_of_all_sets():
