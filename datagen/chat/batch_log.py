@@ -1,33 +1,67 @@
-"""Batches on disk: what is at a provider, written down before it is sent, until it is settled.
+"""Batches on disk: recorded before their submission, until all their results are stored.
 
-A request lies in `batch_requests` from before its batch is sent until its result is stored; what
-is in there is sent by nobody else, in this run or a later one. Its row goes in the transaction that
-stores answer and charge, so results can be read again after a kill and are charged once.
+A request is in `batch_requests` from before its batch is submitted until its result is stored;
+while it is there, it is not sent in any other way, in this run or a later one. The transaction that
+stores answer and charge deletes its row, so results can be read again after a kill and are charged
+once.
 """
 
 import dataclasses
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
+from datagen.chat import prices, protocols
 from datagen.chat import store as answer_store
+from datagen.chat.errors import RejectedRequestError, RetryableError
 from datagen.chat.prices import Price
 from datagen.chat.store import AnswerStore, Charge, ChatAnswer
+
+KEY_DIGITS = 31
+"""Of a request's key in its custom_id: both providers allow 64 characters, 33 are the batch's."""
+
+CHUNK_SIZE = 500
+"""Answers stored in one transaction."""
+
+
+Deliver = Callable[[Charge, ChatAnswer], None]
 
 
 @dataclasses.dataclass
 class Batch:
-    """One batch, as this side knows it."""
+    """One batch, as recorded here."""
 
-    name: str  # ours: 32 hexadecimal digits, never used twice
+    name: str  # chosen by us: 32 hexadecimal digits, never reused
     provider: str
     base_url: str
     model: str
     price: Price | None  # as charged, at half
     requests: int
-    usd: float  # the most that it can cost
+    usd: float  # maximum cost
     tokens: int
-    sent: float  # Unix time before it was sent
-    id: str | None = None  # the provider's; None: not known whether it arrived
+    sent: float  # Unix time just before the submission
+    id: str | None = None  # the provider's; None: not known whether it was received
+
+    def __str__(self) -> str:
+        id = f" ({self.id})" if self.id else ""
+        return f"batch {self.name[:8]}{id} of {self.requests:,} requests at {self.provider}"
+
+    def custom_id(self, key: str) -> str:
+        """The name of one of its requests at the provider."""
+        return f"{self.name}-{key[:KEY_DIGITS]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchState:
+    """The status of a batch at the provider."""
+
+    ended: bool
+    answered: int = 0  # requests answered, according to the provider
+    results: tuple[str, ...] = ()  # paths of result lines
+    results_deleted: bool = False
+    failure: Exception | None = None  # of the batch as a whole
+    rejected: Mapping[int, str] = dataclasses.field(default_factory=dict)  # position -> reason
 
 
 class BatchLog:
@@ -37,44 +71,46 @@ class BatchLog:
         self._store = store
 
     def open(self) -> list[Batch]:
-        """Batches that may be at a provider and are not settled, oldest first."""
-        query = (
+        """Batches that may be at a provider and are not finished, oldest first."""
+        rows = self._store.rows(
             "SELECT name, provider, base_url, model, price_input, price_output, requests, usd, "
             "tokens, sent, id FROM batches WHERE state = 'open' ORDER BY sent"
-        )
-        return [
-            Batch(*row[:4], None if row[4] is None else Price(*row[4:6]), *row[6:])
-            for row in self._store.rows(query).fetchall()
-        ]
+        ).fetchall()
+        batches = []
+        for name, provider, base_url, model, input_usd, output_usd, *rest in rows:
+            price = None if input_usd is None else Price(input_usd, output_usd)
+            batches.append(Batch(name, provider, base_url, model, price, *rest))
+        return batches
 
     def ids(self) -> set[str]:
-        """The provider's ids of all batches, settled ones too."""
+        """The provider's ids of all batches, finished ones included."""
         return {id for (id,) in self._store.rows("SELECT id FROM batches WHERE id IS NOT NULL")}
 
     def keys(self, batch: Batch) -> list[str]:
-        """Of requests that have no result yet, in the order in which they were sent."""
+        """Keys of the requests that have no result yet, in the order of submission."""
         query = "SELECT key FROM batch_requests WHERE batch = ? ORDER BY rowid"
         return [key for (key,) in self._store.rows(query, batch.name)]
 
     def all_keys(self) -> set[str]:
-        """Of requests in any open batch."""
+        """Keys of the requests in any open batch."""
         return {key for (key,) in self._store.rows("SELECT key FROM batch_requests")}
 
-    def request(self, key: str) -> str:
-        """What was sent for a key, as JSON."""
-        return self._store.rows("SELECT request FROM batch_requests WHERE key = ?", key).fetchone()[
-            0
-        ]
-
     def requests(self, batch: Batch) -> Iterator[tuple[str, str]]:
-        """(key, JSON) of each request, in order. To be read to its end before anything else."""
+        """(key, JSON) of each request, in order; read them to the end before any other query."""
         query = "SELECT key, request FROM batch_requests WHERE batch = ? ORDER BY rowid"
         yield from self._store.rows(query, batch.name)
 
-    async def intend(self, batch: Batch, requests: list[tuple[str, str]]) -> None:
-        """Returns when batch and requests, (key, JSON), are on disk: now it may be sent."""
-        price = batch.price or Price(None, None)
-        row = (batch.name, batch.provider, batch.base_url, batch.model, price.input, price.output)
+    def discard_command(self, batch: Batch) -> str:
+        """The shell command that deletes a batch, so that its requests can be sent again."""
+        return (
+            f'sqlite3 {self._store.path} "DELETE FROM batch_requests WHERE batch = '
+            f"'{batch.name}'; DELETE FROM batches WHERE name = '{batch.name}'\""
+        )
+
+    async def record(self, batch: Batch, requests: list[tuple[str, str]]) -> None:
+        """Returns once batch and requests, (key, JSON), are on disk: now it may be submitted."""
+        price = (batch.price.input, batch.price.output) if batch.price else (None, None)
+        row = (batch.name, batch.provider, batch.base_url, batch.model, *price)
         row += (batch.requests, batch.usd, batch.tokens, batch.sent, None, "open")
 
         def change(connection: sqlite3.Connection) -> None:
@@ -86,32 +122,96 @@ class BatchLog:
 
         await self._store.write(change)
 
-    async def arrived(self, batch: Batch, id: str) -> None:
-        """The provider has it, under this id."""
+    async def record_id(self, batch: Batch, id: str) -> None:
+        """The provider has received the batch, under this id."""
         batch.id = id
         query = "UPDATE batches SET id = ? WHERE name = ?"
         await self._store.write(lambda connection: connection.execute(query, (id, batch.name)))
 
-    async def settle(self, batch: Batch, results: list[tuple[Charge, ChatAnswer]]) -> set[str]:
-        """Stores results with their charges; the keys of those that were not stored before."""
+    async def store_results(
+        self,
+        batch: Batch,
+        state: BatchState,
+        results: AsyncIterator[tuple[str, Any]],
+        deliver: Deliver,
+    ) -> dict[str, Exception]:
+        """Stores all replies and their charges, each once, however often the results are read.
 
-        def change(connection: sqlite3.Connection) -> set[str]:
-            new = set()
-            for charge, answer in results:
+        Args:
+          results: (custom_id, reply or exception) pairs, as from `BatchProtocol.results`.
+          deliver: called with each new reply once it is on disk, including replies that the content
+            filter blocked (see `Charge.is_answer`): a second reading does not yield them again.
+
+        Returns:
+          Key -> why there is no reply, for the requests that failed according to the results.
+
+        Raises:
+          RetryableError: the results could not be read to the end; what was read is stored.
+          NotFoundError: the provider has deleted them.
+        """
+        keys = self.keys(batch)
+        pending = {batch.custom_id(key): key for key in keys}
+        failures: dict[str, Exception] = {
+            keys[position]: RejectedRequestError(reason)
+            for position, reason in state.rejected.items()
+        }
+        chunk: list[tuple[str, Any]] = []
+        answered = 0
+        async for custom_id, reply in results:
+            answered += not isinstance(reply, Exception)
+            key = pending.pop(custom_id, None)
+            if key is None:  # stored before a kill
+                continue
+            if isinstance(reply, Exception):
+                failures[key] = reply
+                continue
+            chunk.append((key, reply))
+            if len(chunk) == CHUNK_SIZE:
+                failures |= await self._store_replies(batch, chunk, deliver)
+                chunk = []
+        failures |= await self._store_replies(batch, chunk, deliver)
+        if answered < state.answered:  # the missing ones are paid for: do not send them again
+            raise RetryableError(f"results are truncated: {answered} of {state.answered} answers")
+        return failures
+
+    async def _store_replies(
+        self, batch: Batch, replies: list[tuple[str, Any]], deliver: Deliver
+    ) -> dict[str, Exception]:
+        answers: dict[str, tuple[Charge, ChatAnswer]] = {}
+        failures: dict[str, Exception] = {}
+        query = "SELECT request FROM batch_requests WHERE key = ?"
+        for key, reply in replies:
+            try:
+                content = json.loads(self._store.rows(query, key).fetchone()[0])
+                answer = protocols.read_reply(batch.provider, content, reply)
+                answers[key] = prices.charge(key, batch.model, batch.price, answer), answer
+            except RetryableError as error:
+                failures[key] = error
+
+        def change(connection: sqlite3.Connection) -> list[str]:
+            new = []
+            for key, (charge, answer) in answers.items():
                 rows = connection.execute(
                     "DELETE FROM batch_requests WHERE key = ? AND batch = ? RETURNING request",
-                    (charge.key, batch.name),
+                    (key, batch.name),
                 ).fetchall()
-                for (request,) in rows:
-                    given = answer if charge.is_answer else None
-                    answer_store.insert(connection, charge, request, given, None)
-                    new.add(charge.key)
+                for (request,) in rows:  # none if it was stored before
+                    stored = answer if charge.is_answer else None
+                    answer_store.insert(connection, charge, request, stored, None)
+                    new.append(key)
             return new
 
-        return await self._store.write(change)
+        for key in await self._store.write(change):
+            deliver(*answers[key])
+        return failures
 
     async def close(self, batch: Batch, state: str, lost: Charge | None = None) -> None:
-        """Requests without a result are free to be sent again; `lost`: paid, but never seen."""
+        """Frees the requests without a result to be sent again.
+
+        Args:
+          state: how the batch ended, in a word or two.
+          lost: the maximum cost of replies that were paid for but never seen.
+        """
 
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM batch_requests WHERE batch = ?", (batch.name,))

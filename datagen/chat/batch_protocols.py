@@ -1,20 +1,21 @@
-"""The two batch APIs: how a batch is sent, found again, watched and read.
+"""The two batch APIs: how a batch is submitted, found again, polled and read.
 
-OpenAI: a file of one request a line goes up, a batch is made of it, answers and errors come as two
-files. Anthropic: the requests go in one body, results come as one stream. Both bring results in any
-order, so each request carries a `custom_id`: our batch's name and the start of the request's key.
+OpenAI: a file with one request per line is uploaded, a batch is created from it, answers and errors
+arrive as two files. Anthropic: the requests are sent in one body, results arrive as one stream.
+Both return results in any order, so each request carries a `custom_id`: the name of our batch and
+the start of the request's key.
 """
 
+import abc
 import contextlib
-import dataclasses
 import datetime
 import io
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from typing import Any
 
-from datagen.chat.batch_log import Batch
-from datagen.chat.connection import Connection, meaning, reason
+from datagen.chat.batch_log import Batch, BatchState
+from datagen.chat.connection import Connection, short_text, status_error
 from datagen.chat.errors import (
     FatalProviderError,
     NotSubmittedError,
@@ -22,52 +23,106 @@ from datagen.chat.errors import (
     SubmissionUnknownError,
 )
 
-LABEL = "alpacare_jax_batch"
+METADATA_KEY = "alpacare_jax_batch"
 """Key of the batch's name in OpenAI's `metadata`."""
-
-KEY_DIGITS = 31
-"""Of a request's key in its custom_id: both providers take 64 characters, 33 are the batch's."""
 
 CLOCK_SKEW = 3600.0
 """Seconds that this machine's clock may be ahead of the provider's."""
 
+CANCELLED = "the batch was cancelled at the provider; rerun to send its remaining requests again"
 
-@dataclasses.dataclass(frozen=True)
-class BatchState:
-    """Where a batch is."""
-
-    ended: bool
-    answered: int = 0  # requests that the provider says it answered
-    results: tuple[str, ...] = ()  # paths of result lines
-    gone: bool = False  # the provider has deleted the results
-    failed: Exception | None = None  # the batch as a whole
-    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)  # reason by place, from 0
-
-
-def custom_id(batch: Batch, key: str) -> str:
-    return f"{batch.name}-{key[:KEY_DIGITS]}"
+ANTHROPIC_STATUSES = {
+    "invalid_request_error": 400,
+    "invalid_request": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "overloaded_error": 529,
+}
+"""HTTP statuses of Anthropic's error types (docs: Errors); all others are 500 and retryable."""
 
 
-class OpenAIBatches:
-    """Through `files` and `batches`."""
+class BatchProtocol(abc.ABC):
+    """One provider's batch API.
 
-    most_requests, most_bytes = 50_000, 200_000_000
-    line_bytes = 160  # most that one line has around a request
+    Attributes:
+      max_requests: the provider's limit per batch.
+      max_bytes: the provider's limit on the size of a submission.
+      line_bytes: upper bound on what is sent around each request.
+    """
+
+    max_requests: int
+    max_bytes: int
+    line_bytes: int
 
     def __init__(self, connection: Connection):
         self._connection = connection
 
-    async def send(self, batch: Batch, requests: Iterable[tuple[str, str]]) -> str:
-        """The provider's id of the batch, made now.
+    @abc.abstractmethod
+    async def submit(self, batch: Batch, requests: Iterable[tuple[str, str]]) -> str:
+        """Creates the batch from (key, JSON) pairs and returns the provider's id of it.
 
         Raises:
-          NotSubmittedError: it certainly was not made.
-          RetryableError: it may have been made all the same.
-          RejectedRequestError, FatalProviderError: it was not, and will not be.
+          NotSubmittedError: it was certainly not created.
+          RetryableError: it may have been created.
+          RejectedRequestError, FatalProviderError: it was not created and will never be.
         """
+
+    @abc.abstractmethod
+    async def find(self, batch: Batch, known: set[str]) -> str | None:
+        """The provider's id of a batch whose submission got no reply; None: not found.
+
+        Args:
+          known: ids of batches of ours, which it cannot be.
+
+        Raises:
+          SubmissionUnknownError: batches that may be this one have not ended.
+        """
+
+    @abc.abstractmethod
+    async def state(self, batch: Batch) -> BatchState:
+        """The current status of a batch with an id."""
+
+    @abc.abstractmethod
+    def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
+        """(custom_id, JSON of the reply or the exception that it stands for) of a result line."""
+
+    async def results(self, state: BatchState) -> AsyncGenerator[tuple[str, Any], None]:
+        """The results of an ended batch, each as from `read`."""
+        for path in state.results:
+            async with contextlib.aclosing(self._connection.lines(path)) as lines:
+                async for line in lines:
+                    yield self.read(line)
+
+    async def _listed(
+        self, path: str, cursor: str, limit: int
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
+        """All batches listed at a path; `cursor` names the parameter that continues a list."""
+        after: dict[str, str] = {}
+        while True:
+            page = await self._connection.get(path, limit=limit, **after)
+            if not isinstance(page, dict) or not isinstance(page.get("data"), list):
+                raise RetryableError(f"malformed reply: {json.dumps(page)[:100]}")
+            for listed in page["data"]:
+                yield listed
+            if not page.get("has_more") or not page["data"]:
+                return
+            after = {cursor: _id(page["data"][-1])}
+
+
+class OpenAIBatches(BatchProtocol):
+    """Through `files` and `batches`."""
+
+    max_requests, max_bytes, line_bytes = 50_000, 200_000_000, 160
+
+    async def submit(self, batch: Batch, requests: Iterable[tuple[str, str]]) -> str:
+        """See BatchProtocol."""
         lines = bytearray()  # up to 200 MB: no second copy
         for key, body in requests:
-            head = f'{{"custom_id": "{custom_id(batch, key)}", "method": "POST", '
+            head = f'{{"custom_id": "{batch.custom_id(key)}", "method": "POST", '
             head += '"url": "/v1/chat/completions", "body": '
             lines += f"{head}{body}}}\n".encode()
         try:
@@ -84,29 +139,26 @@ class OpenAIBatches:
             "input_file_id": file,
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
-            "metadata": {LABEL: batch.name},
+            "metadata": {METADATA_KEY: batch.name},
         }
-        with _refused_is_unsent():
+        with _throttled_is_not_submitted():
             return _id(await self._connection.post("/batches", body=content))
 
     async def find(self, batch: Batch, known: set[str]) -> str | None:
-        """The provider's id of a batch that was sent, by its name in the metadata; None: not there.
+        """Finds a batch by its name in the metadata.
 
-        The order of the list is not documented, so it is read to its end. What is guaranteed: a
-        batch that the provider lists is found. A list that lags behind would hide it; the caller
-        looks again until long after the submission.
+        The order of the list is undocumented, so it is read to the end. Guarantee: a batch that the
+        provider lists is found. A list that lags behind would hide it, so the caller searches again
+        until long after the submission.
         """
-        after = {}
-        while True:
-            page = await self._connection.get("/batches", limit=100, **after)
-            for found in _data(page):
-                if (found.get("metadata") or {}).get(LABEL) == batch.name:
-                    return _id(found)
-            if not page.get("has_more") or not page["data"]:
-                return None
-            after = {"after": _id(page["data"][-1])}
+        async with contextlib.aclosing(self._listed("/batches", "after", 100)) as batches:
+            async for listed in batches:
+                if (listed.get("metadata") or {}).get(METADATA_KEY) == batch.name:
+                    return _id(listed)
+        return None
 
     async def state(self, batch: Batch) -> BatchState:
+        """See BatchProtocol."""
         found = await self._connection.get(f"/batches/{batch.id}")
         status = found.get("status")
         if status == "failed":
@@ -119,160 +171,137 @@ class OpenAIBatches:
         )
 
     def _failed(self, errors: list[Mapping[str, Any]]) -> BatchState:
-        """What it means that the input was not taken. Nothing of it was done."""
-        refused = {e["line"] - 1: reason(f"{e.get('message')}") for e in errors if e.get("line")}
-        said = reason("; ".join(f"{e.get('message') or e.get('code')}" for e in errors[:3]))
-        failed = None
+        """The state of a batch whose input was rejected: no request of it was processed."""
+        rejected = {
+            e["line"] - 1: short_text(f"{e.get('message')}") for e in errors if e.get("line")
+        }
+        reason = short_text("; ".join(f"{e.get('message') or e.get('code')}" for e in errors[:3]))
+        failure = None
         if any(e.get("code") == "token_limit_exceeded" for e in errors):
-            failed = NotSubmittedError(said, queue_full=True)
-        elif not refused:
-            failed = FatalProviderError(f"openai takes no such batch: {said or 'no reason given'}")
-        return BatchState(ended=True, failed=failed, refused=refused)
+            failure = NotSubmittedError(reason, queue_full=True)
+        elif not rejected:
+            failure = FatalProviderError(
+                f"openai rejected the batch: {reason or 'no reason given'}"
+            )
+        return BatchState(ended=True, failure=failure, rejected=rejected)
 
     def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
-        """(custom_id, the reply's JSON or the exception that stands for it) of a result line."""
+        """See BatchProtocol."""
         try:
-            name, response, error = line["custom_id"], line.get("response"), line.get("error")
+            custom_id, response = line["custom_id"], line.get("response")
             if response and response["status_code"] == 200:
-                return name, response["body"]
+                return custom_id, response["body"]
             if response:
-                said = json.dumps(response.get("body"), ensure_ascii=False)
+                content = json.dumps(response.get("body"), ensure_ascii=False)
                 status = response["status_code"]
-                return name, meaning(self._connection.config, status, f"{status} {said}")
-            if error["code"] == "batch_cancelled":
-                return name, FatalProviderError(CANCELLED)
-            return name, RetryableError(reason(f"{error['code']}: {error.get('message')}"))
+                config = self._connection.config
+                return custom_id, status_error(config, status, f"{status} {content}")
+            code = line["error"]["code"]
+            if code == "batch_cancelled":
+                return custom_id, FatalProviderError(CANCELLED)
+            return custom_id, RetryableError(short_text(f"{code}: {line['error'].get('message')}"))
         except (KeyError, TypeError, AttributeError):
             return "", RetryableError("malformed result line")
 
 
-class AnthropicBatches:
+class AnthropicBatches(BatchProtocol):
     """Through `messages/batches`."""
 
-    most_requests, most_bytes = 100_000, 256_000_000
-    line_bytes = 110
+    max_requests, max_bytes, line_bytes = 100_000, 256_000_000, 110
 
     def __init__(self, connection: Connection):
-        self._connection = connection
-        self._others: set[str] = set()  # batches whose results are not ours
+        super().__init__(connection)
+        self._foreign: set[str] = set()  # batches whose results are not ours
 
-    async def send(self, batch: Batch, requests: Iterable[tuple[str, str]]) -> str:
-        """As OpenAIBatches.send."""
+    async def submit(self, batch: Batch, requests: Iterable[tuple[str, str]]) -> str:
+        """See BatchProtocol."""
         content = bytearray(b'{"requests": [')
         for key, body in requests:
             comma = ", " if content.endswith(b"}") else ""
-            one = f'{{"custom_id": "{custom_id(batch, key)}", "params": {body}}}'
-            content += f"{comma}{one}".encode()
+            item = f'{{"custom_id": "{batch.custom_id(key)}", "params": {body}}}'
+            content += f"{comma}{item}".encode()
         content += b"]}"
-        with _refused_is_unsent():
+        with _throttled_is_not_submitted():
             return _id(await self._connection.post("/v1/messages/batches", content=bytes(content)))
 
     async def find(self, batch: Batch, known: set[str]) -> str | None:
-        """The provider's id of a batch that was sent; None: not there.
+        """Finds a batch by the first custom_id of its results.
 
-        A Message Batch carries no metadata, and its custom_ids come back with its results only.
-        So every batch of the workspace that could be this one (made since it was sent, by a clock
-        up to CLOCK_SKEW ahead; of as many requests; not `known`) is waited for until it has ended,
-        and the first custom_id of its results decides. What is guaranteed: as long as the list
-        shows what was made, and the clock is no further off, None means that it was not made.
-        What it costs: a batch of the same size that another program made in the same workspace
-        delays the answer until that has ended, at most 24 hours.
-
-        Raises:
-          SubmissionUnknownError: batches that could be it have not ended.
+        A Message Batch has no metadata, and its custom_ids are returned with its results only. So
+        every batch of the workspace that could be this one (created after the submission, by a
+        clock up to CLOCK_SKEW ahead; the same number of requests; not in `known`) is waited for
+        until it ends. Guarantee: as long as the list is complete and the clock no further off, None
+        means that the batch was not created. Price: a batch of the same size, created by another
+        program in the same workspace, delays the answer until it ends, at most 24 hours.
         """
         undecided = []
-        async with contextlib.aclosing(self._made_since(batch.sent - CLOCK_SKEW)) as made:
-            async for found in made:
-                if found["id"] in known | self._others or found.get("archived_at"):
+        listed = self._listed("/v1/messages/batches", "after_id", 1000)
+        async with contextlib.aclosing(listed) as batches:
+            async for found in batches:  # newest first, as documented
+                created = datetime.datetime.fromisoformat(found["created_at"]).timestamp()
+                if created < batch.sent - CLOCK_SKEW:
+                    break
+                if found["id"] in known | self._foreign or found.get("archived_at"):
                     continue
                 if sum(found["request_counts"].values()) != batch.requests:
                     continue
                 if found["processing_status"] != "ended":
                     undecided.append(found["id"])
-                elif await self._is(batch, found["id"]):
+                elif await self._has_results_of(batch, found["id"]):
                     return found["id"]
         if undecided:
             raise SubmissionUnknownError(
-                f"it may be {' or '.join(undecided)}, which will tell when it ends"
+                f"it may be {' or '.join(undecided)}, which can be checked once ended"
             )
         return None
 
-    async def _made_since(self, when: float) -> AsyncIterator[Mapping[str, Any]]:
-        after = {}
-        while True:
-            page = await self._connection.get("/v1/messages/batches", limit=1000, **after)
-            for found in _data(page):  # newest first, as documented
-                if datetime.datetime.fromisoformat(found["created_at"]).timestamp() < when:
-                    return
-                yield found
-            if not page.get("has_more") or not page["data"]:
-                return
-            after = {"after_id": _id(page["data"][-1])}
-
-    async def _is(self, batch: Batch, id: str) -> bool:
-        async with contextlib.aclosing(self._connection.lines(self._results(id))) as lines:
+    async def _has_results_of(self, batch: Batch, id: str) -> bool:
+        async with contextlib.aclosing(self._connection.lines(_results_path(id))) as lines:
             async for line in lines:
                 if self.read(line)[0].startswith(f"{batch.name}-"):
                     return True
                 break
-        self._others.add(id)
+        self._foreign.add(id)
         return False
 
-    def _results(self, id: str | None) -> str:
-        return f"/v1/messages/batches/{id}/results"
-
     async def state(self, batch: Batch) -> BatchState:
+        """See BatchProtocol."""
         found = await self._connection.get(f"/v1/messages/batches/{batch.id}")
         return BatchState(
             ended=found.get("processing_status") == "ended",
             answered=(found.get("request_counts") or {}).get("succeeded") or 0,
-            results=(self._results(batch.id),),
-            gone=bool(found.get("archived_at")),
+            results=(_results_path(batch.id),),
+            results_deleted=bool(found.get("archived_at")),
         )
 
     def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
-        """As OpenAIBatches.read."""
+        """See BatchProtocol."""
         try:
-            name, result = line["custom_id"], line["result"]
+            custom_id, result = line["custom_id"], line["result"]
             if result["type"] == "succeeded":
-                return name, result["message"]
+                return custom_id, result["message"]
             if result["type"] == "errored":
-                # As documented, and as the guide shows it.
+                # As documented, and as shown in the guide.
                 error = result["error"].get("error") or result["error"]
-                status = STATUS.get(error["type"], 500)
-                said = f"{error['type']}: {error.get('message')}"
-                return name, meaning(self._connection.config, status, said)
+                status = ANTHROPIC_STATUSES.get(error["type"], 500)
+                message = f"{error['type']}: {error.get('message')}"
+                return custom_id, status_error(self._connection.config, status, message)
             if result["type"] == "canceled":
-                return name, FatalProviderError(CANCELLED)
-            return name, RetryableError(f"{result['type']} in the batch")
+                return custom_id, FatalProviderError(CANCELLED)
+            return custom_id, RetryableError(f"{result['type']} in the batch")
         except (KeyError, TypeError, AttributeError):
             return "", RetryableError("malformed result line")
 
 
-CANCELLED = "the batch was cancelled at the provider; run again to ask what it left out"
-
-STATUS = {
-    "invalid_request_error": 400,
-    "invalid_request": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "overloaded_error": 529,
+BATCH_PROTOCOLS: dict[str, type[BatchProtocol]] = {
+    "openai": OpenAIBatches,
+    "anthropic": AnthropicBatches,
 }
-"""HTTP statuses of Anthropic's kinds of errors (docs: Errors); the rest is 500 and may pass."""
-
-BatchProtocol = OpenAIBatches | AnthropicBatches
-
-BATCHES: dict[str, type[BatchProtocol]] = {"openai": OpenAIBatches, "anthropic": AnthropicBatches}
 
 
 @contextlib.contextmanager
-def _refused_is_unsent() -> Iterator[None]:
-    """429 says that the queue is full, so nothing was made; any other failure leaves it open."""
+def _throttled_is_not_submitted() -> Iterator[None]:
+    """A 429 means a full queue, so nothing was created; any other failure leaves it open."""
     try:
         yield
     except RetryableError as error:
@@ -283,13 +312,11 @@ def _refused_is_unsent() -> Iterator[None]:
         raise
 
 
+def _results_path(id: str | None) -> str:
+    return f"/v1/messages/batches/{id}/results"
+
+
 def _id(reply: Any) -> str:
     if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
         raise RetryableError(f"malformed reply: {json.dumps(reply)[:100]}")
     return reply["id"]
-
-
-def _data(page: Any) -> list[Any]:
-    if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-        raise RetryableError(f"malformed reply: {json.dumps(page)[:100]}")
-    return page["data"]

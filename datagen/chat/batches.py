@@ -1,9 +1,10 @@
-"""Requests at half price: gathered, sent as one batch, waited for, and collected, over many runs.
+"""Requests at half price: collected, submitted as a batch, polled and stored, across many runs.
 
-What is guaranteed: a request is in one batch at most, and while it is in one, it is sent by no
-other way. A batch is on disk before it is sent. One whose submission got no reply is looked for at
-the provider, and only where it is still not there after SETTLE_SECONDS are its requests sent again;
-`find` in batch_protocols.py tells what that proves. Every answer is stored, with its charge, once.
+Guarantees: a request is in at most one batch, and while it is in one, it is not sent in any other
+way. A batch is on disk before its submission. If a submission got no reply, the batch is searched
+for at the provider, and only if it is still missing after SETTLE_SECONDS are its requests sent
+again; `find` in batch_protocols.py documents what that proves. Every answer is stored once, with
+its charge.
 """
 
 import asyncio
@@ -14,12 +15,11 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from datagen.chat import protocols
-from datagen.chat.batch_log import Batch, BatchLog
-from datagen.chat.batch_protocols import BATCHES, BatchState
-from datagen.chat.batch_results import BatchResults
+from datagen.chat.batch_log import Batch, BatchLog, BatchState
+from datagen.chat.batch_protocols import BATCH_PROTOCOLS
 from datagen.chat.config import ChatConfig
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
@@ -31,23 +31,33 @@ from datagen.chat.errors import (
     RetryableError,
     SubmissionUnknownError,
 )
-from datagen.chat.prices import Budget, Price
+from datagen.chat.prices import Budget, Price, worst_case
 from datagen.chat.store import AnswerStore, Charge, ChatAnswer
 
 QUIET_SECONDS = 5.0
-"""A batch is sent when nothing has been added for this long, or when it is full."""
+"""A batch is submitted once it is full or no request has been added for this long."""
 
 SETTLE_SECONDS = 900.0
-"""How long after a submission without a reply a batch may still turn up at the provider.
+"""How long after a submission without a reply a batch may still appear at the provider.
 
 Neither provider documents a bound; a batch is usually listed within seconds of its submission.
 """
 
 OUTAGE_SECONDS = 3600.0
-"""How long a provider may give no usable reply before the run ends; the batch goes on."""
+"""How long a provider may give no usable reply before the run ends; the batch continues there."""
 
 INITIAL_RESUBMIT_BACKOFF, MAX_RESUBMIT_BACKOFF = 30.0, 1800.0
-"""Seconds before a batch that was not taken is sent again, doubled each time, and the longest."""
+"""Seconds before a batch that was not accepted is resubmitted, doubled each time, and the most."""
+
+
+class PendingRequest(NamedTuple):
+    """A request waiting for its batch."""
+
+    key: str
+    body: str  # JSON
+    size: int  # bytes in a batch
+    usd: float  # maximum cost
+    tokens: int
 
 
 class Batches:
@@ -64,51 +74,50 @@ class Batches:
         report: Callable[[str], None],
     ):
         self.config, self.budget, self.counts, self.report = config, budget, counts, report
-        self._price, self._store, self._log = price, store, BatchLog(store)
-        self._protocol = BATCHES[config.provider](connection)
-        self._results = BatchResults(config.provider, self._protocol, connection, self._log)
-        self._most = min(config.batch_requests, self._protocol.most_requests)
+        self._price, self._log = price, BatchLog(store)
+        self._protocol = BATCH_PROTOCOLS[config.provider](connection)
+        self._max_requests = min(config.batch_requests, self._protocol.max_requests)
         self._open: dict[str, Batch] = {}  # by name
-        self._out: set[str] = set()  # keys that are in open batches
-        self._futures: dict[str, asyncio.Future[ChatAnswer]] = {}  # of what was asked for, by key
-        self._gathered: collections.deque[tuple[str, str, int]] = collections.deque()
-        self._bytes = 0  # of what is gathered
+        self._in_batches: set[str] = set()  # keys of the requests in open batches
+        self._futures: dict[str, asyncio.Future[ChatAnswer]] = {}  # answers awaited, by key
+        self._pending: collections.deque[PendingRequest] = collections.deque()
+        self._pending_bytes = 0
         self._changed = asyncio.Event()
         self._last_added = 0.0
-        self._not_before = 0.0  # monotonic time; the provider took no batch
-        self._not_taken = 0  # batches in a row
-        self._undecided: set[str] = set()  # batches that were told to be so
-        self._busy = asyncio.Lock()  # held while a batch is sent or collected
+        self._submit_after = 0.0  # monotonic time; the last batch was not accepted
+        self._not_accepted = 0  # batches in a row
+        self._reported_unknown: set[str] = set()  # names of batches
+        self._busy = asyncio.Lock()  # held while a batch is submitted or stored
         self._tasks: set[asyncio.Task] = set()
-        self._left: FatalProviderError | None = None  # why some batch is not waited for any more
-        self._broken: BaseException | None = None  # a full disk, or a mistake of ours
+        self._abandoned: FatalProviderError | None = None  # why a batch is no longer polled
+        self._broken: BaseException | None = None  # a full disk, or a bug
 
     async def start(self) -> None:
-        """Takes up what earlier runs left: what has ended is collected at once.
+        """Resumes the batches of earlier runs: those that have ended are stored at once.
 
         Raises:
-          FatalProviderError: such a batch cannot be looked at.
+          FatalProviderError: the status of such a batch cannot be read.
         """
         for batch in self._log.open():
             if (batch.provider, batch.base_url) != (self.config.provider, self.config.base_url):
                 self.budget.set_aside(batch.usd, batch.tokens)
-                self.report(f"{_describe(batch)} stays there: this run asks another provider")
+                self.report(f"{batch} is left open: this run uses another provider")
                 continue
             self.budget.hold(batch.usd, batch.tokens)
             self._open[batch.name] = batch
-            self._out.update(self._log.keys(batch))
-            self.report(f"{_describe(batch)} was left by an earlier run")
+            self._in_batches.update(self._log.keys(batch))
+            self.report(f"{batch} was left open by an earlier run")
             try:
-                settled = await self._looked_at(batch)
+                finished = await self._check(batch)
             except RetryableError:
-                settled = False
-            if not settled:
-                self._run(self._follow(batch))
-        self._not_taken, self._not_before = 0, 0.0  # of this run
-        self._run(self._send_gathered())
+                finished = False
+            if not finished:
+                self._run(self._poll(batch))
+        self._not_accepted, self._submit_after = 0, 0.0  # of this run
+        self._run(self._submit_pending())
 
     async def close(self) -> None:
-        """Ends waiting. What is being sent or collected is brought to its end."""
+        """Stops waiting; a submission or the storing of results in progress is completed."""
         self.stop("the run has ended")
         async with self._busy:
             for task in self._tasks:
@@ -117,99 +126,101 @@ class Batches:
         if self._broken:
             raise self._broken
 
-    def stop(self, why: str) -> None:
-        """Sends nothing more; who waits for an answer is told why it does not come."""
-        self._drop_gathered()
+    def stop(self, reason: str) -> None:
+        """Submits nothing more; whoever awaits an answer gets the reason instead."""
+        self._drop_pending()
         for key in list(self._futures):
-            self._fail(key, FatalProviderError(why))
+            self._fail(key, FatalProviderError(reason))
 
     def __contains__(self, key: str) -> bool:
         """Whether a request is in a batch at the provider."""
-        return key in self._out
+        return key in self._in_batches
 
-    def left_open(self) -> str:
-        """What is at the provider, in words; "" for nothing."""
+    def describe_open(self) -> str:
+        """What remains at the provider, as a sentence; "" for nothing."""
         if not self._open:
             return ""
         requests = sum(batch.requests for batch in self._open.values())
-        count = f"{len(self._open)} with {requests:,} requests"
-        return f"batches at {self.config.provider} go on ({count}), and the next run collects them"
+        return (
+            f"batches continue at {self.config.provider} ({len(self._open)} with {requests:,} "
+            "requests); the next run collects their results"
+        )
 
     async def ask(self, key: str, body: Mapping[str, Any]) -> ChatAnswer:
-        """The answer, stored, from the batch that the request is in already or from a new one.
+        """The stored answer from the batch that already has the request, or from a new one.
 
         Raises:
           RetryableError, RejectedRequestError, FatalProviderError: why there is none.
-          BudgetReachedError: it does not fit, and nothing is out.
+          BudgetReachedError: the request does not fit, and no batch is open.
         """
-        if self._broken or (self._left and key in self._out):
-            raise self._broken or copy.copy(self._left)
+        if self._broken:
+            raise self._broken
+        if self._abandoned and key in self._in_batches:
+            raise copy.copy(self._abandoned)
         future = self._futures[key] = asyncio.get_running_loop().create_future()
-        if key not in self._out:
-            self._gather(key, json.dumps(body, ensure_ascii=False))
+        if key not in self._in_batches:
+            self._enqueue(key, json.dumps(body, ensure_ascii=False))
         return await future
 
-    def _gather(self, key: str, body: str) -> None:
+    def _enqueue(self, key: str, body: str) -> None:
         size = len(body.encode())
-        self._gathered.append((key, body, size))
-        self._bytes += size + self._protocol.line_bytes
+        cost = worst_case(self._price, size, self.config.max_tokens)
+        request = PendingRequest(key, body, size + self._protocol.line_bytes, *cost)
+        self._pending.append(request)
+        self._pending_bytes += request.size
         self._last_added = time.monotonic()
         self._changed.set()
 
-    def _drop_gathered(self) -> list[str]:
-        """The keys of what is not sent any more."""
-        keys = [key for key, _, _ in self._gathered]
-        self._gathered.clear()
-        self._bytes = 0
+    def _drop_pending(self) -> list[str]:
+        """The keys of the requests that are no longer sent."""
+        keys = [request.key for request in self._pending]
+        self._pending.clear()
+        self._pending_bytes = 0
         return keys
 
-    # Sending.
+    # Submitting.
 
-    async def _send_gathered(self) -> None:
+    async def _submit_pending(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if not self._gathered:
+            if not self._pending:
                 continue
-            while (wait := self._seconds_to_wait()) > 0:
-                # Not wait_for, which before Python 3.12 may swallow a cancellation.
+            while (seconds := self._seconds_to_wait()) > 0:
+                # Not wait_for, which could swallow a cancellation before Python 3.12.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
+                    async with asyncio.timeout(seconds):
                         await self._changed.wait()
                 self._changed.clear()
-            requests = self._take()
-            if requests:
-                await self._send(requests)
+            if requests := self._take_pending():
+                await self._submit(requests)
                 self._changed.set()  # there may be more
             elif not self._open:
-                for key in self._drop_gathered():
+                for key in self._drop_pending():
                     self._fail(key, BudgetReachedError())
 
     def _seconds_to_wait(self) -> float:
-        full = len(self._gathered) >= self._most or self._bytes >= self._protocol.most_bytes
+        full = len(self._pending) >= self._max_requests
+        full = full or self._pending_bytes >= self._protocol.max_bytes
         quiet = 0.0 if full else self._last_added + QUIET_SECONDS
-        return max(quiet, self._not_before) - time.monotonic()
+        return max(quiet, self._submit_after) - time.monotonic()
 
-    def _worst(self, size: int) -> tuple[float, int]:
-        worst = size, self.config.max_tokens
-        return self._price.usd(*worst) if self._price else 0.0, sum(worst)
-
-    def _take(self) -> list[tuple[str, str, int]]:
-        """As many of the gathered requests as one batch and the budget hold; reserved for."""
-        taken, total = [], 0
-        while self._gathered and len(taken) < self._most:
-            size = self._gathered[0][2]
-            total += size + self._protocol.line_bytes
-            if taken and total > self._protocol.most_bytes:
+    def _take_pending(self) -> list[PendingRequest]:
+        """As many pending requests as fit into one batch and the budget, which is reserved."""
+        taken: list[PendingRequest] = []
+        total = 0
+        while self._pending and len(taken) < self._max_requests:
+            request = self._pending[0]
+            total += request.size
+            if taken and total > self._protocol.max_bytes:
                 break
-            if not self.budget.reserve_now(*self._worst(size)):
+            if not self.budget.try_reserve(request.usd, request.tokens):
                 break
-            taken.append(self._gathered.popleft())
-            self._bytes -= size + self._protocol.line_bytes
+            taken.append(self._pending.popleft())
+            self._pending_bytes -= request.size
         return taken
 
-    async def _send(self, requests: list[tuple[str, str, int]]) -> None:
-        worst = [self._worst(size) for _, _, size in requests]
+    async def _submit(self, requests: list[PendingRequest]) -> None:
         batch = Batch(
             name=uuid.uuid4().hex,
             provider=self.config.provider,
@@ -217,165 +228,156 @@ class Batches:
             model=self.config.model,
             price=self._price,
             requests=len(requests),
-            usd=sum(usd for usd, _ in worst),
-            tokens=sum(tokens for _, tokens in worst),
+            usd=sum(request.usd for request in requests),
+            tokens=sum(request.tokens for request in requests),
             sent=time.time(),
         )
         self._open[batch.name] = batch
-        self._out.update(key for key, _, _ in requests)
+        self._in_batches.update(request.key for request in requests)
         async with self._busy:
-            await self._log.intend(batch, [(key, body) for key, body, _ in requests])
-            requests.clear()  # what is sent is read from the disk
+            await self._log.record(batch, [(request.key, request.body) for request in requests])
+            requests.clear()  # the submission reads them from disk
             try:
-                id = await self._protocol.send(batch, self._log.requests(batch))
-                await self._log.arrived(batch, id)
-                self.report(f"{_describe(batch)} is sent; it may take 24 hours")
+                id = await self._protocol.submit(batch, self._log.requests(batch))
+                await self._log.record_id(batch, id)
+                self.report(f"{batch} submitted; it may take up to 24 hours")
             except NotSubmittedError as error:
-                return await self._put_back(batch, error)
+                return await self._requeue(batch, error)
             except RetryableError as error:
-                self.report(
-                    f"{_describe(batch)}: no reply to its submission ({error}); looking for it"
-                )
+                self.report(f"{batch}: no reply to the submission ({error}); searching for it")
             except (RejectedRequestError, FatalProviderError) as error:
-                why = f"{error} (the reply to a batch; batch=False asks without)"
-                return await self._end(batch, "not taken", {}, FatalProviderError(why))
-        self._run(self._follow(batch))
+                failure = FatalProviderError(f"{error} (batch submission; try batch=False)")
+                return await self._finish(batch, "not accepted", {}, failure)
+        self._run(self._poll(batch))
 
-    async def _put_back(self, batch: Batch, why: NotSubmittedError) -> None:
-        """It is certainly not at the provider: what still matters of it is gathered again."""
-        waits = why.queue_full and len(self._open) > 1  # for another batch to make room
-        self._not_taken += not waits
-        if self._not_taken >= self.config.attempts:
-            error = FatalProviderError(f"no batch was taken in {self._not_taken} attempts: {why}")
-            return await self._end(batch, "not sent", {}, error)
-        self.report(f"{_describe(batch)} was not taken ({why}); what is asked of it is sent again")
+    async def _requeue(self, batch: Batch, reason: NotSubmittedError) -> None:
+        """Queues the awaited requests of a batch that is certainly not at the provider again."""
+        waits_for_room = reason.queue_full and len(self._open) > 1  # until another batch ends
+        self._not_accepted += not waits_for_room
+        if self._not_accepted >= self.config.attempts:
+            failure = f"no batch was accepted in {self._not_accepted} attempts: {reason}"
+            return await self._finish(batch, "not sent", {}, FatalProviderError(failure))
+        self.report(f"{batch} was not accepted ({reason}); its requests will be resubmitted")
         requests = list(self._log.requests(batch))
         await self._close(batch, "not sent")
-        wait = (
-            MAX_RESUBMIT_BACKOFF if waits else INITIAL_RESUBMIT_BACKOFF * 2 ** (self._not_taken - 1)
-        )
-        wait = max(min(wait, MAX_RESUBMIT_BACKOFF), why.retry_after or 0.0)
-        self._not_before = time.monotonic() + wait
+        seconds = MAX_RESUBMIT_BACKOFF
+        if not waits_for_room:
+            seconds = min(seconds, INITIAL_RESUBMIT_BACKOFF * 2 ** (self._not_accepted - 1))
+        self._submit_after = time.monotonic() + max(seconds, reason.retry_after or 0.0)
         for key, body in requests:
-            self._out.discard(key)
+            self._in_batches.discard(key)
             if key in self._futures:
-                self._gather(key, body)
+                self._enqueue(key, body)
 
-    # Waiting.
+    # Polling.
 
-    async def _follow(self, batch: Batch) -> None:
-        """Looks at a batch until it is settled, or for an hour without a usable reply."""
-        good = time.monotonic()
+    async def _poll(self, batch: Batch) -> None:
+        """Checks a batch until it is finished, or for an hour without a usable reply."""
+        last_reply = time.monotonic()
         while True:
             await asyncio.sleep(self.config.poll_seconds)
             try:
-                if await self._looked_at(batch):
+                if await self._check(batch):
                     return
-                good = time.monotonic()
+                last_reply = time.monotonic()
             except RetryableError as error:
-                if time.monotonic() - good > OUTAGE_SECONDS:
-                    return self._leave(
-                        batch, FatalProviderError(f"{_describe(batch)} cannot be read: {error}")
-                    )
+                if time.monotonic() - last_reply > OUTAGE_SECONDS:
+                    failure = FatalProviderError(f"{batch} cannot be read: {error}")
+                    return self._abandon(batch, failure)
             except FatalProviderError as error:
-                return self._leave(batch, error)
+                return self._abandon(batch, error)
 
-    async def _looked_at(self, batch: Batch) -> bool:
-        """Whether the batch is settled now."""
-        if batch.id is None and not await self._found(batch):
+    async def _check(self, batch: Batch) -> bool:
+        """Handles the current status of a batch; returns whether it is finished now."""
+        if batch.id is None and not await self._locate(batch):
             return batch.name not in self._open
         try:
             state = await self._protocol.state(batch)
         except NotFoundError as error:
-            give_up = (
-                f"DELETE FROM batch_requests WHERE batch = '{batch.name}'; "
-                f"DELETE FROM batches WHERE name = '{batch.name}'"
-            )
             raise FatalProviderError(
-                f"{_describe(batch)} does not exist ({error}); use the API key it was submitted "
-                f'with or, if it was deleted, discard it: sqlite3 {self._store.path} "{give_up}"'
+                f"{batch} does not exist ({error}); use the API key it was submitted with or, if "
+                f"it was deleted, discard it: {self._log.discard_command(batch)}"
             ) from None
         if not state.ended:
             return False
-        if isinstance(state.failed, NotSubmittedError):
-            await self._put_back(batch, state.failed)
-        elif state.failed:
-            await self._end(batch, "failed", {}, state.failed)
-        elif state.gone:
-            await self._lose(batch)
+        if isinstance(state.failure, NotSubmittedError):
+            await self._requeue(batch, state.failure)
+        elif state.failure:
+            await self._finish(batch, "failed", {}, state.failure)
+        elif state.results_deleted:
+            await self._write_off(batch)
         else:
             async with self._busy:
                 await self._collect(batch, state)
         return True
 
-    async def _found(self, batch: Batch) -> bool:
-        """Looks for a batch whose submission got no reply; gives it up once it cannot turn up."""
+    async def _locate(self, batch: Batch) -> bool:
+        """Searches for a batch whose submission got no reply, until it can no longer appear."""
         try:
             id = await self._protocol.find(batch, self._log.ids())
         except SubmissionUnknownError as error:
-            if batch.name not in self._undecided:
-                self._undecided.add(batch.name)
-                self.report(f"{_describe(batch)}: no reply came to its submission; {error}")
+            if batch.name not in self._reported_unknown:
+                self._reported_unknown.add(batch.name)
+                self.report(f"{batch}: its submission got no reply; {error}")
             return False
-        if id is None and time.time() - batch.sent >= SETTLE_SECONDS:
-            await self._put_back(batch, NotSubmittedError("it never arrived"))
         if id is not None:
-            await self._log.arrived(batch, id)
-            self.report(f"{_describe(batch)} is found")
+            await self._log.record_id(batch, id)
+            self.report(f"{batch} was found")
+        elif time.time() - batch.sent >= SETTLE_SECONDS:
+            await self._requeue(batch, NotSubmittedError("it was never received"))
         return id is not None
 
-    # Collecting.
+    # Storing results.
 
     async def _collect(self, batch: Batch, state: BatchState) -> None:
         try:
-            failures = await self._results.store_all(batch, state, self._deliver)
+            async with contextlib.aclosing(self._protocol.results(state)) as results:
+                failures = await self._log.store_results(batch, state, results, self._deliver)
         except NotFoundError:
-            return await self._lose(batch)
-        await self._end(
-            batch, "collected", failures, RetryableError("its batch brought no result for it")
-        )
-        self._not_taken, self._not_before = 0, 0.0  # there is room, now that it is closed
+            return await self._write_off(batch)
+        missing = RetryableError("the results of its batch do not include it")
+        await self._finish(batch, "collected", failures, missing)
+        self._not_accepted, self._submit_after = 0, 0.0  # there is room now
         self._changed.set()
 
     def _deliver(self, charge: Charge, answer: ChatAnswer) -> None:
-        self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
+        self.budget.charge(charge)
         self.counts["answered"] += charge.is_answer
         self.counts["no usage reported"] += not answer.usage_reported
         if not charge.is_answer:
-            self._out.discard(charge.key)
+            self._in_batches.discard(charge.key)
             return self._fail(charge.key, RetryableError(protocols.BLOCKED_BY_FILTER))
         future = self._futures.pop(charge.key, None)
         if future and not future.done():
             future.set_result(answer)
 
-    async def _lose(self, batch: Batch) -> None:
-        """The provider has deleted the results: paid at most what was reserved, never seen."""
+    async def _write_off(self, batch: Batch) -> None:
+        """The provider has deleted the results: they cost at most what was reserved."""
         share = len(self._log.keys(batch)) / batch.requests
         usd, tokens = batch.usd * share, round(batch.tokens * share)
-        self.budget.charge(usd, tokens)
-        self.report(
-            f"{_describe(batch)}: its results are deleted there; counted at its highest cost"
-        )
         lost = Charge(batch.name, batch.model, "lost", tokens, 0, usd if batch.price else None)
-        await self._end(batch, "lost", {}, RetryableError("its batch's results are deleted"), lost)
+        self.budget.charge(lost)
+        self.report(f"{batch}: its results were deleted; counted at their maximum cost")
+        deleted = RetryableError("the results of its batch were deleted")
+        await self._finish(batch, "lost", {}, deleted, lost)
 
-    # Ending.
+    # Finishing.
 
-    async def _end(
+    async def _finish(
         self,
         batch: Batch,
         state: str,
         failures: Mapping[str, Exception],
-        rest: Exception,
+        default: Exception,
         lost: Charge | None = None,
     ) -> None:
-        """Closes a batch; `rest` is why requests without a result or a failure have none."""
+        """Closes a batch; `default` is the failure of requests with neither result nor failure."""
         keys = {*failures, *self._log.keys(batch)}
         await self._close(batch, state, lost)
-        self._out -= keys
+        self._in_batches -= keys
         for key in keys:
-            self._fail(key, failures.get(key, rest))
-        self.report(f"{_describe(batch)}: {state}, {len(keys):,} without an answer")
+            self._fail(key, failures.get(key, default))
+        self.report(f"{batch}: {state}, {len(keys):,} without an answer")
 
     async def _close(self, batch: Batch, state: str, lost: Charge | None = None) -> None:
         await self._log.close(batch, state, lost)
@@ -383,31 +385,26 @@ class Batches:
         await self.budget.release(batch.usd, batch.tokens)
         self._changed.set()
 
-    def _leave(self, batch: Batch, why: FatalProviderError) -> None:
-        """Leaves a batch open, for a later run."""
-        self._left = why
+    def _abandon(self, batch: Batch, reason: FatalProviderError) -> None:
+        """Leaves a batch open for a later run."""
+        self._abandoned = reason
         for key in self._log.keys(batch):
-            self._fail(key, why)
+            self._fail(key, reason)
 
-    def _fail(self, key: str, why: Exception) -> None:
+    def _fail(self, key: str, reason: BaseException) -> None:
         future = self._futures.pop(key, None)
         if future and not future.done():
-            # One of its own for each: a traceback grows with each raise.
-            future.set_exception(copy.copy(why))
+            # A copy for each: a traceback grows with each raise.
+            future.set_exception(copy.copy(reason))
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._is_done)
+        task.add_done_callback(self._task_done)
 
-    def _is_done(self, task: asyncio.Task) -> None:
+    def _task_done(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._broken = self._broken or error
             for key in list(self._futures):
                 self._fail(key, error)
-
-
-def _describe(batch: Batch) -> str:
-    where = f" ({batch.id})" if batch.id else ""
-    return f"batch {batch.name[:8]}{where} of {batch.requests:,} requests at {batch.provider}"

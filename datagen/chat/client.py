@@ -1,11 +1,11 @@
-"""Asks models, once: every answer is on disk before it is used, and is never paid for again.
+"""Asks models, once: every answer is on disk before it is used and is never paid for again.
 
     with AnswerStore(workdir / "answers.sqlite") as store:
         async with Client(config, store) as client:
             async for tag, outcome in client.stream((task.id, request(task)) for task in tasks):
                 ...  # outcome is a ChatAnswer or a Failure
 
-Works with OpenAI, with any server that speaks its protocol (`base_url`) and with Anthropic.
+Works with OpenAI, with any server that has its protocol (`base_url`) and with Anthropic.
 """
 
 import asyncio
@@ -30,35 +30,40 @@ from datagen.chat.errors import (
     RetryableError,
     RunStoppedError,
 )
-from datagen.chat.prices import Budget
+from datagen.chat.prices import Budget, Price
 from datagen.chat.progress import Estimate, StreamProgress, estimate
 from datagen.chat.rate_limit import RateLimit
-from datagen.chat.store import AnswerStore, Charge, ChatAnswer
+from datagen.chat.store import AnswerStore, ChatAnswer
 
-Tag, Result = TypeVar("Tag"), TypeVar("Result")
+Tag = TypeVar("Tag")
+Result = TypeVar("Result")
 
 MAX_INITIAL_FAILURES = 3
-"""Requests that a server may refuse, or never reply to, before any is answered: then all would."""
+"""So many rejected requests, or requests without a reply, before any answer end the run."""
 
 MAX_WAITING = 100_000
-"""Requests that a run has in batches at once; each takes some 8 kB of memory beside its text."""
+"""Requests of a run that wait in batches at once; each takes some 8 kB of memory plus its text."""
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 60.0
-"""Seconds before the second attempt, doubled each time, and the longest; half of it is random."""
+"""Seconds before the second attempt, doubled each time, and the most; half of it is random."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a request has no answer. It is not stored: the next run asks again."""
+    """Why a request has no answer. It is not stored: the next run tries again."""
 
     reason: str
 
 
 class Client:
-    """Asks one model. Use as an async context; one for a store and run.
+    """Asks one model. Use it as an async context manager, one per store and run.
+
+    Attributes:
+      counts: outcomes of requests by kind, for the summary.
+      stop_reason: why nothing more is sent; "" while the run continues.
 
     Raises:
-      ValueError: a budget is set and the price is not known; no key.
+      ValueError: a budget in USD is set but the price is unknown; no API key.
     """
 
     def __init__(
@@ -67,48 +72,44 @@ class Client:
         self.config = config
         self.store = store
         self.report = report
-        self.price = (
-            prices.look_up(config.model)
-            if config.price_input is None
-            else prices.Price(config.price_input, config.price_output)
-        )
+        if config.price_input is None or config.price_output is None:
+            self.price = prices.look_up(config.model)
+        else:
+            self.price = Price(config.price_input, config.price_output)
         if config.batch and self.price:
             self.price = self.price.in_batch()
         if config.budget_usd and not self.price:
             raise ValueError(
                 f"budget_usd is set, but {config.model!r} has no price in datagen/prices.json; "
-                "give price_input and price_output"
+                "set price_input and price_output"
             )
         self.budget = Budget(config.budget_usd, config.budget_tokens, store.total_spent())
         self.counts: collections.Counter[str] = collections.Counter()
         self.stop_reason = ""
         self._limit = RateLimit(config.concurrency)
-        self._asked: dict[str, asyncio.Task[ChatAnswer]] = {}
+        self._in_flight: dict[str, asyncio.Task[ChatAnswer]] = {}  # by key
         self._connection: Connection | None = None
         self._batches: Batches | None = None
 
     async def __aenter__(self) -> Self:
-        if not self.config.offline:
-            self._connection = Connection(self.config)
-            await self._take_up_batches()
+        if self.config.offline:
+            return self
+        connection = self._connection = Connection(self.config)
+        # Without batch=True too: requests in a batch of an earlier run must not be sent again.
+        if self.config.batch or BatchLog(self.store).open():
+            shared = self.budget, self.price, self.counts, self.report
+            self._batches = Batches(self.config, self.store, connection, *shared)
+            try:
+                await self._batches.start()
+            except BaseException:
+                await self.__aexit__()
+                raise
         return self
 
-    async def _take_up_batches(self) -> None:
-        # Without batch=True too: what is in a batch of an earlier run must not be sent again.
-        if not self.config.batch and not BatchLog(self.store).open():
-            return
-        given = self.config, self.store, self._connection, self.budget, self.price
-        self._batches = Batches(*given, self.counts, self.report)
-        try:
-            await self._batches.start()
-        except BaseException:
-            await self.__aexit__()
-            raise
-
     async def __aexit__(self, *_: object) -> None:
-        for task in self._asked.values():
+        for task in self._in_flight.values():
             task.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
         try:
             if self._batches:
                 await self._batches.close()
@@ -118,17 +119,15 @@ class Client:
 
     @property
     def window(self) -> int:
-        """Requests worth having on their way at a time: enough that no place stays empty."""
-        if self.config.batch:
-            return MAX_WAITING
-        return 2 * self.config.concurrency
+        """How many requests `stream` keeps in progress, so that no slot is ever idle."""
+        return MAX_WAITING if self.config.batch else 2 * self.config.concurrency
 
-    def stop(self, why: str) -> None:
-        """Sends nothing more; what is out may still come, but batches are not waited for."""
+    def stop(self, reason: str) -> None:
+        """Sends nothing more; replies in flight are still stored, but batches are not awaited."""
         if self.stop_reason:
             return
-        left = self._batches.left_open() if self._batches else ""
-        self.stop_reason = f"{why}; {left}" if left else why
+        open_batches = self._batches.describe_open() if self._batches else ""
+        self.stop_reason = f"{reason}; {open_batches}" if open_batches else reason
         if self._batches:
             self._batches.stop(self.stop_reason)
 
@@ -136,57 +135,59 @@ class Client:
         """The answer from the store, or from the model once it is stored.
 
         Raises:
-          RejectedRequestError: the model will not answer this request, or not within the attempts.
-          RunStoppedError: the budget is reached, the run is to end, or no request can be answered.
+          RejectedRequestError: the model rejected this request, or all its attempts failed.
+          RunStoppedError: the budget is reached, `stop` was called, or no request can be answered.
         """
         content = protocols.body(self.config, request)
         key = protocols.key(self.config, request, content)
-        if key in self._asked:  # the same question twice at once
-            return await asyncio.shield(self._asked[key])
+        if key in self._in_flight:  # the same request twice at once
+            return await asyncio.shield(self._in_flight[key])
         if stored := self.store.get(key):
             self.counts["stored"] += 1
             return stored
         if self.config.offline:
-            raise RejectedRequestError("offline, and the answer is not in the store")
-        task = asyncio.ensure_future(self._answer(key, content))
-        self._asked[key] = task
+            raise RejectedRequestError("offline, and the answer is not stored")
+        task = self._in_flight[key] = asyncio.ensure_future(self._answer(key, content))
         try:
             return await asyncio.shield(task)
         finally:
             if task.done():
-                del self._asked[key]
+                del self._in_flight[key]
 
     async def stream(
         self,
         requests: Iterable[tuple[Tag, ChatRequest] | None],
         total: int | Callable[[], int] | None = None,
     ) -> AsyncIterator[tuple[Tag, ChatAnswer | Failure]]:
-        """Each request's outcome as it comes, in any order; requests are drawn as places free up.
+        """The outcomes in the order of arrival; requests are drawn as slots become free.
 
-        A None among the requests: nothing more to ask before another outcome has come.
+        A None among the requests: nothing more to ask until another outcome has arrived.
 
         Args:
-          total: how many there are, or how many it looks like now; for the progress line.
+          total: the number of requests, or a function for its current estimate; for the status
+            line.
 
         Raises:
-          RunStoppedError: as `ask`, once what was out has come.
+          RunStoppedError: as `ask`, after the outcomes of all requests in flight.
         """
-        left, out = iter(requests), {}
+        remaining = iter(requests)
+        tags: dict[asyncio.Task[ChatAnswer], Tag] = {}
         done: asyncio.Queue[asyncio.Task[ChatAnswer]] = asyncio.Queue()
-        ended: ValueError | None = None
+        stopped: RunStoppedError | None = None
         progress = StreamProgress(total, lambda: self.counts["stored"], self.describe_spent)
         try:
             while True:
-                while not ended and len(out) < self.window and (item := next(left, None)):
-                    task = asyncio.ensure_future(self.ask(item[1]))
+                while not stopped and len(tags) < self.window and (item := next(remaining, None)):
+                    tag, request = item
+                    task = asyncio.ensure_future(self.ask(request))
                     task.add_done_callback(done.put_nowait)
-                    out[task] = item[0]
-                if not out:
+                    tags[task] = tag
+                if not tags:
                     break
                 task = await done.get()
-                tag, error = out.pop(task), task.exception()
+                tag, error = tags.pop(task), task.exception()
                 if isinstance(error, RunStoppedError):
-                    ended = ended or error
+                    stopped = stopped or error
                 elif isinstance(error, RejectedRequestError):
                     self.counts["failed"] += 1
                     progress.failed += 1
@@ -196,16 +197,16 @@ class Client:
                     yield tag, task.result()
         finally:
             progress.close()
-            for task in out:
+            for task in tags:
                 task.cancel()
-        if ended:
-            raise ended
+        if stopped:
+            raise stopped
 
     async def ask_all(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | Failure]:
-        """The outcomes, in the order of the requests.
+        """The outcomes in the order of the requests.
 
         Raises:
-          RunStoppedError: as `ask`, once what was out has come.
+          RunStoppedError: as `ask`, after the outcomes of all requests in flight.
         """
         outcomes: list[Any] = [None] * len(requests)
         async for index, outcome in self.stream(enumerate(requests), len(requests)):
@@ -213,69 +214,68 @@ class Client:
         return outcomes
 
     def estimate(self, requests: Iterable[ChatRequest], output_tokens: int = 0) -> Estimate:
-        """What is left to send; see `estimates.estimate`."""
+        """What is left to send; see `progress.estimate`."""
         return estimate(self.config, self.store, self.price, requests, output_tokens)
 
-    async def _answer(self, key: str, body: dict[str, Any]) -> ChatAnswer:
-        failed = RetryableError("")
+    async def _answer(self, key: str, content: dict[str, Any]) -> ChatAnswer:
+        failure = RetryableError("")
         for attempt in range(self.config.attempts):
-            if attempt and not self.config.batch:  # the next batch is wait enough
-                await self._wait(attempt, failed.retry_after)
+            if attempt and not self.config.batch:  # waiting for the next batch is enough
+                await self._back_off(attempt, failure.retry_after)
             if self.stop_reason:
                 raise RunStoppedError(self.stop_reason)
             try:
-                return await self._once(key, body)
+                return await self._attempt(key, content)
             except BudgetReachedError:
-                self.stop(f"the budget is reached: {self.describe_spent()}; raise it and run again")
+                self.stop(f"the budget is reached: {self.describe_spent()}; raise it and rerun")
                 raise RunStoppedError(self.stop_reason) from None
             except RetryableError as error:
-                failed = error
-                self.counts["tried again"] += 1
+                failure = error
+                self.counts["retried"] += 1
             except RejectedRequestError as error:
-                self._without_answer("refused by the server", error)
+                self._count_failure("rejected by the server", error)
                 raise
             except FatalProviderError as error:
                 self.stop(str(error))
                 raise RunStoppedError(self.stop_reason) from None
-        error = RejectedRequestError(
-            f"no answer in {self.config.attempts} attempts, the last time: {failed}"
-        )
-        if not self.config.batch and str(failed) != protocols.BLOCKED_BY_FILTER:
-            self._without_answer("given up", error)
+        attempts = self.config.attempts
+        error = RejectedRequestError(f"no answer in {attempts} attempts; the last: {failure}")
+        if not self.config.batch and str(failure) != protocols.BLOCKED_BY_FILTER:
+            self._count_failure("given up", error)
         raise error
 
-    async def _once(self, key: str, body: dict[str, Any]) -> ChatAnswer:
+    def _count_failure(self, kind: str, error: RejectedRequestError) -> None:
+        """Ends the run if all requests so far failed in this way."""
+        self.counts[kind] += 1
+        works = self.counts["answered"] or self.counts["stored"]  # with this same configuration
+        if self.counts[kind] >= MAX_INITIAL_FAILURES and not works:
+            self.stop(f"every request so far is {kind}: {error}")
+            raise RunStoppedError(self.stop_reason) from None
+
+    async def _attempt(self, key: str, content: dict[str, Any]) -> ChatAnswer:
         if self._batches:
             if stored := self.store.get(key):  # its batch may have been collected meanwhile
                 return stored
             if self.config.batch or key in self._batches:
-                return await self._batches.ask(key, body)
-        worst = protocols.size(body), self.config.max_tokens
-        reserved = self.price.usd(*worst) if self.price else 0.0, sum(worst)
-        await self.budget.reserve(*reserved)
+                return await self._batches.ask(key, content)
+        cost = prices.worst_case(self.price, protocols.size(content), self.config.max_tokens)
+        await self.budget.reserve(*cost)
         try:
-            return await self._attempt(key, body)
+            return await self._send(key, content)
         finally:
-            await self.budget.release(*reserved)
+            await self.budget.release(*cost)
 
-    def _without_answer(self, what: str, error: RejectedRequestError) -> None:
-        """Counts it, and ends the run where all requests so far went that way."""
-        self.counts[what] += 1
-        works = self.counts["answered"] or self.counts["stored"]  # with this very configuration
-        if self.counts[what] >= MAX_INITIAL_FAILURES and not works:
-            self.stop(f"every request so far is {what}: {error}")
-            raise RunStoppedError(self.stop_reason) from None
-
-    async def _attempt(self, key: str, body: dict[str, Any]) -> ChatAnswer:
-        request = self._connection.prepare(body)  # while others wait for the server
+    async def _send(self, key: str, content: dict[str, Any]) -> ChatAnswer:
+        assert self._connection, "use the client as an async context manager"
+        request = self._connection.prepare(content)  # before waiting for a slot
         sent = await self._limit.enter()
         try:
             if self.stop_reason:
                 raise RunStoppedError(self.stop_reason)
             reply, headers = await self._connection.send(request)
-        except RetryableError as failed:
-            if failed.throttled:
-                self._limit.refused(sent, failed.retry_after)
+        except RetryableError as error:
+            if error.throttled:
+                self._limit.throttled(sent, error.retry_after)
             else:
                 self._limit.leave(success=False)
             raise
@@ -284,74 +284,69 @@ class Client:
             raise
         seconds = time.monotonic() - sent
         self._limit.leave(success=True, headers=headers)
-        answer = protocols.read_reply(self.config.provider, body, reply)
+        answer = protocols.read_reply(self.config.provider, content, reply)
         charge = prices.charge(key, self.config.model, self.price, answer)
-        await self._store(charge, body, answer, seconds)
-        if not charge.is_answer:
-            raise RetryableError(protocols.BLOCKED_BY_FILTER)
-        return answer
-
-    async def _store(
-        self, charge: Charge, body: dict[str, Any], answer: ChatAnswer, seconds: float
-    ) -> None:
-        self.budget.charge(charge.usd, charge.input_tokens + charge.output_tokens)
+        self.budget.charge(charge)
         try:
-            await self.store.put(charge, body, answer if charge.is_answer else None, seconds)
+            await self.store.put(charge, content, answer if charge.is_answer else None, seconds)
         except OSError as error:
             self.stop(str(error))
             raise
         self.counts["answered"] += charge.is_answer
         self.counts["no usage reported"] += not answer.usage_reported
+        if not charge.is_answer:
+            raise RetryableError(protocols.BLOCKED_BY_FILTER)
+        return answer
 
-    async def _wait(self, attempt: int, after: float | None) -> None:
-        longest = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (attempt - 1))
-        await asyncio.sleep(max(after or 0.0, longest * random.uniform(0.5, 1.0)))
+    async def _back_off(self, attempt: int, retry_after: float | None) -> None:
+        seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (attempt - 1))
+        await asyncio.sleep(max(retry_after or 0.0, seconds * random.uniform(0.5, 1.0)))
 
     def describe_spent(self) -> str:
+        """Money and tokens spent in the store so far."""
         money = f"${self.budget.usd:,.4f}" if self.price else "price unknown"
         return f"{money}, {self.budget.tokens:,} tokens"
 
     def summary(self) -> str:
-        """Counts and costs, in one line."""
-        told = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
-        return f"{told or 'nothing asked'}; spent so far {self.describe_spent()}"
+        """Counts and costs in one line."""
+        return f"{messages.format_counts(self.counts)}; spent so far {self.describe_spent()}"
 
 
-def run_until_done(client: Client, work: Callable[[], Awaitable[Result]]) -> Result:
-    """The result of `work`, brought to its end.
+def run_until_done(client: Client, job: Callable[[], Awaitable[Result]]) -> Result:
+    """Runs `job` in the client's context and returns its result.
 
-    The first Ctrl-C or SIGTERM lets what is out come in and stops.
+    The first Ctrl-C or SIGTERM stores the replies in flight and stops; the second stops at once.
 
     Raises:
-      RunStoppedError: it did not come to its end.
-      ValueError: offline, and the store holds none of the answers.
+      RunStoppedError: the job did not complete.
+      ValueError: offline, and none of the answers is stored.
     """
 
-    async def guarded() -> Result:
+    async def run_job() -> Result:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop, name)
         async with client:
-            return await work()
+            return await job()
 
     def stop(name: signal.Signals) -> None:
         if client.stop_reason:
             raise KeyboardInterrupt  # the second time: at once
         if not client.config.batch:
-            client.report(f"{name.name}: waiting for the answers that are on their way")
-        client.stop("stopped by a signal; run again to go on")
+            client.report(f"{name.name}: waiting for the replies in flight")
+        client.stop("stopped by a signal; rerun to resume")
 
     if client.config.budget_usd and (unpriced := client.store.total_spent().unpriced):
         client.report(
-            f"{unpriced:,} replies so far have no known price; budget_usd leaves them out"
+            f"{unpriced:,} replies so far have no known price; budget_usd does not count them"
         )
     try:
-        result = asyncio.run(guarded())
+        result = asyncio.run(run_job())
     finally:
         client.report(client.summary())
     if client.config.offline and client.counts["failed"] and not client.counts["stored"]:
         raise ValueError(
             "offline, and none of the answers is stored; set the provider, base_url, model and "
-            "prompt with which they were asked for, or leave offline out"
+            "prompt they were requested with, or unset offline"
         )
     return result

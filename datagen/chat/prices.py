@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from datagen.chat.errors import BudgetReachedError
-from datagen.chat.store import Charge, ChatAnswer, Spent
+from datagen.chat.store import Charge, ChatAnswer, TotalSpent
 
 PRICE_TABLE = Path(__file__).parents[1] / "prices.json"
 
@@ -20,22 +20,23 @@ class Price:
     output: float
 
     def usd(self, input_tokens: int, output_tokens: int) -> float:
-        """
+        """The cost of so many tokens.
+
         >>> Price(input=2, output=10).usd(1000, 500)
         0.007
         """
         return (self.input * input_tokens + self.output * output_tokens) / 1e6
 
     def in_batch(self) -> Self:
-        """What both providers charge for a request in a batch: half."""
+        """The price of requests in a batch: half, at both providers."""
         return dataclasses.replace(self, input=self.input / 2, output=self.output / 2)
 
 
 def look_up(model: str, path: Path = PRICE_TABLE) -> Price | None:
-    """The price of a model by its exact name; None where the table has no such row.
+    """The price of a model by its exact name; None if the table does not list it.
 
     Raises:
-      ValueError: the table is no JSON of the form of `prices.json`.
+      ValueError: the file is not a price table in the format of `prices.json`.
     """
     try:
         row = json.loads(path.read_text(encoding="utf-8"))["models"].get(model)
@@ -45,68 +46,70 @@ def look_up(model: str, path: Path = PRICE_TABLE) -> Price | None:
 
 
 def charge(key: str, model: str, price: Price | None, answer: ChatAnswer) -> Charge:
-    """What a reply cost. One that the provider's filter blocked was paid, but is no answer."""
+    """The cost of a reply. One blocked by the content filter is paid for, but is no answer."""
     tokens = answer.input_tokens, answer.output_tokens
-    what = "content_filter" if answer.finish_reason == "content_filter" else "answer"
-    return Charge(key, model, what, *tokens, price.usd(*tokens) if price else None)
+    kind = "content_filter" if answer.finish_reason == "content_filter" else "answer"
+    return Charge(key, model, kind, *tokens, price.usd(*tokens) if price else None)
+
+
+def worst_case(price: Price | None, input_bytes: int, max_tokens: int) -> tuple[float, int]:
+    """Upper bound on the (USD, tokens) of a request: one token per byte of input."""
+    usd = price.usd(input_bytes, max_tokens) if price else 0.0
+    return usd, input_bytes + max_tokens
 
 
 class Budget:
-    """Hard caps on money and tokens over the life of a store. 0 means no cap.
+    """Hard caps on money and tokens over the lifetime of a store; 0 means no cap.
 
-    A request is counted at its worst case while it is out (one token a byte of input, all of
-    `max_tokens` of output), then at what the reply says. Where only requests that are out stand in
-    the way, the next one waits for them.
+    A request in flight counts at its worst case, then at its actual usage. A request that fits
+    except for those in flight waits for them.
     """
 
-    def __init__(self, usd: float, tokens: int, spent: Spent):
+    def __init__(self, usd: float, tokens: int, spent: TotalSpent):
         self.caps = (usd or float("inf"), tokens or float("inf"))
         self.usd, self.tokens = spent.usd, spent.tokens
-        self._reserved = [0.0, 0]
+        self._reserved_usd, self._reserved_tokens = 0.0, 0
         self._changed = asyncio.Condition()
 
-    @property
-    def capped(self) -> bool:
-        return min(self.caps) < float("inf")
-
-    def _fits(self, usd: float, tokens: int) -> bool:
-        return self.usd + usd <= self.caps[0] and self.tokens + tokens <= self.caps[1]
-
     async def reserve(self, usd: float, tokens: int) -> None:
-        """Returns when the request may be sent.
+        """Returns once the request may be sent.
 
         Raises:
-          BudgetReachedError: it does not fit, even when nothing else is out.
+          BudgetReachedError: it does not fit, even with no other request in flight.
         """
         async with self._changed:
-            while not self.reserve_now(usd, tokens):
+            while not self.try_reserve(usd, tokens):
                 if not self._fits(usd, tokens):
                     raise BudgetReachedError
                 await self._changed.wait()
 
-    def reserve_now(self, usd: float, tokens: int) -> bool:
-        """Reserves if it fits beside all that is out; says whether it did."""
-        fits = self._fits(usd + self._reserved[0], tokens + self._reserved[1])
+    def try_reserve(self, usd: float, tokens: int) -> bool:
+        """Reserves if it fits together with all requests in flight; returns whether it did."""
+        fits = self._fits(usd + self._reserved_usd, tokens + self._reserved_tokens)
         if fits:
             self.hold(usd, tokens)
         return fits
 
     def hold(self, usd: float, tokens: int) -> None:
-        """Reserves for what is out already, even where it does not fit."""
-        self._reserved[0] += usd
-        self._reserved[1] += tokens
+        """Reserves for requests already in flight, even if it exceeds the budget."""
+        self._reserved_usd += usd
+        self._reserved_tokens += tokens
 
     def set_aside(self, usd: float, tokens: int) -> None:
-        """Lowers the caps for what this run will not see come in."""
+        """Lowers the caps by the cost of requests whose replies this run will not receive."""
         self.caps = (self.caps[0] - usd, self.caps[1] - tokens)
 
     async def release(self, usd: float, tokens: int) -> None:
-        """Ends a reservation; what the reply cost has been told by `charge` before."""
+        """Ends a reservation; call `charge` with the reply's cost before."""
         async with self._changed:
-            self._reserved[0] -= usd
-            self._reserved[1] -= tokens
+            self._reserved_usd -= usd
+            self._reserved_tokens -= tokens
             self._changed.notify_all()
 
-    def charge(self, usd: float | None, tokens: int) -> None:
-        self.usd += usd or 0.0
-        self.tokens += tokens
+    def charge(self, charge: Charge) -> None:
+        """Adds the cost of a reply."""
+        self.usd += charge.usd or 0.0
+        self.tokens += charge.input_tokens + charge.output_tokens
+
+    def _fits(self, usd: float, tokens: int) -> bool:
+        return self.usd + usd <= self.caps[0] and self.tokens + tokens <= self.caps[1]

@@ -1,4 +1,4 @@
-"""How many requests are out at once: as many as the provider takes, found out as we go."""
+"""How many requests are in flight at once: as many as the provider accepts, found by probing."""
 
 import asyncio
 import collections
@@ -8,13 +8,16 @@ import re
 import time
 from collections.abc import Mapping
 
-FIRST = 32
-"""Requests out at the start; doubles with every round of answers until the first refusal."""
+INITIAL_LIMIT = 32
+"""Concurrent requests at the start; doubles with every round of answers until the first 429."""
 
-CUT = 0.85
-"""What a refusal leaves of the limit: a stray one costs little, a real limit is met in rounds."""
+DECREASE = 0.85
+"""Factor of the limit at a 429: a stray one costs little, a real limit is reached in rounds."""
 
-REMAINING = (
+MAX_PAUSE = 600.0
+"""Seconds; a longer wait requested by the server is cut to this."""
+
+REMAINING_HEADERS = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
     ("anthropic-ratelimit-requests-remaining", "anthropic-ratelimit-requests-reset"),
@@ -22,69 +25,67 @@ REMAINING = (
     ("anthropic-ratelimit-input-tokens-remaining", "anthropic-ratelimit-input-tokens-reset"),
     ("anthropic-ratelimit-output-tokens-remaining", "anthropic-ratelimit-output-tokens-reset"),
 )
-"""Headers of both providers: what is left, and when it is full again."""
-
-MAX_PAUSE = 600.0
-"""Seconds; a server that asks for more is taken to mean this."""
+"""Both providers' headers: the remaining quota, and when it is reset."""
 
 
 class RateLimit:
-    """A gate: `await enter()` before a request, then exactly one of `leave` and `refused`.
+    """A gate: `await enter()` before a request, then exactly one of `leave` and `throttled`.
 
-    The limit grows by one with each success until the first refusal, then by one a round, and is
-    cut at a refusal, once for all requests that were out when it came (AIMD, Chiu and Jain 1989).
+    The limit grows by one with each success until the first 429, then by one per round, and is
+    cut at a 429, once for all requests in flight when it came (AIMD, Chiu and Jain 1989).
     """
 
-    def __init__(self, most: int):
-        self.most = most
-        self.limit = float(min(FIRST, most))
-        self.out = 0
-        self.refusals = 0
+    def __init__(self, max_concurrency: int):
+        self._max = max_concurrency
+        self._limit = float(min(INITIAL_LIMIT, max_concurrency))
+        self._in_flight = 0
+        self._was_throttled = False
         self._cut_at = -float("inf")
         self._paused_until = 0.0
         self._waiting: collections.deque[asyncio.Future] = collections.deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self) -> float:
-        """Waits for a free place; returns the time of sending, which `refused` wants back."""
+        """Waits for a free slot; returns the time of sending, which `throttled` takes."""
         if self._waiting or not self._free():
-            place = asyncio.get_running_loop().create_future()
-            self._waiting.append(place)
+            slot = asyncio.get_running_loop().create_future()
+            self._waiting.append(slot)
             self._admit()
             try:
-                await place
+                await slot
             except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self.out -= 1  # admitted in the same moment
+                if slot.done() and not slot.cancelled():
+                    self._in_flight -= 1  # admitted in the same moment
                 self._admit()
                 raise
         else:
-            self.out += 1
+            self._in_flight += 1
         return time.monotonic()
 
     def leave(self, *, success: bool, headers: Mapping[str, str] | None = None) -> None:
-        """Ends a request that was not refused for its rate."""
-        self.out -= 1
+        """Ends a request that was not throttled."""
+        self._in_flight -= 1
         if success:
-            grown = self.limit + (1 / self.limit if self.refusals else 1)
-            self.limit = min(self.most, grown)
-        for left, reset in REMAINING if headers else ():
-            if headers.get(left) == "0":
+            growth = 1 / self._limit if self._was_throttled else 1
+            self._limit = min(self._max, self._limit + growth)
+        headers = headers or {}
+        for remaining, reset in REMAINING_HEADERS:
+            if headers.get(remaining) == "0":
                 self._pause(seconds_until(headers.get(reset, "")))
         self._admit()
 
-    def refused(self, sent: float, retry_after: float | None) -> None:
-        """Ends a request that the provider answered with "too many"."""
-        self.out -= 1
-        self.refusals += 1
+    def throttled(self, sent: float, retry_after: float | None) -> None:
+        """Ends a request that the provider answered with "too many requests"."""
+        self._in_flight -= 1
+        self._was_throttled = True
         if sent > self._cut_at:
             self._cut_at = time.monotonic()
-            self.limit = max(1.0, self.limit * CUT)
+            self._limit = max(1.0, self._limit * DECREASE)
         self._pause(retry_after)
         self._admit()
 
     def _free(self) -> bool:
-        return self.out < int(self.limit) and time.monotonic() >= self._paused_until
+        return self._in_flight < int(self._limit) and time.monotonic() >= self._paused_until
 
     def _pause(self, seconds: float | None) -> None:
         until = time.monotonic() + min(seconds or 0.0, MAX_PAUSE)
@@ -92,13 +93,13 @@ class RateLimit:
 
     def _admit(self) -> None:
         while self._waiting and self._free():
-            place = self._waiting.popleft()
-            if not place.done():
-                self.out += 1
-                place.set_result(None)
-        left = self._paused_until - time.monotonic()
-        if self._waiting and left > 0 and (self._timer is None or self._timer.cancelled()):
-            self._timer = asyncio.get_running_loop().call_later(left, self._resume)
+            slot = self._waiting.popleft()
+            if not slot.done():
+                self._in_flight += 1
+                slot.set_result(None)
+        pause = self._paused_until - time.monotonic()
+        if self._waiting and pause > 0 and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(pause, self._resume)
 
     def _resume(self) -> None:
         self._timer = None
@@ -120,8 +121,8 @@ def seconds_until(text: str) -> float | None:
         return sum(float(n) * units[u] for n, u in re.findall(r"([\d.]+)(ms|h|m|s)", text))
     for parse in (datetime.datetime.fromisoformat, email.utils.parsedate_to_datetime):
         try:
-            at = parse(text)
+            moment = parse(text)
         except ValueError:
             continue
-        return max(0.0, at.timestamp() - time.time())
+        return max(0.0, moment.timestamp() - time.time())
     return None

@@ -104,7 +104,7 @@ def test_a_dry_run_sends_nothing(ask, server, tmp_path, capsys):
 def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path):
     server.answer = lambda body: "" if "DNA" in question(body) else "fine"
     server.always = (400, {"error": {"message": "no"}})
-    with pytest.raises(RunStoppedError, match="every request so far is refused"):
+    with pytest.raises(RunStoppedError, match="every request so far is rejected"):
         ask(concurrency=1)
     assert not (tmp_path / "run/references.jsonl").exists()
     server.always, server.kinds, server.faults = None, ("content filter",), 0.5

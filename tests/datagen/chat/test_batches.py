@@ -15,7 +15,7 @@ import types
 
 import pytest
 
-from datagen.chat import batch_log, batch_protocols, batch_results, batches
+from datagen.chat import batch_log, batch_protocols, batches
 from datagen.chat import client as chat_client
 from datagen.chat import config as chat_config
 from datagen.chat.client import Client, Failure, run_until_done
@@ -99,7 +99,7 @@ def test_answers_come_at_half_price_from_as_many_batches_as_it_takes(server, tmp
     assert set(server.submitted.values()) == {1} and not server.bodies
     assert client.total.usd == pytest.approx(40 * HALF, rel=1e-12) and client.total.tokens == 1080
     assert client.budget.usd == pytest.approx(client.total.usd)
-    assert client.budget._reserved == pytest.approx([0, 0])
+    assert (client.budget._reserved_usd, client.budget._reserved_tokens) == pytest.approx((0, 0))
     assert nothing_open(tmp_path / "s")
     again, *_ = ask(
         make_config(server, provider=provider, offline=True), tmp_path / "s", requests(40)
@@ -117,8 +117,8 @@ def test_what_is_sent_in_a_batch_is_what_is_sent_alone(server, tmp_path, provide
 
 
 def test_a_batch_is_cut_by_its_bytes_too(server, tmp_path, provider, monkeypatch):
-    protocol = batch_protocols.BATCHES[provider]
-    monkeypatch.setattr(protocol, "most_bytes", 2000)
+    protocol = batch_protocols.BATCH_PROTOCOLS[provider]
+    monkeypatch.setattr(protocol, "max_bytes", 2000)
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(30))
     assert said(got) == texts(30)
     assert len(server.batches) > 2
@@ -152,7 +152,7 @@ def test_each_request_has_its_own_fate(server, tmp_path, provider):
     assert isinstance(got[4], Failure) and "not so" in got[4].reason
     assert len(server.batches) == 2
     assert {q for q, n in server.submitted.items() if n == 2} == {f"question {i}" for i in range(4)}
-    assert client.counts["tried again"] == 4 and client.counts["answered"] == 19
+    assert client.counts["retried"] == 4 and client.counts["answered"] == 19
     assert client.total.usd == pytest.approx(20 * HALF), "the blocked reply is paid"
     assert server.charged == 20 and nothing_open(tmp_path / "s")
 
@@ -167,7 +167,7 @@ def test_what_always_fails_is_given_up(server, tmp_path, provider):
 def test_when_all_are_refused_the_run_ends(server, tmp_path, provider):
     server.outcome = lambda question: "400"
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(10))
-    assert isinstance(why, RunStoppedError) and "every request so far is refused" in str(why)
+    assert isinstance(why, RunStoppedError) and "every request so far is rejected" in str(why)
     assert nothing_open(tmp_path / "s")
 
 
@@ -183,7 +183,7 @@ def test_a_cancelled_batch_ends_the_run_and_the_next_asks_the_rest(server, tmp_p
 
 @pytest.mark.parametrize("cut", ["cut", "short"])
 def test_results_that_are_cut_are_read_again(server, tmp_path, provider, cut, monkeypatch):
-    monkeypatch.setattr(batch_results, "CHUNK", 10)  # so that some are stored before the cut
+    monkeypatch.setattr(batch_log, "CHUNK_SIZE", 10)  # so that some are stored before the cut
     server.polls, blocked = [cut], {f"question {i}" for i in range(0, 60, 2)}
     server.outcome = lambda q: "blocked" if q in blocked and server.submitted[q] == 1 else "ok"
     got, client, why = ask(batched(server, provider), tmp_path / "s", requests(60))
@@ -195,11 +195,11 @@ def test_results_that_are_cut_are_read_again(server, tmp_path, provider, cut, mo
 def test_a_key_in_a_result_is_not_told(provider, monkeypatch):
     monkeypatch.setenv(chat_config.API_KEY_VARIABLES[provider], "plain-secret-key")
     connection = types.SimpleNamespace(config=batched(None, provider))
-    protocol = batch_protocols.BATCHES[provider](connection)
+    protocol = batch_protocols.BATCH_PROTOCOLS[provider](connection)
     said = "Incorrect key plain-secret-key"
     if provider == "openai":
-        failed = protocol._failed([{"message": said}]).failed
-        told = [failed, protocol._failed([{"message": said, "line": 1}]).refused[0]]
+        failed = protocol._failed([{"message": said}]).failure
+        told = [failed, protocol._failed([{"message": said, "line": 1}]).rejected[0]]
         errors = [{"code": "oh", "message": said}, None]
         replies = [None, {"status_code": 401, "body": {"error": {"message": said}}}]
         results = [{"response": r, "error": e} for r, e in zip(replies, errors, strict=True)]
@@ -238,7 +238,7 @@ def others_batch(size):
 def test_no_batch_is_sent_for_ever(server, tmp_path, provider):
     server.submissions = ["429"] * 9
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert isinstance(why, RunStoppedError) and "no batch was taken in 4 attempts" in str(why)
+    assert isinstance(why, RunStoppedError) and "no batch was accepted in 4 attempts" in str(why)
     assert len(server.submissions) == 5 and nothing_open(tmp_path / "s")
 
 
@@ -278,7 +278,7 @@ def test_the_first_batch_that_ends_makes_room(server, tmp_path):
     seen = released(server, 4)
 
     def report(line):
-        if "was not taken" in line:
+        if "was not accepted" in line:
             server.batches["batch-1"]["looks"] = 9
 
     config = batched(server, batch_requests=5)
@@ -312,7 +312,7 @@ def test_a_batch_that_fails_as_a_whole_ends_the_run(server, tmp_path):
 def test_a_server_without_batches_is_told(server, tmp_path, provider, status):
     server.submissions = [status]
     _, _, why = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert isinstance(why, RunStoppedError) and "batch=False asks without" in str(why)
+    assert isinstance(why, RunStoppedError) and "try batch=False" in str(why)
     assert nothing_open(tmp_path / "s") and not server.submissions
 
 
@@ -361,7 +361,7 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
 ):
     path = tmp_path / "s"
     left = tmp_path / "left"
-    monkeypatch.setattr(batch_results, "CHUNK", 10)
+    monkeypatch.setattr(batch_log, "CHUNK_SIZE", 10)
 
     def kill():
         if not left.exists():
@@ -373,12 +373,16 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
             kill()
 
     server.moment = on_server
-    for name, stage in (("intend", MOMENTS[0]), ("settle", MOMENTS[4]), ("close", MOMENTS[5])):
+    for name, stage in (
+        ("record", MOMENTS[0]),
+        ("_store_replies", MOMENTS[4]),
+        ("close", MOMENTS[5]),
+    ):
         if stage == moment:
             real = getattr(batch_log.BatchLog, name)
 
             async def around(self, *given, real=real):
-                if real.__name__ != "settle":
+                if real.__name__ != "_store_replies":
                     kill()
                 result = await real(self, *given)
                 kill()
@@ -467,7 +471,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
     server.held, told = True, []
 
     async def work():
-        with pytest.raises(RunStoppedError, match=r"go on \(1 with 5 requests\), and the next run"):
+        with pytest.raises(RunStoppedError, match=r"\(1 with 5 requests\); the next run"):
             async for _ in client.stream(requests(5)):
                 pass
 
@@ -480,7 +484,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
         threading.Thread(target=stop).start()
         run_until_done(client, work)
     assert rows(tmp_path / "s", "SELECT id FROM batches") == [("batch-1",)], "its id is stored"
-    assert not any("waiting for the answers" in line for line in told)
+    assert not any("waiting for the replies" in line for line in told)
     server.release()
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(5))
     assert said(got) == texts(5) and set(server.submitted.values()) == {1}
@@ -519,7 +523,7 @@ def test_a_batch_at_another_provider_is_left_alone(server, tmp_path):
     most = rows(tmp_path / "s", "SELECT usd FROM batches")[0][0]
     config = make_config(server, provider="anthropic", budget_usd=most + 0.01)
     got, client, _ = ask(config, tmp_path / "s", requests(2), report=told.append)
-    assert said(got) == texts(2) and any("stays there" in line for line in told)
+    assert said(got) == texts(2) and any("is left open" in line for line in told)
     assert client.budget.caps[0] == pytest.approx(0.01)
     server.release()
     got, *_ = ask(batched(server, "openai"), tmp_path / "s", requests(5))
@@ -556,7 +560,7 @@ def test_results_that_the_provider_has_deleted_are_told_and_counted(server, tmp_
     told = []
     most = rows(tmp_path / "s", "SELECT usd FROM batches")[0][0]
     got, client, _ = ask(batched(server, provider), tmp_path / "s", requests(5), report=told.append)
-    assert said(got) == texts(5) and any("deleted there" in line for line in told)
+    assert said(got) == texts(5) and any("were deleted" in line for line in told)
     assert client.total.usd == pytest.approx(5 * HALF + most)
 
 

@@ -226,7 +226,7 @@ def test_thirty_percent_of_faults_change_nothing(tmp_path, provider):
     assert len(server.answered) == 2000
     assert client.counts["answered"] == 2000
     # On a busy machine an attempt may be out of time before the server has read it.
-    assert client.counts["tried again"] >= len(server.bodies) - 2000 > 600
+    assert client.counts["retried"] >= len(server.bodies) - 2000 > 600
     assert client.total.usd == pytest.approx(server.charged * PRICE, rel=1e-9)
     assert client.total.tokens == server.charged * 27
 
@@ -409,7 +409,7 @@ def test_headers_that_say_nothing_is_left_are_believed(server, tmp_path):
         (401, "Incorrect API key provided: sk-secret-of-the-test", "OPENAI_API_KEY"),
         (404, "no such model", "the model 'stand-in'"),
         (429, "insufficient_quota", "add credit"),
-        (400, "Unsupported parameter: temperature", "every request so far is refused"),
+        (400, "Unsupported parameter: temperature", "every request so far is rejected"),
     ],
 )
 def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
@@ -461,9 +461,9 @@ def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
 
 def test_an_error_is_cut_after_the_key_is_gone(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-key-without-a-prefix")
-    said = connection.reason(ValueError("x" * 290 + " plain-key-without-a-prefix"))
+    said = connection.short_text(ValueError("x" * 290 + " plain-key-without-a-prefix"))
     assert said == "x" * 290 + " [key]"
-    assert connection.reason(ValueError()) == "ValueError"
+    assert connection.short_text(ValueError()) == "ValueError"
 
 
 def test_a_refused_request_among_others_is_told(server, tmp_path):
@@ -478,7 +478,7 @@ def test_a_refused_request_among_others_is_told(server, tmp_path):
     assert why is None
     assert [i for i, outcome in got.items() if isinstance(outcome, Failure)] == [7]
     assert "too long" in got[7].reason
-    assert client.counts["tried again"] == 0
+    assert client.counts["retried"] == 0
 
 
 @pytest.mark.parametrize("cap", [{"budget_usd": 30 * PRICE}, {"budget_tokens": 30 * 27}])
@@ -505,7 +505,7 @@ def test_replies_without_a_price_are_told_where_a_budget_is_set(server, tmp_path
     with AnswerStore(tmp_path / "s") as store:
         client = Client(make_config(server, budget_usd=1.0), store, told.append)
         run_until_done(client, lambda: client.ask_all(requests(0)))
-    assert "2 replies so far have no known price; budget_usd leaves them out" in told
+    assert "2 replies so far have no known price; budget_usd does not count them" in told
 
 
 # The store.
@@ -539,7 +539,7 @@ def test_what_is_no_store_is_told(tmp_path):
     with pytest.raises(OSError, match="not a database"):
         AnswerStore(tmp_path / "s")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="make room, or have it writable"):
+    with pytest.raises(OSError, match="make room, or make it writable"):
         AnswerStore(tmp_path / "folder")
 
 
