@@ -1,22 +1,19 @@
-"""Weights in and out: Hugging Face safetensors both ways, and GGUF in.
+"""Converts weights: Hugging Face safetensors both ways, and GGUF in.
 
     python -m alpacare_jax.convert from_hf   --source=HF_FOLDER  --target=MODEL_DIR
     python -m alpacare_jax.convert to_hf     --source=MODEL_DIR  --target=HF_FOLDER
     python -m alpacare_jax.convert from_gguf --source=FILE.gguf  --target=MODEL_DIR
 
-Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only when it is whole.
+GGUF is read with the tokenizers of LLaMA 1 to 3 and SmolLM2, not with RoPE scaling (LLaMA 3.1 and
+later). Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only when it is
+complete.
 """
 
-import contextlib
 import json
-import os
-import platform
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,82 +24,19 @@ from alpacare_jax.checkpoints import layerwise, model_folder, safetensors_file
 from alpacare_jax.checkpoints.safetensors_file import Tensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
-from alpacare_jax.model.llama import Params
 from alpacare_jax.model.params import WeightSpec
 from common import cli, paths, provenance
+from common.sections import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
-"""transformers' own default shard size."""
+"""The default of transformers."""
 
 IGNORED_KEYS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Buffers that old LLaMA-1 conversions saved; they follow from the config."""
+"""Buffers saved by old LLaMA 1 conversions; the config determines them."""
 
 
-@contextlib.contextmanager
-def new_directory(target: Path, need_bytes: int) -> Iterator[Path]:
-    """A folder beside `target` that takes its name once the block ends well, else goes away.
-
-    Raises:
-      OSError: the target exists, or the disk has not `need_bytes` free.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists; choose another --target or delete it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(target)
-    free = shutil.disk_usage(target.parent).free
-    if free < need_bytes:
-        raise OSError(
-            f"{target.parent} has {free / 1e9:.1f} GB free, the result needs "
-            f"{need_bytes / 1e9:.1f} GB; free space or choose another --target"
-        )
-    prefix = f"{_partial_prefix(target)}{os.getpid()}-"
-    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        os.replace(partial, target)  # an empty folder at the target is replaced
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _partial_prefix(target: Path) -> str:
-    return f".{target.name}-partial-{platform.node()}-"
-
-
-def _remove_dead(target: Path) -> None:
-    """Removes what conversions to this target left that were killed on this machine."""
-    prefix = _partial_prefix(target)
-    for path in target.parent.iterdir():
-        pid = path.name.removeprefix(prefix).split("-")[0]
-        if not path.name.startswith(prefix) or not pid.isdigit():
-            continue
-        try:
-            os.kill(int(pid), 0)  # signal 0 only asks whether the process lives
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:
-            pass  # it lives, and is somebody else's
-
-
-def read_hf(source: Path) -> list[Tensor]:
-    """Every tensor in a Hugging Face folder, single file or sharded; still on disk."""
-    index, single = source / "model.safetensors.index.json", source / "model.safetensors"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif single.is_file():
-        files = [single.name]
-    else:
-        raise FileNotFoundError(f"{source} has neither {single.name} nor {index.name}")
-    result = []
-    for name in files:
-        if not (source / name).is_file():
-            raise FileNotFoundError(f"{source} lacks {name}, which {index.name} lists")
-        result += safetensors_file.tensors(source / name)
-    return result
-
-
-def hf_places(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
-    """Hugging Face key -> weight and layer, in the order of a Hugging Face file."""
+def weights_by_hf_key(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
+    """Hugging Face key -> weight and layer (None if not stacked), in Hugging Face's order."""
     return {
         weight.hf_key.format(layer): (weight, layer)
         for layer in [None, *range(config.num_hidden_layers)]
@@ -114,12 +48,12 @@ def hf_places(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
 def check(
     tensors: Iterable[Tensor], config: LlamaConfig
 ) -> list[tuple[WeightSpec, int | None, Tensor]]:
-    """Says where each tensor belongs, before any of them is read.
+    """Assigns every tensor to its weight and layer, before any of them is read.
 
     Raises:
-      ValueError: a key is missing, left over, twice there, misshapen or of another dtype.
+      ValueError: a key is missing, unexpected, duplicate, misshapen or of an inconsistent dtype.
     """
-    places, tied = hf_places(config), None
+    expected, tied = weights_by_hf_key(config), None
     found: dict[str, Tensor] = {}
     dtypes: dict[str, np.dtype] = {}
     for tensor in tensors:
@@ -127,48 +61,37 @@ def check(
         if IGNORED_KEYS.fullmatch(key):
             continue
         if key == "lm_head.weight" and config.tie_word_embeddings:
-            tied = tensor  # some tied models save the same matrix twice
+            tied = tensor  # some tied models store the same matrix twice
             continue
-        if key not in places:
-            raise ValueError(f"left-over key {key}: config.json does not describe this model")
+        if key not in expected:
+            raise ValueError(f"unexpected key {key}: config.json does not describe this model")
         if key in found:
-            raise ValueError(f"{key} is there twice, in two files")
-        weight, _ = places[key]
-        if tensor.shape != params.hf_shape(weight, config):
-            raise ValueError(
-                f"{key} has shape {tensor.shape}, config.json asks for "
-                f"{params.hf_shape(weight, config)}"
-            )
+            raise ValueError(f"{key} appears in two files")
+        weight, _ = expected[key]
+        if tensor.shape != (shape := params.hf_shape(weight, config)):
+            raise ValueError(f"{key} has shape {tensor.shape}, config.json requires {shape}")
         if dtypes.setdefault(weight.path, tensor.dtype) != tensor.dtype:
-            raise ValueError(f"{key} is {tensor.dtype}, other layers {dtypes[weight.path]}")
+            raise ValueError(f"{key} is {tensor.dtype}, other layers are {dtypes[weight.path]}")
         found[key] = tensor
-    if missing := [key for key in places if key not in found]:
+    if missing := [key for key in expected if key not in found]:
         raise ValueError(f"{len(missing)} missing keys, the first is {missing[0]}")
     if tied and not np.array_equal(tied.read(), found["model.embed_tokens.weight"].read()):
         raise ValueError(
             "config.json ties the embeddings, but lm_head.weight differs from the input embedding; "
-            "set tie_word_embeddings to false there"
+            "set tie_word_embeddings to false in it"
         )
-    return [(*places[key], tensor) for key, tensor in found.items()]
-
-
-def params_to_hf(tree: Params, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, tensor) in Hugging Face's names and layouts, layer by layer."""
-    flat = params.flatten(tree)
-    for key, (weight, layer) in hf_places(config).items():
-        array = flat[weight.path] if layer is None else flat[weight.path][layer]
-        yield key, params.to_hf_layout(weight, np.asarray(array), config)
+    return [(*expected[key], tensor) for key, tensor in found.items()]
 
 
 def _write_weights(
     directory: Path, checked: list[tuple[WeightSpec, int | None, Tensor]], config: LlamaConfig
 ) -> None:
-    """Tensors in Hugging Face's layout -> step 0 of a model directory, in their own dtype."""
+    """Writes tensors in Hugging Face's layout as step 0 of a model directory, dtypes unchanged."""
     dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
     with layerwise.Writer(directory, config, dtypes) as store:
 
-        def convert(place: tuple[WeightSpec, int | None, Tensor]) -> None:
-            weight, layer, tensor = place
+        def convert(assigned: tuple[WeightSpec, int | None, Tensor]) -> None:
+            weight, layer, tensor = assigned
             array = params.from_hf_layout(weight, tensor.read(), config)
             store.write(weight, layer, layerwise.contiguous(array))
 
@@ -177,27 +100,42 @@ def _write_weights(
 
 
 def from_hf(source: Path, target: Path) -> None:
-    """Hugging Face folder -> model directory, each weight in its stored dtype."""
+    """Converts a Hugging Face folder to a model directory, each weight in its stored dtype.
+
+    Raises:
+      ValueError, OSError: source and target are checked before anything is written.
+    """
     config = model_folder.read_config(source)
-    checked = check(read_hf(source), config)
+    checked = check(safetensors_file.folder_tensors(source), config)
     model_folder.load_tokenizer(source)
-    with new_directory(target, sum(tensor.nbytes for *_, tensor in checked)) as partial:
+    with model_folder.new_directory(
+        target, sum(tensor.nbytes for *_, tensor in checked)
+    ) as partial:
         model_folder.copy_model_files(source, partial)
         _write_weights(partial, checked, config)
         _record(partial, "from_hf", source)
 
 
-def to_hf(source: Path, target: Path, step: str, dtype: str) -> None:
-    """Model directory -> Hugging Face folder that transformers opens unchanged."""
+def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
+    """Converts a model directory to a Hugging Face folder that transformers opens unchanged.
+
+    Args:
+      source: may be in a bucket.
+      dtype: dtype to cast to; "" keeps that of each weight.
+
+    Raises:
+      ValueError, OSError: source and target are checked before anything is written; only a number
+        too large for `dtype` is found while converting.
+    """
     config = model_folder.read_config(source)
     arrays = layerwise.open_arrays(source, config, step)
     cast = {path: jnp.dtype(dtype) if dtype else a.dtype.numpy_dtype for path, a in arrays.items()}
     specs = {
         key: (cast[weight.path], params.hf_shape(weight, config))
-        for key, (weight, _) in hf_places(config).items()
+        for key, (weight, _) in weights_by_hf_key(config).items()
     }
     total = sum(safetensors_file.nbytes(spec) for spec in specs.values())
-    with new_directory(target, total) as partial:
+    with model_folder.new_directory(target, total) as partial:
         with safetensors_file.FolderWriter(partial, specs, MAX_SHARD_BYTES) as writer:
 
             def convert(piece: layerwise.Piece) -> None:
@@ -220,68 +158,84 @@ def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         with np.errstate(over="raise"):
             return array.astype(dtype, copy=False)
     except FloatingPointError:
-        raise ValueError(f"{key} has numbers beyond {dtype}; choose another --dtype") from None
+        raise ValueError(
+            f"{key} has values outside the range of {dtype}; choose another --dtype"
+        ) from None
 
 
 def _set_dtype(config_path: Path, dtype: str) -> None:
-    """transformers 5 casts to the dtype that config.json names, so it must name the right one."""
+    """Names the stored dtype in config.json: transformers 5 casts to the dtype it finds there."""
     content = json.loads(config_path.read_text(encoding="utf-8"))
     keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
     if any(content.get(key) != dtype for key in keys):
         provenance.write_json(config_path, content | dict.fromkeys(keys, dtype))
 
 
-def _record(directory: Path, direction: str, source: Path) -> None:
+def _record(directory: Path, direction: str, source: PurePath) -> None:
     record = provenance.describe(command=f"convert {direction}", source=str(source))
     provenance.write_json(directory / "run.json", record | {"end": provenance.now()})
 
 
 def from_gguf(source: Path, target: Path) -> None:
-    """GGUF file -> model directory: weights dequantised to float32, tokenizer rebuilt."""
+    """Converts a GGUF file to a model directory: weights dequantised to float32, tokenizer rebuilt.
+
+    Raises:
+      ValueError, OSError: source and target are checked before anything is written.
+    """
     from alpacare_jax.checkpoints import gguf_file
 
     model = gguf_file.open_gguf(source)
     config = LlamaConfig.from_hf(model.config)
-    checked = check(model.tensors(), config)
-    with new_directory(target, sum(tensor.nbytes for *_, tensor in checked)) as partial:
-        for name, content in model.files().items():
-            provenance.write_json(partial / name, content)
+    checked, files = check(model.tensors(), config), model.files()
+    with model_folder.new_directory(
+        target, sum(tensor.nbytes for *_, tensor in checked)
+    ) as partial:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (partial / name).write_bytes(content)
+            else:
+                provenance.write_json(partial / name, content)
         model_folder.load_tokenizer(partial)
         _write_weights(partial, checked, config)
         _record(partial, "from_gguf", source)
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
     FLAGS = flags.FLAGS
-    if paths.in_bucket(FLAGS.target) or (paths.in_bucket(FLAGS.source) and "to_hf" not in argv):
-        raise ValueError(
-            "only to_hf reads from a bucket, and nothing converts into one: convert to a folder, "
+    direction = " ".join(argv[1:])
+    if direction not in ("from_hf", "to_hf", "from_gguf"):
+        raise UsageError(f"give one of from_hf, to_hf, from_gguf, not {direction!r}")
+    if paths.in_bucket(FLAGS.target) or (paths.in_bucket(FLAGS.source) and direction != "to_hf"):
+        raise UsageError(
+            "only to_hf reads from a bucket, and no direction writes to one: convert to a folder, "
             "then copy it (gcloud storage cp --recursive FOLDER gs://BUCKET/)"
         )
     paths.check(FLAGS.source)
-    kind = epath.Path if paths.in_bucket(FLAGS.source) else Path
-    source, target = kind(FLAGS.source), Path(FLAGS.target)
-    if not source.exists():
-        raise FileNotFoundError(f"no such --source: {source}")
-    match argv[1:]:
-        case ["from_hf"]:
-            from_hf(source, target)
-        case ["to_hf"]:
-            to_hf(source, target, FLAGS.step, FLAGS.dtype)
-        case ["from_gguf"]:
-            from_gguf(source, target)
-        case other:
-            raise ValueError(f"give one of from_hf, to_hf, from_gguf, not {' '.join(other)!r}")
+    if not epath.Path(FLAGS.source).exists():
+        raise FileNotFoundError(f"no such --source: {FLAGS.source}")
+    source, target = Path(FLAGS.source), Path(paths.absolute(FLAGS.target))
+    if direction == "from_hf":
+        from_hf(source, target)
+    elif direction == "from_gguf":
+        from_gguf(source, target)
+    else:
+        to_hf(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.dtype)
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
-    print(f"{target}: {size / 1e6:,.0f} MB", file=sys.stderr)
+    print(f"{FLAGS.target}: {size / 1e6:,.0f} MB", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("source", None, "What is converted.")
-    flags.DEFINE_string("target", None, "The folder to make; it must not exist.")
+    flags.DEFINE_string(
+        "source",
+        None,
+        "Hugging Face folder, model directory or GGUF file. GGUF: the tokenizers of LLaMA 1 to 3 "
+        "and SmolLM2, no RoPE scaling.",
+    )
+    flags.DEFINE_string("target", None, "Folder to create; must not exist, or be empty.")
     flags.DEFINE_string("step", "best", "to_hf: best, latest or the number of a saved step.")
     flags.DEFINE_enum(
-        "dtype", "", ["", "float32", "bfloat16", "float16"], "to_hf: cast to it; empty keeps."
+        "dtype", "", ["", "float32", "bfloat16", "float16"], "to_hf: cast to it; default: keep."
     )
     flags.mark_flags_as_required(["source", "target"])
     cli.run(main, positional=True)

@@ -34,6 +34,7 @@ from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.training import metrics
 from common import cli, paths, provenance
 from common.records import Example, read_examples, require_unique_ids
+from common.sections import UsageError
 
 GENERATION_RULES = {
     **dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], "tensor"),
@@ -114,10 +115,10 @@ def load_engine(
     `slots` is rounded up to a multiple of the number of groups; `settings` are those of `Engine`.
 
     Raises:
-      ValueError: `tensor` does not divide the number of devices.
+      UsageError: `tensor` does not divide the number of devices.
     """
     if len(devices) % tensor:
-        raise ValueError(
+        raise UsageError(
             f"--tensor={tensor} does not divide the number of devices, {len(devices)}; choose a "
             "divisor"
         )
@@ -145,13 +146,13 @@ def load_engine(
 def check_flags(
     output: epath.Path, stops: Sequence[str], max_length: int, config: LlamaConfig
 ) -> None:
-    """Raises ValueError if a flag is invalid in itself or for this model."""
+    """Raises UsageError if a flag is invalid in itself or for this model."""
     if output.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"--output {output} must end in .json or .jsonl")
+        raise UsageError(f"--output {output} must end in .json or .jsonl")
     if not all(stops):
-        raise ValueError("--stop is empty; give a text that ends an answer")
+        raise UsageError("--stop is empty; give a text that ends an answer")
     if max_length > config.max_position_embeddings:
-        raise ValueError(
+        raise UsageError(
             f"--max_length {max_length:,} exceeds the model's max_position_embeddings "
             f"{config.max_position_embeddings:,}; lower it"
         )

@@ -76,7 +76,7 @@ def make_hf(folder: Path, config: llama_config.LlamaConfig, dtype: str) -> None:
     number = np.dtype(dtype)
     specs = {
         key: (number, params.hf_shape(weight, config))
-        for key, (weight, _) in convert.hf_places(config).items()
+        for key, (weight, _) in convert.weights_by_hf_key(config).items()
     }
     rng = np.random.default_rng(0)
     keep, put = CLEAN_BITS[number.itemsize]

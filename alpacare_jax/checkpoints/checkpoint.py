@@ -1,10 +1,10 @@
-"""Where weights live, on disk or in a bucket.
+"""Checkpoints of weights and training states, on disk or in a bucket.
 
-A model directory, made by `convert` or by `train`, holds:
+A model directory, written by `convert` or by `train`, contains:
 
     config.json, tokenizer files ...      as in a Hugging Face model folder
     checkpoints/STEP/params               Orbax; a converted model is step 0
-    checkpoints/STEP/opt_state            only where training left it
+    checkpoints/STEP/opt_state            written by training only
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils.epath import Path
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax.distributed import processes
@@ -27,19 +27,19 @@ from alpacare_jax.model.llama import Params
 from common import paths
 
 CHUNK_BYTES = 2**28
-"""A device's share of a stacked array that is larger than this is stored layer by layer."""
+"""A stacked array whose share per device exceeds this is stored layer by layer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How often training saves, and how much is kept.
+    """How often training saves, and how many checkpoints are kept.
 
-    The best by held-out loss is always kept, of the saves that were evaluated: set train.eval_every
-    to every_steps, or a run that goes astray slowly may leave only what it strayed to.
+    The checkpoint with the lowest eval loss is always kept, among those that were evaluated: set
+    train.eval_every to every_steps, or a run that diverges slowly may keep only diverged ones.
     """
 
-    every_steps: int  # save every so many steps, and at the end; 0: at the end only
-    keep: int  # how many of the latest are kept
+    every_steps: int  # save every this many steps, and at the end; 0: at the end only
+    keep: int  # number of latest checkpoints kept
 
     def __post_init__(self):
         if self.every_steps < 0 or self.keep < 1:
@@ -48,7 +48,7 @@ class CheckpointConfig:
             )
 
 
-def _steps(directory: Path) -> list[ocp.training.CheckpointMetadata]:
+def _steps(directory: epath.Path) -> list[ocp.training.CheckpointMetadata[Any]]:
     if not (directory / "checkpoints").exists():
         return []
     with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer:
@@ -60,30 +60,35 @@ def _eval_loss(metrics: Any) -> float:
 
 
 def latest_step(directory: str | PurePath) -> int | None:
-    """The last step whose save is complete, None where there is none."""
+    """The last step whose save is complete, None if there is none."""
     saved = _steps(paths.absolute(directory))
     return saved[-1].step if saved else None
 
 
 def find_step(directory: str | PurePath, step: str = "best") -> int:
-    """Resolves `best` (lowest eval loss, else latest), `latest` or a number to a saved step."""
+    """Resolves `best` (lowest eval loss, else latest), `latest` or a number to a saved step.
+
+    Raises:
+      FileNotFoundError: no checkpoint is complete.
+      ValueError: the step is not saved.
+    """
     saved = _steps(paths.absolute(directory))
     if not saved:
-        raise FileNotFoundError(f"{directory} holds no finished checkpoint")
+        raise FileNotFoundError(f"{directory} has no complete checkpoint")
     if step == "latest":
         return saved[-1].step
     if step == "best":
         return min(reversed(saved), key=lambda c: _eval_loss(c.metrics)).step
     steps = [c.step for c in saved]
     if not step.isdigit() or int(step) not in steps:
-        raise ValueError(f"no step {step!r} in {directory}; saved steps are {steps}, best, latest")
+        raise ValueError(f"no step {step!r} in {directory}; choose from {steps}, best, latest")
     return int(step)
 
 
 def stored_weights(
     directory: str | PurePath, config: LlamaConfig, step: str = "best"
-) -> tuple[Path, dict[str, Any]]:
-    """The folder of a saved step, and {weight path: what has its shape and dtype}.
+) -> tuple[epath.Path, dict[str, Any]]:
+    """The folder of a saved step, and weight path -> metadata with shape and dtype.
 
     Raises:
       ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
@@ -91,17 +96,17 @@ def stored_weights(
     directory = paths.absolute(directory)
     path = directory / "checkpoints" / str(find_step(directory, step))
     stored = params_lib.flatten(ocp.metadata(path, "params").metadata)
-    wanted = params_lib.flatten(params_lib.abstract(config))
-    for name in wanted.keys() | stored.keys():
-        if name not in stored or name not in wanted:
+    expected = params_lib.flatten(params_lib.abstract(config))
+    for name in expected.keys() | stored.keys():
+        if name not in stored or name not in expected:
             raise ValueError(
-                f"{path} {'lacks' if name in wanted else 'has an extra'} weight {name}: "
+                f"{path} {'lacks' if name in expected else 'has an extra'} weight {name}: "
                 "its config.json belongs to another model"
             )
-        if stored[name].shape != wanted[name].shape:
+        if stored[name].shape != expected[name].shape:
             raise ValueError(
-                f"{path}: weight {name} has shape {stored[name].shape}, config.json asks for "
-                f"{wanted[name].shape}: it belongs to another model"
+                f"{path}: weight {name} has shape {stored[name].shape}, config.json requires "
+                f"{expected[name].shape}: it belongs to another model"
             )
     return path, stored
 
@@ -117,41 +122,45 @@ def load_params(
     """Restores the weights of a model directory.
 
     Args:
-      dtype: cast to it while reading; None keeps each array's stored dtype.
-      shardings: tree of NamedSharding; None puts all on the first device.
+      dtype: dtype to cast to while reading; None keeps the stored dtype of each array.
+      shardings: tree of NamedSharding; None places everything on the first device.
 
     Raises:
       ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
     """
     path, stored = stored_weights(directory, config, step)
-    wanted = params_lib.flatten(params_lib.abstract(config))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = shardings or jax.tree.map(lambda _: one, wanted)
-    flat_shardings = params_lib.flatten(shardings)
+    first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    flat_shardings = params_lib.flatten(shardings) if shardings else {}
     target = params_lib.build_tree(
         config,
-        lambda w: jax.ShapeDtypeStruct(
-            wanted[w.path].shape, dtype or stored[w.path].dtype, sharding=flat_shardings[w.path]
+        lambda weight: jax.ShapeDtypeStruct(
+            stored[weight.path].shape,
+            dtype or stored[weight.path].dtype,
+            sharding=flat_shardings.get(weight.path, first_device),
         ),
     )
     return ocp.load(path, target, checkpointable_name="params")
 
 
 def save_params(directory: str | PurePath, params: Params) -> None:
-    """Writes the weights as step 0 of a model directory that already has its `config.json`."""
+    """Writes the weights as step 0 of a model directory, which has its `config.json` already."""
     path = paths.absolute(directory) / "checkpoints" / "0"
     ocp.save_checkpointables(path, {"params": params})
 
 
 class TrainingCheckpoints:
-    """Saves and restores {params, opt_state} by step, in the background."""
+    """Saves {params, opt_state} by step, in the background, and restores it.
 
-    def __init__(self, directory: Path, config: CheckpointConfig):
+    A context manager: leaving it waits for the save in progress.
+    """
+
+    def __init__(self, directory: epath.Path, config: CheckpointConfig):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             paths.absolute(directory) / "checkpoints",
             save_decision_policy=_SaveWhenAsked(),
-            preservation_policy=policies.AnyPreservationPolicy(
+            # Declared for a supertype of what Orbax passes to a policy.
+            preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [
                     policies.LatestN(config.keep),
                     policies.BestN(
@@ -161,14 +170,14 @@ class TrainingCheckpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,  # what a killed save left behind
-            context=_storage(),
+            cleanup_tmp_directories=True,  # left behind by a killed save
+            context=_storage_context(),
         )
         self._directory = directory
-        self._pending: tuple[int, ocp.AsyncResponse] | None = None
+        self._pending: tuple[int, ocp.AsyncResponse[Any]] | None = None
         self._closed = self._failed = False
         self._bucket = paths.in_bucket(directory)
-        self._whole = self.latest  # a bucket that failed would not tell
+        self._last_complete = self.latest  # a bucket that failed could not list it
 
     @property
     def latest(self) -> int | None:
@@ -180,25 +189,26 @@ class TrainingCheckpoints:
         """Copies the state off the devices and writes it in the background.
 
         Returns:
-          Seconds that the caller was held up: the save before had to end, the state to be copied.
+          Seconds that the caller was blocked, waiting for the previous save and for the copy.
 
         Raises:
-          OSError: this save or the one before failed; earlier checkpoints stay usable.
+          OSError: this save or the previous one failed; earlier checkpoints stay usable.
         """
         began = time.perf_counter()
         self.wait()
-        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        required = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = math.inf if self._bucket else shutil.disk_usage(self._directory).free
         free = processes.broadcast_from_process_0(free)
-        if free < need:
+        if free < required:
             raise OSError(
-                f"step {step} not saved: it needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-                f"free; the last good checkpoint is step {self.latest}; free space and run again"
+                f"step {step} not saved: it requires {required / 1e9:.1f} GB, {free / 1e9:.1f} GB "
+                f"are free; the last complete checkpoint is step {self.latest}; free space and "
+                "rerun the command"
             )
         try:
-            # A copy: Orbax adds the metrics to the dict it is given.
+            # A copy of the state: Orbax adds the metrics to the dict it is given.
             response = self._checkpointer.save_checkpointables_async(
-                step, dict(state), metrics=metrics
+                step, dict(state), metrics={**metrics}
             )
         except _save_errors() as error:
             raise self._save_error(step, error) from error
@@ -206,22 +216,22 @@ class TrainingCheckpoints:
         return time.perf_counter() - began
 
     def wait(self) -> None:
-        """Returns when nothing is being written; raises OSError where the last save failed."""
+        """Waits for the save in progress; raises OSError if it failed."""
         if self._pending:
             (step, response), self._pending = self._pending, None
             try:
                 response.result()
             except _save_errors() as error:
                 raise self._save_error(step, error) from error
-            self._whole = step
+            self._last_complete = step
 
     def _save_error(self, step: int, error: Exception) -> OSError:
         self._failed = True
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        remedy = "once the bucket answers," if self._bucket else "free disk space and"
+        remedy = "once the bucket responds," if self._bucket else "free disk space and"
         return OSError(
-            f"step {step} not saved ({reason}); the last good checkpoint is step {self._whole}; "
-            f"{remedy} run again"
+            f"step {step} not saved ({reason}); the last complete checkpoint is step "
+            f"{self._last_complete}; {remedy} rerun the command"
         )
 
     def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +245,7 @@ class TrainingCheckpoints:
         self.close()
 
     def close(self) -> None:
-        """Finishes a save under way and lets go of the folder; may be called again.
+        """Waits for the save in progress and closes the folder; may be called again.
 
         Raises:
           OSError: that save failed; earlier checkpoints stay usable.
@@ -246,24 +256,24 @@ class TrainingCheckpoints:
         try:
             self.wait()
         finally:
-            # A failed save was told as it should be; Orbax raises it once more when it is closed.
-            told = _save_errors() if self._failed else ()
-            with contextlib.suppress(*told):
+            # Orbax raises a failed save, which was already reported, again on closing.
+            reported = _save_errors() if self._failed else ()
+            with contextlib.suppress(*reported):
                 self._checkpointer.close()
 
 
 def _save_errors() -> tuple[type[Exception], ...]:
-    """What Orbax raises where a save fails."""
+    """The exceptions that Orbax raises for a failed save."""
     return (OSError, ValueError, RuntimeError, *paths.outages())
 
 
-def _storage() -> ocp.Context:
-    """Large arrays are stored layer by layer, for `convert`; Orbax has a chunk for each device."""
+def _storage_context() -> ocp.Context:
+    """Stores large arrays layer by layer, for `convert`; Orbax's default is a chunk per device."""
 
-    def options(path: tuple, array: jax.Array) -> Any:
-        if "layers" not in jax.tree_util.keystr(path) or array.ndim < 2:
+    def options(key: tuple[Any, ...], value: Any) -> Any:
+        if "layers" not in jax.tree_util.keystr(key) or value.ndim < 2:
             return None
-        share = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        share = math.prod(value.sharding.shard_shape(value.shape)) * value.dtype.itemsize
         axes = (0,) if share > CHUNK_BYTES else None
         return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes)
 
@@ -276,4 +286,5 @@ class _SaveWhenAsked:
     """The training loop decides when to save, not Orbax."""
 
     def should_save(self, *_, **__) -> bool:
+        """Always: a save is requested only when it is due."""
         return True

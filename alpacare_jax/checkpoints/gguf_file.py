@@ -1,4 +1,8 @@
-"""Reads a LLaMA from a GGUF file as if it were a Hugging Face folder. Needs the extra [convert]."""
+"""Reads a LLaMA from a GGUF file as if it were a Hugging Face folder. Requires the extra [convert].
+
+Supported are the tokenizers of LLaMA 1 and 2 (SentencePiece), LLaMA 3 and SmolLM2 (byte-level BPE),
+and every weight type that the package `gguf` dequantises. RoPE scaling is not read from GGUF.
+"""
 
 import dataclasses
 import json
@@ -25,7 +29,14 @@ HF_NAMES = {
 }
 """GGUF tensor name -> Hugging Face module, of llama.cpp's architecture "llama"."""
 
-CONTROL, USER_DEFINED = 3, 4  # token types of GGUF whose text is matched whole
+CONTROL, USER_DEFINED, BYTE = 3, 4, 6
+"""Token types of GGUF and of SentencePiece: the first two are matched whole."""
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Splits text before byte-level BPE, from LLaMA 3's tokenizer.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +46,8 @@ class GgufModel:
     reader: Any  # gguf.GGUFReader
     config: dict[str, Any]  # content of a Hugging Face config.json
 
-    def field(self, name: str) -> Any:
-        return _field(self.reader, name)
-
     def tensors(self) -> list[Tensor]:
-        """Every weight, under its Hugging Face key; reading it dequantises to float32."""
+        """Every weight, under its Hugging Face key; reading one dequantises it to float32."""
         return [self._tensor(stored) for stored in self.reader.tensors]
 
     def _tensor(self, stored: Any) -> Tensor:
@@ -62,45 +70,75 @@ class GgufModel:
         return Tensor(f"{layer}{HF_NAMES[name]}.{kind}", shape, np.dtype(np.float32), read)
 
     def files(self) -> dict[str, Any]:
-        """Content of the JSON files that transformers expects beside the weights."""
-        tokens = self.field("tokenizer.ggml.tokens")
+        """Content of the files that transformers expects next to the weights: JSON, or bytes.
+
+        Raises:
+          ValueError: the tokenizer is not supported, or its vocabulary is damaged.
+        """
+        tokens = _required(self.reader, "tokenizer.ggml.tokens")
         bos, eos = self.config["bos_token_id"], self.config["eos_token_id"]
-        names = {"bos_token": tokens[bos], "eos_token": tokens[eos]}
         # GGUF files of instruct models name EOS as padding; a trainer that masks padding would then
         # never teach the model to stop.
-        unknown = self.field("tokenizer.ggml.unknown_token_id")
+        unknown = _field(self.reader, "tokenizer.ggml.unknown_token_id")
         pad = next(i for i in (unknown, bos, 0) if i is not None and i != eos)
-        names["pad_token"] = tokens[pad]
+        names = {"bos_token": tokens[bos], "eos_token": tokens[eos], "pad_token": tokens[pad]}
         if unknown is not None:
             names["unk_token"] = tokens[unknown]
+        kind = _field(self.reader, "tokenizer.ggml.model")
+        pre = _field(self.reader, "tokenizer.ggml.pre")
+        add_bos = _field(self.reader, "tokenizer.ggml.add_bos_token")
         tokenizer_config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.config["max_position_embeddings"],
-            "add_bos_token": bool(self.field("tokenizer.ggml.add_bos_token")),
+            # llama.cpp's defaults
+            "add_bos_token": pre != "smollm" if add_bos is None else add_bos,
             "clean_up_tokenization_spaces": False,
         } | names
-        if template := self.field("tokenizer.chat_template"):
+        if template := _field(self.reader, "tokenizer.chat_template"):
             tokenizer_config["chat_template"] = template
-        return {
+        if kind == "llama":
+            tokenizer = {"tokenizer.model": _sentencepiece_model(self.reader, tokens, names)}
+            tokenizer_config |= {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+        elif kind == "gpt2" and pre in ("smollm", "llama-bpe"):
+            tokenizer = {"tokenizer.json": _byte_level_bpe(self.reader, tokens, pre)}
+        else:
+            raise ValueError(
+                f"GGUF tokenizer {kind!r} with pre-tokenizer {pre!r} is not supported; supported "
+                "are 'llama' (SentencePiece) and 'gpt2' with 'llama-bpe' or 'smollm': convert "
+                "the model's Hugging Face folder with from_hf"
+            )
+        return tokenizer | {
             "config.json": self.config | {"pad_token_id": pad},
             "generation_config.json": {
                 "bos_token_id": bos,
                 "eos_token_id": eos,
                 "pad_token_id": pad,
             },
-            "tokenizer.json": _tokenizer_json(self),
             "tokenizer_config.json": tokenizer_config,
         }
 
 
 def _field(reader: Any, name: str) -> Any:
-    """The value of a metadata field, None where the file has no such field."""
+    """The value of a metadata field, None if the file has no such field."""
     field = reader.get_field(name)
     return None if field is None else field.contents()
 
 
+def _required(reader: Any, name: str) -> Any:
+    """The value of a metadata field; raises ValueError if the file has no such field."""
+    if (value := _field(reader, name)) is None:
+        raise ValueError(f"this GGUF file lacks the metadata {name}; convert from_hf instead")
+    return value
+
+
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF interleaves the rotated pairs (i, i + H/2) of q and k; Hugging Face splits halves."""
+    """Undoes llama.cpp's row order of q and k, which interleaves the rotated pairs of a head.
+
+    A head of 6 rows; RoPE rotates rows i and i + 3 of Hugging Face's order together:
+
+        Hugging Face = [0, 1, 2, 3, 4, 5]
+        GGUF         = [0, 3, 1, 4, 2, 5]
+    """
     rows = array.shape[0]
     split = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
     return split.swapaxes(1, 2).reshape(array.shape)
@@ -110,13 +148,14 @@ def open_gguf(path: Path) -> GgufModel:
     """Opens a GGUF file of architecture "llama".
 
     Raises:
-      ValueError: the package `gguf` is missing, the file is damaged or of another architecture.
+      ValueError: the package `gguf` is missing, the file is damaged or incomplete, of another
+        architecture, or uses RoPE scaling.
     """
     try:
         import gguf
     except ImportError:
         raise ValueError(
-            "reading GGUF needs the extra: pip install 'alpacare-jax[convert]'"
+            "reading GGUF requires an extra: pip install 'alpacare-jax[convert]'"
         ) from None
     try:
         reader = gguf.GGUFReader(path)
@@ -129,58 +168,91 @@ def open_gguf(path: Path) -> GgufModel:
     def get(key: str) -> Any:
         return _field(reader, f"llama.{key}")
 
-    heads, hidden = get("attention.head_count"), get("embedding_length")
+    def require(key: str) -> Any:
+        return _required(reader, f"llama.{key}")
+
+    heads, hidden = require("attention.head_count"), require("embedding_length")
     names = {tensor.name for tensor in reader.tensors}
     # llama.cpp writes Llama 3.1's scaling as a table of divisors, without its settings.
     if get("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in names:
-        raise ValueError(f"{path} uses rope scaling, which is not read from GGUF; convert from_hf")
+        raise ValueError(f"{path} uses RoPE scaling, which is not read from GGUF; convert from_hf")
     # float32 metadata: 9.999999747378752e-06 is 1e-5
-    eps = float(f"{get('attention.layer_norm_rms_epsilon'):.6g}")
+    eps = float(f"{require('attention.layer_norm_rms_epsilon'):.6g}")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "vocab_size": len(_field(reader, "tokenizer.ggml.tokens")),
+        "vocab_size": len(_required(reader, "tokenizer.ggml.tokens")),
         "hidden_size": hidden,
-        "intermediate_size": get("feed_forward_length"),
-        "num_hidden_layers": get("block_count"),
+        "intermediate_size": require("feed_forward_length"),
+        "num_hidden_layers": require("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": get("attention.head_count_kv") or heads,
         "head_dim": get("rope.dimension_count") or hidden // heads,
-        "max_position_embeddings": get("context_length"),
+        "max_position_embeddings": require("context_length"),
         "rms_norm_eps": eps,
         "rope_theta": float(get("rope.freq_base") or 10_000.0),
         "tie_word_embeddings": "output.weight" not in names,
-        "bos_token_id": _field(reader, "tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _field(reader, "tokenizer.ggml.eos_token_id"),
+        "bos_token_id": _required(reader, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": _required(reader, "tokenizer.ggml.eos_token_id"),
         "dtype": "float32",
     }
     return GgufModel(reader, config)
 
 
-def _tokenizer_json(model: GgufModel) -> dict[str, Any]:
-    """The byte-level BPE tokenizer inside a GGUF file, as the content of a `tokenizer.json`."""
+def _sentencepiece_model(reader: Any, tokens: list[str], names: dict[str, str]) -> bytes:
+    """The SentencePiece vocabulary of a GGUF file, as the content of a `tokenizer.model`.
+
+    GGUF stores the pieces of the model, but not its settings. Those of every LLaMA are the ones
+    that llama.cpp assumes too: BPE, byte fallback, text that is not normalised.
+
+        tokens     = ["<unk>", "<s>", "</s>", "<0x00>", ...,  "▁t",   "er", ...]
+        scores     = [    0.0,   0.0,    0.0,      0.0, ...,   0.0,   -1.0, ...]
+        token_type = [      2,     3,      3,        6, ...,     1,      1, ...]  as SentencePiece
+    """
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    scores = _required(reader, "tokenizer.ggml.scores")
+    types = _required(reader, "tokenizer.ggml.token_type")
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    for token, score, kind in zip(tokens, scores, types, strict=True):
+        # llama.cpp turns the "▁" of user-defined tokens into spaces.
+        piece = token.replace(" ", "▁") if kind == USER_DEFINED else token
+        model.pieces.add(piece=piece, score=score, type=kind)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type, trainer.vocab_size = trainer.BPE, len(tokens)
+    trainer.byte_fallback = BYTE in types
+    trainer.bos_piece, trainer.eos_piece = names["bos_token"], names["eos_token"]
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = _field(reader, "tokenizer.ggml.add_space_prefix") is not False
+    normalizer.remove_extra_whitespaces = False
+    content = model.SerializeToString()
+    try:
+        SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the SentencePiece vocabulary of this GGUF file is damaged ({error}); convert from_hf"
+        ) from None
+    return content
+
+
+def _byte_level_bpe(reader: Any, tokens: list[str], pre: str) -> dict[str, Any]:
+    """The byte-level BPE tokenizer of a GGUF file, as the content of a `tokenizer.json`."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    kind, pre = model.field("tokenizer.ggml.model"), model.field("tokenizer.ggml.pre")
-    if (kind, pre) != ("gpt2", "smollm"):
-        raise ValueError(
-            f"GGUF tokenizer {kind!r}/{pre!r} is not implemented; only 'gpt2'/'smollm'"
-        )
-    tokens = model.field("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in model.field("tokenizer.ggml.merges")]
+    merges = [tuple(merge.split(" ")) for merge in _required(reader, "tokenizer.ggml.merges")]
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    # llama.cpp's "smollm": every digit a token, then GPT-2's pattern.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    # LLaMA 3 takes a word that is a token as it is, also where no merges lead to it.
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
+    if pre == "smollm":  # every digit is a token, then GPT-2's pattern
+        split = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre == "smollm")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    types = model.field("tokenizer.ggml.token_type")
+    types = _required(reader, "tokenizer.ggml.token_type")
     special = [tokens[i] for i, t in enumerate(types) if t in (CONTROL, USER_DEFINED)]
     tokenizer.add_special_tokens(special)
     return json.loads(tokenizer.to_str())

@@ -1,24 +1,35 @@
-"""What a model folder holds beside its weights: `config.json` and the tokenizer's files."""
+"""Model folders: `config.json` and the tokenizer's files, and folders that appear complete."""
 
+import contextlib
 import json
-from pathlib import PurePath
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
-from etils.epath import Path
+from etils import epath
 
 from alpacare_jax.data import tokenizers
 from alpacare_jax.model.config import LlamaConfig
 
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizers.TOKENIZER_FILES)
-"""Files that travel with the weights, unchanged."""
+"""Files that are copied along with the weights, unchanged."""
 
 
 def read_config(directory: str | PurePath) -> LlamaConfig:
-    """The model's shape, from `config.json`."""
-    path = Path(directory) / "config.json"
+    """The model's configuration, from `config.json`.
+
+    Raises:
+      FileNotFoundError: the folder has no `config.json`.
+      ValueError: it is not JSON, or not of a LLaMA that is implemented.
+    """
+    path = epath.Path(directory) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{directory} has no config.json: not a model directory; give a Hugging Face folder "
-            "to convert, or what python -m alpacare_jax.convert made"
+            "to convert, or the output of python -m alpacare_jax.convert"
         )
     try:
         return LlamaConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
@@ -27,7 +38,12 @@ def read_config(directory: str | PurePath) -> LlamaConfig:
 
 
 def load_tokenizer(directory: str | PurePath) -> tokenizers.Tokenizer:
-    """The tokenizer of a model directory, checked against its config."""
+    """The tokenizer of a model folder.
+
+    Raises:
+      FileNotFoundError: the folder has no tokenizer.
+      ValueError: the tokenizer does not match `config.json`.
+    """
     config, tokenizer = read_config(directory), tokenizers.load(directory)
     tokenizers.check_matches(
         tokenizer,
@@ -41,5 +57,47 @@ def load_tokenizer(directory: str | PurePath) -> tokenizers.Tokenizer:
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:
     """Copies config and tokenizer files; `target` must exist."""
     for name in MODEL_FILES:
-        if (file := Path(source) / name).is_file():
-            file.copy(Path(target) / name, overwrite=True)
+        if (file := epath.Path(source) / name).is_file():
+            file.copy(epath.Path(target) / name, overwrite=True)
+
+
+@contextlib.contextmanager
+def new_directory(target: Path, need_bytes: int) -> Iterator[Path]:
+    """A temporary folder next to `target`, renamed to it when the block succeeds, else removed.
+
+    Raises:
+      OSError: the target exists and is not empty, or the disk has less than `need_bytes` free.
+    """
+    target = Path(os.path.realpath(target))  # tensorstore rejects "..", and "." has no name
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists; choose another --target or delete it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}-partial-{platform.node()}-"
+    _remove_dead(target.parent, prefix)
+    free = shutil.disk_usage(target.parent).free
+    if free < need_bytes:
+        raise OSError(
+            f"{target.parent} has {free / 1e9:.1f} GB free, the result needs "
+            f"{need_bytes / 1e9:.1f} GB; free space or choose another --target"
+        )
+    partial = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        os.replace(partial, target)  # an empty folder at the target is replaced
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_dead(parent: Path, prefix: str) -> None:
+    """Removes the partial folders of processes that were killed on this machine."""
+    for path in parent.iterdir():
+        pid = path.name.removeprefix(prefix).split("-")[0]
+        if not path.name.startswith(prefix) or not pid.isdigit():
+            continue
+        try:
+            os.kill(int(pid), 0)  # signal 0 only checks that the process exists
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except PermissionError:
+            pass  # alive, and owned by another user

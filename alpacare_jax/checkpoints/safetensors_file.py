@@ -1,8 +1,9 @@
-"""Safetensors files, read and written one tensor at a time.
+"""Safetensors files: read by the package of that name, and written, one tensor at a time.
 
-The format (github.com/huggingface/safetensors, "Format"): 8 bytes with the length of the header,
-little-endian; the header, JSON {key: {dtype, shape, data_offsets}}; the tensors without gaps, whose
-offsets count from the end of the header.
+The package only writes whole files, from tensors that are all in memory; `FileWriter` takes them
+one at a time. The format (github.com/huggingface/safetensors, "Format"): 8 bytes with the length of
+the header, little-endian; the header, JSON {key: {dtype, shape, data_offsets}}; the tensors without
+gaps, at offsets counted from the end of the header.
 """
 
 import contextlib
@@ -13,9 +14,11 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from common import provenance
 
@@ -25,17 +28,14 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The format's name of a dtype -> numpy's."""
-
-MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit."""
-
+"""Safetensors dtype name -> numpy dtype."""
 
 Spec = tuple[np.dtype, tuple[int, ...]]
 """Dtype and shape of a tensor."""
 
 
 def nbytes(spec: Spec) -> int:
+    """Size of a tensor's data."""
     dtype, shape = spec
     return math.prod(shape) * dtype.itemsize
 
@@ -51,6 +51,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """Size of the data."""
         return nbytes((self.dtype, self.shape))
 
 
@@ -60,55 +61,62 @@ def tensors(path: Path) -> list[Tensor]:
     Raises:
       ValueError: the file is damaged, or holds a dtype that is not in `DTYPES`.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start = 8 + length
-        if not 0 < length <= MAX_HEADER_BYTES or start > size:
-            raise _damaged(path, "its header ends beyond it")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = sorted(
-                (*entry["data_offsets"], key, entry["dtype"], tuple(map(int, entry["shape"])))
-                for key, entry in header.items()
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise _damaged(path, "its header is not one") from None
-    result, end = [], 0
-    for begin, stop, key, dtype, shape in entries:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            slices = {key: file.get_slice(key) for key in file.offset_keys()}
+            found = {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); download it again"
+        ) from None
+    for key, (dtype, _) in found.items():
         if dtype not in DTYPES:
-            raise ValueError(f"{path}: {key} is {dtype}; only {', '.join(DTYPES)} are read")
-        read = functools.partial(_read, path, start + begin, DTYPES[dtype], shape)
-        tensor = Tensor(key, shape, DTYPES[dtype], read)
-        if begin != end or stop - begin != tensor.nbytes:
-            raise _damaged(path, f"{key} is not where its header says")
-        result.append(tensor)
-        end = stop
-    if start + end != size:
-        raise _damaged(path, f"{size:,} bytes instead of {start + end:,}")
-    return result
+            raise ValueError(f"{path}: {key} is {dtype}; supported are {', '.join(DTYPES)}")
+    return [
+        Tensor(key, shape, DTYPES[dtype], functools.partial(_read, path, key))
+        for key, (dtype, shape) in found.items()
+    ]
 
 
-def _read(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    # Read, not memory-mapped: mapped pages count as this process's memory while they are cached.
-    array = np.fromfile(path, dtype, math.prod(shape), offset=offset)
-    return array.reshape(shape)
+def _read(path: Path, key: str) -> np.ndarray:
+    # Opened for this tensor alone: the file is memory-mapped, and every page read counts as memory
+    # of this process until the file is closed.
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.get_tensor(key)
 
 
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is truncated or not a safetensors file ({why}); download it again")
+def folder_tensors(folder: Path) -> list[Tensor]:
+    """Every tensor of a Hugging Face folder, single file or sharded.
+
+    Raises:
+      FileNotFoundError: the folder has no safetensors file, or lacks one that its index lists.
+      ValueError: as `tensors`.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif single.is_file():
+        names = [single.name]
+    else:
+        raise FileNotFoundError(f"{folder} has neither {single.name} nor {index.name}")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} lacks {missing[0]}, which {index.name} lists")
+    return [tensor for name in names for tensor in tensors(folder / name)]
 
 
 class FileWriter:
-    """Writes one file, whose tensors may come in any order.
+    """Writes one file, whose tensors may be given in any order.
 
-    It has its full length from the start: only once the `with` block has ended well is it whole.
+    The file has its full length from the start; it is complete once the `with` block succeeds.
+
+    Raises:
+      OSError: the disk has no room for it.
+      ValueError: the block ends without an error, but a tensor was never written.
     """
 
     def __init__(self, path: Path, specs: Mapping[str, Spec]):
-        names = {dtype: name for name, dtype in DTYPES.items()}
-        header, end = {"__metadata__": {"format": "pt"}}, 0
+        names, end = {dtype: name for name, dtype in DTYPES.items()}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self._specs, self._offsets, self._missing = specs, {}, set(specs)
         for key, (dtype, shape) in specs.items():
             begin, end = end, end + nbytes((dtype, shape))
@@ -120,15 +128,19 @@ class FileWriter:
         self._file = open(path, "wb")  # noqa: SIM115 - open until the block ends
         self._file.write(len(content).to_bytes(8, "little") + content)
         self._file.flush()
-        # Room on the disk, not only length: a disk that is too small is told now, and writing out
-        # of order costs a fifth.
+        # Allocates blocks, not only length: a disk that is too small fails here, and writing out of
+        # order would cost a fifth.
         os.posix_fallocate(self._file.fileno(), 0, self._start + end)
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Puts a C-contiguous tensor in its place; any thread may."""
+        """Writes a C-contiguous tensor at its offset; thread-safe.
+
+        Raises:
+          ValueError: its dtype or shape is not the declared one.
+        """
         if (array.dtype, array.shape) != self._specs[key]:
             raise ValueError(f"{key} is {array.dtype} {array.shape}, not {self._specs[key]}")
-        rest = memoryview(array.reshape(-1).view(np.uint8))
+        rest = array.reshape(-1).view(np.uint8).data
         offset = self._start + self._offsets[key]
         while rest:
             written = os.pwrite(self._file.fileno(), rest, offset)
@@ -145,10 +157,10 @@ class FileWriter:
 
 
 class FolderWriter:
-    """Writes tensors, in any order, as transformers does: one file, or several and their index."""
+    """Writes tensors, in any order, as transformers does: one file, or shards and their index."""
 
     def __init__(self, folder: Path, specs: Mapping[str, Spec], max_bytes: int):
-        """A file takes tensors, in the order of `specs`, while they fit into `max_bytes`."""
+        """Tensors are assigned to files in the order of `specs`, up to `max_bytes` per file."""
         shards: list[dict[str, Spec]] = [{}]
         room = max_bytes
         for key, spec in specs.items():
@@ -162,14 +174,14 @@ class FolderWriter:
         self._weight_map: dict[str, str] = {}
         self._files = contextlib.ExitStack()
         for i, shard in enumerate(shards, start=1):
-            several = f"model-{i:05}-of-{len(shards):05}.safetensors"
-            name = several if len(shards) > 1 else "model.safetensors"
+            suffix = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+            name = f"model{suffix}.safetensors"
             writer = self._files.enter_context(FileWriter(folder / name, shard))
             self._writers |= dict.fromkeys(shard, writer)
             self._weight_map |= dict.fromkeys(shard, name)
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Puts a C-contiguous tensor in its place; any thread may."""
+        """Writes a C-contiguous tensor to its file; thread-safe."""
         self._writers[key].write(key, array)
 
     def __enter__(self) -> "FolderWriter":

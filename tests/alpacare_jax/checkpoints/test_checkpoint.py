@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.checkpoints.checkpoint import CheckpointConfig, TrainingCheckpoints
+from alpacare_jax.model.params import init
+from tests.conftest import make_model
 from tests.support.training import (
     TINY,
     assert_same_end,
@@ -80,7 +82,7 @@ def test_a_save_that_failed_is_told_once_and_closing_again_is_harmless(tmp_path,
 
     monkeypatch.setattr(saved._checkpointer, "close", raw)
     with pytest.raises(
-        OSError, match=r"step 2 not saved \(No space.*last good checkpoint is step 1"
+        OSError, match=r"step 2 not saved \(No space.*last complete checkpoint is step 1"
     ):
         saved.close()
     saved.close()
@@ -124,11 +126,11 @@ def test_restarts_do_not_pile_up_checkpoints(tmp_path):
 
 def test_steps_that_are_not_there(tmp_path):
     assert checkpoint.latest_step(tmp_path) is None
-    with pytest.raises(FileNotFoundError, match="holds no finished checkpoint"):
+    with pytest.raises(FileNotFoundError, match="has no complete checkpoint"):
         checkpoint.find_step(tmp_path)
     save(tmp_path, {2: None})
     for step in ("3", "first", "-1"):
-        with pytest.raises(ValueError, match=r"no step .* saved steps are \[2\], best, latest"):
+        with pytest.raises(ValueError, match=r"no step .* choose from \[2\], best, latest"):
             checkpoint.find_step(tmp_path, step)
 
 
@@ -152,7 +154,7 @@ def test_weights_come_in_the_dtype_and_place_asked_for(corpus):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"vocab_size": 400}, r"(embed_tokens|lm_head) has shape \(512, 64\), .* asks for \(400"),
+        ({"vocab_size": 400}, r"(embed_tokens|lm_head) has shape \(512, 64\), .* requires \(400"),
         ({"tie_word_embeddings": True}, "has an extra weight lm_head: its config.json belongs to"),
         ({"attention_bias": True}, r"lacks weight layers\.self_attn\.\w_bias: its config\.json"),
     ],
@@ -162,12 +164,13 @@ def test_weights_of_another_model_are_named(corpus, changes, message):
         checkpoint.load_params(corpus / "base", dataclasses.replace(TINY, **changes))
 
 
-def test_config_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json: .* alpacare_jax\.convert"):
-        model_folder.read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json: not JSON"):
-        model_folder.read_config(tmp_path)
+def test_stored_dtypes_are_kept(tmp_path):
+    config = dataclasses.replace(TINY, num_hidden_layers=1)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), init(config, jax.random.key(0)))
+    make_model(tmp_path / "half", config, params)
+    stored = checkpoint.load_params(tmp_path / "half", config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(stored)} == {jnp.dtype("bfloat16")}
+    jax.tree.map(np.testing.assert_array_equal, stored, params)
 
 
 def test_a_base_model_without_weights(corpus, tmp_path, capsys):
@@ -175,7 +178,7 @@ def test_a_base_model_without_weights(corpus, tmp_path, capsys):
     shutil.rmtree(base / "checkpoints")
     config = run_config(corpus, model__checkpoint=str(base))
     line = one_line_error(config, tmp_path / "run", capsys)
-    assert "base holds no finished checkpoint" in line
+    assert "base has no complete checkpoint" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -190,7 +193,7 @@ def test_no_room_for_a_checkpoint(corpus, stopped, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
         line = one_line_error(config, workdir, capsys)
-    for part in ("step 6 not saved", "last good checkpoint is step 4", "free space and run again"):
+    for part in ("step 6 not saved", "last complete checkpoint is step 4", "free space and rerun"):
         assert part in line
     assert steps_on_disk(workdir) == [4]
     resume(config, workdir)
@@ -207,7 +210,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(corpus, stopped, tmp_path,
         line = one_line_error(config, workdir, capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    for part in ("step 5 not saved (", "last good checkpoint is step 4", "free disk space and run"):
+    for part in ("step 5 not saved (", "last complete checkpoint is step 4", "free disk space"):
         assert part in line
     assert checkpoint.find_step(workdir) == 4
     checkpoint.load_params(workdir, TINY)
@@ -230,8 +233,8 @@ def test_the_command_on_a_disk_that_fills_up(corpus, stopped, tmp_path):
     assert process.returncode == 1, err
     (line,) = (line for line in err.splitlines() if "error" in line.lower())
     assert line.startswith("error: step 5 not saved")
-    assert "the last good checkpoint is step 4" in line
-    assert "free disk space and run again" in line
+    assert "the last complete checkpoint is step 4" in line
+    assert "free disk space and rerun the command" in line
     assert "Traceback" not in err
     assert checkpoint.find_step(workdir) == 4
     checkpoint.load_params(workdir, TINY)

@@ -3,14 +3,16 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from alpacare_jax.checkpoints import checkpoint, layerwise
+from alpacare_jax import convert
+from alpacare_jax.checkpoints import checkpoint, layerwise, model_folder
 from alpacare_jax.model import params
-from tests.alpacare_jax.test_convert import CONFIG
+from tests.support.hf_folders import CONFIG, assert_same_bits, read_tensors, to_hf, write_hf
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -69,3 +71,45 @@ def test_nothing_stands_before_the_end(tmp_path):
         assert checkpoint.latest_step(tmp_path) is None
         raise KeyError
     assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_trained_checkpoint_streams_too(tmp_path, monkeypatch):
+    source = write_hf(tmp_path / "hf", CONFIG)
+    """Orbax's own chunks span layers; then layers are read together, as many as are allowed."""
+    convert.from_hf(source, tmp_path / "ours")
+    weights = checkpoint.load_params(tmp_path / "ours", CONFIG)
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    model_folder.copy_model_files(source, trained)
+    checkpoint.save_params(trained, weights)
+    for folder, limit, layers in [
+        ("ours", 2**31, [1, 1, 1]),
+        ("trained", 2**31, [3]),
+        ("trained", 2 * 4 * 64 * 96, [2, 1]),
+        ("trained", 1, [1, 1, 1]),
+    ]:
+        monkeypatch.setattr(layerwise, "PIECE_BYTES", limit)
+        arrays = layerwise.open_arrays(tmp_path / folder, CONFIG, "best")
+        pieces = layerwise.pieces(arrays, CONFIG)
+        found = [len(p.layers) for p in pieces if p.weight.path == "layers.mlp.up_proj"]
+        assert found == layers
+        back = to_hf(tmp_path / folder, tmp_path / f"{folder}-{limit}")
+        assert_same_bits(read_tensors(back), read_tensors(source))
+
+
+def test_what_training_saves_has_chunks_of_one_layer(tmp_path, monkeypatch):
+    source = write_hf(tmp_path / "hf", CONFIG)
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 3 * 4 * 64 * 96 - 1)
+    convert.from_hf(source, tmp_path / "ours")
+    weights = checkpoint.load_params(tmp_path / "ours", CONFIG)
+    (trained := tmp_path / "trained").mkdir()
+    model_folder.copy_model_files(source, trained)
+    settings = checkpoint.CheckpointConfig(every_steps=1, keep=1)
+    with checkpoint.TrainingCheckpoints(trained, settings) as saved:
+        saved.save(7, {"params": weights, "opt_state": {"count": jnp.zeros((), jnp.int32)}}, {})
+    arrays = layerwise.open_arrays(trained, CONFIG, "7")
+    chunks = {path: array.chunk_layout.read_chunk.shape for path, array in arrays.items()}
+    assert chunks["layers.mlp.up_proj"] == (1, 64, 96)
+    assert chunks["layers.self_attn.k_proj"] == (3, 64, 2, 16), "small: in one piece"
+    assert chunks["embed_tokens"] == (384, 64)
+    assert_same_bits(read_tensors(to_hf(trained, tmp_path / "back")), read_tensors(source))

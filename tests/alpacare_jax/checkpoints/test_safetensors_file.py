@@ -19,8 +19,11 @@ TENSORS = {
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    form = lambda tensors: {k: (t.dtype, t.shape, t.tobytes()) for k, t in tensors.items()}  # noqa: E731
-    return form(a) == form(b)
+    return bits(a) == bits(b)
+
+
+def bits(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
+    return {key: (t.dtype, t.shape, t.tobytes()) for key, t in tensors.items()}
 
 
 def test_reads_what_the_package_writes(tmp_path):
@@ -64,16 +67,14 @@ def entry(begin: int, end: int, dtype: str = "F32", shape: tuple = (2,)) -> dict
 @pytest.mark.parametrize(
     "header, named",
     [
-        ({"a": entry(0, 8), "b": entry(4, 12)}, "b is not where"),
-        ({"a": entry(0, 8), "b": entry(12, 20)}, "b is not where"),
-        ({"a": entry(0, 8, shape=(3,))}, "a is not where"),
-        ({"a": entry(0, 8)}, "bytes instead of"),
-        ({"a": entry(0, 8), "b": entry(8, 24, shape=(4,))}, "bytes instead of"),
-        ({"a": {"dtype": "F32", "shape": [2]}}, "its header is not one"),
-        ({"a": [1]}, "its header is not one"),
-        ({"a": entry(0, 8, shape=("x",))}, "its header is not one"),
-        ([], "its header is not one"),
-        ({"a": entry(0, 16, "I64")}, "a is I64; only F64, F32"),
+        ({"a": entry(0, 8), "b": entry(4, 12)}, "is truncated or not a safetensors file"),
+        ({"a": entry(0, 8), "b": entry(12, 20)}, "is truncated or not a safetensors file"),
+        ({"a": entry(0, 8, shape=(3,))}, "is truncated or not a safetensors file"),
+        ({"a": entry(0, 8)}, "is truncated or not a safetensors file"),
+        ({"a": entry(0, 8), "b": entry(8, 24, shape=(4,))}, "is truncated or not"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "is truncated or not a safetensors file"),
+        ([], "is truncated or not a safetensors file"),
+        ({"a": entry(0, 16, "I64")}, "a is I64; supported are F64, F32"),
     ],
 )
 def test_damaged_headers_are_named(header, named, tmp_path):
@@ -83,3 +84,25 @@ def test_damaged_headers_are_named(header, named, tmp_path):
     with pytest.raises(ValueError, match=named) as caught:
         safetensors_file.tensors(tmp_path / "x")
     assert str(tmp_path / "x") in str(caught.value)
+
+
+def test_absent_shard_is_named(tmp_path):
+    specs = {key: (tensor.dtype, tensor.shape) for key, tensor in TENSORS.items()}
+    with safetensors_file.FolderWriter(tmp_path, specs, 30) as writer:
+        for key in TENSORS:
+            writer.write(key, TENSORS[key])
+    found = {tensor.key: tensor.read() for tensor in safetensors_file.folder_tensors(tmp_path)}
+    assert same(found, TENSORS)
+    lost = tmp_path / "model-00002-of-00002.safetensors"
+    lost.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"lacks {lost.name}, which .*index\.json lists"):
+        safetensors_file.folder_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 0.5, -1])
+def test_a_truncated_file_is_one_clear_error(kept, tmp_path):
+    safetensors.numpy.save_file(TENSORS, path := tmp_path / "x.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=r"^\S*x\.safetensors is truncated .*; download it again$"):
+        safetensors_file.tensors(path)

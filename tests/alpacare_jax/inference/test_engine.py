@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alpacare_jax import convert
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import engine as engine_module
 from alpacare_jax.inference.engine import Answer, Engine, Request
@@ -22,6 +21,7 @@ from alpacare_jax.model.config import LlamaConfig, RopeScaling
 from alpacare_jax.model.llama import Llama
 from configs import common
 from tests.alpacare_jax.inference.test_sampling import assert_drawn_from, shares_of
+from tests.support.hf_folders import params_to_hf
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -368,7 +368,7 @@ def hf_model(weights):
     torch.set_num_threads(1)  # more only wait for each other on a model of this size
     hf = transformers.LlamaConfig.from_dict(CONFIG.to_hf())
     model = transformers.LlamaForCausalLM(hf).eval()
-    tensors = convert.params_to_hf(weights, CONFIG)
+    tensors = params_to_hf(weights, CONFIG)
     model.load_state_dict({key: torch.tensor(np.array(tensor)) for key, tensor in tensors})
     return model
 

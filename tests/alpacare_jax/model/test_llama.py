@@ -15,12 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from alpacare_jax import convert
 from alpacare_jax.model import loss, params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig, RopeScaling
 from alpacare_jax.model.llama import Llama, compute_dtype, rope_frequencies
 from alpacare_jax.training import optimizers
 from tests.conftest import REPOSITORY
+from tests.support.hf_folders import params_to_hf
 
 GOLDEN = REPOSITORY / "tests/golden" / "llama_logits.json"
 TOLERANCE = 1e-4
@@ -145,7 +145,7 @@ def reference(torch, transformers):
     def build(shape: str, weights):
         hf = BASE | SHAPES[shape]
         model = hf_model(transformers, hf)
-        ours = dict(convert.params_to_hf(weights, make_config(shape)))
+        ours = dict(params_to_hf(weights, make_config(shape)))
         if hf.get("tie_word_embeddings"):
             ours["lm_head.weight"] = ours["model.embed_tokens.weight"]
         state = {key: torch.tensor(np.ascontiguousarray(array)) for key, array in ours.items()}
@@ -198,7 +198,7 @@ def test_gradients_equal_torch(shape, reference, torch):
     ours, grads = loss_and_grads(weights, tokens, *targets_of(tokens, prompt=100), config=config)
     assert abs(float(ours) - theirs.item()) <= TOLERANCE
     expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    actual = dict(convert.params_to_hf(grads, config))
+    actual = dict(params_to_hf(grads, config))
     assert actual.keys() == expected.keys()
     for name, grad in expected.items():
         # The loss is a mean over 440 targets: its gradients are small, so compare relatively too.
@@ -573,7 +573,7 @@ def write_golden() -> None:
     hf |= {"rope_theta": 500.0, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8}}
     config = LlamaConfig.from_hf(hf)
     model = hf_model(transformers, hf)
-    ours = convert.params_to_hf(golden_weights(config), config)
+    ours = params_to_hf(golden_weights(config), config)
     model.load_state_dict({k: torch.tensor(np.ascontiguousarray(a)) for k, a in ours})
     with torch.no_grad():
         logits = model(torch.tensor(golden_tokens(config), dtype=torch.int64)).logits[0]

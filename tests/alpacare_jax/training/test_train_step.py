@@ -248,7 +248,7 @@ def test_golden_loss_curve_is_that_of_torch():
     """transformers' model, torch's AdamW, one unpadded example at a time."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from alpacare_jax.convert import params_to_hf
+    from tests.support.hf_folders import params_to_hf
 
     golden = json.loads((GOLDEN / "tiny_loss.json").read_text())
     config = golden_config().optimizer
