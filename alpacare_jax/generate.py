@@ -31,8 +31,8 @@ from alpacare_jax.inference.engine import Engine, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama
 from alpacare_jax.model.config import LlamaConfig
-from alpacare_jax.training import metrics
 from common import cli, paths, provenance
+from common.messages import duration
 from common.records import Example, read_examples, require_unique_ids
 from common.sections import UsageError
 
@@ -178,7 +178,7 @@ def answers(
         seconds = time.perf_counter() - began
         if seconds - shown > 5 or done == len(requests):
             shown = seconds
-            left = metrics.duration(seconds / done * (len(requests) - done))
+            left = duration(seconds / done * (len(requests) - done))
             print(
                 f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
                 f"tokens/s | {left} left",

@@ -25,7 +25,7 @@ from alpacare_jax.inference.sampling import Sampling, penalise, sample
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama, Params
 
-BUCKET = 64
+LENGTH_BUCKET = 64
 """Prompts are padded, and the cache grows, to this times a power of two: few compilations."""
 
 BURST = 16
@@ -61,8 +61,8 @@ class Answer:
 
 
 def _bucket(length: int) -> int:
-    """The smallest BUCKET * 2**n that is at least `length`."""
-    size = BUCKET
+    """The smallest LENGTH_BUCKET * 2**n that is at least `length`."""
+    size = LENGTH_BUCKET
     while size < length:
         size *= 2
     return size
@@ -150,7 +150,7 @@ class Engine:
                 )
         rows = min(self.slots, len(queue))
         slots: list[Request | None] = [None] * (-(-rows // self._groups) * self._groups)
-        state = self._empty(len(slots), BUCKET)
+        state = self._empty(len(slots), LENGTH_BUCKET)
         while queue or any(slots):
             for slot, request in enumerate(slots):
                 if request is None and queue:

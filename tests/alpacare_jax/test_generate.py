@@ -68,7 +68,7 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "Engine", shared)
-        patch.setattr(engine_module, "BUCKET", 512)
+        patch.setattr(engine_module, "LENGTH_BUCKET", 512)
         yield
 
 

@@ -77,7 +77,7 @@ def weights():
 @pytest.fixture
 def short_buckets(monkeypatch):
     """Buckets of 8, 16, 32 ... tokens, so that short prompts cross them."""
-    monkeypatch.setattr(engine_module, "BUCKET", 8)
+    monkeypatch.setattr(engine_module, "LENGTH_BUCKET", 8)
 
 
 def make_engine(
