@@ -12,6 +12,7 @@ TRAIN = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "tensorstore>=0.1.74",
+    "safetensors>=0.6",
     "sentencepiece>=0.2.1",
     "tokenizers>=0.22",
 ]
@@ -78,7 +79,6 @@ setup(
             "rouge-score>=0.1.2",
             "ruff==0.17.6",
             "protobuf>=5",
-            "safetensors>=0.6",
             "transformers>=5,<6",
         ],
     },
