@@ -1,11 +1,11 @@
-"""Has a model answer each task; keeps refusals, cut and empty answers apart from the examples.
+"""Has a model answer each task; refusals, truncated and empty answers are kept apart.
 
     python -m datagen.responses --config=configs/datagen.py --workdir=medinstruct \\
         --input=medinstruct/tasks.jsonl [--config.responses.min_rating=4.5] [--dry_run]
 
-WORKDIR/examples.jsonl is what `alpacare_jax.train` learns from, in the order of the tasks;
-unused.jsonl holds the other tasks with their answers, if any, and the reason. Every answer is in
-WORKDIR/answers.sqlite before it is used: run again after a stop, nothing is asked for twice.
+WORKDIR/examples.jsonl is the training data of `alpacare_jax.train`, in the order of the tasks;
+unused.jsonl holds the other tasks with their answers, if any, and the reason. Every answer is
+stored in WORKDIR/answers.sqlite before it is used, so a rerun sends no request twice.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -22,24 +21,23 @@ from common import cli, jsonl, provenance, sections
 from common.jsonl import Record
 from common.messages import format_counts
 from common.prompt_file import Prompt
-from common.records import Task, read_records, read_tasks
+from common.records import Task, read_records, read_tasks, require_unique_ids
 from common.refusals import is_refusal
+from common.sections import UsageError
 from datagen.chat.client import Client, Failure, run_until_done
 from datagen.chat.config import ChatRequest
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore, ChatAnswer
-from datagen.config import DatagenConfig, ResponsesConfig
+from datagen.config import DATAGEN_PROMPTS, DatagenConfig, ResponsesConfig
 
-PROMPTS = Path(__file__).with_name("prompts")
-
-USUAL_TOKENS = 350
-"""Of an answer, in estimates; MedInstruct's have about so many."""
+ANSWER_TOKENS = 350
+"""Tokens of an answer, for estimates; about MedInstruct's mean."""
 
 RATING_TOKENS = 80
-"""Of a rating with its reasons, in estimates."""
+"""Tokens of a rating with its reasons, for estimates."""
 
 RATING_ATTEMPTS = 3
-"""Times that a rater is asked until it says a number."""
+"""Requests per rating until the reply contains a number."""
 
 _RATING = re.compile(
     r"\W*+Rating\W*+(?<!-)([0-5](?:\.\d+)?)[ \t]*+(?:/[ \t]*+5)?[^\w\n]*+(?:\n|\Z)",
@@ -47,19 +45,23 @@ _RATING = re.compile(
 )
 
 
-def rating(text: str) -> float | None:
-    """The number that a rater gives; None where its first line is nothing but one.
+def parse_rating(text: str) -> float | None:
+    """The rating, 0 to 5, in a rater's reply; None unless its first line is a rating and no more.
 
-    >>> [rating(x) for x in ("Rating: 4.5\\nGood.", "**Rating:** 3/5", "Rating: -3", "4 or 5")]
+    >>> replies = "Rating: 4.5\\nGood.", "**Rating:** 3/5", "Rating: -3", "4 or 5"
+    >>> [parse_rating(reply) for reply in replies]
     [4.5, 3.0, None, None]
     """
     found = _RATING.match(text)
-    value = float(found[1]) if found else 6.0
-    return value if value <= 5 else None
+    return float(found[1]) if found and float(found[1]) <= 5 else None
 
 
-def what_is_wrong(outcome: ChatAnswer | Failure, included: Sequence[str]) -> str:
-    """Why an outcome is no example, or "": it is one."""
+def rejection_reason(outcome: ChatAnswer | Failure, included: Sequence[str]) -> str:
+    """Why an outcome is no example; "" if it is one.
+
+    Args:
+      included: of `INCLUDABLE`, answers that are examples all the same.
+    """
     if isinstance(outcome, Failure):
         return "no answer"
     if not outcome.text.strip():
@@ -74,169 +76,153 @@ def what_is_wrong(outcome: ChatAnswer | Failure, included: Sequence[str]) -> str
     return ""
 
 
-def ask(task: Task, prompt: Prompt) -> ChatRequest:
-    system, user = prompt.fill(task=task.text)
-    return ChatRequest(system, user, prompt.version)
-
-
-def ask_rating(task: Task, answer: ChatAnswer, prompt: Prompt, sample: int = 0) -> ChatRequest:
-    system, user = prompt.fill(task=task.text, answer=answer.text.strip())
-    return ChatRequest(system, user, prompt.version, sample=sample)
-
-
-def example(record: Record, answer: ChatAnswer, prompt: Prompt) -> Record:
-    """A task with its answer; `source` says where both come from."""
-    source = {
-        "task": record.get("source"),
-        "model": answer.model,
-        "reply": answer.id,
-        "prompt_version": prompt.version,
-        "finish_reason": answer.finish_reason,
-    }
-    return record | {"output": answer.text.strip(), "source": source}
-
-
-async def rate(
-    client: Client,
-    prompt: Prompt,
-    answered: Sequence[tuple[Task, ChatAnswer]],
-    ratings: list[float | None],
-) -> None:
-    """Fills in `ratings`; what is no rating is asked for again, a bounded number of times."""
-    left = list(range(len(answered)))
-    for sample in range(RATING_ATTEMPTS):
-        requests = ((i, ask_rating(*answered[i], prompt, sample)) for i in left)
-        async for i, outcome in client.stream(requests, len(left)):
-            if isinstance(outcome, ChatAnswer):
-                ratings[i] = rating(outcome.text)
-        left = [i for i in left if ratings[i] is None]
-    client.counts["ratings that say no number"] += len(left)
-
-
-class Answering:
-    """Tasks, their outcomes and, where asked for, the ratings of these."""
+class ResponseRun:
+    """The tasks of a run, their outcomes and, if a rater is used, ratings."""
 
     def __init__(self, config: ResponsesConfig, path: Path):
         self.config = config
-        self.prompt = Prompt.read(config.prompt, PROMPTS)
-        self.rating_prompt = Prompt.read(config.rating_prompt, PROMPTS)
+        self.prompt = Prompt.read(config.prompt, DATAGEN_PROMPTS)
+        self.rating_prompt = Prompt.read(config.rating_prompt, DATAGEN_PROMPTS)
         self.records = read_records(path)
         self.tasks = read_tasks(path)
-        if twice := [name for name, n in Counter(t.id for t in self.tasks).items() if n > 1]:
-            raise ValueError(f"{path}: two tasks have the id {twice[0]!r}; ids must differ")
-        self.outcomes: list[Any] = [None] * len(self.tasks)
-        self.reasons: list[str] = []
-        self.ratings: dict[int, float | None] = {}
+        require_unique_ids(path, (task.id for task in self.tasks), "examples keep their ids")
+        self.outcomes: list[ChatAnswer | Failure] = []
+        self.reasons: list[str] = []  # rejection reason of each outcome; "" for examples
+        self.ratings: dict[int, float | None] = {}  # by position of the task
 
     def requests(self) -> list[ChatRequest]:
-        return [ask(task, self.prompt) for task in self.tasks]
+        """The request of each task."""
+        prompt = self.prompt
+        return [ChatRequest(*prompt.fill(task=task.text), prompt.version) for task in self.tasks]
 
-    def sort(self) -> None:
-        """Finds out which outcomes are no examples."""
-        self.reasons = [what_is_wrong(o, self.config.included) for o in self.outcomes]
+    def rating_request(self, task: Task, answer: str, sample: int = 0) -> ChatRequest:
+        """Asks the rater about an answer; each `sample` is a request of its own."""
+        system, user = self.rating_prompt.fill(task=task.text, answer=answer.strip())
+        return ChatRequest(system, user, self.rating_prompt.version, sample=sample)
 
-    def take_ratings(self, rated: Sequence[int], ratings: Sequence[float | None]) -> None:
-        """Ratings of the tasks of these indices."""
-        for i, value in zip(rated, ratings, strict=True):
-            self.ratings[i] = value
-            if value is None:
+    def estimate_ratings(self, client: Client, answers: dict[int, str]) -> Estimate:
+        """What rating these answers, by position of the task, takes."""
+        requests = (self.rating_request(self.tasks[i], text) for i, text in answers.items())
+        return client.estimate(requests, RATING_TOKENS)
+
+    def set_outcomes(self, outcomes: Sequence[ChatAnswer | Failure]) -> None:
+        """Takes the outcome of each task and finds out which are no examples."""
+        self.outcomes = list(outcomes)
+        self.reasons = [rejection_reason(outcome, self.config.included) for outcome in outcomes]
+
+    def rate(self, client: Client) -> None:
+        """Has every outcome rated that would be an example, and rejects low ratings."""
+        answers = {
+            i: outcome.text
+            for i, (outcome, reason) in enumerate(zip(self.outcomes, self.reasons, strict=True))
+            if isinstance(outcome, ChatAnswer) and not reason
+        }
+        client.report(f"ratings: {self.estimate_ratings(client, answers)}")
+        self.ratings = dict.fromkeys(answers)
+        run_until_done(client, lambda: self._collect_ratings(client, answers))
+        for i, rating in self.ratings.items():
+            if rating is None:
                 self.reasons[i] = "no rating"
-            elif value < self.config.min_rating:
+            elif rating < self.config.min_rating:
                 self.reasons[i] = f"rated under {self.config.min_rating:g}"
 
+    async def _collect_ratings(self, client: Client, answers: dict[int, str]) -> None:
+        """Asks for each rating up to `RATING_ATTEMPTS` times."""
+        missing = list(answers)
+        for sample in range(RATING_ATTEMPTS):
+            requests = (
+                (i, self.rating_request(self.tasks[i], answers[i], sample)) for i in missing
+            )
+            async for i, outcome in client.stream(requests, len(missing)):
+                if isinstance(outcome, ChatAnswer):
+                    self.ratings[i] = parse_rating(outcome.text)
+            missing = [i for i in missing if self.ratings[i] is None]
+        client.counts["ratings without a number"] += len(missing)
+
     def split(self) -> tuple[list[Record], list[Record]]:
-        """(examples, unused)."""
+        """(examples, unused); the `source` of an answer names task, model and prompt."""
         examples, unused = [], []
         for i, (record, outcome) in enumerate(zip(self.records, self.outcomes, strict=True)):
             if isinstance(outcome, Failure):
-                full = record | {"detail": outcome.reason}
+                added: Record = {"detail": outcome.reason}
             else:
-                full = example(record, outcome, self.prompt)
+                source = {
+                    "task": record.get("source"),
+                    "model": outcome.model,
+                    "reply": outcome.id,
+                    "prompt_version": self.prompt.version,
+                    "finish_reason": outcome.finish_reason,
+                }
+                added = {"output": outcome.text.strip(), "source": source}
             if i in self.ratings:
-                full |= {"rating": self.ratings[i]}
+                added["rating"] = self.ratings[i]
             if self.reasons[i]:
-                unused.append({"reason": self.reasons[i]} | full)
+                unused.append({"reason": self.reasons[i]} | record | added)
             else:
-                examples.append(full)
+                examples.append(record | added)
         return examples, unused
 
 
 def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> None:
-    """Writes the examples.
+    """Answers the tasks of `path` and writes the examples.
 
     Raises:
       FileNotFoundError, ValueError: bad settings or tasks.
-      RunStoppedError: the budget is reached, or a signal came; nothing is written then.
+      RunStoppedError: the budget is reached or a signal arrived; nothing is written then.
     """
     output = workdir / "examples.jsonl"
     if path.resolve() == output.resolve():
-        raise ValueError(f"--input {path} would be overwritten; it must hold tasks")
-    work = Answering(config.responses, path)
+        raise UsageError(f"--input {path} would be overwritten; it must contain tasks")
+    answering = ResponseRun(config.responses, path)
     description = provenance.describe(
         config=dataclasses.asdict(config),
         input={str(path): provenance.sha256(path)},
-        prompt_version=work.prompt.version,
+        prompt_version=answering.prompt.version,
     )
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config.within(config.responder), store)
-        client.report(f"answers: {client.estimate(work.requests(), USUAL_TOKENS)}")
-        if config.responses.min_rating:  # a rater without a price is found before all is paid
+        client.report(f"answers: {client.estimate(answering.requests(), ANSWER_TOKENS)}")
+        if config.responses.min_rating:  # fails here, before any cost, if the rater has no price
+            typical = dict.fromkeys(range(len(answering.tasks)), "word" * ANSWER_TOKENS)
             rater = Client(config.within(config.rater), store)
-            client.report(f"ratings: {estimate_ratings(rater, work)}")
+            client.report(f"ratings: {answering.estimate_ratings(rater, typical)}")
         if dry_run:
             return
-        work.outcomes = run_until_done(client, lambda: client.ask_all(work.requests()))
-        work.sort()
+        answering.set_outcomes(run_until_done(client, lambda: client.ask_all(answering.requests())))
         if config.responses.min_rating:
-            # Another one, whose budget counts what the answers have cost.
-            rate_all(Client(config.within(config.rater), store), work)
+            # A new client, whose budget includes the cost of the answers.
+            answering.rate(Client(config.within(config.rater), store))
         spent = dataclasses.asdict(store.total_spent())
-    examples, unused = work.split()
+    examples, unused = answering.split()
     counts = {
-        "tasks": len(work.tasks),
+        "tasks": len(answering.tasks),
         "examples": len(examples),
         "unused": dict(Counter(record["reason"] for record in unused).most_common()),
     }
-    if news := provenance.replaced(output, description["config"]):
-        client.report(news)
+    if warning := provenance.replaced(output, description["config"]):
+        client.report(warning)
     jsonl.write(workdir / "unused.jsonl", unused)
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     provenance.write_json(provenance.run_json(output), description | ended)
-    jsonl.write(output, examples)  # last: where it is, all three are
+    jsonl.write(output, examples)  # last: once it exists, all three files do
     client.report(
-        f"{output}: {len(examples):,} examples of {len(work.tasks):,} tasks; "
+        f"{output}: {len(examples):,} examples from {len(answering.tasks):,} tasks; "
         f"not used: {format_counts(counts['unused'])}"
     )
 
 
-def estimate_ratings(client: Client, work: Answering) -> Estimate:
-    """What rating takes, before there is any answer."""
-    answer = ChatAnswer("word" * USUAL_TOKENS, "stop", "", "", 0, 0)
-    requests = (ask_rating(task, answer, work.rating_prompt) for task in work.tasks)
-    return client.estimate(requests, RATING_TOKENS)
-
-
-def rate_all(client: Client, work: Answering) -> None:
-    """Rates every outcome that would be an example."""
-    rated = [i for i, reason in enumerate(work.reasons) if not reason]
-    answered = [(work.tasks[i], work.outcomes[i]) for i in rated]
-    requests = (ask_rating(*pair, work.rating_prompt) for pair in answered)
-    client.report(f"ratings: {client.estimate(requests, RATING_TOKENS)}")
-    ratings: list[float | None] = [None] * len(rated)
-    run_until_done(client, lambda: rate(client, work.rating_prompt, answered, ratings))
-    work.take_ratings(rated, ratings)
-
-
 def define_flags() -> None:
+    """Defines the flags of this command."""
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-    flags.DEFINE_string("input", None, "Tasks: .jsonl or .json, .gz or not.")
-    flags.DEFINE_string("workdir", None, "Where answers are stored and examples are written.")
-    flags.DEFINE_bool("dry_run", False, "Say what it would take and end.")
+    flags.DEFINE_string("input", None, "Tasks: .jsonl or .json, optionally .gz.")
+    flags.DEFINE_string("workdir", None, "Folder for stored answers and examples.")
+    flags.DEFINE_bool("dry_run", False, "Print requests and cost, then exit.")
     flags.mark_flags_as_required(["config", "input", "workdir"])
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     del argv
     FLAGS = flags.FLAGS
     config = sections.build(DatagenConfig, FLAGS.config.to_dict())

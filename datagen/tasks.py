@@ -1,12 +1,13 @@
-"""Has a teacher model write tasks, shown a few seed tasks at a time, until there are enough.
+"""Has a teacher model write tasks, from a few example tasks per request, until there are enough.
 
     python -m datagen.tasks --config=configs/datagen.py --workdir=medinstruct \\
         --config.tasks.num_tasks=52000 --config.budget_usd=400 [--dry_run]
 
-WORKDIR/tasks.jsonl holds the tasks, rejected.jsonl everything else that the teacher wrote, with the
-reason. Replies are read in the order of their requests, so both depend on the config and on what
-the teacher said, not on which reply came first. Every reply is in WORKDIR/answers.sqlite before it
-is read: run again after a stop, or with a higher `num_tasks`, and nothing is asked for twice.
+WORKDIR/tasks.jsonl holds the tasks; rejected.jsonl holds everything else the teacher wrote, with
+the reason. Replies are processed in the order of their requests, so both files depend only on the
+config and the replies, not on the order in which replies arrive. Every reply is stored in
+WORKDIR/answers.sqlite before it is read, so a rerun, also one with a higher `num_tasks`, sends no
+request twice.
 """
 
 import dataclasses
@@ -25,22 +26,22 @@ from common.records import Task, read_tasks
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore
-from datagen.config import DatagenConfig
+from datagen.config import DATAGEN_PROMPTS, DatagenConfig
 from datagen.writing.config import TasksConfig
 from datagen.writing.filters import Filters
-from datagen.writing.pool import FIRST_YIELD, Pool, Writing
+from datagen.writing.pool import INITIAL_YIELD, Pool, TaskCollector
 from datagen.writing.requests import Teacher
 
-PROMPTS = Path(__file__).with_name("prompts")
-
 TOKENS_PER_TASK = 150
-"""Of a reply, in estimates: half of the inputs have some 125 words."""
+"""Output tokens per task, for estimates: half of the inputs have some 125 words."""
 
 
 def read_seeds(config: TasksConfig) -> list[Task]:
-    """
+    """The seed tasks, with all labels that the prompt shows.
+
     Raises:
-      FileNotFoundError, ValueError: the file, or a seed without a label that the prompt shows.
+      FileNotFoundError, ValueError: the file is missing or malformed, a seed lacks a label, or
+        there are fewer seeds than a request shows.
     """
     seeds = read_tasks(config.seeds)
     for seed in seeds:
@@ -49,30 +50,30 @@ def read_seeds(config: TasksConfig) -> list[Task]:
                 raise ValueError(f"{config.seeds}: seed {seed.id!r} has no {field}")
     if len(seeds) < (needed := config.seeds_per_request + config.machine_tasks_per_request):
         raise ValueError(
-            f"{config.seeds} holds {len(seeds)} seeds, and a request may show {needed}; lower "
-            "tasks.seeds_per_request"
+            f"{config.seeds} contains {len(seeds)} seeds, but a request shows up to {needed}; "
+            "lower tasks.seeds_per_request"
         )
     return seeds
 
 
 def estimate(config: TasksConfig, teacher: Teacher, client: Client) -> Estimate:
-    """What all tasks should take, with seeds alone as examples: near enough."""
-    number = math.ceil(config.num_tasks / (config.tasks_per_request * FIRST_YIELD))
+    """Estimates the cost of all tasks, with requests that show seeds only."""
+    number = math.ceil(config.num_tasks / (config.tasks_per_request * INITIAL_YIELD))
     requests = (teacher.request(teacher.examples(i, [])) for i in range(number))
     return client.estimate(requests, config.tasks_per_request * TOKENS_PER_TASK)
 
 
 def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
-    """Writes the tasks; what it raises is for the user.
+    """Collects tasks and writes them.
 
     Raises:
       FileNotFoundError, ValueError: bad settings or seeds; no useful replies.
-      RunStoppedError: the budget is reached, or a signal came; nothing is written then.
+      RunStoppedError: the budget is reached or a signal arrived; nothing is written then.
     """
     settings = config.tasks
     seeds = read_seeds(settings)
     teacher = Teacher(
-        prompt=Prompt.read(settings.prompt, PROMPTS),
+        prompt=Prompt.read(settings.prompt, DATAGEN_PROMPTS),
         reply=settings.reply,
         number=settings.tasks_per_request,
         seeds=seeds,
@@ -93,48 +94,54 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         if dry_run:
             return
         gap = min(client.window, settings.num_tasks) if config.offline else 0
-        writing = Writing(settings, teacher, pool, gap=gap)
-        run_until_done(client, lambda: write(writing, client))
+        collector = TaskCollector(settings, teacher, pool, gap=gap)
+        run_until_done(client, lambda: collect(collector, client))
         spent = dataclasses.asdict(store.total_spent())
     counts = {
-        "replies": writing.read - writing.missing,
+        "replies": collector.num_read - collector.missing,
         "kept": len(pool.kept),
         "rejected": pool.reasons(),
-        "tasks not needed": writing.surplus,
-        "replies not needed": writing.unused,
+        "tasks not needed": collector.surplus,
+        "replies not needed": collector.unused,
     }
     output = workdir / "tasks.jsonl"
-    if news := provenance.replaced(output, description["config"]):
-        client.report(news)
+    if warning := provenance.replaced(output, description["config"]):
+        client.report(warning)
     jsonl.write(workdir / "rejected.jsonl", pool.rejected)
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     provenance.write_json(provenance.run_json(output), description | ended)
-    jsonl.write(output, (task.record() for task in pool.kept))  # last: where it is, all three are
-    client.report(report(counts, output))
+    jsonl.write(
+        output, (task.record() for task in pool.kept)
+    )  # last: once it exists, all three files do
+    client.report(summary(counts, output))
 
 
-async def write(writing: Writing, client: Client) -> None:
-    async for index, outcome in client.stream(writing.requests(), writing.expected):
-        writing.take(index, outcome)
+async def collect(collector: TaskCollector, client: Client) -> None:
+    """Sends the collector's requests and gives it their outcomes, until it has enough tasks."""
+    async for index, outcome in client.stream(collector.requests(), collector.expected):
+        collector.add(index, outcome)
 
 
-def report(counts: dict[str, Any], output: Path) -> str:
+def summary(counts: dict[str, Any], output: Path) -> str:
+    """The counts of a run as one line."""
     kept, rejected = counts["kept"], counts["rejected"]
     return (
         f"{output}: {kept:,} tasks from {counts['replies']:,} replies; {sum(rejected.values()):,} "
         f"rejected ({format_counts(rejected)}); not needed: {counts['tasks not needed']:,} tasks, "
-        f"{counts['replies not needed']:,} replies, for a higher num_tasks"
+        f"{counts['replies not needed']:,} replies; a higher num_tasks would use them"
     )
 
 
 def define_flags() -> None:
+    """Defines the flags of this command."""
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Where answers are stored and tasks are written.")
-    flags.DEFINE_bool("dry_run", False, "Say what it would take and end.")
+    flags.DEFINE_string("workdir", None, "Folder for stored replies and tasks.")
+    flags.DEFINE_bool("dry_run", False, "Print requests and cost, then exit.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     del argv
     FLAGS = flags.FLAGS
     config = sections.build(DatagenConfig, FLAGS.config.to_dict())

@@ -1,4 +1,4 @@
-"""The section of configs/datagen.py that says what a teacher writes."""
+"""The section `tasks` of configs/datagen.py."""
 
 import dataclasses
 
@@ -9,20 +9,20 @@ from datagen.writing.requests import LAYOUTS
 
 @dataclasses.dataclass(frozen=True)
 class TasksConfig:
-    """What a teacher is to write."""
+    """What the teacher writes, and what it is shown."""
 
-    num_tasks: int  # that are kept
+    num_tasks: int  # to keep
     seeds: str  # file of seed tasks
-    prompt: str  # name in datagen/prompts, or a .txt file of one's own
-    reply: str  # key of task_requests.LAYOUTS
-    tasks_per_request: int  # that one request asks for
-    seeds_per_request: int  # that it shows as examples
-    machine_tasks_per_request: int  # and tasks of the teacher's own, once there are any
-    machine_lag: int  # requests after which a task may be shown; at least what is out at once
-    seed: int  # of the choice of examples
+    prompt: str  # name in datagen/prompts, or the path of a .txt file
+    reply: str  # text or json; json requires a model with structured outputs
+    tasks_per_request: int  # asked for in one request
+    seeds_per_request: int  # shown as examples in one request
+    machine_tasks_per_request: int  # kept tasks also shown as examples, once there are any
+    machine_lag: int  # requests before a kept task may be shown; limits the requests in flight
+    seed: int  # of the random choice of examples
     threshold: float  # ROUGE-L F above which a task is a near-duplicate; 0: no such filter
-    tokenizer: str  # key of near_duplicates.TOKENIZERS
-    against: str  # files, besides the seeds, that no task may be near to: test sets
+    tokenizer: str  # rouge (a to z and digits) or unicode (any script)
+    against: str  # comma-separated files, besides the seeds, that no task may be near: test sets
 
     def __post_init__(self):
         sections.choice("tasks.reply", self.reply, LAYOUTS)
@@ -33,4 +33,4 @@ class TasksConfig:
         if self.machine_tasks_per_request < 0:
             raise ValueError("tasks.machine_tasks_per_request must be at least 0")
         if not 0 <= self.threshold < 1:
-            raise ValueError(f"tasks.threshold {self.threshold} must lie between 0 and 1")
+            raise ValueError(f"tasks.threshold {self.threshold} must be at least 0 and below 1")

@@ -1,4 +1,4 @@
-"""Optional filters of single tasks; each is off unless its setting asks for it."""
+"""Optional filters of single tasks; each is off by default."""
 
 import dataclasses
 import re
@@ -7,49 +7,44 @@ from pathlib import Path
 
 from common.records import Task
 
-ALPACA_BLACKLIST = (
-    "image, images, graph, graphs, picture, pictures, file, files, map, maps, draw, plot, go to, "
-    "video, audio, music, flowchart, diagram"
-)
-"""What a language model alone cannot do (`generate_instruction.py` of stanford_alpaca)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class FiltersConfig:
-    """What a task must be like; 0 and "" switch a filter off."""
+    """Requirements of a task; 0 and "" switch a filter off."""
 
     min_words: int  # of the instruction; Alpaca: 4
     max_words: int  # of the instruction; Alpaca: 150
-    min_input_words: int  # of an input that is not empty; the prompt asks for 50
-    max_input_words: int  # the prompt asks for 200
-    blacklist: str  # words and phrases that no instruction may hold, separated by commas
-    domain_words: str  # file of word beginnings, one a line, one of which a task must hold
-    language: str  # ISO 639-1 code, such as en, in which a task must be written
+    min_input_words: int  # of a non-empty input; the prompt asks for 50
+    max_input_words: int  # of the input; the prompt asks for 200
+    blacklist: str  # comma-separated words that no instruction may contain: "image, plot, go to"
+    domain_words: str  # file of word prefixes, one per line, one of which a task must contain
+    language: str  # ISO 639-1 code, such as en, of the language a task must be written in
 
     def __post_init__(self):
         for words in ("words", "input_words"):
-            least, most = getattr(self, f"min_{words}"), getattr(self, f"max_{words}")
-            if least < 0 or most < 0 or (most and most < least):
-                raise ValueError(f"filters: min_{words} {least} and max_{words} {most} let none in")
+            lower, upper = getattr(self, f"min_{words}"), getattr(self, f"max_{words}")
+            if lower < 0 or upper < 0 or (upper and upper < lower):
+                raise ValueError(f"filters: min_{words} {lower} and max_{words} {upper} admit none")
         if self.language and not re.fullmatch(r"[a-z]{2}", self.language):
-            raise ValueError(f"filters.language is {self.language!r}, not a code such as en")
+            raise ValueError(f"filters.language is {self.language!r}; use a code such as en")
 
 
 class Filters:
-    """
-    Raises:
-      FileNotFoundError: there is no file of `domain_words`.
-      ValueError: it is empty.
-    """
+    """The filters that a config switches on."""
 
     def __init__(self, config: FiltersConfig):
+        """
+        Raises:
+          FileNotFoundError: the file `domain_words` does not exist.
+          ValueError: it contains no words.
+        """
         self.config = config
         phrases = [phrase.strip() for phrase in config.blacklist.split(",") if phrase.strip()]
         self._blacklist = _pattern(phrases, whole=True)
         self._domain = _pattern(_lines(config.domain_words), whole=False)
 
     def reason(self, task: Task) -> str:
-        """Why the task goes, or "": it stays."""
+        """Why the task is rejected; "" if it is kept."""
         config = self.config
         length, input_length = len(task.instruction.split()), len(task.input.split())
         if length < config.min_words:
@@ -75,7 +70,7 @@ def _lines(path: str) -> list[str]:
     text = Path(path).read_text(encoding="utf-8")
     lines = [line.strip() for line in text.splitlines() if not line.startswith("#")]
     if not any(lines):
-        raise ValueError(f"{path}: holds no word")
+        raise ValueError(f"{path}: contains no words")
     return [line for line in lines if line]
 
 
@@ -87,7 +82,7 @@ def _pattern(phrases: Sequence[str], *, whole: bool) -> re.Pattern | None:
 
 
 def _language(text: str) -> str:
-    """The most likely language; on fewer than some five words this is a guess."""
-    import py3langid  # takes a second to load, and few ask for a language
+    """The most likely language; a guess for texts of fewer than about five words."""
+    import py3langid  # takes a second to load, and most runs do not need it
 
     return py3langid.classify(text)[0]

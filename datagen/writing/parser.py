@@ -1,7 +1,7 @@
-"""Reads the tasks in a teacher's reply. What cannot be read is told, never dropped silently.
+"""Parses the tasks in a teacher's reply; whatever is no task is rejected with a reason.
 
-A reply in JSON follows a schema, unless it was cut. One in text is meant to look like this, and
-seldom does:
+A reply in JSON follows a schema, unless it was truncated. A reply in text should look like this,
+and seldom does:
 
     ###
     1. Type: Open Q&A
@@ -22,9 +22,9 @@ from typing import Any
 from common.jsonl import NO_INPUT
 from common.records import difficulty
 
-LABELS = ("type", "topic", "view", "difficulty")
+TASK_LABELS = ("type", "topic", "view", "difficulty")
 
-_HEADER = re.compile(  # possessive: teachers may end in thousands of underscores, or of spaces
+_FIELD = re.compile(  # possessive: replies may end in thousands of underscores or spaces
     r"^[ \t]*+(?:#++[ \t]*+|[-*•][ \t]++)?[*_]*+(?:task[ \t]*+)?(?:\d++[.):][*_]*+[ \t]*+)?[*_]*+"
     r"(type|topic|view|difficulty|instruction|input)[*_]*+[ \t]*+:[*_]*+",
     re.IGNORECASE | re.MULTILINE,
@@ -32,31 +32,31 @@ _HEADER = re.compile(  # possessive: teachers may end in thousands of underscore
 _SEPARATOR = re.compile(r"^[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
 
 _TASK_END = re.compile(r"^[ \t]*#{2,}[ \t]*$", re.MULTILINE)
-"""What the prompt asks for between tasks; a rule of dashes may be part of a text."""
+"""The separator that the prompt asks for; a rule of dashes may be part of a text."""
 
-_NOTHING = re.compile(
+_EMPTY_INPUT = re.compile(
     r"^[-*_ \t]*+input[*_]*+[ \t]*+:[*_]*+[ \t]*+<noinput>[*_`.]*+[ \t]*$", re.I | re.M
 )
-"""Behind it the task has ended; what follows is a remark of the teacher's."""
+"""The task ends here; the rest is a remark by the teacher."""
 
 _RULE = re.compile(
     r"[ \t]*(?:#{2,}.*|(?:-{3,}|\*{3,})[ \t]*(?:(?:task[ \t]*)?\d+[.):].*)?)", re.IGNORECASE
 )
-"""A separator, with the next task's number or title; "***Take care.***" is text."""
+"""A separator, possibly with the next task's number or title; "***Take care.***" is text."""
 
 _NUMBER = re.compile(r"(?:\d+[.):])?")
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedTask:
-    """The fields of one task, each as it stands in the reply."""
+    """The fields of one task as in the reply."""
 
     type: str
     topic: str
     view: str
     difficulty: int
     instruction: str
-    input: str  # "" where there is none
+    input: str  # "" when there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +67,23 @@ class Rejected:
     text: str
 
 
-def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
-    """The tasks of a reply, in its order, and the pieces that are none.
+def _sort(found: ParsedTask | Rejected, tasks: list[ParsedTask], rejected: list[Rejected]) -> None:
+    """Appends to one list or the other."""
+    if isinstance(found, ParsedTask):
+        tasks.append(found)
+    else:
+        rejected.append(found)
 
-    A task begins where type, topic, view and difficulty, in any order, stand at the beginnings of
-    lines and an instruction follows; the same words inside a text, and a later "Input:" at the
-    beginning of a line, belong to the text. Separators and numbers may be missing.
+
+def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
+    """The tasks of a reply, in order, and the pieces that are no tasks.
+
+    A task starts where lines begin with type, topic, view and difficulty, in any order, followed by
+    an instruction. The same words inside a text, and a second "Input:" at the beginning of a line,
+    belong to the text. Separators and numbers may be missing.
 
     Args:
-      cut: whether the reply ended at the limit of its length; its last task is incomplete then.
+      cut: whether the reply was truncated at its length limit, so that its last task is incomplete.
 
     >>> tasks, rejected = parse('''1. **Type:** Q&A
     ... Topic: Diabetes
@@ -88,7 +96,7 @@ def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
     (3, 'Type: 2\\nType: 1', [])
     """
     reply = reply.removeprefix("\ufeff").replace("\r\n", "\n")
-    headers = list(_HEADER.finditer(reply))
+    headers = list(_FIELD.finditer(reply))
     names = [header[1].lower() for header in headers]
     starts = [i for i in range(len(names)) if _begins(names, i)]
     first = headers[starts[0]].start() if starts else len(reply)
@@ -99,7 +107,7 @@ def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
         stop = len(reply) if last else headers[starts[k + 1]].start()
         separator = _TASK_END.search(reply, headers[i + 4].end(), stop)
         end = separator.start() if separator else stop
-        nothing = _NOTHING.search(reply, headers[i + 4].end(), end)
+        nothing = _EMPTY_INPUT.search(reply, headers[i + 4].end(), end)
         if nothing and not (last and cut):
             end = nothing.end()
         rest = list(_outside(reply[end:stop]))
@@ -111,22 +119,24 @@ def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
         else:
             rejected += rest
         found = _read(reply, headers[i : i + 5], names[i : i + 5], end)
-        (tasks if isinstance(found, ParsedTask) else rejected).append(found)
+        _sort(found, tasks, rejected)
     return tasks, rejected
 
 
 def _begins(names: list[str], i: int) -> bool:
-    return sorted(names[i : i + 4]) == sorted(LABELS) and names[i + 4 : i + 5] == ["instruction"]
+    return sorted(names[i : i + 4]) == sorted(TASK_LABELS) and names[i + 4 : i + 5] == [
+        "instruction"
+    ]
 
 
 def _outside(text: str) -> Iterator[Rejected]:
-    """Pieces that lie before the first task, or behind the separator of one."""
+    """The pieces before the first task or after the separator of one."""
     for piece in _SEPARATOR.split(text):
         if not piece.strip() or re.fullmatch(r"\s*\d+[.):]?\s*", piece):
-            continue  # nothing, or the number of the task that follows
-        have = {header[1].lower() for header in _HEADER.finditer(piece)}
-        lacking = [name for name in (*LABELS, "instruction") if name not in have]
-        reason = f"lacks {', '.join(lacking) or 'the usual order'}" if have else "no task"
+            continue  # blank, or the number of the next task
+        present = {header[1].lower() for header in _FIELD.finditer(piece)}
+        missing = [name for name in (*TASK_LABELS, "instruction") if name not in present]
+        reason = f"lacks {', '.join(missing) or 'the usual order'}" if present else "no task"
         yield Rejected(reason, piece)
 
 
@@ -137,20 +147,20 @@ def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> Pa
         name: reply[header.end() : stop].strip().strip("*_").strip()
         for name, header, stop in zip(names, headers, ends, strict=False)
     }
-    if long := [name for name in LABELS if "\n" in labels[name]]:
+    if long := [name for name in TASK_LABELS if "\n" in labels[name]]:
         return Rejected(f"{long[0]} is more than a line", whole)
     level = difficulty(labels["difficulty"])
     if level is None:
         return Rejected("difficulty is not 1 to 5", whole)
     start = headers[4].end()
-    split = next((h for h in _HEADER.finditer(reply, start, end) if h[1].lower() == "input"), None)
+    split = next((h for h in _FIELD.finditer(reply, start, end) if h[1].lower() == "input"), None)
     instruction = _text(reply[start : split.start() if split else end])
     given = _text(reply[split.end() : end]) if split else ""
     return _task(labels | {"difficulty": level, "instruction": instruction, "input": given}, whole)
 
 
 def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
-    if re.search(r"[\ud800-\udfff]", "".join(fields[name] for name in _TEXTS)):
+    if re.search(r"[\ud800-\udfff]", "".join(fields[name] for name in _JSON_TEXTS)):
         return Rejected("half a surrogate pair", whole)  # written as an escape in JSON
     if not fields["instruction"]:
         return Rejected("the instruction is empty", whole)
@@ -160,8 +170,10 @@ def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
 
 
 def _text(piece: str) -> str:
-    """A text less what ends it: a separator, and the next task's number on a line of its own; less
-    the end, too, of what is bold from before the field's name on."""
+    """A text without the separator and the number of the next task that may end it.
+
+    Also without a final "**" whose counterpart stands before the name of the field.
+    """
     lines = piece.strip().split("\n")
     last = len(lines) - 1
     while last and _NUMBER.fullmatch(lines[last].strip()):
@@ -175,14 +187,14 @@ def _text(piece: str) -> str:
 _OPENING = re.compile(r'\s*(?:```(?:json)?\s*)?\{\s*"tasks"\s*:\s*\[\s*')
 _COMMA = re.compile(r"\s*,?\s*")
 _CLOSING = re.compile(r"\]\s*\}\s*(?:```\s*)?")
-_TEXTS = ("type", "topic", "view", "instruction", "input")
+_JSON_TEXTS = ("type", "topic", "view", "instruction", "input")
 
 
 def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
-    """As `parse`, of a reply in JSON: an object whose `tasks` is a list of objects.
+    """As `parse`, for a reply in JSON: an object whose `tasks` is a list of objects.
 
     Args:
-      cut: whether the reply ended at the limit of its length; the tasks before the cut are read.
+      cut: whether the reply was truncated at its length limit; the complete tasks are parsed.
 
     >>> tasks, rejected = parse_json('{"tasks": [{"type": "Q&A", "topic": "Gout", "view": "Nurse", '
     ...     '"difficulty": 2, "instruction": "Define gout.", "input": "<noinput>"}, {"ty', cut=True)
@@ -199,22 +211,25 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejecte
     while at < len(reply) and reply[at] != "]":
         try:
             record, end = decoder.raw_decode(reply, at)
-        except (ValueError, RecursionError):  # a number of 5,000 digits is no JSONDecodeError
+        except (ValueError, RecursionError):  # 5,000 digits raise no JSONDecodeError
             reason = "cut at the length limit" if cut else "not JSON of the schema"
             rejected.append(Rejected(reason, reply[at:]))
             break
         found = _read_json(record, reply[at:end])
-        (tasks if isinstance(found, ParsedTask) else rejected).append(found)
-        at = _COMMA.match(reply, end).end()
+        _sort(found, tasks, rejected)
+        comma = _COMMA.match(reply, end)
+        at = comma.end() if comma else end
     if not rejected and not _CLOSING.fullmatch(reply, at):
         rejected.append(Rejected("cut at the length limit" if cut else "no task", reply[at:]))
     return tasks, rejected
 
 
 def _read_json(record: Any, whole: str) -> ParsedTask | Rejected:
-    if not isinstance(record, dict) or not all(isinstance(record.get(x), str) for x in _TEXTS):
+    if not isinstance(record, dict) or not all(isinstance(record.get(x), str) for x in _JSON_TEXTS):
         return Rejected("not JSON of the schema", whole)
     level = difficulty(record.get("difficulty"))
     if level is None:
         return Rejected("difficulty is not 1 to 5", whole)
-    return _task({name: record[name].strip() for name in _TEXTS} | {"difficulty": level}, whole)
+    return _task(
+        {name: record[name].strip() for name in _JSON_TEXTS} | {"difficulty": level}, whole
+    )

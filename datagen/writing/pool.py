@@ -1,4 +1,4 @@
-"""Has enough tasks written, and keeps of each reply, in the order of the requests, what is good."""
+"""Collects tasks until there are enough, filtering replies in the order of their requests."""
 
 import collections
 import dataclasses
@@ -15,176 +15,186 @@ from datagen.near_duplicates import NearDuplicates
 from datagen.writing import parser
 from datagen.writing.config import TasksConfig
 from datagen.writing.filters import Filters
-from datagen.writing.parser import ParsedTask
 from datagen.writing.requests import Teacher
 
-PARSERS = {"text": parser.parse, "json": parser.parse_json}
+REPLY_PARSERS = {"text": parser.parse, "json": parser.parse_json}
 
-FIRST_YIELD = 0.7
-"""Share of the asked-for tasks that are kept, in estimates before any reply has come."""
+INITIAL_YIELD = 0.7
+"""Share of the requested tasks that is kept, assumed until replies have arrived."""
 
-SURE_AFTER = 10
-"""Replies that weigh as much as that first guess."""
+INITIAL_YIELD_WEIGHT = 10
+"""Number of replies that this assumption counts for."""
 
-FRUITLESS = 40
-"""Replies in a row without a task that is kept: more of them would only cost money."""
+MAX_USELESS_REPLIES = 40
+"""Replies in a row without a task to keep, after which the run ends: more would only cost money."""
 
 
 class Pool:
-    """The tasks kept so far, and what was rejected; deterministic in the order of `add`."""
+    """Kept tasks and rejected pieces; both depend on the order of `add` only."""
 
     def __init__(self, config: TasksConfig, filters: Filters, seeds: Sequence[Task]):
         self.kept: list[Task] = []
         self.rejected: list[dict[str, Any]] = []
         self._filters = filters
-        self._near = None
+        self._index = None
         if config.threshold:
-            self._near = NearDuplicates(config.threshold, config.tokenizer)
+            self._index = NearDuplicates(config.threshold, config.tokenizer)
             known = [(task, f"seed {task.id}") for task in seeds]
             for path in filter(None, map(str.strip, config.against.split(","))):
                 known += [(task, f"{path} {task.id}") for task in read_tasks(path)]
-            self._near.learn(task.instruction for task, _ in known)
+            self._index.learn(task.instruction for task, _ in known)
             for task, name in known:
-                self._near.add(task.instruction, name)
+                self._index.add(task.instruction, name)
 
     def add(self, task: Task) -> None:
-        reason, nearest = self._filters.reason(task), {}
-        if not reason and self._near:
-            if match := self._near.nearest(task.instruction):
-                reason, nearest = "near-duplicate", {"nearest": match._asdict()}
-            else:
-                self._near.add(task.instruction, task.id)
-        if reason:
-            self.rejected.append({"reason": reason} | task.record() | nearest)
+        """Keeps the task, or rejects it by a filter or as a near-duplicate."""
+        reason = self._filters.reason(task)
+        match = self._index.nearest(task.instruction) if self._index and not reason else None
+        if match:
+            nearest = {"nearest": match._asdict()}
+            self.rejected.append({"reason": "near-duplicate"} | task.record() | nearest)
+        elif reason:
+            self.rejected.append({"reason": reason} | task.record())
         else:
             self.kept.append(task)
+            if self._index:
+                self._index.add(task.instruction, task.id)
 
     def reject(self, reason: str, text: str, source: dict[str, Any]) -> None:
+        """Records a piece of a reply that is no task."""
         self.rejected.append({"reason": reason, "text": text, "source": source})
 
     def reasons(self) -> dict[str, int]:
+        """Rejections by reason, most frequent first."""
         counted = collections.Counter(record["reason"] for record in self.rejected)
         return dict(counted.most_common())
 
 
-class Writing:
-    """Makes requests as long as tasks are missing, and reads the replies in order."""
+class TaskCollector:
+    """Issues requests while tasks are missing, and processes the replies in order.
+
+    Replies arrive in any order, but a reply waits until all earlier ones have been read:
+
+        arrived   0  2  3  1
+        read      0  .  .  1, 2, 3
+    """
 
     def __init__(self, config: TasksConfig, teacher: Teacher, pool: Pool, *, gap: int = 0):
         """
         Args:
-          gap: offline, the most replies in a row that an earlier run may have left out of the
-            store with others behind them; 0: not offline.
+          gap: offline, the longest run of replies that may be missing from the store although
+            later ones are stored; 0: not offline.
         """
         self.config = config
         self.teacher = teacher
         self.pool = pool
         self.offline = gap > 0
-        self.patience = max(gap, FRUITLESS)
-        self.missing = 0  # replies that are not stored, when offline
-        self.sent = 0
-        self.read = 0  # replies, the first ones without a gap
-        self._examples: dict[int, list[Task]] = {}  # of requests that are not read yet
-        self._arrived: dict[int, ChatAnswer | Failure] = {}
-        self._kept_after: list[int] = []  # tasks kept once reply i was read
+        self.max_useless = max(gap, MAX_USELESS_REPLIES)
+        self.missing = 0  # offline: replies that are not stored
+        self.num_sent = 0
+        self.num_read = 0  # replies read so far, without gaps from the first on
+        self.surplus = 0  # tasks left over in the last reply that was needed
+        self._examples: dict[int, list[Task]] = {}  # of the requests not read yet
+        self._arrived: dict[int, ChatAnswer | Failure] = {}  # but not read yet
+        self._kept_after: list[int] = []  # number of tasks kept once reply i was read
         self._last_useful = 0
         self._ended = False
-        self.surplus = 0  # tasks of a reply after the last one that was missing
 
     @property
     def is_done(self) -> bool:
+        """Whether no more requests are needed."""
         return self._ended or len(self.pool.kept) >= self.config.num_tasks
-
-    def expected(self) -> int:
-        """Requests that the run should come to, as it looks now."""
-        missing = (
-            self.config.num_tasks - len(self.pool.kept) - (self.sent - self.read) * self._yield()
-        )
-        return self.sent + max(0, math.ceil(missing / self._yield()))
 
     @property
     def unused(self) -> int:
-        """Replies that came when there were tasks enough."""
+        """Replies that arrived when there were enough tasks."""
         return len(self._arrived)
 
+    def expected(self) -> int:
+        """Estimated total of requests."""
+        in_flight = self.num_sent - self.num_read
+        missing = self.config.num_tasks - len(self.pool.kept) - in_flight * self._yield()
+        return self.num_sent + max(0, math.ceil(missing / self._yield()))
+
     def requests(self) -> Iterator[tuple[int, ChatRequest] | None]:
+        """(index, request) of each request; None: the next one depends on replies in flight."""
         while not self.is_done:
-            if self.sent > self.read and self._may_be_enough():
+            if self.num_sent > self.num_read and self._must_wait():
                 yield None
                 continue
-            examples = self.teacher.examples(self.sent, self._machine_tasks())
-            self._examples[self.sent] = examples
-            self.sent += 1
-            yield self.sent - 1, self.teacher.request(examples)
+            examples = self.teacher.examples(self.num_sent, self._machine_tasks())
+            self._examples[self.num_sent] = examples
+            self.num_sent += 1
+            yield self.num_sent - 1, self.teacher.request(examples)
 
-    def _may_be_enough(self) -> bool:
-        """Whether what is on its way should do, or has to be read first."""
-        waits = self.config.machine_tasks_per_request and (
-            self.sent - self.read >= self.config.machine_lag
+    def _must_wait(self) -> bool:
+        """Whether the requests in flight may suffice, or the next one needs their tasks."""
+        needs_tasks = self.config.machine_tasks_per_request and (
+            self.num_sent - self.num_read >= self.config.machine_lag
         )
-        return waits or self.expected() <= self.sent
+        return needs_tasks or self.expected() <= self.num_sent
 
     def _yield(self) -> float:
-        """Tasks that a reply is expected to add."""
-        guessed = SURE_AFTER * self.config.tasks_per_request * FIRST_YIELD
-        return (len(self.pool.kept) + guessed) / (self.read + SURE_AFTER)
+        """Expected number of tasks kept per reply."""
+        assumed = INITIAL_YIELD_WEIGHT * self.config.tasks_per_request * INITIAL_YIELD
+        return (len(self.pool.kept) + assumed) / (self.num_read + INITIAL_YIELD_WEIGHT)
 
     def _machine_tasks(self) -> list[Task]:
-        """What the next request may show of the teacher's own: a lag behind, so that it does not
-        depend on how many replies have come by now."""
-        if not self.config.machine_tasks_per_request or self.sent < self.config.machine_lag:
-            return []
-        return self.pool.kept[: self._kept_after[self.sent - self.config.machine_lag]]
+        """The kept tasks that the next request may show.
 
-    def take(self, index: int, outcome: ChatAnswer | Failure) -> None:
-        """Takes a reply in; those that now stand in order are read.
+        Only those of replies at least `machine_lag` requests ago, so that the choice does not
+        depend on how many replies have arrived by now.
+        """
+        if not self.config.machine_tasks_per_request or self.num_sent < self.config.machine_lag:
+            return []
+        return self.pool.kept[: self._kept_after[self.num_sent - self.config.machine_lag]]
+
+    def add(self, index: int, outcome: ChatAnswer | Failure) -> None:
+        """Takes the outcome of request `index` and reads all replies that are next in order.
 
         Raises:
-          ValueError: many replies in a row held nothing of use.
+          ValueError: `MAX_USELESS_REPLIES` in a row contained no task to keep.
         """
         self._arrived[index] = outcome
-        while not self.is_done and self.read in self._arrived:
-            kept = len(self.pool.kept)
-            self._read(self.read, self._arrived.pop(self.read))
+        while not self.is_done and self.num_read in self._arrived:
+            num_kept = len(self.pool.kept)
+            self._read(self.num_read, self._arrived.pop(self.num_read))
             self._kept_after.append(len(self.pool.kept))
-            self.read += 1
-            if len(self.pool.kept) > kept:
-                self._last_useful = self.read
-            elif self.read - self._last_useful < self.patience:
+            self.num_read += 1
+            if len(self.pool.kept) > num_kept:
+                self._last_useful = self.num_read
+            elif self.num_read - self._last_useful < self.max_useless:
                 continue
             elif self.offline:
                 self._ended = True
             else:
                 raise ValueError(
-                    f"the last {FRUITLESS} replies gave no task to keep; rejected so far: "
-                    f"{format_counts(self.pool.reasons())}. Change the prompt, the filters or the "
-                    "model"
+                    f"the last {MAX_USELESS_REPLIES} replies contained no task to keep; rejected "
+                    f"so far: {format_counts(self.pool.reasons())}; change the prompt, the filters "
+                    "or the model"
                 )
 
     def _read(self, index: int, outcome: ChatAnswer | Failure) -> None:
         seeds = [task.id for task in self._examples.pop(index)]
         source = {"request": index, "seeds": seeds, "prompt_version": self.teacher.prompt.version}
-        if isinstance(outcome, Failure) and self.offline:
-            self.missing += 1
-            return None
         if isinstance(outcome, Failure):
-            return self.pool.reject("no reply", outcome.reason, source)
+            if self.offline:
+                self.missing += 1
+            else:
+                self.pool.reject("no reply", outcome.reason, source)
+            return
         source |= {"model": outcome.model, "reply": outcome.id}
         if outcome.finish_reason not in ("stop", "length"):
-            return self.pool.reject(
-                f"the reply ends with {outcome.finish_reason}", outcome.text, source
-            )
-        cut = outcome.finish_reason == "length"
-        parsed, rejected = PARSERS[self.teacher.reply](outcome.text, cut=cut)
-        for position, task in enumerate(parsed):
+            reason = f"the reply ends with {outcome.finish_reason}"
+            self.pool.reject(reason, outcome.text, source)
+            return
+        parse = REPLY_PARSERS[self.teacher.reply]
+        tasks, rejected = parse(outcome.text, cut=outcome.finish_reason == "length")
+        for position, parsed in enumerate(tasks):
             if self.is_done:
                 self.surplus += 1
                 continue
-            self.pool.add(_task(task, f"task-{index}-{position}", source))
+            id_ = f"task-{index}-{position}"
+            self.pool.add(Task(id=id_, source=source, **dataclasses.asdict(parsed)))
         for piece in rejected:
             self.pool.reject(piece.reason, piece.text, source)
-        return None
-
-
-def _task(parsed: ParsedTask, name: str, source: dict[str, Any]) -> Task:
-    return Task(id=name, source=source, **dataclasses.asdict(parsed))

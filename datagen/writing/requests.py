@@ -1,4 +1,4 @@
-"""What a teacher is asked: which examples it sees, in what words, in what form it answers."""
+"""Requests to the teacher: the examples it sees, the wording, and the layout of its reply."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from common.prompt_file import Prompt
 from common.records import MAX_DIFFICULTY, Task
 from datagen.chat.config import ChatRequest
 
-NO_INPUT = "<noinput>"
+EMPTY_INPUT = "<noinput>"
 
 LAYOUTS = {
     "text": (
@@ -22,10 +22,10 @@ LAYOUTS = {
         "fields of the examples."
     ),
 }
-"""How replies are written: `text` is the paper's form and works with every model; `json` needs one
-that can be held to a JSON schema."""
+"""Layout of replies: `text` is the paper's and works with every model; `json` requires a model with
+structured outputs."""
 
-SCHEMA = {
+REPLY_SCHEMA = {
     "type": "object",
     "properties": {
         "tasks": {
@@ -48,52 +48,54 @@ SCHEMA = {
     "required": ["tasks"],
     "additionalProperties": False,
 }
-"""Of a `json` reply, within what both providers' strict modes accept."""
+"""JSON schema of a `json` reply, within what both providers' strict modes accept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Makes the requests.
+    """Builds the requests.
 
-    Which examples request number `index` shows depends on the seed, the number and the tasks that
-    it may choose from, on nothing else.
+    The examples of request number `index` depend only on the seed, the index and the tasks they are
+    drawn from.
     """
 
     prompt: Prompt
     reply: str  # key of LAYOUTS
-    number: int  # of tasks that a request asks for
+    number: int  # of tasks asked for in one request
     seeds: Sequence[Task]
     seeds_per_request: int
     machine_tasks_per_request: int
     seed: int
 
     def examples(self, index: int, machine_tasks: Sequence[Task]) -> list[Task]:
-        """Seeds and, as far as there are any, tasks that the teacher wrote itself, mixed."""
-        drawn = random.Random(f"{self.seed} {index}")
-        own = drawn.sample(machine_tasks, min(len(machine_tasks), self.machine_tasks_per_request))
-        missing = self.machine_tasks_per_request - len(own)
-        chosen = [*drawn.sample(self.seeds, self.seeds_per_request + missing), *own]
-        drawn.shuffle(chosen)
+        """A shuffled mix of seeds and, if there are any, tasks that the teacher wrote itself."""
+        generator = random.Random(f"{self.seed} {index}")
+        wanted = self.machine_tasks_per_request
+        own = generator.sample(machine_tasks, min(len(machine_tasks), wanted))
+        seeds = generator.sample(self.seeds, self.seeds_per_request + wanted - len(own))
+        chosen = [*seeds, *own]
+        generator.shuffle(chosen)
         return chosen
 
     def request(self, examples: Sequence[Task]) -> ChatRequest:
+        """The request that shows these examples."""
         system, user = self.prompt.fill(
             number=str(self.number),
             layout=LAYOUTS[self.reply],
             examples=(_as_text if self.reply == "text" else _as_json)(examples),
         )
-        schema = SCHEMA if self.reply == "json" else None
+        schema = REPLY_SCHEMA if self.reply == "json" else None
         return ChatRequest(system, user, self.prompt.version, schema=schema)
 
 
-def _fields(task: Task) -> dict[str, str | int]:
+def _fields(task: Task) -> dict[str, str | int | None]:
     return {
         "type": task.type,
         "topic": task.topic,
         "view": task.view,
         "difficulty": task.difficulty,
         "instruction": task.instruction,
-        "input": task.input or NO_INPUT,
+        "input": task.input or EMPTY_INPUT,
     }
 
 

@@ -56,8 +56,8 @@ def test_kinds_to_include_may_stand_apart():
 
 def test_a_rating_with_much_space_around_it():
     space = " " * 40_000  # once read in quadratic and cubic time
-    assert responses.rating(f"Rating:{space}4{space}\n") == 4.0
-    assert responses.rating(f"Rating: 4{space}good") is None
+    assert responses.parse_rating(f"Rating:{space}4{space}\n") == 4.0
+    assert responses.parse_rating(f"Rating: 4{space}good") is None
 
 
 def test_every_task_is_answered_once(server, tmp_path, capsys):
@@ -107,8 +107,8 @@ def answer(text="Gout is a joint disease.", finish="stop") -> ChatAnswer:
     ],
 )
 def test_what_is_no_example_is_told(outcome, reason, included):
-    assert responses.what_is_wrong(outcome, ()) == reason
-    assert responses.what_is_wrong(outcome, ("truncated", "refused")) == included
+    assert responses.rejection_reason(outcome, ()) == reason
+    assert responses.rejection_reason(outcome, ("truncated", "refused")) == included
 
 
 def test_what_is_no_example_is_kept_apart(server, tmp_path):
@@ -170,9 +170,9 @@ def test_the_budget_holds_for_answers_and_ratings_together(server, tmp_path):
 
 def test_bad_input(server, tmp_path):
     twice = write_tasks(tmp_path, [TASKS[0], TASKS[0]])
-    with pytest.raises(ValueError, match="two tasks have the id 'a'"):
+    with pytest.raises(ValueError, match="share the id 'a'"):
         responses.run(config(server), twice, tmp_path, dry_run=True)
-    with pytest.raises(ValueError, match="must hold tasks"):
+    with pytest.raises(ValueError, match="must contain tasks"):
         responses.run(config(server), tmp_path / "examples.jsonl", tmp_path, dry_run=True)
     with pytest.raises(ValueError, match="choose from truncated, refused"):
         config(server, responses__include="empty")
