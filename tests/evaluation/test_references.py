@@ -14,7 +14,7 @@ from evaluation import references
 from evaluation.inputs import benchmarks, outputs
 from evaluation.references import Asking
 from tests.conftest import REPOSITORY
-from tests.datagen.chat.test_client import make_config
+from tests.support.chat_runs import make_config
 from tests.support.chat_server import ChatServer, openai_reply, question
 from tests.support.published_files import (
     POSTS,

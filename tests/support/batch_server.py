@@ -246,3 +246,12 @@ class BatchServer(ChatServer):
             "request_counts": {"succeeded": succeeded, "processing": 0 if ended else rest}
             | {"errored": rest if ended else 0, "canceled": 0, "expired": 0},
         }
+
+
+def others_batch(size: int) -> dict[str, Any]:
+    """A batch of another program in the same workspace."""
+    lines = [
+        {"custom_id": f"x-{i}", "params": {"messages": [{"content": "x"}]}} for i in range(size)
+    ]
+    batch = {"id": f"batch-{size - 2}", "lines": lines, "body": "params", "looks": 0}
+    return batch | {"time": time.time(), "failed": None, "metadata": None}

@@ -15,12 +15,9 @@ import openai
 
 from datagen.chat import client as chat_client
 from datagen.chat.client import Client, run_until_done
-from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.config import ChatConfig
 from datagen.chat.store import AnswerStore
-
-
-def requests(count: int, **changes) -> list[tuple[int, ChatRequest]]:
-    return [(i, ChatRequest("be brief", f"question {i}", "v1", **changes)) for i in range(count)]
+from tests.support.chat_runs import requests
 
 
 def live(config: ChatConfig, store_path: Path, fifo: int) -> None:

@@ -10,8 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = (
-    *("429", "429 after", "500", "529", "drop", "stall", "half json", "short body"),
-    *("empty choices", "content filter"),
+    "429",
+    "429 after",
+    "500",
+    "529",
+    "drop",
+    "stall",
+    "half json",
+    "short body",
+    "empty choices",
+    "content filter",
 )
 
 

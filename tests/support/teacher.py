@@ -6,10 +6,12 @@ import random
 
 from tests.support.chat_server import question
 
-WORDS = (
-    *("fever", "cough", "rash", "dose", "kidney", "heart", "liver", "sepsis", "insulin", "asthma"),
-    *("stroke", "wound", "biopsy", "anaemia", "pregnancy", "thyroid", "lung", "nausea", "dialysis"),
-    *("vaccine", "gout", "malaria", "cancer", "skin", "bone", "infant", "nurse", "surgery", "diet"),
+WORDS = tuple(
+    """
+    fever cough rash dose kidney heart liver sepsis insulin asthma stroke wound biopsy anaemia
+    pregnancy thyroid lung nausea dialysis vaccine gout malaria cancer skin bone infant nurse
+    surgery diet
+    """.split()
 )
 
 

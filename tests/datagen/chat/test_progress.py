@@ -11,9 +11,7 @@ from datagen.chat import progress
 from datagen.chat.client import Client
 from datagen.chat.progress import StreamProgress
 from datagen.chat.store import AnswerStore
-from tests.datagen.chat.test_client import ask, make_config
-from tests.support.chat_lives import requests
-from tests.support.chat_server import ChatServer
+from tests.support.chat_runs import ask, make_config, requests
 
 
 def test_doctests():
@@ -21,12 +19,12 @@ def test_doctests():
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def frequent(monkeypatch):
     monkeypatch.setattr(messages, "TERMINAL_INTERVAL", 0.01)
     monkeypatch.setattr(messages, "LOG_INTERVAL", 0.03)
 
 
-def test_a_log_gets_lines_now_and_then(quick, capsys):
+def test_a_log_gets_lines_now_and_then(frequent, capsys):
     async def work():
         stored = 0
         with closing(StreamProgress(50, lambda: stored, lambda: "$1.00")) as shown:
@@ -46,7 +44,7 @@ def test_a_log_gets_lines_now_and_then(quick, capsys):
     assert lines[-1].endswith(" left")
 
 
-def test_the_store_does_not_count_as_speed(quick, monkeypatch):
+def test_the_store_does_not_count_as_speed(frequent, monkeypatch):
     rates = []
     monkeypatch.setattr(progress, "status_text", lambda *args: rates.append(args[-1]) or "")
 
@@ -62,21 +60,16 @@ def test_the_store_does_not_count_as_speed(quick, monkeypatch):
     assert rates and set(rates) == {0.0}
 
 
-def test_a_run_shows_its_progress(quick, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
-    server = ChatServer()
+def test_a_run_shows_its_progress(frequent, server, tmp_path, capsys):
     server.delay = 0.05
     ask(make_config(server), tmp_path / "s", requests(20))
-    server.close()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("0/20 done, 0 failed | $0.0000, 0 tokens")
     assert 0 < int(lines[-1].split("/20 done")[0]) <= 20
     assert "secret" not in "".join(lines)
 
 
-def test_an_estimate_before_the_first_call(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
-    server = ChatServer()
+def test_an_estimate_before_the_first_call(server, tmp_path):
     with AnswerStore(tmp_path / "s") as store:
         client = Client(make_config(server), store)
         before = client.estimate(request for _, request in requests(100))
@@ -86,7 +79,6 @@ def test_an_estimate_before_the_first_call(tmp_path, monkeypatch):
         assert before.seconds == rounds * 2, "1 s until an answer begins, 1 s for 50 tokens"
         assert before.usd == pytest.approx((before.input_tokens + 10 * 5000) / 1e6)
     ask(make_config(server), tmp_path / "s", requests(60))
-    server.close()
     with AnswerStore(tmp_path / "s") as store:
         after = Client(make_config(server), store).estimate(r for _, r in requests(100))
     assert (after.requests, after.stored, after.output_tokens) == (40, 60, 40 * 7)

@@ -1,0 +1,39 @@
+"""What a failure over HTTP means, and that no key is printed."""
+
+import pytest
+
+from datagen.chat import connection
+from datagen.chat.errors import RetryableError
+from tests.support.chat_runs import ask, make_config, requests
+from tests.support.chat_server import ChatServer
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"9" * 5_000, b"[" * 100_000])
+def test_a_reply_that_is_no_json_is_asked_for_again(content):
+    with pytest.raises(RetryableError, match="not JSON"):
+        connection._json(content)
+
+
+def test_no_server_at_all_is_told_as_such(tmp_path):
+    server = ChatServer()
+    server.close()
+    _, _, why = ask(make_config(server, attempts=1), tmp_path / "s", requests(20))
+    assert "connection: Cannot connect" in str(why)
+
+
+def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
+    server.always = (401, {"error": {"message": "Incorrect API key: sk-secret-of-the-test"}})
+    _, _, why = ask(make_config(server), tmp_path / "s", requests(1))
+    assert "secret" not in str(why) and "[key]" in str(why)
+    server.always = None
+    ask(make_config(server), tmp_path / "s", requests(1))
+    assert server.authorization == {"Bearer sk-secret-of-the-test"}
+    for path in tmp_path.iterdir():
+        assert b"secret" not in path.read_bytes(), path
+
+
+def test_an_error_is_cut_after_the_key_is_gone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "plain-key-without-a-prefix")
+    said = connection.short_text(ValueError("x" * 290 + " plain-key-without-a-prefix"))
+    assert said == "x" * 290 + " [key]"
+    assert connection.short_text(ValueError()) == "ValueError"
