@@ -4,13 +4,13 @@
         --outputs=alpacare-7b=outputs.jsonl --references=gpt-4,claude-2 --workdir=judged/luna \\
         --config.judges=alpacare,medical --config.chat.model=gpt-6-luna
 
-Another provider: --config.chat.provider=anthropic --config.chat.model=claude-haiku-5-5. A server of
-one's own (vLLM, Ollama, ours): --config.chat.base_url=http://localhost:8000/v1. Models that know
-sampling parameters judge more steadily at --config.chat.temperature=0.
+Another provider: --config.chat.provider=anthropic --config.chat.model=claude-haiku-5-5. Your own
+server (vLLM, Ollama, ours): --config.chat.base_url=http://localhost:8000/v1. Models that accept
+sampling parameters judge more consistently at --config.chat.temperature=0.
 
-Time and price to expect for one model on MedInstruct-test (216 items, 4 references, both orders):
-1,728 requests of about 1,000 input tokens, some $0.20 with gpt-6-luna and $4 with gpt-6.1-sol where
-the judge does not explain; --dry_run tells for your files.
+Expected price for one model on MedInstruct-test (216 items, 4 references, both orders): 1,728
+requests of about 1,000 input tokens, some $0.20 with gpt-6-luna and $4 with gpt-6.1-sol if the
+judge does not explain; --dry_run estimates it for your files.
 """
 
 from ml_collections import config_dict
@@ -21,10 +21,10 @@ from configs import common
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     common.parse_arg(arg)
     return config_dict.create(
-        **common.limits(),  # budget_usd, budget_tokens, offline
-        judges="alpacare",  # comma-separated: alpacare, explained, medical, structured, ...
-        reasks=2,  # most times that a reply without a verdict is asked for again
-        # The model that judges, or whose answers are the reference. Its reasoning counts among its
-        # tokens, so there is room for it; a reply that is cut is no verdict.
+        **common.limits(),
+        judges="alpacare",
+        reasks=2,
+        # A judge's reasoning counts among its tokens, so there is room for it: a reply that is cut
+        # off has no verdict.
         chat=common.chat(provider="openai", model="gpt-6-luna", max_tokens=4096),
     )

@@ -27,7 +27,7 @@ ALLOWED = {
     "alpacare_jax": ("alpacare_jax", "common"),
     "datagen": ("datagen", "common"),
     "evaluation": ("evaluation", "common", "datagen.records", "datagen.chat"),
-    "configs": ("configs.common",),
+    "configs": ("configs",),
 }
 """What each package may import of ours; `launch` and `benchmarks` may import anything but each
 other and `configs`, which is loaded by path."""

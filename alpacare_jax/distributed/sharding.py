@@ -34,9 +34,9 @@ of the smallest TPU. Every vector and all matrices of the smallest models are be
 class ShardingConfig:
     """The mesh and the sharding rules. One axis size may be -1: all remaining devices."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: int  # mesh axis: batch rows sharded, parameters replicated; -1: all remaining devices
+    fsdp: int  # mesh axis: batch rows and parameters sharded; -1: all remaining devices
+    tensor: int  # mesh axis: heads and ffn sharded; -1: all remaining devices
     rules: Mapping[str, str]  # logical axis of params.WEIGHTS -> mesh axis; "" replicates
     allow_replicated: str  # comma-separated weight paths exempt from MAX_REPLICATED_ELEMENTS
 

@@ -1,8 +1,9 @@
-"""What the devices of a compiled program send to each other: how much, how often, over which axes.
+"""Communication of a compiled program: bytes and counts of collectives, and their mesh axes.
 
-Slices of TPUs are compiled as one program each. Inside a slice devices meet in XLA's collectives.
-Between slices the TPU's compiler writes a `send` and a `recv` to the host, and the hosts do the
-collective over the data-centre network (DCN), each chip with its like in the other slices.
+TPU slices are compiled as one program each. Inside a slice devices communicate by XLA's
+collectives. Between slices the TPU compiler emits a `send` and a `recv` to the host, and the hosts
+run the collective over the data-center network (DCN), each chip with its counterparts in the other
+slices.
 """
 
 import dataclasses
@@ -17,47 +18,50 @@ from alpacare_jax.planning.hlo import COLLECTIVES, Instruction, Program
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of collective over one group of devices, all its runs in an execution together."""
+    """One kind of collective over one group of devices, summed over an execution."""
 
     kind: str
-    axes: str  # mesh axes it goes over, joined by "+"
-    group: int  # devices that take part in one; between slices: slices
-    count: float  # how often it runs
-    num_bytes: float  # bytes that one device sends
+    axes: str  # its mesh axes, joined by "+"
+    group: int  # participating devices; between slices: slices
+    count: float  # executions
+    num_bytes: float  # sent by one device
     between_slices: bool = False  # over the data-centre network
 
 
-SENT = {
+SENT_SHARE = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
     "all-to-all": lambda n: (n - 1) / n,
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-"""What one of n devices in a ring sends, as a share of the whole array."""
+"""What one of n devices in a ring sends, as a share of the full array."""
 
-BETWEEN_SLICES = {
+MEGASCALE_KINDS = {
     "ALL_GATHER": "all-gather",
     "REDUCE_SCATTER": "reduce-scatter",
     "ALL_TO_ALL": "all-to-all",
     "ALL_REDUCE": "all-reduce",
     "ONE_TO_ONE": "collective-permute",
 }
-"""Names of collectives in what the TPU's compiler has the hosts do."""
+"""The TPU compiler's names of the collectives that hosts run -> XLA's."""
 
 
 def find(program: Program, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
-    """What devices send to each other, largest first.
+    """The collectives of a program, largest first.
 
     Args:
       mesh: axis -> size, in the order of the devices.
-      slices: how many slices the devices are in; the first axis goes over them.
+      slices: number of slices; the first mesh axis spans them.
+
+    Raises:
+      ValueError: an unknown kind of transfer between slices.
     """
     total: dict[tuple[str, str, int, bool], list[float]] = {}
-    # One collective may be fused into several places, on one channel.
+    # One collective may be fused into several computations, on one channel.
     seen: dict[str, float] = {}
     for name, instruction in _instructions(program):
-        found = _between_slices(instruction, mesh, slices) or _inside(
+        found = _between_slices(instruction, mesh, slices) or _within_slice(
             instruction, name, program, mesh, slices
         )
         if found is None:
@@ -78,10 +82,10 @@ def find(program: Program, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     return sorted(result, key=lambda c: -c.num_bytes)
 
 
-def _inside(
+def _within_slice(
     instruction: Instruction, name: str, program: Program, mesh: Mapping[str, int], slices: int
 ) -> tuple[str, str, int, float, bool] | None:
-    """A collective among the devices of one slice: (kind, axes, group, bytes a device sends)."""
+    """A collective within one slice: (kind, axes, group, bytes sent per device, False)."""
     kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f"{k}-start")), None)
     if kind is None:
         return None
@@ -89,17 +93,17 @@ def _inside(
     devices = _devices(instruction, math.prod(mesh.values()) // slices)
     n = len(devices)
     size = instruction.num_bytes
-    if instruction.opcode != kind:  # a -start results in its operands too
+    if instruction.opcode != kind:  # the result of a -start includes its operands
         size -= sum(i.num_bytes for i in body if i.name in instruction.operands)
     if kind == "reduce-scatter":
-        size *= n  # its result is one part
+        size *= n  # its result is one shard
     elif kind == "all-reduce" and name in program.fused and _is_scattered(instruction.name, body):
         kind = "reduce-scatter"
-    return kind, _axes(devices, mesh), n, SENT[kind](n) * size, False
+    return kind, _axes(devices, mesh), n, SENT_SHARE[kind](n) * size, False
 
 
 def _is_scattered(name: str, body: tuple[Instruction, ...]) -> bool:
-    """Whether slices are all that is used of a result: how the TPU's compiler scatters a sum."""
+    """Whether only slices of a result are used: how the TPU compiler writes a reduce-scatter."""
     users = [i for i in body if name in i.operands]
     return bool(users) and all(
         user.opcode == "dynamic-slice"
@@ -111,21 +115,21 @@ def _is_scattered(name: str, body: tuple[Instruction, ...]) -> bool:
 def _between_slices(
     instruction: Instruction, mesh: Mapping[str, int], slices: int
 ) -> tuple[str, str, int, float, bool] | None:
-    """A collective that the hosts do: its part that crosses from slice to slice."""
+    """A collective that the hosts run: its part between slices."""
     named = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if instruction.opcode != "send" or not named:
         return None
-    if named[1] not in BETWEEN_SLICES:
-        raise ValueError(f"what {named[1]!r} sends between slices is not known")
-    kind = BETWEEN_SLICES[named[1]]
+    if named[1] not in MEGASCALE_KINDS:
+        raise ValueError(f"unknown transfer between slices: {named[1]!r}")
+    kind = MEGASCALE_KINDS[named[1]]
     size = instruction.arrays[0].num_bytes
     if kind == "all-gather":
-        size *= slices  # what is sent is one part
-    return kind, next(iter(mesh)), slices, SENT[kind](slices) * size, True
+        size *= slices  # what is sent is one shard
+    return kind, next(iter(mesh)), slices, SENT_SHARE[kind](slices) * size, True
 
 
 def _devices(instruction: Instruction, count: int) -> list[int]:
-    """The devices of the first group of a collective; for a permute all that its pairs connect."""
+    """The devices of a collective's first group; for a permute all that its pairs connect."""
     text = instruction.attributes
     if instruction.opcode.startswith("collective-permute"):
         listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
@@ -153,7 +157,7 @@ def _devices(instruction: Instruction, count: int) -> list[int]:
 
 
 def _iota(count: int, shape: str, order: str | None) -> np.ndarray:
-    """0, 1, 2 ... in a shape such as "2,4", its axes then put in an order such as "1,0"."""
+    """0, 1, 2 ... in a shape such as "2,4", transposed by an order such as "1,0"."""
     ids = np.arange(count).reshape([int(size) for size in shape.split(",")])
     return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids
 

@@ -1,6 +1,6 @@
 """The plan of generation: `Engine`'s own programs, compiled for described devices.
 
-A step of decoding reads all weights and the whole cache for one token a slot, so more slots are
+A decode step reads all parameters and the whole cache for one token per slot, so more slots are
 almost free until the cache fills the memory. Prompts are prefilled one at a time in between.
 """
 
@@ -22,43 +22,45 @@ from alpacare_jax.training.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
+class GenerationWorkload:
     """What is generated."""
 
     prompts: int
     prompt_tokens: int  # of each
     new_tokens: int  # of each answer
-    slots: int  # answers under way at a time
+    slots: int  # answers generated at a time
 
 
-def abstract_engine(config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Workload) -> Engine:
-    """The engine with described weights, greedy.
+def abstract_engine(
+    run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, workload: GenerationWorkload
+) -> Engine:
+    """The engine with abstract parameters and greedy sampling.
 
     Raises:
-      ValueError: prompt and answer are longer than the model's positions.
+      ValueError: prompt and answer together exceed the model's positions.
     """
-    length = work.prompt_tokens + work.new_tokens
-    if length > shape.max_position_embeddings:
+    length = workload.prompt_tokens + workload.new_tokens
+    if length > model_config.max_position_embeddings:
         raise ValueError(
             f"--prompt_tokens and --new_tokens are {length:,} together, over the model's "
-            f"max_position_embeddings {shape.max_position_embeddings:,}; lower them"
+            f"max_position_embeddings {model_config.max_position_embeddings:,}; lower them"
         )
-    dtype = llama.compute_dtype(config.model.dtype, mesh.devices.flat[0].platform)
-    weights = jax.tree.map(
-        lambda leaf, spread: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=spread),
-        params.abstract(shape),
-        sharding.param_shardings(shape, mesh, config.sharding),
+    dtype = llama.compute_dtype(run_config.model.dtype, mesh.devices.flat[0].platform)
+    abstract_params = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s),
+        params.abstract(model_config),
+        sharding.param_shardings(model_config, mesh, run_config.sharding),
     )
     return Engine(
-        weights,
-        shape,
+        abstract_params,
+        model_config,
         dtype=dtype,
-        eos_ids=shape.eos_token_ids,
+        eos_ids=model_config.eos_token_ids,
         max_length=length,
-        slots=work.slots,
+        slots=workload.slots,
         sampling=Sampling(),
         mesh=mesh,
-        rules=config.sharding.rules,
+        rules=run_config.sharding.rules,
     )
 
 
@@ -67,7 +69,7 @@ def loop_trips(op_name: str) -> float | None:
     return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
 
 
-def a_step(burst: dict[str, Any]) -> dict[str, Any]:
+def per_step(burst: dict[str, Any]) -> dict[str, Any]:
     """One decode step's share of a burst."""
     share = 1 / BURST
     moved = [
@@ -82,12 +84,14 @@ def a_step(burst: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def peak(prefill: dict[str, Any], decode: dict[str, Any], available: float) -> dict[str, Any]:
-    """Bytes that a device needs at most, from what both programs need.
+def peak_memory(
+    prefill: dict[str, Any], decode: dict[str, Any], available: float
+) -> dict[str, Any]:
+    """A device's peak memory in bytes, from what both programs need.
 
-    Weights and cache are there all the time. On top comes the largest of: what decoding works
-    with; what a prefill works with, and its result; or the cache of half the length while it is
-    copied into the one that takes its place.
+    Parameters and cache are always held. On top comes the largest of: the temporaries of decoding;
+    those of a prefill, and its result; or the cache of half the length while it is copied into its
+    replacement.
     """
     weights = prefill["argument_bytes"]
     cache = decode["argument_bytes"] - weights
@@ -108,37 +112,38 @@ def peak(prefill: dict[str, Any], decode: dict[str, Any], available: float) -> d
 
 
 def make_plan(
-    config: RunConfig, where: Topology, work: Workload, price: float | None
+    run_config: RunConfig, topology: Topology, workload: GenerationWorkload, price: float | None
 ) -> dict[str, Any]:
-    """Compiles one prompt's prefill and the decode steps, and works out what answering needs.
+    """Compiles one prompt's prefill and a burst of decode steps; returns what answering needs.
 
-    Every part of the axis `data` repeats a prefill: one prompt has no rows to spread.
+    A prefill is replicated over the axis `data`: one prompt has no rows to shard.
     """
-    shape = VARIANTS[config.model.variant]
-    mesh = sharding.make_mesh(config.sharding, where.devices)
-    programs = abstract_engine(config, shape, mesh, work).trace(work.prompt_tokens)
-    plan = roofline.machine(where, mesh) | {
-        "parameters": params.count(shape),
-        **dataclasses.asdict(work),
+    model_config = VARIANTS[run_config.model.variant]
+    mesh = sharding.make_mesh(run_config.sharding, topology.devices)
+    engine = abstract_engine(run_config, model_config, mesh, workload)
+    programs = engine.trace(workload.prompt_tokens)
+    plan = roofline.device_summary(topology, mesh) | {
+        "parameters": params.count(model_config),
+        **dataclasses.asdict(workload),
     }
-    sharing = (mesh.size // mesh.shape["data"], mesh.size)
+    num_sharing = (mesh.size // mesh.shape["data"], mesh.size)
     found = []
-    for program, devices in zip(programs, sharing, strict=True):
-        found.append(roofline.measure(program, where, mesh, loop_trips, devices))
+    for program, devices in zip(programs, num_sharing, strict=True):
+        found.append(roofline.measure(program, topology, mesh, loop_trips, devices))
         if "needed_bytes" not in found[-1]:
             return plan | found[-1]
-    prefill, decode = found[0], a_step(found[1])
-    decoding_one = (work.new_tokens - 1) * decode["step_seconds"]  # prefill makes the first token
-    answer = prefill["step_seconds"] + decoding_one / work.slots
-    rounds = -(-work.prompts // work.slots)
+    prefill, decode = found[0], per_step(found[1])
+    # Prefill makes the first token.
+    decode_seconds = (workload.new_tokens - 1) * decode["step_seconds"]
+    answer_seconds = prefill["step_seconds"] + decode_seconds / workload.slots
+    rounds = -(-workload.prompts // workload.slots)
+    seconds = workload.prompts * prefill["step_seconds"] + rounds * decode_seconds
     return plan | {
-        **peak(prefill, decode, where.hbm_bytes),
+        **peak_memory(prefill, decode, topology.hbm_bytes),
         "compile_seconds": prefill["compile_seconds"] + decode["compile_seconds"],
         "prefill": prefill,
         "decode": decode,
-        "tokens_per_second": work.new_tokens / answer,
-        "prefill_share": prefill["step_seconds"] / answer,
-        **roofline.bill(
-            where, work.prompts * prefill["step_seconds"] + rounds * decoding_one, price
-        ),
+        "tokens_per_second": workload.new_tokens / answer_seconds,
+        "prefill_share": prefill["step_seconds"] / answer_seconds,
+        **roofline.run_cost(topology, seconds, price),
     }

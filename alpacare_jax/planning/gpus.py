@@ -1,24 +1,25 @@
-"""GPUs that are described, not there: what XLA's compiler asks about them, for `plan`."""
+"""GPU descriptions for ahead-of-time compilation without hardware, for `plan`."""
 
 import dataclasses
 import importlib.util
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-COUNTS = (1, 2, 4, 8)
-"""GPUs of one host, all linked to all."""
+GPU_COUNTS = (1, 2, 4, 8)
+"""GPUs of one host, all connected to each other."""
 
 MEMORY_FRACTION = 0.75
-"""What JAX takes of a GPU's memory, unless XLA_CLIENT_MEM_FRACTION says otherwise."""
+"""Share of a GPU's memory that JAX allocates unless XLA_CLIENT_MEM_FRACTION is set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """One card, from its maker's data sheet; memory as CUDA reports it."""
+    """One card, from its vendor's data sheet; memory as CUDA reports it."""
 
-    kind: str  # as in metrics.PEAK_BF16_FLOPS and topology.GPU_RATES
+    kind: str  # as in metrics.PEAK_BF16_FLOPS and topologies.GPU_RATES
     memory_bytes: float
 
 
@@ -48,12 +49,12 @@ device_description_str: "{kind}"
 """
 
 
-def devices(gpu: Gpu, count: int, bandwidth: float) -> list[jax.Device]:
-    """`count` cards of one host, to compile for.
+def devices(gpu: Gpu, count: int, bandwidth: float) -> list[Any]:
+    """Device descriptions of `count` cards of one host, to compile for.
 
-    Nothing is tuned by trying it out, which takes a card: so kernels differ from those of a real
-    run, and what cuBLAS and cuDNN work in is not counted. They know no memory of their host, so
-    optimizer.offload cannot be planned.
+    Autotuning needs a card, so kernels differ from those of a real run, and the workspace of cuBLAS
+    and cuDNN is not counted. The descriptions have no host memory, so optimizer.offload cannot be
+    planned.
 
     Args:
       bandwidth: of the card's memory, bytes a second.
@@ -66,8 +67,8 @@ def devices(gpu: Gpu, count: int, bandwidth: float) -> list[jax.Device]:
             "compiling for a GPU needs JAX's CUDA packages: pip install 'alpacare-jax[gpu]' (no "
             "GPU is needed)"
         )
-    if not jax.config.jax_platforms:
-        jax.config.update("jax_platforms", "cpu")  # else the packages look for a GPU's driver
+    if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "cpu")  # else the packages look for a GPU driver
     described = HOPPER.format(memory=gpu.memory_bytes, bandwidth=bandwidth, kind=gpu.kind)
     found = topologies.get_topology_desc(
         platform="cuda", topology=f"1x1x{count}", target_config=described
@@ -76,7 +77,7 @@ def devices(gpu: Gpu, count: int, bandwidth: float) -> list[jax.Device]:
 
 
 def usable_bytes(gpu: Gpu) -> float:
-    """What JAX takes of the memory, by the environment of this process."""
+    """Memory that JAX allocates, given the environment of this process."""
     names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
     given = next((os.environ[name] for name in names if os.environ.get(name)), MEMORY_FRACTION)
     return float(given) * gpu.memory_bytes

@@ -1,7 +1,10 @@
-"""Reads compiled XLA programs: what runs how often, and what moves to memory and back.
+"""Parses compiled XLA programs: execution counts of computations, and memory traffic.
 
 XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it
 runs: trip counts come from the loops' conditions or, where they depend on data, from the caller.
+
+The text format of HLO is undocumented and changes; see TESTED_WITH. Where parsing fails, a plan
+falls back to memory and FLOPs (`roofline.measure`).
 """
 
 import collections
@@ -10,7 +13,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-BYTES = {
+TESTED_WITH = "0.10.2"
+"""The jax version whose programs this and `collectives` were tested with."""
+
+DTYPE_BYTES = {
     "pred": 1,
     "s8": 1,
     "u8": 1,
@@ -28,21 +34,21 @@ BYTES = {
     "f8e5m2": 1,
     "c64": 8,
 }
-"""Bytes an element of HLO's dtypes; others (tokens, opaque) count nothing."""
+"""Bytes per element of HLO's dtypes; others (tokens, opaque) count nothing."""
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-CALLS = ("fusion", "call", "conditional", "async-start")
-"""Opcodes that run other computations once; `to_apply` of a reduction is part of it instead."""
+CALLING_OPCODES = ("fusion", "call", "conditional", "async-start")
+"""Opcodes that run other computations once; a reduction's `to_apply` is part of the reduction."""
 
-NO_TRAFFIC = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier"),
-}
+NO_TRAFFIC = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+    "partition-id replica-id iota opt-barrier".split()
+)
 """Opcodes that read and write nothing themselves."""
 
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
-"""Opcodes that change a part of their first operand, and which operand is the new part."""
+"""Opcodes that update part of their first operand -> position of the operand with the new part."""
 
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -55,11 +61,12 @@ class Array:
 
     dtype: str
     shape: tuple[int, ...]
-    in_hbm: bool  # not in on-chip memory, which TPU layouts mark with S(1) and up
+    in_hbm: bool  # else on-chip memory: S(1) and up in TPU layouts
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * BYTES.get(self.dtype, 0)
+        """Size of the array."""
+        return math.prod(self.shape) * DTYPE_BYTES.get(self.dtype, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +76,23 @@ class Instruction:
     name: str
     opcode: str
     arrays: tuple[Array, ...]  # the result, a tuple flattened
-    arguments: str  # between the brackets: operands, or the value of a constant
-    attributes: str  # what follows them
+    arguments: str  # in parentheses: operands, or the value of a constant
+    attributes: str  # the rest of the line
     is_root: bool
 
     @property
     def operands(self) -> list[str]:
+        """Names of the instructions whose results this one takes."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
     def attribute(self, name: str) -> str:
-        """A computation that it names, as in `body=%region_3`; "" where there is none."""
+        """The computation in an attribute such as `body=%region_3`; "" if it has none."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else ""
 
     @property
     def called(self) -> list[str]:
+        """Computations that it runs once."""
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         named = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
         names = ("calls", "to_apply", "true_computation", "false_computation")
@@ -91,30 +100,32 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the source program it comes from: `jit(train_step)/accumulate/while/...`."""
+        """Its scope in the JAX program: `jit(train_step)/accumulate/while/...`."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def num_bytes(self) -> int:
+        """Size of the result."""
         return sum(array.num_bytes for array in self.arrays)
 
     @property
     def hbm_bytes(self) -> int:
+        """Size of the part of the result that is in main memory."""
         return sum(array.num_bytes for array in self.arrays if array.in_hbm)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A parsed module, and how often each computation runs in one execution."""
+    """A parsed module, and the execution counts of its computations."""
 
     computations: Mapping[str, tuple[Instruction, ...]]
     runs: Mapping[str, float]
-    fused: frozenset[str]  # computations inside a fusion: they touch no memory of their own
+    fused: frozenset[str]  # computations inside a fusion: no memory traffic of their own
 
 
 def _balanced(text: str, start: int) -> int:
-    """Index behind the bracket that closes the one at `start`."""
+    """Index after the parenthesis that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[i], 0)
@@ -150,10 +161,10 @@ def parse(text: str, trips: Callable[[str], float | None]) -> Program:
     """Parses `compiled.as_text()`.
 
     Args:
-      trips: given a loop's op_name, how often its body runs where data decide that; else None.
+      trips: maps a loop's op_name to its trip count, if that depends on data; else to None.
 
     Raises:
-      ValueError: it is no HLO module, or a loop's number of trips is not known.
+      ValueError: this is not an HLO module, or a loop's trip count is unknown.
     """
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
@@ -164,8 +175,8 @@ def parse(text: str, trips: Callable[[str], float | None]) -> Program:
         elif current is not None and (instruction := _instruction(line)):
             current.append(instruction)
     if not entry:
-        raise ValueError("this is no HLO module: it has no ENTRY computation")
-    runs: dict[str, float] = collections.Counter()
+        raise ValueError("not an HLO module: it has no ENTRY computation")
+    runs: dict[str, float] = collections.defaultdict(float)
     fused = set()
 
     def visit(name: str, times: float) -> None:
@@ -174,7 +185,7 @@ def parse(text: str, trips: Callable[[str], float | None]) -> Program:
             if instruction.opcode == "while":
                 condition = computations[instruction.attribute("condition")]
                 visit(instruction.attribute("body"), times * _trips(instruction, condition, trips))
-            elif instruction.opcode in CALLS:
+            elif instruction.opcode in CALLING_OPCODES:
                 for called in instruction.called:
                     if instruction.opcode == "fusion" or name in fused:
                         fused.add(called)
@@ -190,21 +201,21 @@ def _trips(
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known:
         return float(known[1])
-    if (told := trips(loop.op_name)) is not None:
-        return told
+    if (caller_trips := trips(loop.op_name)) is not None:
+        return caller_trips
     constants = [
         i.arguments for i in condition if i.opcode == "constant" and i.arrays[0].shape == ()
     ]
     if len(constants) == 1 and constants[0].isdigit():
         return float(constants[0])  # counters start at 0
-    raise ValueError(f"how often the loop {loop.op_name or loop.name!r} runs is not known")
+    raise ValueError(f"unknown trip count of the loop {loop.op_name or loop.name!r}")
 
 
 def hbm_bytes(program: Program) -> float:
-    """Bytes that one device reads from and writes to its main memory, an estimate.
+    """Estimate of the bytes that one device reads from and writes to its main memory.
 
-    Every operand and result of an instruction outside a fusion counts once each time it runs; of an
-    array that is only sliced or updated in place, the slice.
+    Every operand and result of an instruction outside a fusion counts each time it runs; of an
+    array that is only sliced or updated in place, only the slice counts.
     """
     total = 0.0
     for name, times in program.runs.items():
@@ -218,31 +229,33 @@ def hbm_bytes(program: Program) -> float:
     return total
 
 
-def _traffic(instruction: Instruction, results: Mapping[str, Instruction], program: Program) -> int:
+def _traffic(
+    instruction: Instruction, results: Mapping[str, Instruction], program: Program
+) -> float:
     if instruction.opcode in ("copy-start", "slice-start"):
-        # It results in source, destination and a flag; what moves is as large as the destination.
+        # Its result is source, destination and a flag; as much moves as the destination holds.
         ends = [array for array in instruction.arrays if array.shape]
         return min(array.num_bytes for array in ends) * sum(array.in_hbm for array in ends)
-    sizes = [results[o].hbm_bytes if o in results else 0 for o in instruction.operands]
-    written = instruction.hbm_bytes
+    sizes: list[float] = [results[o].hbm_bytes if o in results else 0 for o in instruction.operands]
+    written: float = instruction.hbm_bytes
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * written
     if instruction.opcode in IN_PLACE:
         return 2 * sizes[IN_PLACE[instruction.opcode]]
-    if instruction.opcode == "send":  # to the host; it results in its operand
+    if instruction.opcode == "send":  # to the host; its result is its operand
         return sum(sizes)
     if instruction.opcode == "fusion":
         body = program.computations[instruction.attribute("calls")]
         for i, size in enumerate(sizes):
-            sizes[i] = min(size, _read_of(i, body, program))
-        written = min(written, _written_by(body))
+            sizes[i] = min(size, _bytes_read(i, body, program))
+        written = min(written, _bytes_written(body))
     return sum(sizes) + written
 
 
-def _read_of(number: int, body: tuple[Instruction, ...], program: Program) -> float:
+def _bytes_read(number: int, body: tuple[Instruction, ...], program: Program) -> float:
     """Bytes that a fused computation reads of a parameter: all, or the slices it takes.
 
-    What only passes through, as the buffers of a collective under way do, is not read.
+    A parameter that only passes through, as a collective's buffer may, is not read.
     """
     own = next((i for i in body if i.opcode == "parameter" and i.arguments == str(number)), None)
     if own is None:
@@ -255,7 +268,7 @@ def _read_of(number: int, body: tuple[Instruction, ...], program: Program) -> fl
         elif user.opcode == "fusion":
             inner = program.computations[user.attribute("calls")]
             places = [place for place, name in enumerate(user.operands) if name == own.name]
-            total += sum(_read_of(place, inner, program) for place in places)
+            total += sum(_bytes_read(place, inner, program) for place in places)
         elif not (first and user.opcode in IN_PLACE) and (
             user.opcode not in ("tuple", *COLLECTIVES)
         ):
@@ -263,8 +276,8 @@ def _read_of(number: int, body: tuple[Instruction, ...], program: Program) -> fl
     return total
 
 
-def _written_by(body: tuple[Instruction, ...]) -> float:
-    """Bytes that a fused computation writes: of an update in place the update, else its results."""
+def _bytes_written(body: tuple[Instruction, ...]) -> float:
+    """Bytes that a fused computation writes: an in-place update's new part, else its results."""
     by_name = {i.name: i for i in body}
     root = next((i for i in body if i.is_root), None)
     if root is None:

@@ -1,7 +1,7 @@
-"""What one run of a compiled program needs, and the least time it takes, for `plan`.
+"""What one run of a compiled program needs, and its minimum time, for `plan`.
 
-Ceilings assume that computing, memory and network overlap perfectly, each at its data sheet's rate,
-and that messages set out at once: no run is faster; a good one is within a third.
+The bounds assume that compute, memory and network overlap perfectly, each at its data sheet's
+rate, with no latency: no run is faster; a good one is within a third.
 """
 
 import dataclasses
@@ -16,97 +16,106 @@ from jax.sharding import Mesh
 
 from alpacare_jax.planning import collectives, hlo
 from alpacare_jax.planning.topologies import Topology
+from common import messages
 
 
 def measure(
     traced: jax.stages.Traced,
-    where: Topology,
+    topology: Topology,
     mesh: Mesh,
     trips: Callable[[str], float | None],
-    sharing: int,
+    num_sharing: int,
 ) -> dict[str, Any]:
-    """Compiles a traced program and works out what one run of it needs.
+    """Compiles a traced program; returns what one run of it needs.
 
     Args:
-      trips: how often loops run where data decide that; see `hlo.parse`.
-      sharing: devices that share the matrix products; the others repeat them.
+      trips: trip counts of loops that depend on data; see `hlo.parse`.
+      num_sharing: devices that share the matrix products; the others repeat them.
 
     Returns:
-      `memory`'s bytes, FLOPs of all devices that share, HBM and network bytes of one device, and
-      its least seconds; only `fits` and `why` where the compiler gave up for want of memory.
+      The bytes of `memory_needs`, FLOPs of all devices that share, HBM and network bytes of one
+      device, and its minimum seconds. Only `fits` and `reason` if the compiler ran out of memory.
+      Without traffic, for which `traffic_error` gives the reason, if the program's text could not
+      be parsed.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
             raise
-        return {"fits": False, "why": text.splitlines()[0]}
-    needs = {"compile_seconds": time.perf_counter() - began}
-    needs |= memory(compiled.memory_analysis(), where.hbm_bytes)
-    program = hlo.parse(compiled.as_text(), trips)
-    moved = collectives.find(program, mesh.shape, where.slices)
-    needs |= {
-        "hardware_flops": matmul_flops(traced.jaxpr.jaxpr, trips),
-        "hbm_traffic_bytes": hlo.hbm_bytes(program),
-        "collectives": [dataclasses.asdict(c) for c in moved],
-    }
-    return needs | least_seconds(needs, where, sharing)
+        return {"fits": False, "reason": text.splitlines()[0]}
+    needs = {"compile_seconds": time.perf_counter() - start}
+    needs |= memory_needs(compiled.memory_analysis(), topology.hbm_bytes)
+    needs["hardware_flops"] = matmul_flops(traced.jaxpr.jaxpr, trips)
+    try:
+        program = hlo.parse(compiled.as_text() or "", trips)
+        moved = collectives.find(program, mesh.shape, topology.slices)
+        needs |= {
+            "hbm_traffic_bytes": hlo.hbm_bytes(program),
+            "collectives": [dataclasses.asdict(c) for c in moved],
+        }
+    except (ValueError, LookupError, TypeError) as error:  # another version of XLA writes it so
+        messages.log(
+            f"the compiled program could not be parsed ({error}), so the plan has memory and FLOPs "
+            f"but no traffic; it was tested with jax {hlo.TESTED_WITH}, this is {jax.__version__}"
+        )
+        needs |= {"traffic_error": str(error), "hbm_traffic_bytes": 0.0, "collectives": []}
+    return needs | least_seconds(needs, topology, num_sharing)
 
 
-def least_seconds(needs: Mapping[str, Any], where: Topology, sharing: int) -> dict[str, Any]:
-    """The least seconds of a run for each resource, and which of them bounds it."""
+def least_seconds(needs: Mapping[str, Any], topology: Topology, num_sharing: int) -> dict[str, Any]:
+    """The minimum seconds of a run by each resource, and which of them bounds it."""
     sent = dict.fromkeys((False, True), 0.0)
     for moved in needs["collectives"]:
         sent[moved["between_slices"]] += moved["num_bytes"]
-    seconds = {
-        "compute": needs["hardware_flops"] / sharing / where.flops,
-        "memory": needs["hbm_traffic_bytes"] / where.hbm_rate,
-        "network": sent[False] / where.ici_rate,
-    }
-    if needs["host_bytes"]:  # moments come, and go at the same time
-        seconds["host"] = needs["host_bytes"] / where.host_rate
-    if where.slices > 1:
-        seconds["between slices"] = sent[True] / where.dcn_rate
-    bound = max(seconds, key=seconds.get)
+    seconds = {"compute": needs["hardware_flops"] / num_sharing / topology.flops}
+    if "traffic_error" not in needs:
+        seconds["memory"] = needs["hbm_traffic_bytes"] / topology.hbm_rate
+        seconds["network"] = sent[False] / topology.ici_rate
+    if needs["host_bytes"]:  # moments come in and go out at the same time
+        seconds["host"] = needs["host_bytes"] / topology.host_rate
+    if topology.slices > 1:
+        seconds["between slices"] = sent[True] / topology.dcn_rate
+    bound = max(seconds, key=lambda resource: seconds[resource])
     return {"seconds": seconds, "bound": bound, "step_seconds": seconds[bound]}
 
 
-def machine(where: Topology, mesh: Mesh) -> dict[str, Any]:
-    """What a plan says of its devices."""
+def device_summary(topology: Topology, mesh: Mesh) -> dict[str, Any]:
+    """The part of a plan that describes its devices."""
     return {
-        "topology": where.name,
-        "chips": where.chips,
+        "topology": topology.name,
+        "chips": topology.chips,
         "devices": mesh.size,
         "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
     }
 
 
-def bill(where: Topology, seconds: float, price: float | None) -> dict[str, float]:
-    """Hours, and what they cost at a price a chip-hour."""
+def run_cost(topology: Topology, seconds: float, price: float | None) -> dict[str, float]:
+    """Hours, and what they cost if a price per chip-hour is given."""
     hours = seconds / 3600
-    return {"hours": hours} | ({} if price is None else {"cost": hours * where.chips * price})
+    return {"hours": hours} | ({} if price is None else {"cost": hours * topology.chips * price})
 
 
-def memory(found: Any, available: float) -> dict[str, Any]:
-    """Bytes on one device; results that take the place of donated arguments need none."""
-    result = found.output_size_in_bytes - found.alias_size_in_bytes
+def memory_needs(analysis: Any, available: float) -> dict[str, Any]:
+    """Bytes on one device; results that reuse the memory of donated arguments need none."""
+    result = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     needed = (
-        found.argument_size_in_bytes
+        analysis.argument_size_in_bytes
         + result
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.generated_code_size_in_bytes
     )
     return {
         "fits": needed <= available,
         "available_bytes": available,
         "needed_bytes": needed,
-        "argument_bytes": found.argument_size_in_bytes,
+        "argument_bytes": analysis.argument_size_in_bytes,
         "result_bytes": result,
-        "temporary_bytes": found.temp_size_in_bytes,
-        "code_bytes": found.generated_code_size_in_bytes,
-        "host_bytes": found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "code_bytes": analysis.generated_code_size_in_bytes,
+        "host_bytes": analysis.host_argument_size_in_bytes + analysis.host_temp_size_in_bytes,
     }
 
 
@@ -119,21 +128,28 @@ again, and gradients of all four operands (arXiv:2205.14135)."""
 
 
 def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) -> float:
-    """FLOPs of all matrix products of a traced program, loops and recomputation included."""
+    """FLOPs of all matrix products of a traced program, loops and recomputation included.
+
+    Raises:
+      ValueError: `trips` does not know a loop whose trip count depends on data.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        shapes: list[Any] = [
+            getattr(variable.aval, "shape", ())
+            for variable in (*equation.invars, *equation.outvars)
+        ]
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = math.prod(left[i] for i in contracted)
-            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+            inner = math.prod(shapes[0][i] for i in contracted)
+            total += 2.0 * inner * math.prod(shapes[-1])
             continue
         if name in CUDNN_PRODUCTS:
-            (B, T, N, H), (_, S, *_) = (v.aval.shape for v in equation.invars[:2])
+            (B, T, N, H), (_, S, *_) = shapes[:2]
             total += CUDNN_PRODUCTS[name] * 2.0 * B * N * T * S * H
             continue
-        times = 1.0
+        times: float | None = 1.0
         if name == "pallas_call":
             times = math.prod(equation.params["grid_mapping"].grid)
         elif name == "shard_map":  # written for one device
@@ -142,8 +158,8 @@ def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) ->
             times = equation.params["length"]
         elif name == "while":
             times = trips(f"{equation.source_info.name_stack}/while")
-            if times is None:
-                raise ValueError(f"a loop at {equation.source_info.name_stack} has no known length")
+        if times is None:
+            raise ValueError(f"a loop at {equation.source_info.name_stack} has no known length")
         inside = [matmul_flops(sub, trips) for sub in jax_core.jaxprs_in_params(equation.params)]
         total += times * (max(inside, default=0.0) if name == "cond" else sum(inside))
     return total

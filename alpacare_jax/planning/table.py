@@ -1,34 +1,36 @@
-"""Plans for people: tables of training and of generation."""
+"""Plans for people: the tables of training and of generation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import messages
 
-Rows = list[tuple[str, str]]
+TableRows = list[tuple[str, str]]
 
 
-def of_training(plan: Mapping[str, Any]) -> str:
+def training_table(plan: Mapping[str, Any]) -> str:
+    """The plan of a training run."""
     rows = _machine(plan) + [
         ("batch", f"{plan['micro_batches']} micro-batches of rows {plan['rows']} (A x R x T)"),
         ("real tokens", f"{plan['real_token_share']:.1%}"),
         ("optimizer", plan["optimizer"]),
     ]
     if "needed_bytes" not in plan:
-        return _aligned([*rows, ("fits", f"NO: {plan['why']}")])
+        return _aligned([*rows, ("fits", f"NO: {plan['reason']}")])
     ratio = plan["hardware_flops"] / plan["model_flops"]
     rows += _memory(plan, "argument", "temporary", "code")
     rows += [
-        ("model FLOPs", f"{plan['model_flops']:.3g} a step"),
-        ("hardware FLOPs", f"{plan['hardware_flops']:.3g} a step ({ratio:.2f} x)"),
+        ("model FLOPs", f"{plan['model_flops']:.3g} per step"),
+        ("hardware FLOPs", f"{plan['hardware_flops']:.3g} per step ({ratio:.2f} x)"),
         *_traffic(plan),
         ("MFU ceiling", f"{plan['mfu_ceiling']:.1%}"),
         ("tokens/s", f"{plan['tokens_per_second']:,.0f}"),
     ]
-    return _aligned(rows + _bill(plan, f"{plan['steps']:,} steps"))
+    return _aligned(rows + _cost(plan, f"{plan['steps']:,} steps"))
 
 
-def of_generation(plan: Mapping[str, Any]) -> str:
+def generation_table(plan: Mapping[str, Any]) -> str:
+    """The plan of generation."""
     rows = _machine(plan) + [
         (
             "answers",
@@ -37,7 +39,7 @@ def of_generation(plan: Mapping[str, Any]) -> str:
         )
     ]
     if "needed_bytes" not in plan:
-        return _aligned([*rows, ("fits", f"NO: {plan['why']}")])
+        return _aligned([*rows, ("fits", f"NO: {plan['reason']}")])
     rows += _memory(plan, "weight", "cache", "temporary", "code")
     rows += [("A DECODE STEP", f"one token for each of {plan['slots']} slots")]
     rows += _traffic(plan["decode"])
@@ -45,13 +47,13 @@ def of_generation(plan: Mapping[str, Any]) -> str:
     rows += _traffic(plan["prefill"])
     rows += [
         ("WHOLE RUN", ""),
-        ("time a token", f"{_seconds(plan['decode']['step_seconds'])} for each answer"),
-        ("tokens/s", f"{plan['tokens_per_second']:,.0f} of all slots, prefills included"),
+        ("time per token", f"{_seconds(plan['decode']['step_seconds'])} in each answer"),
+        ("tokens/s", f"{plan['tokens_per_second']:,.0f} over all slots, prefills included"),
     ]
-    return _aligned(rows + _bill(plan, f"{plan['prompts']:,} prompts"))
+    return _aligned(rows + _cost(plan, f"{plan['prompts']:,} prompts"))
 
 
-def _machine(plan: Mapping[str, Any]) -> Rows:
+def _machine(plan: Mapping[str, Any]) -> TableRows:
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
     return [
         ("topology", f"{plan['topology']}: {plan['chips']} chips, {plan['devices']} devices"),
@@ -59,40 +61,45 @@ def _machine(plan: Mapping[str, Any]) -> Rows:
     ]
 
 
-PARTS = {
+MEMORY_PARTS = {
     "argument": "arguments",
-    "weight": "weights",
+    "weight": "parameters",
     "cache": "KV cache",
     "temporary": "temporaries",
     "code": "generated code",
 }
 
 
-def _memory(plan: Mapping[str, Any], *parts: str) -> Rows:
-    giga = lambda n: f"{n / 2**30:.2f} GiB"  # noqa: E731
+def _memory(plan: Mapping[str, Any], *parts: str) -> TableRows:
     headroom = 1 - plan["needed_bytes"] / plan["available_bytes"]
     verdict = f"yes, {headroom:.0%} headroom" if plan["fits"] else "NO"
-    needs = f"{giga(plan['needed_bytes'])} of {giga(plan['available_bytes'])}"
-    rows = [("fits", f"{verdict} ({needs} a device)")]
-    rows += [(f"  {PARTS[part]}", giga(plan[f"{part}_bytes"])) for part in parts]
+    needs = f"{_gib(plan['needed_bytes'])} of {_gib(plan['available_bytes'])}"
+    rows = [("fits", f"{verdict} ({needs} per device)")]
+    rows += [(f"  {MEMORY_PARTS[part]}", _gib(plan[f"{part}_bytes"])) for part in parts]
     if plan.get("host_bytes"):
-        rows.append(("host memory", f"{giga(plan['host_bytes'])} a device"))
+        rows.append(("host memory", f"{_gib(plan['host_bytes'])} per device"))
     return [*rows, ("compile time", f"{plan['compile_seconds']:.0f} s")]
 
 
-def _traffic(run: Mapping[str, Any]) -> Rows:
-    rows = [("HBM traffic", f"{_bytes(run['hbm_traffic_bytes'])} a device")]
+def _traffic(run: Mapping[str, Any]) -> TableRows:
+    rows = [("HBM traffic", f"{_bytes(run['hbm_traffic_bytes'])} per device")]
+    if "traffic_error" in run:
+        rows = [("traffic", f"unknown: {run['traffic_error']}")]
     for c in run["collectives"]:
         network = "DCN, between slices" if c["between_slices"] else f"{c['group']} devices"
-        sent = f"{_bytes(c['num_bytes'])} sent a device over {c['axes']} ({network})"
+        sent = f"{_bytes(c['num_bytes'])} sent per device over {c['axes']} ({network})"
         rows.append((f"  {c['kind']}", f"{sent}, {c['count']:,.0f} times"))
     rows += [(f"  {name} time", _seconds(seconds)) for name, seconds in run["seconds"].items()]
     return [*rows, ("bound by", run["bound"])]
 
 
-def _bill(plan: Mapping[str, Any], work: str) -> Rows:
-    rows = [("whole run", f"{work}, {messages.duration(3600 * plan['hours'])}")]
-    return rows + ([("cost", f"{plan['cost']:,.2f} at the price given")] if "cost" in plan else [])
+def _cost(plan: Mapping[str, Any], workload: str) -> TableRows:
+    rows = [("whole run", f"{workload}, {messages.duration(3600 * plan['hours'])}")]
+    return rows + ([("cost", f"{plan['cost']:,.2f} at the given price")] if "cost" in plan else [])
+
+
+def _gib(number: float) -> str:
+    return f"{number / 2**30:.2f} GiB"
 
 
 def _bytes(number: float) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -15,24 +16,24 @@ from alpacare_jax.training import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, from the makers' data sheets and jax-ml.github.io/scaling-book/tpus.
+    """One chip, from the vendors' data sheets and jax-ml.github.io/scaling-book/tpus.
 
-    Rates are bytes a second; FLOPs are in `metrics.PEAK_BF16_FLOPS`. What leaves a slice goes over
-    the data-centre network (DCN). By docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e} a v5p chip has 50
-    Gbit/s, a pod of 256 v5e 6.4 Tbit/s (2 x 100 Gbit/s a host of 8) and of v6e 25.6 Tbit/s (4 x
-    200). Of v4 nothing is published: the book's typical host has 25 GB/s, here for 4 chips.
+    Rates are bytes per second; FLOPs are in `metrics.PEAK_BF16_FLOPS`. Traffic between slices uses
+    the data-center network (DCN). By docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e} a v5p chip has 50
+    Gbit/s, a pod of 256 v5e 6.4 Tbit/s (2 x 100 Gbit/s per host of 8) and of v6e 25.6 Tbit/s (4 x
+    200). Nothing is published for v4: the book's typical host has 25 GB/s, here for 4 chips.
     """
 
     hbm_bytes: float
     hbm_rate: float
-    link_rate: float  # of one link to a neighbour, one way
+    link_rate: float  # of one link to a neighbor, one way
     dcn_rate: float  # to other slices, one way
-    cores: int  # how many the slice's name counts for a chip: v4-8 is 4 chips
-    devices: int  # how many JAX sees when it compiles without the chip
-    bounds: dict[int, str]  # chips of a slice -> its shape
+    cores: int  # cores per chip in a slice's name: v4-8 is 4 chips
+    devices: int  # JAX devices per chip when compiling without hardware
+    bounds: dict[int, str]  # chips of a slice -> its topology
 
 
-FLAT = {
+TORUS_2D = {
     1: "1x1",
     4: "2x2",
     8: "2x4",
@@ -42,7 +43,7 @@ FLAT = {
     128: "8x16",
     256: "16x16",
 }
-CUBE = {
+TORUS_3D = {
     4: "2x2x1",
     8: "2x2x2",
     16: "2x2x4",
@@ -54,27 +55,27 @@ CUBE = {
 }
 
 CHIPS = {
-    "v4": Chip(32 * 2**30, 1.23e12, 45e9, 6.25e9, 2, 2, CUBE),
-    "v5p": Chip(95 * 2**30, 2.77e12, 90e9, 6.25e9, 2, 1, CUBE),
-    "v5e": Chip(16 * 2**30, 0.82e12, 45e9, 3.125e9, 1, 1, FLAT),
-    "v6e": Chip(32 * 2**30, 1.64e12, 90e9, 12.5e9, 1, 1, FLAT),
+    "v4": Chip(32 * 2**30, 1.23e12, 45e9, 6.25e9, 2, 2, TORUS_3D),
+    "v5p": Chip(95 * 2**30, 2.77e12, 90e9, 6.25e9, 2, 1, TORUS_3D),
+    "v5e": Chip(16 * 2**30, 0.82e12, 45e9, 3.125e9, 1, 1, TORUS_2D),
+    "v6e": Chip(32 * 2**30, 1.64e12, 90e9, 12.5e9, 1, 1, TORUS_2D),
 }
-"""Compiling without a chip, JAX sees both cores of a v4 as devices of half the size."""
+"""Without hardware, JAX compiles for both cores of a v4 chip as devices of half its size."""
 
 HOST_RATE = 15e9
-"""Bytes a second between one chip and its host's memory, one way (the same book: PCIe)."""
+"""Bytes per second between a chip and its host's memory, one way (the same book: PCIe)."""
 
-RESERVED = 0.75 * 2**30
-"""Bytes of a device that the TPU runtime keeps: by the compiler's messages 0.75 GiB of a v4 core,
-0.25 of a v5e chip."""
+RESERVED_BYTES = 0.75 * 2**30
+"""Bytes of a device that the TPU runtime reserves; the compiler reports 0.75 GiB of a v4 core, 0.25
+of a v5e chip."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """The devices of a slice or of several, and what one device can do."""
+    """The devices of one or more slices, and the rates of one device."""
 
     name: str
-    devices: list
+    devices: list[Any]
     chips: int
     flops: float
     hbm_bytes: float
@@ -88,8 +89,8 @@ class Topology:
 def describe(name: str) -> Topology:
     """Looks up `v5e-16`, or `2xv5e-16` for two slices; `v4-` and `v5p-` names count cores.
 
-    Needs the package libtpu (extra [tpu]) but no TPU; `h200-8`, cards of one host, the extra [gpu]
-    but no GPU. `local` takes the devices that are there.
+    TPUs require the package libtpu (extra [tpu]) but no TPU; `h200-8`, cards of one host, the extra
+    [gpu] but no GPU. `local` is this machine's devices.
 
     Raises:
       ValueError: there is no such slice or host, or the packages are missing.
@@ -110,13 +111,15 @@ def describe(name: str) -> Topology:
         sizes = ", ".join(f"{generation}-{n * chip.cores}" for n in chip.bounds)
         raise ValueError(f"there is no slice {generation}-{count}; choose from {sizes}")
     bounds = chip.bounds[count // chip.cores]
-    # Else libtpu asks a metadata server that only a TPU machine has, for minutes, and complains.
+    # Else libtpu spends minutes querying a metadata server that only TPU machines have.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing is run: two may compile
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # nothing is run, so two processes may compile
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "compiling for a TPU needs libtpu: pip install 'alpacare-jax[tpu]' (no TPU is needed)"
@@ -129,14 +132,14 @@ def describe(name: str) -> Topology:
             **({"chips_per_host_bounds": (1, 1, 1)} if bounds == "1x1" else {}),
         )
     except RuntimeError as error:
-        raise ValueError(f"libtpu does not describe {name}: {error}") from error
+        raise ValueError(f"libtpu has no topology {name}: {error}") from error
     links = 2 * (bounds.count("x") + 1)  # two for each dimension of the torus
     return Topology(
         name=name,
         devices=list(description.devices),
         chips=slices * count // chip.cores,
         flops=metrics.PEAK_BF16_FLOPS[f"TPU {generation}"] / chip.devices,
-        hbm_bytes=chip.hbm_bytes / chip.devices - RESERVED,
+        hbm_bytes=chip.hbm_bytes / chip.devices - RESERVED_BYTES,
         hbm_rate=chip.hbm_rate / chip.devices,
         ici_rate=links * chip.link_rate / chip.devices,
         host_rate=HOST_RATE / chip.devices,
@@ -150,15 +153,15 @@ GPU_RATES = {
     "NVIDIA H100": (3.35e12, 450e9, 64e9),
     "NVIDIA H200": (4.8e12, 450e9, 64e9),
 }
-"""Bytes a second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
+"""Bytes per second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
 data sheets."""
 
 
 def _gpus(name: str, generation: str, count: int) -> Topology:
     gpu = gpus.GPUS[generation]
-    if count not in gpus.COUNTS:
-        sizes = ", ".join(f"{generation}-{n}" for n in gpus.COUNTS)
-        raise ValueError(f"there is no host {name} here; choose from {sizes}")
+    if count not in gpus.GPU_COUNTS:
+        sizes = ", ".join(f"{generation}-{n}" for n in gpus.GPU_COUNTS)
+        raise ValueError(f"there is no host {name}; choose from {sizes}")
     hbm_rate, ici_rate, host_rate = GPU_RATES[gpu.kind]
     return Topology(
         name=name,
@@ -175,8 +178,8 @@ def _gpus(name: str, generation: str, count: int) -> Topology:
 def _local() -> Topology:
     devices = jax.devices()
     kind, limits = devices[0].device_kind, devices[0].memory_stats() or {}
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-    # What is not known bounds nothing.
+    device_summary = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    # Unknown rates bound nothing.
     hbm_rate, ici_rate, host_rate = next(
         (rates for name, rates in GPU_RATES.items() if kind.startswith(name)), [math.inf] * 3
     )
@@ -185,7 +188,7 @@ def _local() -> Topology:
         devices=devices,
         chips=len(devices),
         flops=metrics.peak_flops()[0],
-        hbm_bytes=limits.get("bytes_limit", machine),
+        hbm_bytes=limits.get("bytes_limit", device_summary),
         hbm_rate=hbm_rate,
         ici_rate=ici_rate,
         host_rate=host_rate,

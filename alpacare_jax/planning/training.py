@@ -22,78 +22,87 @@ from alpacare_jax.training.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Workload:
-    """What is trained on, as far as a plan has to know it."""
+class TrainingWorkload:
+    """What a plan has to know of the training data."""
 
     num_examples: int
-    example_tokens: int  # mean length; lengths are spread evenly from half of it to 1.5 times
+    example_tokens: int  # mean length; lengths are uniform from half of it to 1.5 times
     answer_share: float  # share of tokens that carry loss
 
 
 def typical_batch(
-    config: RunConfig, shape: LlamaConfig, mesh: Mesh, work: Workload
+    run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, workload: TrainingWorkload
 ) -> batches.Step:
-    """One step's batch as training would make it, of examples with the workload's lengths."""
-    count = config.train.batch_size
-    lengths = np.linspace(0.5, 1.5, count) * work.example_tokens
-    lengths = np.clip(lengths.round().astype(int), 2, config.data.max_length)
+    """One step's batch, laid out as in training, of examples with the workload's lengths."""
+    count = run_config.train.batch_size
+    lengths = np.linspace(0.5, 1.5, count) * workload.example_tokens
+    lengths = np.clip(lengths.round().astype(int), 2, run_config.data.max_length)
+    prompt_share = 1 - workload.answer_share
     examples = [
-        encoding.EncodedExample(np.zeros(n, np.int32), max(1, round(n * (1 - work.answer_share))))
+        encoding.EncodedExample(np.zeros(n, np.int32), max(1, round(n * prompt_share)))
         for n in lengths.tolist()
     ]
-    return batching.make_batcher(examples, count, config, shape, mesh).batch(0)
+    return batching.make_batcher(examples, count, run_config, model_config, mesh).batch(0)
 
 
-def _update(config: RunConfig, shape: LlamaConfig) -> optax.GradientTransformation:
-    num_steps = 1000  # any: programs differ in a number only
+def _optimizer(
+    run_config: RunConfig, model_config: LlamaConfig
+) -> optax.GradientTransformationExtraArgs:
     return optimizers.make(
-        config.optimizer, num_steps, params.decay_mask(shape), params.matrix_axes(shape)
+        run_config.optimizer,
+        1000,  # any number of steps: programs differ in a constant only
+        params.decay_mask(model_config),
+        params.matrix_axes(model_config),
     )
 
 
-def least_bytes(config: RunConfig, shape: LlamaConfig, mesh: Mesh) -> int:
-    """Bytes that a device needs whatever the compiler does, known without it.
+def least_bytes(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) -> int:
+    """Bytes that a device needs whatever the compiler does, known without compiling.
 
-    Weights, moments that are not in the host's memory, and all gradients: no weight is updated
-    before the norm of all of them is known.
+    Parameters, moments that are not in host memory, and all gradients: no parameter is updated
+    before the norm of all gradients is known.
 
     Raises:
-      ValueError: a length does not divide over the mesh, or the host's memory is out of reach.
+      ValueError: a length does not divide over the mesh, or offloading is not supported.
     """
-    state = train_step.abstract_state(shape, config, _update(config, shape), mesh)
-    held = lambda leaf: (  # noqa: E731
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        if leaf.sharding.memory_kind != offload.HOST_MEMORY
-        else 0
-    )
-    return sum(map(held, jax.tree.leaves(state) + jax.tree.leaves(state["params"])))
+    optimizer = _optimizer(run_config, model_config)
+    state = train_step.abstract_state(model_config, run_config, optimizer, mesh)
+
+    def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+        if leaf.sharding.memory_kind == offload.HOST_MEMORY:
+            return 0
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(map(device_bytes, jax.tree.leaves(state) + jax.tree.leaves(state["params"])))
 
 
 def trace_step(
-    config: RunConfig, shape: LlamaConfig, mesh: Mesh, batch: batches.Step
+    run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, batch: batches.Step
 ) -> jax.stages.Traced:
     """The real training step, traced for abstract arguments."""
-    update = _update(config, shape)
-    step, _ = train_step.make_steps(shape, config, update, mesh)
-    spread = sharding.batch_sharding(mesh)
+    optimizer = _optimizer(run_config, model_config)
+    step, _ = train_step.make_steps(model_config, run_config, optimizer, mesh)
+    rows = sharding.batch_sharding(mesh)
     arrays = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=spread)
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
         for name, array in batch.arrays.items()
     }
     return step.trace(
-        train_step.abstract_state(shape, config, update, mesh),
+        train_step.abstract_state(model_config, run_config, optimizer, mesh),
         arrays,
         jax.ShapeDtypeStruct((), np.int32),
         jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding.flag_sharding(mesh)),
     )
 
 
-def loop_trips(config: RunConfig, mesh: Mesh, batch: batches.Step) -> Callable[[str], float | None]:
-    """How often the loops run whose number of trips is in the data, by their name in a program."""
+def loop_trips(
+    run_config: RunConfig, mesh: Mesh, batch: batches.Step
+) -> Callable[[str], float | None]:
+    """Trip counts that depend on the data, as a function of a loop's name in the program."""
     rows = batch.arrays["tokens"].shape[1] // sharding.batch_groups(mesh)
-    chunk = max(1, config.model.loss_tokens // rows)
-    most = max(np.count_nonzero(batch.arrays["weights"][: batch.num_micro], axis=-1).flat)
-    known = {train_step.ACCUMULATE: batch.num_micro, loss.CHUNKS: -(-int(most) // chunk)}
+    chunk = max(1, run_config.model.loss_tokens // rows)
+    targets = np.count_nonzero(batch.arrays["weights"][: batch.num_micro], axis=-1).max()
+    known = {train_step.ACCUMULATE: batch.num_micro, loss.CHUNKS: -(-int(targets) // chunk)}
 
     def trips(op_name: str) -> float | None:
         # jit(train_step)/accumulate/while, .../jvp(loss_chunks)/while
@@ -104,34 +113,37 @@ def loop_trips(config: RunConfig, mesh: Mesh, batch: batches.Step) -> Callable[[
 
 
 def make_plan(
-    config: RunConfig, where: Topology, work: Workload, price: float | None
+    run_config: RunConfig, topology: Topology, workload: TrainingWorkload, price: float | None
 ) -> dict[str, Any]:
-    """Compiles one training step and works out what it needs and how fast it could be."""
-    shape = VARIANTS[config.model.variant]
-    mesh = sharding.make_mesh(config.sharding, where.devices)
-    batch = typical_batch(config, shape, mesh, work)
-    traced = trace_step(config, shape, mesh, batch)
+    """Compiles one training step; returns what it needs and how fast it could be."""
+    model_config = VARIANTS[run_config.model.variant]
+    mesh = sharding.make_mesh(run_config.sharding, topology.devices)
+    batch = typical_batch(run_config, model_config, mesh, workload)
+    traced = trace_step(run_config, model_config, mesh, batch)
     A, R, T = batch.arrays["tokens"].shape
-    plan = roofline.machine(where, mesh) | {
+    plan = roofline.device_summary(topology, mesh) | {
         "rows": f"{A} x {R} x {T}",
         "micro_batches": batch.num_micro,
         "real_token_share": batch.num_tokens / batch.num_computed,
-        "parameters": params.count(shape),
-        "optimizer": optimizers.describe(config.optimizer),
+        "parameters": params.count(model_config),
+        "optimizer": optimizers.describe(run_config.optimizer),
     }
-    plan |= roofline.measure(traced, where, mesh, loop_trips(config, mesh, batch), mesh.size)
+    trips = loop_trips(run_config, mesh, batch)
+    plan |= roofline.measure(traced, topology, mesh, trips, mesh.size)
     if "needed_bytes" not in plan:
         return plan
     step = plan["step_seconds"]
-    model = metrics.train_flops(shape, batch.num_tokens, batch.num_pairs, batch.num_targets)
-    steps = work.num_examples // config.train.batch_size * config.train.epochs
+    model_flops = metrics.train_flops(
+        model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
+    )
+    steps = workload.num_examples // run_config.train.batch_size * run_config.train.epochs
     return (
         plan
         | {
-            "model_flops": model,
-            "mfu_ceiling": model / (step * mesh.size * where.flops),
+            "model_flops": model_flops,
+            "mfu_ceiling": model_flops / (step * mesh.size * topology.flops),
             "tokens_per_second": batch.num_tokens / step,
             "steps": steps,
         }
-        | roofline.bill(where, steps * step, price)
+        | roofline.run_cost(topology, steps * step, price)
     )

@@ -28,8 +28,11 @@ Batch = dict[str, jax.Array]
 StepReport = dict[str, jax.Array]
 """{"loss", "grad_norm", "stop"}: float32 scalars that a training step returns."""
 
-TrainStep = Callable[[State, Batch, Any, jax.Array], tuple[State, StepReport]]
-EvalStep = Callable[[Params, Batch, Any], jax.Array]
+TrainStep = jax.stages.Wrapped
+"""(state, arrays, num_micro, stops) -> (state, report), jitted; state is donated."""
+
+EvalStep = jax.stages.Wrapped
+"""(params, arrays, num_micro) -> loss, jitted."""
 
 ACCUMULATE = "accumulate"
 """Name of the loop over micro-batches in compiled programs; `plan` looks for it."""
@@ -91,9 +94,7 @@ def make_steps(
 ) -> tuple[TrainStep, EvalStep]:
     """The two compiled programs of a run.
 
-    train_step(state, arrays, num_micro, stops) -> state, {"loss", "grad_norm", "stop"}
-      state is donated; stops [devices] are the flags of `sharding.put_flag`, stop is their maximum
-    eval_step(params, arrays, num_micro) -> loss
+    `stops` [devices] are the flags of `sharding.put_flag`; "stop" of the report is their maximum.
     """
 
     def loss_of(params, micro, sums=None):

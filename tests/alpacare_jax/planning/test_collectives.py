@@ -124,5 +124,5 @@ def test_what_goes_between_slices_is_counted_apart(name, kind, share):
 
 
 def test_an_unknown_kind_between_slices_is_an_error():
-    with pytest.raises(ValueError, match="what 'NEW' sends between slices is not known"):
+    with pytest.raises(ValueError, match="unknown transfer between slices: 'NEW'"):
         collectives.find(one_slice("NEW"), MESH, slices=2)

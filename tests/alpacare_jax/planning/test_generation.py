@@ -14,7 +14,7 @@ from tests.alpacare_jax.planning.test_training import TINY, of_variant, tiny_con
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-WORK = generation.Workload(prompts=20, prompt_tokens=100, new_tokens=28, slots=8)
+WORK = generation.GenerationWorkload(prompts=20, prompt_tokens=100, new_tokens=28, slots=8)
 CACHE_LENGTH = 128  # 100 + 28, whole buckets
 
 
@@ -25,7 +25,7 @@ def on_mesh(data: int, fsdp: int, tensor: int) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def where() -> topologies.Topology:
+def topology() -> topologies.Topology:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "peak_flops", lambda: (1e10, "table"))
         here = topologies.describe("local")
@@ -33,8 +33,8 @@ def where() -> topologies.Topology:
 
 
 @pytest.fixture(scope="module")
-def plan(where):
-    return generation.make_plan(on_mesh(4, 1, 2), where, WORK, price=2.0)
+def plan(topology):
+    return generation.make_plan(on_mesh(4, 1, 2), topology, WORK, price=2.0)
 
 
 def test_memory_is_weights_cache_and_what_is_worked_with(plan):
@@ -93,19 +93,19 @@ def test_time_and_cost_follow_from_both_programs(plan):
 
 
 def test_the_table_says_it_all(plan):
-    text = table.of_generation(plan)
+    text = table.generation_table(plan)
     for part in (
         "mesh                  data 4, tensor 2",
         "8 slots; prompts of 100 tokens, answers of 28",
         "fits                  yes",
-        "weights",
+        "parameters",
         "KV cache",
         "A DECODE STEP",
         "A PREFILL",
         "HBM traffic",
         "over tensor (2 devices)",
         "bound by",
-        "time a token",
+        "time per token",
         "tokens/s",
         "20 prompts, ",
         "cost",
@@ -113,23 +113,25 @@ def test_the_table_says_it_all(plan):
         assert part in text, part
 
 
-def test_what_does_not_fit(where):
-    small = dataclasses.replace(where, hbm_bytes=1000.0)
+def test_what_does_not_fit(topology):
+    small = dataclasses.replace(topology, hbm_bytes=1000.0)
     found = generation.make_plan(on_mesh(-1, 1, 2), small, WORK, None)
     assert not found["fits"] and "cost" not in found
-    assert "fits                  NO" in table.of_generation(found)
+    assert "fits                  NO" in table.generation_table(found)
 
 
-def test_more_slots_need_more_cache_and_no_more_weights(where, plan):
-    more = generation.make_plan(on_mesh(4, 1, 2), where, dataclasses.replace(WORK, slots=16), None)
+def test_more_slots_need_more_cache_and_no_more_weights(topology, plan):
+    more = generation.make_plan(
+        on_mesh(4, 1, 2), topology, dataclasses.replace(WORK, slots=16), None
+    )
     assert more["weight_bytes"] == plan["weight_bytes"]
     assert more["cache_bytes"] == pytest.approx(2 * plan["cache_bytes"], rel=0.05)
 
 
-def test_nothing_is_allocated(where):
+def test_nothing_is_allocated(topology):
     before = {id(array) for array in jax.live_arrays()}
     config = of_variant("llama3.2-1b", **{"sharding.fsdp": 1, "sharding.tensor": 8})
-    generation.make_plan(config, where, WORK, None)
+    generation.make_plan(config, topology, WORK, None)
     assert not [a for a in jax.live_arrays() if id(a) not in before and a.nbytes > 10**6]
 
 
@@ -146,8 +148,8 @@ def test_it_must_be_possible():
 def test_a_tpu_slice():
     pytest.importorskip("libtpu", reason="needs libtpu: the extra [tpu]")
     config = of_variant("llama-7b", **{"sharding.fsdp": 1, "sharding.tensor": 16})
-    work = generation.Workload(1000, 256, 512, slots=16)
-    found = generation.make_plan(config, topologies.describe("v5e-16"), work, None)
+    workload = generation.GenerationWorkload(1000, 256, 512, slots=16)
+    found = generation.make_plan(config, topologies.describe("v5e-16"), workload, None)
     assert found["fits"] and found["decode"]["bound"] == "memory"
     cache = 2 * 32 * 16 * 1024 * 32 * 128 * 2 / 16
     assert found["cache_bytes"] == pytest.approx(cache, rel=0.01)

@@ -84,23 +84,23 @@ def moved(num_bytes: float, between_slices: bool) -> dict:
 
 
 def test_each_resource_has_its_least_time():
-    where = topologies.Topology("2xours", [], 8, 1e12, 1e9, 1e11, 1e10, slices=2, dcn_rate=1e9)
+    topology = topologies.Topology("2xours", [], 8, 1e12, 1e9, 1e11, 1e10, slices=2, dcn_rate=1e9)
     needs = {
         "hardware_flops": 8e12,
         "hbm_traffic_bytes": 2e11,
         "host_bytes": 0,
         "collectives": [moved(1e10, False), moved(2e10, False), moved(3.5e9, True)],
     }
-    found = roofline.least_seconds(needs, where, 8)
+    found = roofline.least_seconds(needs, topology, 8)
     seconds = {"compute": 1.0, "memory": 2.0, "network": 3.0, "between slices": 3.5}
     assert found["seconds"] == seconds
     assert found["bound"] == "between slices" and found["step_seconds"] == 3.5
-    assert roofline.least_seconds(needs, where, 1)["bound"] == "compute", "nobody shares"
-    alone = dataclasses.replace(where, slices=1)
+    assert roofline.least_seconds(needs, topology, 1)["bound"] == "compute", "nobody shares"
+    alone = dataclasses.replace(topology, slices=1)
     assert roofline.least_seconds(needs, alone, 8)["bound"] == "network"
 
 
 def test_the_bill_is_by_chips():
-    where = topologies.Topology("ours", [], 8, 1.0, 1.0, 1.0, 1.0)
-    assert roofline.bill(where, 7200.0, 1.5) == {"hours": 2.0, "cost": 2 * 8 * 1.5}
-    assert roofline.bill(where, 7200.0, None) == {"hours": 2.0}
+    topology = topologies.Topology("ours", [], 8, 1.0, 1.0, 1.0, 1.0)
+    assert roofline.run_cost(topology, 7200.0, 1.5) == {"hours": 2.0, "cost": 2 * 8 * 1.5}
+    assert roofline.run_cost(topology, 7200.0, None) == {"hours": 2.0}

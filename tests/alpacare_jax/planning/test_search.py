@@ -12,7 +12,7 @@ from alpacare_jax.planning import generation, topologies, training
 from alpacare_jax.planning import search as plan_search
 from tests.alpacare_jax.planning.test_training import WORK, tiny_config
 
-WHERE = topologies.Topology("ours", jax.devices(), 8, 1e10, 1e9, 1e9, 1e9)
+TOPOLOGY = topologies.Topology("ours", jax.devices(), 8, 1e10, 1e9, 1e9, 1e9)
 
 
 def planned(speed: float, size: float, **more) -> dict:
@@ -30,7 +30,7 @@ def config():
 def search(config, room: float, monkeypatch) -> list[dict]:
     """Ranked plans of made-up programs, of `room` for a program of a tensor axis of 1."""
 
-    def plan(config, where, work, price):
+    def plan(config, topology, workload, price):
         found = config.optimizer
         size = config.train.microbatch_tokens * (3 if config.model.remat == "dots" else 1)
         size += {"adamw": 8000, "adafactor": 0}[found.name]
@@ -38,8 +38,8 @@ def search(config, room: float, monkeypatch) -> list[dict]:
         return planned(size, size * 20_000 / room * config.sharding.tensor, mfu_ceiling=0.5)
 
     monkeypatch.setattr(training, "make_plan", plan)
-    work = dataclasses.replace(WORK, example_tokens=512)
-    return plan_search.rank(plan_search.training(config, WHERE, work, None))
+    workload = dataclasses.replace(WORK, example_tokens=512)
+    return plan_search.rank(plan_search.training_plans(config, TOPOLOGY, workload, None))
 
 
 def test_meshes_remat_micro_batches_and_optimizers_of_training(config, monkeypatch, capsys):
@@ -66,8 +66,8 @@ def test_meshes_remat_micro_batches_and_optimizers_of_training(config, monkeypat
 @pytest.mark.parametrize("room", [1, 3_000, 6_000, 9_000, 12_000, 15_000, 20_000, 100_000])
 def test_programs_are_as_few_as_said(config, room, monkeypatch, capsys):
     ranked = search(config, room, monkeypatch)
-    said = re.search(r"at most (\d+) programs", capsys.readouterr().err)
-    assert 0 < len(ranked) <= int(said[1]) == 2 * (6 + 2 * 4)
+    limit = re.search(r"at most (\d+) programs", capsys.readouterr().err)
+    assert 0 < len(ranked) <= int(limit[1]) == 2 * (6 + 2 * 4)
     shapes = [[p["changes"][k] for k in ("tensor", "remat", "microbatch_tokens")] for p in ranked]
     fitting = [shape for shape, p in zip(shapes, ranked, strict=True) if p["fits"]]
     assert len(fitting) == len({tuple(shape) for shape in fitting}), "one optimizer is enough"
@@ -79,43 +79,43 @@ def test_programs_are_as_few_as_said(config, room, monkeypatch, capsys):
 
 
 def test_what_cannot_fit_is_not_compiled(config, monkeypatch, capsys):
-    mesh = sharding.make_mesh(config.sharding, WHERE.devices)
+    mesh = sharding.make_mesh(config.sharding, TOPOLOGY.devices)
     least = training.least_bytes(config, VARIANTS["tiny"], mesh)
-    where = dataclasses.replace(WHERE, hbm_bytes=least - 1)
+    topology = dataclasses.replace(TOPOLOGY, hbm_bytes=least - 1)
     monkeypatch.setattr(training, "make_plan", lambda *a: planned(1.0, 1.0, mfu_ceiling=0.5))
-    ranked = plan_search.rank(plan_search.training(config, where, WORK, None))
+    ranked = plan_search.rank(plan_search.training_plans(config, topology, WORK, None))
     of_one = [p["changes"] for p in ranked if p["changes"]["tensor"] == 1]
     assert {changes["first_moment"] for changes in of_one} == {"bfloat16"}
-    told = "tensor 1, adamw, first moment in float32, moments in device memory: does not fit"
-    assert told in capsys.readouterr().err
-    where = dataclasses.replace(WHERE, hbm_bytes=100)
-    assert plan_search.rank(plan_search.training(config, where, WORK, None)) == []
+    line = "tensor 1, adamw, first moment in float32, moments in device memory: does not fit"
+    assert line in capsys.readouterr().err
+    topology = dataclasses.replace(TOPOLOGY, hbm_bytes=100)
+    assert plan_search.rank(plan_search.training_plans(config, topology, WORK, None)) == []
 
 
 def test_what_plans_alike_is_planned_once(monkeypatch):
     monkeypatch.setattr(training, "make_plan", lambda *a: planned(1.0, 1.0, mfu_ceiling=0.5))
-    ranked = plan_search.rank(plan_search.training(tiny_config(), WHERE, WORK, None))
+    ranked = plan_search.rank(plan_search.training_plans(tiny_config(), TOPOLOGY, WORK, None))
     assert {found["changes"]["microbatch_tokens"] for found in ranked} == {2048}
 
 
 def test_meshes_and_slots_of_generation(monkeypatch, capsys):
-    def plan(config, where, work, price):
+    def plan(config, topology, workload, price):
         assert config.sharding.fsdp == 1 and price == 3.0
         if config.sharding.tensor == 8:
             raise ValueError("heads do not divide")
         step = {"step_seconds": 0.01, "bound": "memory"}
-        return planned(work.slots * config.sharding.tensor, 100 * work.slots, decode=step)
+        return planned(workload.slots * config.sharding.tensor, 100 * workload.slots, decode=step)
 
     monkeypatch.setattr(generation, "make_plan", plan)
-    work = generation.Workload(100, 10, 20, slots=16)
-    ranked = plan_search.rank(plan_search.generation(tiny_config(), WHERE, work, 3.0))
+    workload = generation.GenerationWorkload(100, 10, 20, slots=16)
+    ranked = plan_search.rank(plan_search.generation_plans(tiny_config(), TOPOLOGY, workload, 3.0))
     assert [found["changes"] for found in ranked if found["fits"]] == [
         {"tensor": tensor, "slots": slots} for tensor, slots in ((4, 64), (2, 64))
     ] + [{"tensor": 1, "slots": 64}, {"tensor": 4, "slots": 16}] + [
         {"tensor": tensor, "slots": 16} for tensor in (2, 1)
     ]
     assert "heads do not divide" in capsys.readouterr().err
-    assert plan_search.summary(ranked[0]).startswith("256 tokens/s | 0.0100 s a step")
+    assert plan_search.summary(ranked[0]).startswith("256 tokens/s | 0.0100 s per step")
 
 
 def test_other_errors_are_not_passed_over():

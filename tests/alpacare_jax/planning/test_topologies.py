@@ -13,7 +13,7 @@ from alpacare_jax.training import metrics
         ("v5e-7", "no slice v5e-7; choose from v5e-1, v5e-4"),
         ("v4-4", "no slice v4-4; choose from v4-8"),
         ("v5e", "unknown topology"),
-        ("h200-3", "no host h200-3 here; choose from h200-1, h200-2"),
+        ("h200-3", "no host h200-3; choose from h200-1, h200-2"),
     ],
 )
 def test_slices_that_do_not_exist(name, message):

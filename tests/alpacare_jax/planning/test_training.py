@@ -10,7 +10,7 @@ import pytest
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS
-from alpacare_jax.planning import roofline, table, topologies, training
+from alpacare_jax.planning import hlo, roofline, table, topologies, training
 from alpacare_jax.training import metrics
 from alpacare_jax.training.config import RunConfig
 from common import sections
@@ -19,7 +19,7 @@ from tests.support.training import run_config
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
-WORK = training.Workload(num_examples=100, example_tokens=60, answer_share=0.5)
+WORK = training.TrainingWorkload(num_examples=100, example_tokens=60, answer_share=0.5)
 TINY = VARIANTS["tiny"]
 
 
@@ -50,7 +50,7 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
     mesh = sharding.make_mesh(config.sharding)
     assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     before = {id(array) for array in jax.live_arrays()}
-    batch = training.typical_batch(config, shape, mesh, training.Workload(52_002, 200, 0.5))
+    batch = training.typical_batch(config, shape, mesh, training.TrainingWorkload(52_002, 200, 0.5))
     compiled = training.trace_step(config, shape, mesh, batch).lower().compile()
     assert not [a for a in jax.live_arrays() if id(a) not in before and a.nbytes > 10**6]
     state = 3 * 4 * params.count(shape)  # weights and two moments in float32
@@ -64,9 +64,9 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
 def local_plan():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "peak_flops", lambda: (1e10, "table"))
-        where = topologies.describe("local")
+        topology = topologies.describe("local")
     config = tiny_config(train__batch_size=32)
-    return training.make_plan(config, where, WORK, price=2.0), where
+    return training.make_plan(config, topology, WORK, price=2.0), topology
 
 
 def test_a_plan_for_the_devices_that_are_there(local_plan):
@@ -84,7 +84,7 @@ def test_a_plan_for_the_devices_that_are_there(local_plan):
 
 
 def test_the_table_says_it_all(local_plan):
-    text = table.of_training(local_plan[0])
+    text = table.training_table(local_plan[0])
     for part in (
         "fits",
         "headroom",
@@ -111,7 +111,7 @@ def test_adafactor_leaves_little_beside_the_weights(local_plan):
     moments = 2 * 4 * params.count(TINY) / 8
     saved = local_plan[0]["argument_bytes"] - small["argument_bytes"]
     assert 0.9 * moments < saved < moments
-    assert "optimizer             adafactor" in table.of_training(small)
+    assert "optimizer             adafactor" in table.training_table(small)
 
 
 @pytest.mark.parametrize(
@@ -134,27 +134,42 @@ def test_what_a_device_needs_at_least(local_plan, changes, of_a_weight):
 
 def test_what_the_host_holds_is_told_and_takes_its_time(local_plan):
     """Numbers as a TPU's compiler gives them; a CPU is its own host and counts nothing apart."""
-    plain, where = local_plan
+    plain, topology = local_plan
     assert plain["host_bytes"] == 0 and "host" not in plain["seconds"]
     sizes = ("argument", "output", "alias", "temp", "generated_code")
     sizes = dict.fromkeys([f"{name}_size_in_bytes" for name in sizes], 100)
     sizes |= {"host_argument_size_in_bytes": 5 * 10**9, "host_temp_size_in_bytes": 10**9}
-    found = roofline.memory(types.SimpleNamespace(**sizes), where.hbm_bytes)
+    found = roofline.memory_needs(types.SimpleNamespace(**sizes), topology.hbm_bytes)
     assert (found["needed_bytes"], found["host_bytes"]) == (300, 6 * 10**9)
-    where = dataclasses.replace(where, host_rate=1e6)
+    topology = dataclasses.replace(topology, host_rate=1e6)
     hosted = plain | found
-    hosted |= roofline.least_seconds(hosted, where, sharing=8)
+    hosted |= roofline.least_seconds(hosted, topology, num_sharing=8)
     assert (hosted["bound"], hosted["seconds"]["host"]) == ("host", 6000)
-    assert "host memory           5.59 GiB a device" in table.of_training(hosted)
-    assert "host time           6000.000 s" in table.of_training(hosted)
+    assert "host memory           5.59 GiB per device" in table.training_table(hosted)
+    assert "host time           6000.000 s" in table.training_table(hosted)
 
 
 def test_what_does_not_fit(local_plan):
-    where = dataclasses.replace(local_plan[1], hbm_bytes=1000.0)
-    found = training.make_plan(tiny_config(), where, WORK, price=None)
+    topology = dataclasses.replace(local_plan[1], hbm_bytes=1000.0)
+    found = training.make_plan(tiny_config(), topology, WORK, price=None)
     assert not found["fits"]
-    assert "fits                  NO" in table.of_training(found)
+    assert "fits                  NO" in table.training_table(found)
     assert "cost" not in found
+
+
+def test_programs_that_cannot_be_parsed_leave_memory_and_flops(local_plan, monkeypatch, capsys):
+    def parse(text, trips):
+        raise ValueError("unknown trip count of the loop 'x'")
+
+    monkeypatch.setattr(hlo, "parse", parse)
+    config = tiny_config(train__batch_size=32)
+    found = training.make_plan(config, local_plan[1], WORK, price=2.0)
+    same = ("needed_bytes", "hardware_flops", "model_flops", "mfu_ceiling", "cost", "fits")
+    assert {key: found[key] for key in same} == {key: local_plan[0][key] for key in same}
+    assert found["seconds"].keys() == {"compute"} and found["collectives"] == []
+    line = "the compiled program could not be parsed (unknown trip count of the loop 'x')"
+    assert line in capsys.readouterr().err
+    assert "traffic               unknown: unknown trip count" in table.training_table(found)
 
 
 # With the TPU's own compiler, where libtpu is installed.
@@ -169,19 +184,19 @@ def test_the_recipes_fit_where_their_config_says(size, slice_or_host):
     """Ten programs, a minute or two each; TPUs and GPUs have a compiler each."""
     compiler = "jax_cuda13_plugin" if slice_or_host.startswith("h") else "libtpu"
     pytest.importorskip(compiler, reason="needs the extra [tpu], or [gpu] for GPUs")
-    where = topologies.describe(slice_or_host)
+    topology = topologies.describe(slice_or_host)
     config = of_variant(f"llama-{size}", **alpacare.PLANNED[size][slice_or_host])
-    work = training.Workload(52_002, 300, 0.6)
-    found = training.make_plan(config, where, work, None)
+    workload = training.TrainingWorkload(52_002, 300, 0.6)
+    found = training.make_plan(config, topology, workload, None)
     assert found["fits"] and found["mfu_ceiling"] > 0.4
 
 
 @pytest.mark.slow
 def test_a_tpu_slice():
     pytest.importorskip("libtpu", reason="needs libtpu: the extra [tpu]")
-    where = topologies.describe("v5e-16")
+    topology = topologies.describe("v5e-16")
     config = of_variant("llama3.2-1b")
-    found = training.make_plan(config, where, training.Workload(52_002, 300, 0.6), None)
+    found = training.make_plan(config, topology, training.TrainingWorkload(52_002, 300, 0.6), None)
     assert found["fits"] and found["mfu_ceiling"] > 0.5
     assert found["collectives"][0]["axes"] == "fsdp"
 
@@ -189,10 +204,10 @@ def test_a_tpu_slice():
 @pytest.mark.slow
 def test_two_tpu_slices_send_gradients_over_the_data_centre_network():
     pytest.importorskip("libtpu", reason="needs libtpu: the extra [tpu]")
-    where = topologies.describe("2xv5e-4")
-    assert (where.slices, where.chips, where.dcn_rate) == (2, 8, 3.125e9)
+    topology = topologies.describe("2xv5e-4")
+    assert (topology.slices, topology.chips, topology.dcn_rate) == (2, 8, 3.125e9)
     config = of_variant("llama3.2-1b", **{"sharding.data": 2, "train.microbatch_tokens": 8192})
-    found = training.make_plan(config, where, training.Workload(52_002, 300, 0.6), None)
+    found = training.make_plan(config, topology, training.TrainingWorkload(52_002, 300, 0.6), None)
     between = [c for c in found["collectives"] if c["between_slices"]]
     sent = sum(c["num_bytes"] for c in between)
     assert {c["axes"] for c in between} == {"data"} and {c["group"] for c in between} == {2}
@@ -200,7 +215,7 @@ def test_two_tpu_slices_send_gradients_over_the_data_centre_network():
     # Each chip's quarter of the gradients, in bfloat16 or float32, once a micro-batch.
     quarter = found["micro_batches"] * found["parameters"] / 4
     assert 2 * quarter < sent < 4.5 * quarter
-    assert "over data (DCN, between slices)" in table.of_training(found)
+    assert "over data (DCN, between slices)" in table.training_table(found)
 
 
 # With XLA's compiler for GPUs, where JAX's CUDA packages are installed.
@@ -209,13 +224,13 @@ def test_two_tpu_slices_send_gradients_over_the_data_centre_network():
 @pytest.mark.slow
 def test_7b_on_one_gpu():
     pytest.importorskip("jax_cuda13_plugin", reason="needs JAX's CUDA packages: the extra [gpu]")
-    where = topologies.describe("h200-1")
-    work = training.Workload(52_002, 300, 0.6)
-    found = training.make_plan(of_variant("llama-7b"), where, work, None)
+    topology = topologies.describe("h200-1")
+    workload = training.TrainingWorkload(52_002, 300, 0.6)
+    found = training.make_plan(of_variant("llama-7b"), topology, workload, None)
     assert found["fits"] and found["mfu_ceiling"] > 0.5
     state = 12 * found["parameters"]  # float32 weights and moments
     assert state < found["argument_bytes"] < 1.01 * state
     xla = training.make_plan(
-        of_variant("llama-7b", **{"model.attention": "xla"}), where, work, None
+        of_variant("llama-7b", **{"model.attention": "xla"}), topology, workload, None
     )
     assert found["hardware_flops"] == pytest.approx(xla["hardware_flops"], rel=0.02)
