@@ -1,20 +1,18 @@
-"""Drops near-duplicates: records whose text has a ROUGE-L F above a threshold with another's.
+"""Drops near-duplicates: records whose ROUGE-L F with another record exceeds a threshold.
 
     python -m datagen.dedup --input=tasks.jsonl --output=kept.jsonl \\
         [--against=seeds.jsonl,test.jsonl] [--threshold=0.7] [--mode=greedy|drop_both] \\
         [--tokenizer=rouge|unicode] [--fields=instruction|instruction_input]
 
-A record goes if it is near to one of an --against file (seeds, or test sets: decontamination). Of
+Records near to one of an --against file (seeds, or test sets for decontamination) are dropped. Of
 the others, `greedy` drops what is near to a record kept before it, as self-instruct and Alpaca do;
-`drop_both` drops both of every near pair, as AlpaCare's filter does.
+`drop_both` drops both records of every near pair, as AlpaCare's filter does.
 
-OUTPUT holds the records that stay, OUTPUT.dropped.jsonl the others, both in the order of the input;
-a dropped one says in `nearest` what it was too near to: file, id, text and score.
+OUTPUT holds the kept records, OUTPUT.dropped.jsonl the others, both in the order of the input. A
+dropped record has a field `nearest`: file, id and text of its nearest neighbour, and the score.
 """
 
 import collections
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,21 +21,20 @@ from absl import flags
 
 from common import cli, jsonl, provenance
 from common.jsonl import Record
-from common.records import read_records
+from common.messages import StatusLine, log, suggestion
+from common.records import join_text, read_records
 from common.rouge import TOKENIZERS
+from common.sections import UsageError
 from datagen.near_duplicates import NearDuplicates
 
 MODES = ("greedy", "drop_both")
-FIELDS = {"instruction": ("instruction",), "instruction_input": ("instruction", "input")}
-"""--fields -> the fields that are compared, as one text."""
-
-SECONDS_BETWEEN_PROGRESS = 5.0
+COMPARED_FIELDS = ("instruction", "instruction_input")
 
 
 class Nearest(NamedTuple):
-    """The text for which another one goes."""
+    """The neighbour for which a text is dropped."""
 
-    outside: bool  # of the --against texts, not of the input
+    outside: bool  # one of the --against texts, not of the input
     position: int
     score: float
 
@@ -50,16 +47,16 @@ def nearest_neighbours(
     mode: str = "greedy",
     tokenizer: str = "rouge",
 ) -> list[Nearest | None]:
-    """For each text, for which other it goes; None: it stays.
+    """For each text the neighbour for which it is dropped; None if it is kept.
 
-    A text near to one of `outside` goes for the nearest of them, even if another of `texts` is
-    nearer. Among equally near ones the first counts.
+    A text near to one of `outside` is dropped for the nearest of those, even if another of `texts`
+    is nearer. Among equally near neighbours the first counts.
 
     Raises:
-      ValueError: the threshold does not lie between 0 and 1; no such mode or tokenizer.
+      ValueError: the threshold is not between 0 and 1, or mode or tokenizer is unknown.
     """
     if mode not in MODES:
-        raise ValueError(f"no mode {mode!r}; choose one of {', '.join(MODES)}")
+        raise ValueError(f"unknown mode {mode!r}; {suggestion(mode, MODES)}")
     references = NearDuplicates(threshold, tokenizer)
     references.learn(outside)
     for position, text in enumerate(outside):
@@ -67,7 +64,7 @@ def nearest_neighbours(
     pool = NearDuplicates(threshold, tokenizer)
     pool.learn(texts)
     nearest: list[Nearest | None] = [None] * len(texts)
-    shown = time.monotonic()
+    status = StatusLine()
     for position, text in enumerate(texts):
         if outside and (match := references.nearest(text)):
             nearest[position] = Nearest(True, match.id, match.score)
@@ -78,16 +75,16 @@ def nearest_neighbours(
                 nearest[position] = Nearest(False, match.id, match.score)
             else:
                 pool.add(text, position)
-        if time.monotonic() - shown > SECONDS_BETWEEN_PROGRESS:
-            shown = time.monotonic()
-            print(f"{position + 1:,}/{len(texts):,} texts compared", file=sys.stderr)
+        if status.due():
+            status.show(f"{position + 1:,}/{len(texts):,} texts compared")
+    status.close()
     return nearest
 
 
 def _drop_both(
     pool: NearDuplicates, text: str, position: int, nearest: list[Nearest | None]
 ) -> None:
-    """Notes every pair of this text and one before it, on both sides."""
+    """Records every near pair of this text and an earlier one, for both of its texts."""
     for match in pool.matches(text):
         for one, other in ((position, match.id), (match.id, position)):
             best = nearest[one]
@@ -97,48 +94,28 @@ def _drop_both(
 
 
 def compared_text(record: Record, fields: str) -> str:
-    return "\n\n".join(filter(None, (record[field] for field in FIELDS[fields])))
+    """The text that is compared; `fields` is one of COMPARED_FIELDS."""
+    given = record["input"] if fields == "instruction_input" else ""
+    return join_text(record["instruction"], given)
 
 
 def dropped_path(output: Path) -> Path:
+    """The file of the dropped records."""
     return output.with_name(output.name + ".dropped.jsonl")
 
 
-def require_own_files(output: Path, sources: Sequence[Path]) -> None:
-    """Raises ValueError where what is written would replace what is read, or is no .jsonl."""
+def require_separate_files(output: Path, sources: Sequence[Path]) -> None:
+    """Checks the name of the output and that no source would be overwritten.
+
+    Raises:
+      UsageError: the output does not end in .jsonl, or is a source.
+    """
     if output.suffix != ".jsonl":
-        raise ValueError(f"--output {output} must end in .jsonl")
+        raise UsageError(f"--output {output} must end in .jsonl")
     written = {path.resolve() for path in (output, dropped_path(output))}
     for source in sources:
         if source.resolve() in written:
-            raise ValueError(f"{source} would be overwritten; choose another --output")
-
-
-def split(
-    records: Sequence[Record],
-    nearest: Sequence[Nearest | None],
-    places: tuple[Sequence[tuple[Path, Record]], Sequence[tuple[Path, Record]]],
-    fields: str,
-) -> tuple[list[Record], list[Record]]:
-    """(kept, dropped), the dropped ones with their `nearest`.
-
-    Args:
-      places: file and record of every input text and of every outside one.
-    """
-    kept, dropped = [], []
-    for record, neighbour in zip(records, nearest, strict=True):
-        if neighbour is None:
-            kept.append(record)
-            continue
-        file, other = places[neighbour.outside][neighbour.position]
-        found = {
-            "file": str(file),
-            "id": other["id"],
-            "text": compared_text(other, fields),
-            "score": neighbour.score,
-        }
-        dropped.append(record | {"nearest": found})
-    return kept, dropped
+            raise UsageError(f"{source} would be overwritten; choose another --output")
 
 
 def run(
@@ -151,10 +128,12 @@ def run(
     tokenizer: str,
     fields: str,
 ) -> None:
-    """Filters `input_path`; see the flags for the arguments."""
-    require_own_files(output, [input_path, *against])
+    """Filters `input_path`; the arguments are the flags'."""
+    require_separate_files(output, [input_path, *against])
     if input_path.resolve() in {path.resolve() for path in against}:
-        raise ValueError(f"--against names the input {input_path}, which would drop every record")
+        raise UsageError(
+            f"--against contains the input {input_path}; every record would be dropped"
+        )
     records = read_records(input_path)
     outside = [(path, record) for path in against for record in read_records(path)]
     settings = {
@@ -166,7 +145,7 @@ def run(
         "fields": fields,
     }
     if provenance.is_finished(output, settings):
-        print(f"{output} is finished", file=sys.stderr)
+        log(f"{output} is complete; nothing to do")
         return
     description = provenance.describe(config=settings)
     texts = [compared_text(record, fields) for record in records]
@@ -177,8 +156,20 @@ def run(
         mode=mode,
         tokenizer=tokenizer,
     )
-    places = [(input_path, record) for record in records], outside
-    kept, dropped = split(records, nearest, places, fields)
+    kept, dropped = [], []
+    for record, neighbour in zip(records, nearest, strict=True):
+        if neighbour is None:
+            kept.append(record)
+            continue
+        inside = (input_path, records[neighbour.position])
+        file, other = outside[neighbour.position] if neighbour.outside else inside
+        found = {
+            "file": str(file),
+            "id": other["id"],
+            "text": compared_text(other, fields),
+            "score": neighbour.score,
+        }
+        dropped.append(record | {"nearest": found})
     files = collections.Counter(record["nearest"]["file"] for record in dropped)
     counts = {
         "read": len(records),
@@ -191,47 +182,47 @@ def run(
     jsonl.write(dropped_path(output), dropped)
     ended = {"counts": counts, "end": provenance.now()}
     provenance.write_json(provenance.run_json(output), description | ended)
-    jsonl.write(output, kept)  # last: where it is, all three are
-    print(report(counts, tokenizer), file=sys.stderr)
+    jsonl.write(output, kept)  # last: once it exists, all three files do
+    log(summary(counts, tokenizer))
 
 
-def report(counts: Record, tokenizer: str) -> str:
-    """The counts as lines for a person."""
+def summary(counts: Record, tokenizer: str) -> str:
+    """The counts of a run as lines for a person."""
     lines = [
         f"{counts['read']:,} records read, {counts['kept']:,} kept",
         f"{counts['near_duplicates']:,} dropped as near-duplicates of other records",
         *(f"{number:,} dropped against {path}" for path, number in counts["against"].items()),
     ]
     if counts["without_tokens"]:
-        remedy = "" if tokenizer == "unicode" else "; --tokenizer=unicode reads every script"
-        lines.append(
-            f"{counts['without_tokens']:,} texts without any token, near to nothing{remedy}"
-        )
+        remedy = "" if tokenizer == "unicode" else "; use --tokenizer=unicode for other scripts"
+        lines.append(f"{counts['without_tokens']:,} texts without tokens, never dropped{remedy}")
     return "\n".join(lines)
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("input", None, "Records: .jsonl or .json, .gz or not.")
-    flags.DEFINE_string("output", None, "Records that stay: .jsonl.")
-    flags.DEFINE_list("against", [], "Files of records that the input must not be near to.")
-    flags.DEFINE_float("threshold", 0.7, "Texts with F above it are near-duplicates.")
-    flags.DEFINE_enum("mode", "greedy", MODES, "Drop the later of a near pair, or both.")
+    """Defines the flags of this command."""
+    flags.DEFINE_string("input", None, "Records: .jsonl or .json, optionally .gz.")
+    flags.DEFINE_string("output", None, "Kept records: .jsonl.")
+    flags.DEFINE_list("against", [], "Files of records that kept records must not be near.")
+    flags.DEFINE_float("threshold", 0.7, "Texts with ROUGE-L F above it are near-duplicates.")
+    flags.DEFINE_enum("mode", "greedy", MODES, "Whether to drop the later of a near pair, or both.")
     flags.DEFINE_enum(
-        "tokenizer", "rouge", TOKENIZERS, "rouge: a to z and digits only; unicode: any script."
+        "tokenizer", "rouge", TOKENIZERS, "rouge: a to z and digits; unicode: any script."
     )
     flags.DEFINE_enum(
         "fields",
         "instruction",
-        FIELDS,
-        "What is compared; sets with one instruction for all need instruction_input.",
+        COMPARED_FIELDS,
+        "Text to compare; sets that share one instruction require instruction_input.",
     )
     flags.mark_flags_as_required(["input", "output"])
     flags.register_validator(
-        "threshold", lambda value: 0 < value < 1, message="must lie between 0 and 1"
+        "threshold", lambda value: 0 < value < 1, message="must be between 0 and 1"
     )
 
 
 def main(argv: Sequence[str]) -> None:
+    """The command."""
     del argv
     FLAGS = flags.FLAGS
     run(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from common.prompt_file import Prompt
 from common.records import MAX_DIFFICULTY, Task
@@ -25,29 +26,31 @@ LAYOUTS = {
 """Layout of replies: `text` is the paper's and works with every model; `json` requires a model with
 structured outputs."""
 
-REPLY_SCHEMA = {
-    "type": "object",
-    "properties": {
+TASK_FIELDS = ("type", "topic", "view", "difficulty", "instruction", "input")
+"""The fields of a task in requests and replies, in order."""
+
+
+def _strict_object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+
+
+_LEVEL = {"type": "integer", "enum": [*range(1, MAX_DIFFICULTY + 1)]}
+
+REPLY_SCHEMA = _strict_object(
+    {
         "tasks": {
             "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "type": {"type": "string"},
-                    "topic": {"type": "string"},
-                    "view": {"type": "string"},
-                    "difficulty": {"type": "integer", "enum": [*range(1, MAX_DIFFICULTY + 1)]},
-                    "instruction": {"type": "string"},
-                    "input": {"type": "string"},
-                },
-                "required": ["type", "topic", "view", "difficulty", "instruction", "input"],
-                "additionalProperties": False,
-            },
+            "items": _strict_object(
+                {name: {"type": "string"} for name in TASK_FIELDS} | {"difficulty": _LEVEL}
+            ),
         }
-    },
-    "required": ["tasks"],
-    "additionalProperties": False,
-}
+    }
+)
 """JSON schema of a `json` reply, within what both providers' strict modes accept."""
 
 
@@ -88,15 +91,9 @@ class Teacher:
         return ChatRequest(system, user, self.prompt.version, schema=schema)
 
 
-def _fields(task: Task) -> dict[str, str | int | None]:
-    return {
-        "type": task.type,
-        "topic": task.topic,
-        "view": task.view,
-        "difficulty": task.difficulty,
-        "instruction": task.instruction,
-        "input": task.input or EMPTY_INPUT,
-    }
+def _fields(task: Task) -> dict[str, str | int]:
+    fields = {name: getattr(task, name) for name in TASK_FIELDS}
+    return fields | {"input": task.input or EMPTY_INPUT}
 
 
 def _as_text(tasks: Sequence[Task]) -> str:
