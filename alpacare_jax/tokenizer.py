@@ -1,4 +1,4 @@
-"""Shows what a model is trained on, token by token, with the loss mask in colour.
+"""Prints training examples token by token, with the loss mask in colour.
 
 python -m alpacare_jax.tokenizer --checkpoint=DIR --input=examples.jsonl --show=3
 """
@@ -21,9 +21,9 @@ DIM, GREEN = "\x1b[2m{}\x1b[0m", "\x1b[32m{}\x1b[0m"  # terminal colours
 
 
 def render(encoded: EncodedExample, tokenizer: Tokenizer, color: bool) -> str:
-    """Draws one record, a `|` between tokens.
+    """One record as text, with `|` between tokens.
 
-    With `color` the prompt is dim and tokens that carry loss are green; without, those stand in
+    With `color`, the prompt is dim and tokens that carry loss are green; otherwise those are in
     brackets: `<s>|Say| hi|:[Hi][</s>]`.
     """
     ids = [int(i) for i in encoded.ids]
@@ -35,33 +35,36 @@ def render(encoded: EncodedExample, tokenizer: Tokenizer, color: bool) -> str:
 
 
 def _cells(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yields printable text for each token; tokens that share one character come as one cell."""
-    waiting: list[int] = []
+    """Printable text of each token; tokens that share one character form one cell."""
+    pending: list[int] = []
     for token_id, following in zip_longest(ids, ids[1:]):
         if token_id in tokenizer.control_ids:
             yield tokenizer.piece(token_id)
             continue
-        waiting.append(token_id)
-        text = tokenizer.decode(waiting, continuation=True)
-        ends_here = following is None or following in tokenizer.control_ids
-        if ends_here or not text.endswith("\ufffd"):  # else these bytes end no character yet
-            shown = (c if c.isprintable() else "↵\n" if c == "\n" else ascii(c)[1:-1] for c in text)
-            yield "".join(shown) + (f"‹{len(waiting)}›" if len(waiting) > 1 else "")
-            waiting = []
+        pending.append(token_id)
+        text = tokenizer.decode(pending, continuation=True)
+        is_last = following is None or following in tokenizer.control_ids
+        if is_last or not text.endswith("\ufffd"):  # otherwise the character is incomplete
+            cell = (c if c.isprintable() else "↵\n" if c == "\n" else ascii(c)[1:-1] for c in text)
+            yield "".join(cell) + (f"‹{len(pending)}›" if len(pending) > 1 else "")
+            pending = []
 
 
 def define_flags() -> None:
-    """Defines this command's flags; at module level they would clash with other commands' own."""
+    """Defines this command's flags; at module level they would clash with other commands'."""
     flags.DEFINE_string("checkpoint", None, "Folder with the tokenizer files.", required=True)
     flags.DEFINE_string("input", None, "Examples, .jsonl or .json.", required=True)
-    flags.DEFINE_integer("show", 3, "Number of records to draw.", lower_bound=0)
+    flags.DEFINE_integer("show", 3, "Number of records to print.", lower_bound=0)
     flags.DEFINE_enum("template", "alpaca", sorted(TEMPLATES), "Prompt template.")
-    flags.DEFINE_integer("max_length", 1024, "Count records with more tokens.", lower_bound=1)
-    flags.DEFINE_enum("color", "auto", ["auto", "always", "never"], "Colour; auto: on a terminal.")
+    flags.DEFINE_integer("max_length", 1024, "Limit for counting long records.", lower_bound=1)
+    flags.DEFINE_enum(
+        "color", "auto", ["auto", "always", "never"], "Use colour; auto: on a terminal."
+    )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws the first records of a file, then counts the tokens of all of it."""
+    """Prints the first records of a file, then token counts of all."""
+    del argv
     args = flags.FLAGS
     paths.check(args.checkpoint, args.input)
     on_terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org

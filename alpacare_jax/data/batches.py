@@ -1,6 +1,6 @@
-"""From instruction records to packed batches: `batch(step)` is a pure function.
+"""From encoded examples to packed batches: `batch(step)` is a pure function.
 
-records -> token ids and loss mask -> shuffled steps -> rows packed exactly -> arrays
+encoded examples -> shuffled steps -> packed rows -> arrays
 """
 
 import dataclasses
@@ -15,30 +15,31 @@ from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.data.token_store import TokenStore
 from common.records import Example
 
-FITTED_STEPS, FITTED_EPOCHS = 64, 3
-"""Steps that shapes are chosen by, spread over the first epoch or, if it has fewer, over more."""
+SAMPLED_STEPS, SAMPLED_EPOCHS = 64, 3
+"""Shapes are chosen by a sample of steps, evenly spaced over the first epoch, or over several if it
+has fewer."""
 
-SPARE_MICRO = 1.25
-"""Arrays hold so many times the micro-batches that any of those steps needs. Tokens of 128 real
-examples deviate by 3 to 6 % from step to step, so no step of a run comes near."""
+MICRO_HEADROOM = 1.25
+"""Arrays have room for this multiple of the micro-batches that any step of the sample needs. The
+tokens of 128 real examples vary by 3 to 6 % from step to step, so no step should need it all."""
 
 
 def split_examples(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
     """(training, held-out) examples: a random `share`, rounded up, is held out."""
-    held = math.ceil(share * len(examples))
+    num_held_out = math.ceil(share * len(examples))
     order = _shuffled(len(examples), seed, epoch=-1)
-    chosen = set(order[:held].tolist())
+    held_out = set(order[:num_held_out].tolist())
     return (
-        [example for i, example in enumerate(examples) if i not in chosen],
-        [example for i, example in enumerate(examples) if i in chosen],
+        [example for i, example in enumerate(examples) if i not in held_out],
+        [example for i, example in enumerate(examples) if i in held_out],
     )
 
 
-@lru_cache(maxsize=4)  # 5 ms for 52,002 items, and every step of an epoch asks
+@lru_cache(maxsize=4)  # takes 5 ms for 52,002 items; every step of an epoch needs it
 def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A random order of n items that depends on (n, seed, epoch) alone; epoch -1 is the split's."""
+    """A random order of n items, a function of (n, seed, epoch) alone; epoch -1 is the split."""
     draws = np.random.Generator(np.random.Philox(key=[seed, epoch + 1])).random(n)
     order = np.argsort(draws, kind="stable")
     order.flags.writeable = False
@@ -47,7 +48,7 @@ def _shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The arrays of one optimiser step, [A, R, T]: A micro-batches of R rows of T tokens.
+    """The arrays of one optimizer step, [A, R, T]: A micro-batches of R rows of T tokens.
 
     One row that packs two examples, prompt lengths 2 and 1, ids [1, 10, 20, 2] and [1, 30, 2]:
 
@@ -57,36 +58,36 @@ class Step:
         segments  = [ 1,  1,  1,  1,  2,  2,  2,  0]
         positions = [ 0,  1,  2,  3,  0,  1,  2,  0]
 
-    Weights are divided by the number of targets of the whole step, so gradients of micro-batches
-    add up to the gradient of the mean over tokens, wherever the rows lie.
+    Weights are normalised by the number of targets of the whole step, so gradients of micro-batches
+    sum to the gradient of the mean over tokens, on any device layout.
     """
 
     arrays: dict[str, np.ndarray]
-    num_micro: int  # micro-batches that hold anything; the rest of A is padding
+    num_micro: int  # micro-batches that are not empty; the rest of A is padding
     num_tokens: int  # real tokens
-    num_computed: int  # tokens the device works on: num_micro * R * T
+    num_computed: int  # tokens computed, padding included: num_micro * R * T
     num_targets: int
-    num_pairs: int  # query-key pairs that attention needs: sum of n (n + 1) / 2
+    num_pairs: int  # query-key pairs of causal attention: sum of n (n + 1) / 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Batcher:
-    """Cuts encoded examples into optimiser steps.
+    """Divides encoded examples into optimizer steps.
 
-    Which examples a step holds depends on (examples, seed, batch_size, step) alone: the same on
-    any mesh, on any number of hosts and after any restart. How they are laid out in rows depends
-    on the device count too, which changes no result beyond rounding.
+    The examples of a step are a function of (examples, seed, batch_size, step) alone: the same on
+    any mesh, on any number of hosts and after any restart. Their layout in rows also depends on the
+    device count, which changes no result beyond rounding.
     """
 
     examples: Sequence[EncodedExample]
-    batch_size: int  # examples a step, over all devices
+    batch_size: int  # examples per step, over all devices
     seed: int
-    max_length: int  # no example is longer, in tokens
-    max_row_length: int  # rows are at most this long, or as long as the longest example
+    max_length: int  # of an example, in tokens
+    max_row_length: int  # or the length of the longest example, if that is more
     row_multiple: int
-    row_groups: int  # rows come in multiples of this: the devices that share the batch
-    microbatch_tokens: int  # most tokens of one micro-batch on one device
-    attention_cost: float = 0.0  # cost of a token attending to one more, relative to a token
+    row_groups: int  # devices that the rows of a batch are sharded over
+    microbatch_tokens: int  # maximum tokens of a micro-batch per device
+    attention_cost: float = 0.0  # see packing.cost
 
     def __post_init__(self):
         if len(self.examples) < self.batch_size:
@@ -101,21 +102,21 @@ class Batcher:
         return len(self.examples) // self.batch_size
 
     def indices(self, step: int) -> np.ndarray:
-        """Which examples step `step` (from 0) holds; every epoch has an order of its own."""
+        """The examples of step `step`, counted from 0; each epoch is shuffled anew."""
         epoch, within = divmod(step, self.steps_per_epoch)
         order = _shuffled(len(self.examples), self.seed, epoch)
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     @cached_property
     def shapes(self) -> dict[packing.MicroShape, int]:
-        """The micro-batches of a run: (row length T, rows on one device) -> A, the most in arrays.
+        """The micro-batch shapes of a run -> A, the number of micro-batches that arrays hold.
 
-        Chosen by a sample of its steps and then fixed, so that each compiles once. A row may be
-        longer than any example.
+        Chosen by a sample of steps and then fixed, so that each compiles once. A row may be longer
+        than any example.
         """
-        every = max(1, self.steps_per_epoch // FITTED_STEPS)
-        count = min(FITTED_STEPS, FITTED_EPOCHS * self.steps_per_epoch)
-        steps = [self._store.lengths[self.indices(every * i)].tolist() for i in range(count)]
+        stride = max(1, self.steps_per_epoch // SAMPLED_STEPS)
+        count = min(SAMPLED_STEPS, SAMPLED_EPOCHS * self.steps_per_epoch)
+        steps = [self._store.lengths[self.indices(stride * i)].tolist() for i in range(count)]
         longest = -(-self.max_length // self.row_multiple) * self.row_multiple
         limit = max(longest, self.max_row_length // self.row_multiple * self.row_multiple)
         possible = packing.possible_shapes(self.row_multiple, limit, self.microbatch_tokens)
@@ -124,25 +125,25 @@ class Batcher:
             for T in {T for T, _ in possible}
         }
         costs = np.array([self._cost((T, r), num_rows[T]) for T, r in possible])
-        # Epochs to come may hold every example that there may be.
+        # Steps outside the sample may hold the longest possible example.
         safe = np.array([longest <= T for T, _ in possible])
         chosen = sorted(possible[i] for i in packing.choose_shapes(costs, safe))
-        return {(T, r): self._room((T, r), num_rows[T]) for T, r in chosen}
+        return {(T, r): self._capacity((T, r), num_rows[T]) for T, r in chosen}
 
-    def _room(self, shape: packing.MicroShape, num_rows: np.ndarray) -> int:
+    def _capacity(self, shape: packing.MicroShape, num_rows: np.ndarray) -> int:
         """Micro-batches that arrays of this shape hold: more than any step of the sample needs."""
-        most = math.ceil(num_rows[np.isfinite(num_rows)].max() / (shape[1] * self.row_groups))
-        return min(self._most_micro(shape), math.ceil(SPARE_MICRO * most))
+        needed = math.ceil(num_rows[np.isfinite(num_rows)].max() / (shape[1] * self.row_groups))
+        return min(self._max_micro(shape), math.ceil(MICRO_HEADROOM * needed))
 
-    def _most_micro(self, shape: packing.MicroShape) -> int:
-        """Micro-batches of one example a row."""
+    def _max_micro(self, shape: packing.MicroShape) -> int:
+        """Micro-batches of a step with one example per row."""
         return -(-self.batch_size // (shape[1] * self.row_groups))
 
     @cached_property
     def full_batch_size(self) -> int:
-        """Examples a step that would fill every device: ten row multiples of tokens on each.
+        """The batch size that would fill every device, with ten row multiples of tokens on each.
 
-        Rows end at a multiple, so half of one is wasted on average: then 5 %.
+        Rows are padded to a multiple; half of one is wasted on average, then 5 %.
         """
         tokens = np.mean(self._store.lengths)
         return math.ceil(10 * self.row_multiple * self.row_groups / tokens)
@@ -154,19 +155,22 @@ class Batcher:
             [example.num_targets for example in self.examples],
         )
 
-    def _cost(self, shape: packing.MicroShape, num_rows: np.ndarray | int) -> np.ndarray:
+    def _cost(self, shape: packing.MicroShape, num_rows: np.ndarray) -> np.ndarray:
         return packing.cost(shape, num_rows, self.row_groups, self.attention_cost)
 
+    def _price(self, shape: packing.MicroShape, num_rows: int) -> float:
+        return float(self._cost(shape, np.array(num_rows)))
+
     def batch(self, step: int) -> Step:
-        """The arrays of optimiser step `step`, counted from 0."""
+        """The arrays of optimizer step `step`, counted from 0."""
         chosen = self.indices(step)
         lengths = self._store.lengths[chosen]
-        shape, rows = packing.cheapest_layout(lengths.tolist(), self.shapes, self._cost)
+        shape, rows = packing.cheapest_layout(lengths.tolist(), self.shapes, self._price)
         T, R = shape[0], shape[1] * self.row_groups
         num_micro = -(-len(rows) // R)
         A = self.shapes[shape]
         if num_micro > A:  # far from the sample: one more compilation
-            A = self._most_micro(shape)
+            A = self._max_micro(shape)
         return Step(
             arrays=self._store.arrays(chosen, rows, (A, R, T)),
             num_micro=num_micro,

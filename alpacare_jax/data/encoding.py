@@ -1,4 +1,4 @@
-"""Records to token ids: which tokens are the prompt, which are trained on, and what is left out."""
+"""Records to token ids: which tokens are prompt, which are targets, and what is left out."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ from common.records import Example
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The training data."""
 
-    path: str  # Examples: .jsonl or .json, .gz or not
-    eval_path: str  # held-out Examples; "" takes eval_share of path instead
+    path: str  # Examples: .jsonl or .json, optionally .gz
+    eval_path: str  # held-out Examples; "" holds out eval_share of path instead
     eval_share: float  # share of path held out, 0 for none
     template: str  # key of prompts.TEMPLATES
-    max_length: int  # longest example in tokens, BOS and EOS included
-    overlong: str  # what to do with longer ones: truncate, drop or error
-    row_multiple: int  # packed rows have a multiple of this many tokens
-    max_row_length: int  # and are at most this long, or as long as max_length
+    max_length: int  # of an example in tokens, including BOS and EOS
+    overlong: str  # action for longer ones: truncate, drop or error
+    row_multiple: int  # packed rows are padded to a multiple of this many tokens
+    max_row_length: int  # of packed rows in tokens; max_length if that is more
 
     def __post_init__(self):
         if self.overlong not in ("truncate", "drop", "error"):
@@ -36,24 +36,25 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of prompt, response and EOS; loss falls on ids[prompt_length:]."""
+    """Token ids of prompt, response and EOS; the targets are ids[prompt_length:]."""
 
     ids: np.ndarray  # int32
     prompt_length: int
 
     @property
     def num_targets(self) -> int:
+        """Tokens that carry loss."""
         return len(self.ids) - self.prompt_length
 
 
 def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) -> list[int]:
-    """BOS, where the tokenizer has the habit, and the prompt."""
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    """The ids of the prompt, after BOS where the tokenizer adds one."""
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
     return bos + tokenizer.encode(template.prompt(example.instruction, example.input))
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -> EncodedExample:
-    """Prompt and response are tokenised apart, so no token straddles the boundary.
+    """Prompt and response are tokenised separately, so no token straddles the boundary.
 
     ids           = [BOS, 10, 11, 12, 20, 21, EOS]
     prompt_length = 4
@@ -71,15 +72,15 @@ def encode_all(
     config: DataConfig,
     report: Callable[[str], None],
 ) -> list[EncodedExample]:
-    """Encodes every example that can be trained on; `report` is told of each kind left out.
+    """Encodes every usable example; `report` receives one line per kind of change or omission.
 
-    Truncation cuts the end, EOS included, as the original does: a cut answer must not teach the
-    model to stop there.
+    Truncation removes the end, EOS included, as in the original: the model must not learn to stop
+    where an answer was cut.
 
     Raises:
-      ValueError: an example is over-long under `overlong="error"`, or none is left.
+      ValueError: an example is too long and `overlong` is "error", or no example is left.
     """
-    kept, empty, overlong, promptonly = [], 0, 0, 0
+    kept, empty, overlong, prompt_only = [], 0, 0, 0
     for example in examples:
         if not example.output.strip():
             empty += 1
@@ -96,17 +97,17 @@ def encode_all(
             if config.overlong == "drop":
                 continue
             if encoded.num_targets <= 0:
-                promptonly += 1
+                prompt_only += 1
                 continue
         kept.append(encoded)
-    done = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
-    for number, what in (
-        (empty, "with an empty output dropped"),
-        (overlong, f"over {config.max_length:,} tokens {done}"),
-        (promptonly, "of those dropped: the prompt alone fills the length"),
+    action = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
+    for count, outcome in (
+        (empty, "dropped: empty output"),
+        (overlong, f"{action}: over {config.max_length:,} tokens"),
+        (prompt_only, "dropped: no response is left after truncation"),
     ):
-        if number:
-            report(f"{number:,} of {len(examples):,} examples {what}")
+        if count:
+            report(f"{count:,} of {len(examples):,} examples {outcome}")
     if not kept:
-        raise ValueError("no example is left to train on; see data.max_length and data.overlong")
+        raise ValueError("no example is left to train on; check data.max_length and data.overlong")
     return kept

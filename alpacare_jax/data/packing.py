@@ -1,70 +1,79 @@
-"""Examples of any length in rows of few lengths, and which shapes of micro-batches to compile.
+"""Packs examples into rows, and chooses the shapes of micro-batches to compile."""
 
-A shape (T, r) is a micro-batch of r rows of T tokens on each device.
-"""
-
+import functools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 MicroShape = tuple[int, int]
+"""(T, r): a micro-batch of r rows of T tokens on each device."""
 
 MICRO_COST = 256
-"""What a micro-batch costs a device beyond its tokens, in tokens: weights are read, gathered and
-their gradients added up once more. By the roofline of a 7B model 400 on one GPU, 50 to 300 under
-FSDP over a pod; 25 on CPU."""
+"""Cost of a micro-batch to a device beyond its tokens, in tokens: weights are read and gathered,
+and their gradients accumulated, once more. By the roofline of a 7B model it is 400 on one GPU and
+50 to 300 under FSDP over a pod; on CPU 25."""
 
 MAX_SHAPES = 6
-"""Shapes of micro-batches in one run: each is a compilation of half a minute at 7B."""
+"""Shapes of micro-batches in one run: each takes half a minute to compile at 7B."""
 
-WORTH_COMPILING = 0.001
-"""A further shape must save this share of the time."""
+MIN_SAVING = 0.001
+"""Another shape must save at least this share of the time."""
 
 
 def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Rows of items; each holds the longest item left, and of the others those that fill it best.
+    """Rows of item numbers: each takes the longest item left, then those that fill it best.
 
-    What sums of others leave free is a bit set, which one shift per item extends, longest first,
-    until the row can be filled. No two rows would fit into one. Instruction data takes as few rows
-    as its tokens fill, but for one more in some steps; best-fit decreasing takes 0.2 to 1.2 more.
+    Best means the least free space, a subset-sum problem. It is solved with a bit set: bit f is set
+    when some of the items considered leave f tokens free, and one shift per item, longest first,
+    extends it until bit 0 is set. No two rows would fit into one. On instruction data this takes at
+    most one row more than the tokens require; best-fit decreasing takes 0.2 to 1.2 more on average.
 
     >>> pack([5, 4, 3, 2, 2], row_length=8)
     [[0, 2], [1, 3, 4]]
+
+        row 0                          bits   row 1                          bits
+        item 0, 5 tokens: 3 are free   1000   item 1, 4 tokens: 4 are free   10000
+        item 2, 3 tokens: 3 or 0       1001   item 3, 2 tokens: 4 or 2       10100
+        (item 1, 4 tokens, never fits)        item 4, 2 tokens: 4, 2 or 0    10101
+
+    Then backwards from bit 0: an item was needed where the bit was not set before it.
     """
     items = sorted(range(len(lengths)), key=lambda item: (-lengths[item], item))
-    left = [-lengths[item] for item in items]  # bisect wants what grows
+    negated = [-lengths[item] for item in items]  # ascending, as bisect requires
     rows = []
     while items:
-        room = row_length + left[0]
-        free, looked_at = 1 << room, []  # bit f: some of those looked at leave f tokens free
-        at = max(1, bisect_left(left, -room))
-        while at < len(left) and not free & 1:
-            length = -left[at]
-            more = free | free >> length
-            if more == free:  # and so it is for all of this length
-                at = bisect_left(left, 1 - length, at)
+        room = row_length + negated[0]
+        reachable = 1 << room
+        considered: list[tuple[int, int]] = []  # (index, bits before it)
+        i = max(1, bisect_left(negated, -room))
+        while i < len(negated) and not reachable & 1:
+            length = -negated[i]
+            extended = reachable | reachable >> length
+            if extended == reachable:  # so it is for all items of this length
+                i = bisect_left(negated, 1 - length, i)
             else:
-                looked_at.append((at, free))
-                free, at = more, at + 1
-        rest, chosen = (free & -free).bit_length() - 1, []
-        for at, before in reversed(looked_at):
-            if not before >> rest & 1:  # not without this one
-                rest -= left[at]
-                chosen.append(at)
+                considered.append((i, reachable))
+                reachable, i = extended, i + 1
+        free = (reachable & -reachable).bit_length() - 1  # the lowest bit set
+        chosen = []
+        for i, before in reversed(considered):
+            if not before >> free & 1:
+                free -= negated[i]
+                chosen.append(i)
         row = []
-        for at in [*chosen, 0]:  # from the end, so that no index moves
-            del left[at]
-            row.append(items.pop(at))
+        for i in [*chosen, 0]:  # in descending order, so that no index shifts
+            del negated[i]
+            row.append(items.pop(i))
         rows.append(row[::-1])
     return rows
 
 
-def possible_shapes(row_multiple: int, longest_row: int, micro_tokens: int) -> list[MicroShape]:
-    """Rows of every multiple, and as many of them on a device as `micro_tokens` allow, or one."""
+def possible_shapes(row_multiple: int, max_row_length: int, micro_tokens: int) -> list[MicroShape]:
+    """Rows of every multiple; per device as many as `micro_tokens` allows, and at least one."""
     return [
         (T, r)
-        for T in range(row_multiple, longest_row + 1, row_multiple)
+        for T in range(row_multiple, max_row_length + 1, row_multiple)
         for r in range(1, max(1, micro_tokens // T) + 1)
     ]
 
@@ -72,10 +81,10 @@ def possible_shapes(row_multiple: int, longest_row: int, micro_tokens: int) -> l
 def cost(
     shape: MicroShape, num_rows: np.ndarray, row_groups: int, attention_cost: float
 ) -> np.ndarray:
-    """What `num_rows` rows over `row_groups` devices cost each device, in tokens.
+    """Cost of `num_rows` rows over `row_groups` devices to each device, in tokens.
 
     Args:
-      attention_cost: of a token attending to one more, relative to a token.
+      attention_cost: of attending to one token, relative to the rest of a token's computation.
     """
     T, r = shape
     num_micro = np.ceil(num_rows / (r * row_groups))
@@ -83,34 +92,43 @@ def cost(
 
 
 def choose_shapes(costs: np.ndarray, safe: np.ndarray) -> list[int]:
-    """Which shapes to compile, at most MAX_SHAPES: those with which the steps together cost least.
+    """The shapes to compile, at most MAX_SHAPES: those that minimise the total cost of the steps.
 
-    Steps differ by some percent in tokens, so a step wastes what its best shape has over it. Shapes
-    are added one by one; after each, every one is taken out in turn and the best put in its place,
-    until that helps no more.
+    Each step takes the cheapest of the chosen shapes. Shapes are added greedily; after each
+    addition, every chosen shape in turn is exchanged for the best replacement until none helps.
 
     Args:
       costs: [shapes, steps], infinite where a step's longest example does not fit.
-      safe: [shapes], whether every example that there may be fits; one of these is chosen.
+      safe: [shapes], whether the longest possible example fits; at least one of these is chosen.
+
+    >>> costs = np.array([[2.0, 2, 2, 2], [1, 1, 9, 9], [9, 9, 1, 1]])
+    >>> choose_shapes(costs, safe=np.array([True, True, True]))
+    [2, 1]
+
+        chosen          cost of each step    total
+        [0]             2  2  2  2           8      the best alone
+        [0, 1]          1  1  2  2           6      added
+        [1, 2]          1  1  1  1           4      0 exchanged for 2
+        [2, 1]          1  1  1  1           4      1 stays; a third shape would save nothing
     """
 
-    def best_with(others: list[int]) -> tuple[float, int]:
-        so_far = costs[others].min(axis=0, initial=np.inf)
-        totals = np.minimum(so_far, costs).sum(axis=1)
+    def best_addition(others: list[int]) -> tuple[float, int]:
+        step_costs = costs[others].min(axis=0, initial=np.inf)
+        totals = np.minimum(step_costs, costs).sum(axis=1)
         if not safe[others].any():
             totals = np.where(safe, totals, np.inf)
         return float(totals.min()), int(totals.argmin())
 
     chosen, total = [], np.inf
     while len(chosen) < MAX_SHAPES:
-        new_total, added = best_with(chosen)
+        new_total, added = best_addition(chosen)
         new, before = [*chosen, added], np.inf
         while new_total < before:
             before = new_total
             for _ in new:
-                new_total, added = best_with(new[1:])
+                new_total, added = best_addition(new[1:])
                 new = [*new[1:], added]
-        if new_total > (1 - WORTH_COMPILING) * total:
+        if new_total > (1 - MIN_SAVING) * total:
             break
         chosen, total = new, new_total
     return chosen
@@ -119,21 +137,26 @@ def choose_shapes(costs: np.ndarray, safe: np.ndarray) -> list[int]:
 def cheapest_layout(
     lengths: Sequence[int], shapes: Iterable[MicroShape], price: Callable[[MicroShape, int], float]
 ) -> tuple[MicroShape, list[list[int]]]:
-    """The shape that costs least for these examples, and its rows.
+    """The shape that is cheapest for these examples, and its rows.
 
     Args:
-      price: what a number of rows costs in a shape. Shapes that could not be the cheapest even with
-        full rows are not tried.
+      price: (shape, number of rows) -> cost. Shapes that would lose even with full rows are
+        skipped without packing.
     """
-    tokens, longest = sum(lengths), max(lengths)
-    at_least = {s: price(s, -(-tokens // s[0])) for s in shapes if longest <= s[0]}
-    packed: dict[int, list[list[int]]] = {}
-    found, least = None, np.inf
-    for shape in sorted(at_least, key=at_least.get):
-        if at_least[shape] >= least:
+    num_tokens, longest = sum(lengths), max(lengths)
+
+    @functools.cache
+    def rows_of(T: int) -> list[list[int]]:
+        return pack(lengths, T)
+
+    def lower_bound(shape: MicroShape) -> float:
+        return price(shape, -(-num_tokens // shape[0]))
+
+    best, *others = sorted((s for s in shapes if longest <= s[0]), key=lower_bound)
+    best_price = price(best, len(rows_of(best[0])))
+    for shape in others:
+        if lower_bound(shape) >= best_price:
             break
-        T = shape[0]
-        rows = packed[T] = packed.get(T) or pack(lengths, T)
-        if (its_price := price(shape, len(rows))) < least:
-            found, least = shape, its_price
-    return found, packed[found[0]]
+        if (shape_price := price(shape, len(rows_of(shape[0])))) < best_price:
+            best, best_price = shape, shape_price
+    return best, rows_of(best[0])

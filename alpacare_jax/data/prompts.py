@@ -1,20 +1,18 @@
-"""Prompt templates: how an instruction and its input become the text before the answer."""
+"""Prompt templates: the text before the answer, made from an instruction and its input."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A template of one model family.
-
-    The text ends where the answer begins; a record without input takes `without_input`.
-    """
+    """The template of one model family; it ends where the answer begins."""
 
     with_input: str
     without_input: str
 
     def prompt(self, instruction: str, input: str = "") -> str:
-        # str.format does not read braces inside the values, so "{input}" in a record stays text.
+        """The prompt of one record; without an input, `without_input` applies."""
+        # str.format does not parse braces inside values, so "{input}" in a record stays text.
         if input:
             return self.with_input.format(instruction=instruction, input=input)
         return self.without_input.format(instruction=instruction)
@@ -38,7 +36,11 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get(name: str) -> Template:
-    """The template called `name`; a ValueError that lists the names when there is none."""
+    """The template called `name`.
+
+    Raises:
+      ValueError: there is none; the message lists the names.
+    """
     if name not in TEMPLATES:
         raise ValueError(f"unknown template {name!r}; choose from {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]

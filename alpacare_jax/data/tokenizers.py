@@ -4,73 +4,77 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from etils.epath import Path
+from etils import epath
 
-if TYPE_CHECKING:
-    pass
-
-# Every file that says how a model reads text; conversion and checkpoints carry them along.
+# Every file that defines how a model reads text; conversion and checkpoints copy them.
 TOKENIZER_FILES: tuple[str, ...] = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json"),
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 
-# Models round their vocabulary up for the hardware; a wider gap is another model's tokenizer.
+# Vocabularies are rounded up for the hardware; a wider gap means another model's tokenizer.
 MAX_UNUSED_ROWS = 1024
 
 # `ModelProto{normalizer_spec{add_dummy_prefix: false}}` on the wire. Protocol buffers merge a
-# message appended to another, so these bytes switch SentencePiece's leading space off.
+# message appended to another, so these bytes disable SentencePiece's leading space.
 NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
 
 
 class Tokenizer(ABC):
-    """Ids for text and text for ids; the caller places BOS and EOS.
+    """Converts text to ids and back; the caller adds BOS and EOS.
 
-    Text never becomes a control id: a record that says "</s>" must not end its own sequence.
+    Text never becomes a control id: "</s>" in a record must not end its sequence.
 
     `pad_id` is never `eos_id`: code that masks the loss by pad id would mask every EOS, and the
-    model would never learn to stop. It is the first of these that is not EOS: the declared pad
-    token, the unknown token, BOS, id 0, id 1.
+    model would never learn to stop. It is the first of these that differs from EOS: the declared
+    pad token, the unknown token, BOS, id 0, id 1.
     """
 
     vocab_size: int  # highest id + 1
     bos_id: int | None
     eos_id: int
     pad_id: int
-    adds_bos: bool  # whether BOS belongs before a prompt
-    control_ids: frozenset[int]  # special tokens: they have a name and stand for no text
-    _forbidden_ids: frozenset[int]  # those that no text may give; unknown characters may give unk
+    adds_bos: bool  # whether prompts start with BOS; then bos_id is not None
+    control_ids: frozenset[int]  # special tokens, which represent no text
+    _forbidden_ids: frozenset[int]  # never a result of encoding: control ids except unk
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS.
 
-        LLaMA's tokenizers put a space before a text. With `continuation` the text goes on from an
-        earlier one, as a response from its prompt, and that space stays out:
+        LLaMA's tokenizers put a space before a text. With `continuation` the text continues an
+        earlier one, as a response does its prompt, and that space is omitted:
         `decode(encode(prompt) + encode(response, continuation=True)) == prompt + response`.
 
-        Raises ValueError where `text` is not valid Unicode or would give a control id.
+        Raises:
+          ValueError: `text` is not valid Unicode or would yield a control id.
         """
-        text.encode()  # raises for half a surrogate pair, which neither library names as the cause
+        text.encode()  # raises for half a surrogate pair, which neither library reports
         ids = self._encode(text, continuation)
         if leaked := self._forbidden_ids.intersection(ids):
             name = self.piece(min(leaked))
-            raise ValueError(f"this tokenizer cannot read {name!r} as plain text; remove it")
+            raise ValueError(f"this tokenizer cannot encode {name!r} as plain text; remove it")
         return ids
 
     def decode(self, ids: Iterable[int], *, continuation: bool = False) -> str:
-        """Returns the text of `ids`; control ids and padding rows past the vocabulary have none.
+        """Returns the text of `ids`; control ids and ids beyond the vocabulary are skipped.
 
-        The space that `encode` put before a text goes; with `continuation` a space there is text.
+        The space that `encode` put before the text is removed, unless `continuation` is set.
         """
         known = [int(i) for i in ids if i < self.vocab_size and i not in self.control_ids]
         return self._decode(known, continuation)
 
     @abstractmethod
     def piece(self, token_id: int) -> str:
-        """Returns the vocabulary's own spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
+        """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
 
     @abstractmethod
     def _encode(self, text: str, continuation: bool) -> list[int]: ...
@@ -79,28 +83,33 @@ class Tokenizer(ABC):
     def _decode(self, ids: list[int], continuation: bool) -> str: ...
 
     def _set_special_ids(
-        self, declared: Mapping[str, str], lookup: Callable[[str], int | None], directory: Path
+        self,
+        declared: Mapping[str, str],
+        lookup: Callable[[str], int | None],
+        directory: epath.Path,
     ) -> None:
-        """Finds the ids of the declared special tokens; `control_ids` holds the built-in ones."""
+        """Sets the ids of the declared special tokens; `control_ids` holds the built-in ones."""
         kinds = ("bos_token", "eos_token", "unk_token", "pad_token")
-        found = {kind: lookup(declared[kind]) for kind in kinds if kind in declared}
+        ids = {kind: lookup(declared[kind]) for kind in kinds if kind in declared}
+        found = {kind: token_id for kind, token_id in ids.items() if token_id is not None}
         for kind in ("bos_token", "eos_token"):
-            if found.get(kind) is None and (kind in declared or kind == "eos_token"):
+            if kind not in found and (kind in declared or kind == "eos_token"):
                 raise ValueError(
-                    f"{directory}: {kind} {declared.get(kind)!r} is not in the vocabulary; name "
+                    f"{directory}: {kind} {declared.get(kind)!r} is not in the vocabulary; set "
                     "the right one in tokenizer_config.json"
                 )
-        bos, eos, unk, pad = (found.get(kind) for kind in kinds)
+        bos, eos = found.get("bos_token"), found["eos_token"]
+        unk, pad = found.get("unk_token"), found.get("pad_token")
         self.bos_id, self.eos_id = bos, eos
         self.pad_id = next(i for i in (pad, unk, bos, 0, 1) if i is not None and i != eos)
-        self.control_ids |= {i for i in (bos, eos, unk, pad) if i is not None}
+        self.control_ids |= set(found.values())
         self._forbidden_ids = self.control_ids - ({unk} - {bos, eos})
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """`tokenizer.model` of LLaMA 1 and 2; characters it does not know become bytes."""
+    """`tokenizer.model` of LLaMA 1 and 2; unknown characters become bytes."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: epath.Path):
         from sentencepiece import SentencePieceProcessor
 
         path = directory / "tokenizer.model"
@@ -108,14 +117,14 @@ class SentencePieceTokenizer(Tokenizer):
             model = SentencePieceProcessor(model_proto=path.read_bytes())
         except RuntimeError as error:
             raise ValueError(
-                f"{path} is not a SentencePiece model; LLaMA 3's file of this name is tiktoken's: "
-                "take tokenizer.json from its Hugging Face release instead"
+                f"{path} is not a SentencePiece model; LLaMA 3's is tiktoken's: "
+                "use tokenizer.json of its Hugging Face release instead"
             ) from error
         continuing = model.serialized_model_proto() + NO_LEADING_SPACE
         self._models = {False: model, True: SentencePieceProcessor(model_proto=continuing)}
         special, added, adds_bos = _read_settings(directory)
         pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
-        # Hugging Face adds tokens beside the model file: Alpaca's "[PAD]" is row 32,000.
+        # Hugging Face adds tokens outside the model file: Alpaca's "[PAD]" is id 32,000.
         self._pieces = dict(enumerate(pieces)) | {i: name for name, i in added.items()}
         self.vocab_size = max(self._pieces) + 1
         self.control_ids = frozenset(
@@ -138,13 +147,13 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Any `tokenizer.json`; the JSON files beside it name its special tokens.
+    """Any `tokenizer.json`; other JSON files of its folder name the special tokens.
 
-    Ids are exactly Hugging Face's, so a file with the `Metaspace` step drops one space of a text
-    that starts with a space, where SentencePiece would keep it.
+    Ids are exactly Hugging Face's, so a file with the `Metaspace` step drops a space at the start
+    of a text, where SentencePiece would keep it.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: epath.Path):
         spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
         special, _, adds_bos = _read_settings(directory)
         for token in spec["added_tokens"]:
@@ -157,7 +166,7 @@ class HuggingFaceTokenizer(Tokenizer):
         added = model.get_added_tokens_decoder().items()
         self.control_ids = frozenset(i for i, token in added if token.special)
         self._set_special_ids(special, model.token_to_id, directory)
-        if adds_bos is None:  # then the file's post-processor decides
+        if adds_bos is None:  # the file's post-processor decides
             adds_bos = model.encode("a").ids[:1] == [self.bos_id]
         self.adds_bos = self.bos_id is not None and adds_bos
 
@@ -172,19 +181,20 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def load(directory: str | PurePath) -> Tokenizer:
-    """Returns the tokenizer of a model folder; `tokenizer.json` goes before `tokenizer.model`.
+    """Returns the tokenizer of a model folder; `tokenizer.json` precedes `tokenizer.model`.
 
-    Raises FileNotFoundError where the folder has neither, ValueError where a file is damaged or
-    none names the end-of-text token.
+    Raises:
+      FileNotFoundError: the folder has neither.
+      ValueError: a file is damaged, or none names the end-of-text token.
     """
-    directory = Path(directory)
+    directory = epath.Path(directory)
     if (directory / "tokenizer.json").is_file():
         return HuggingFaceTokenizer(directory)
     if (directory / "tokenizer.model").is_file():
         return SentencePieceTokenizer(directory)
     raise FileNotFoundError(
         f"{directory} has neither tokenizer.json nor tokenizer.model; copy one from the model's "
-        "own folder, with tokenizer_config.json beside it"
+        "folder, together with tokenizer_config.json"
     )
 
 
@@ -195,34 +205,38 @@ def check_matches(
     eos_token_ids: Sequence[int],
     bos_token_id: int | None,
 ) -> None:
-    """Raises ValueError where a tokenizer does not belong to the model of a `config.json`.
+    """Checks that a tokenizer belongs to the model of a `config.json`.
 
-    An id past the embedding reads a wrong row without an error, and a model stops only at the EOS
-    it was trained on. An id that `config.json` or the tokenizer leaves out is not compared.
+    An id beyond the embedding would read a wrong row without an error, and a model stops only at
+    the EOS it was trained on. An id missing from `config.json` or the tokenizer is not compared.
+
+    Raises:
+      ValueError: the vocabulary sizes, EOS or BOS differ.
     """
-    remedy = "copy the tokenizer files from the model's own folder"
+    remedy = "copy the tokenizer files from the model's folder"
     if not 0 <= vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
         raise ValueError(
             f"tokenizer has {tokenizer.vocab_size:,} ids but the model {vocab_size:,} embedding "
-            f"rows (none may lack, at most {MAX_UNUSED_ROWS:,} may be spare); {remedy}"
+            f"rows (at least as many are required, at most {MAX_UNUSED_ROWS:,} may be unused); "
+            f"{remedy}"
         )
     stated_bos = [] if None in (bos_token_id, tokenizer.bos_id) else [bos_token_id]
-    for name, ours, stated in (
+    for name, token_id, stated in (
         ("eos_token_id", tokenizer.eos_id, eos_token_ids),
         ("bos_token_id", tokenizer.bos_id, stated_bos),
     ):
-        if stated and ours not in stated:
+        if stated and token_id not in stated:
             raise ValueError(
-                f"tokenizer has {name} {ours} but config.json says "
+                f"tokenizer has {name} {token_id} but config.json has "
                 f"{' or '.join(map(str, stated))}; {remedy}, or correct config.json"
             )
 
 
-def _read_settings(directory: Path) -> tuple[dict[str, str], dict[str, int], bool | None]:
+def _read_settings(directory: epath.Path) -> tuple[dict[str, str], dict[str, int], bool | None]:
     """Returns special tokens by kind, ids of added tokens by name, and `add_bos_token`.
 
-    Each file is optional and the first to name a kind wins. A token is a string or
-    `{"content": string}`; early LLaMA conversions wrote "", which declares nothing.
+    Each file is optional, and the first to name a kind takes precedence. A token is a string or
+    `{"content": string}`; early LLaMA conversions wrote "", which counts as unset.
     """
 
     def read(name: str) -> dict[str, Any]:
@@ -242,18 +256,18 @@ def _read_settings(directory: Path) -> tuple[dict[str, str], dict[str, int], boo
 
 
 def _build(spec: Mapping[str, Any]) -> Any:
-    """Returns a `tokenizers.Tokenizer` that reads special tokens in a text as plain text."""
+    """Returns a `tokenizers.Tokenizer` that encodes special tokens in a text as plain text."""
     from tokenizers import Tokenizer as Backend
 
     backend = Backend.from_str(json.dumps(spec))
     backend.encode_special_tokens = True
-    backend.no_truncation()  # a file saved in the middle of training can carry both
+    backend.no_truncation()  # files saved during training can set both
     backend.no_padding()
     return backend
 
 
 def _without_leading_space(section: Any) -> Any:
-    """Returns a section of tokenizer.json that neither adds nor removes a space before a text."""
+    """Returns the section of tokenizer.json changed to not add or remove a leading space."""
     kind = section["type"] if section else None
     if kind == "Prepend" or (kind == "Strip" and "start" in section):  # the decoder's Strip
         return None

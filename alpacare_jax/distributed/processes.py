@@ -1,4 +1,4 @@
-"""What a command runs on: the processes that make up one run, and the compilation cache."""
+"""The processes of one run: joining, agreeing and failing together; and the compilation cache."""
 
 import contextlib
 import faulthandler
@@ -10,126 +10,141 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from jax._src import clusters  # private: nothing public tells who the processes of a job are
 from jax.experimental import multihost_utils
 
 from common import paths
 
 JOIN_SECONDS = 1800
-"""A cold pod's hosts start minutes apart; JAX's own 300 s are too short (marin#7232)."""
+"""Hosts of a cold pod start minutes apart; JAX's default of 300 s is too short (marin#7232)."""
 
 STEP_SECONDS = 1800
-"""No step, save or evaluation takes so long; one that does waits for somebody who never comes."""
+"""Longer than any step, save or evaluation takes; beyond it, another process is assumed hung."""
 
 
 def define_flags() -> None:
-    """The flags of a command that may run as several processes."""
+    """Defines the flags of a command that may run as several processes."""
     env = os.environ
     flags.DEFINE_bool(
         "distributed",
         env.get("ALPACARE_DISTRIBUTED", "") == "1",
-        "Join the other hosts of this TPU pod. SLURM steps of several tasks join by themselves.",
+        "Join the other hosts of this TPU pod. Multi-task SLURM steps join automatically.",
     )
     flags.DEFINE_string(
         "coordinator",
         env.get("JAX_COORDINATOR_ADDRESS", ""),
-        "HOST:PORT of process 0, where neither TPU pod nor SLURM tells it.",
+        "HOST:PORT of process 0; required when neither a TPU pod nor SLURM provides it.",
     )
     flags.DEFINE_integer(
-        "num_processes", int(env.get("JAX_NUM_PROCESSES", 0)), "With --coordinator: how many."
+        "num_processes", int(env.get("JAX_NUM_PROCESSES", 0)), "With --coordinator: their number."
     )
     flags.DEFINE_integer(
         "process_id",
         int(env.get("JAX_PROCESS_ID", -1)),
-        "With --coordinator: which this is, from 0.",
+        "With --coordinator: index of this process, from 0.",
     )
     flags.DEFINE_integer(
-        "join_seconds", JOIN_SECONDS, "Longest wait for the other hosts.", lower_bound=1
+        "join_seconds", JOIN_SECONDS, "Time limit for all hosts to join.", lower_bound=1
     )
     flags.DEFINE_integer(
-        "step_seconds", STEP_SECONDS, "Longest wait for a step or save.", lower_bound=1
+        "step_seconds", STEP_SECONDS, "Time limit for one step or save.", lower_bound=1
     )
 
 
 def join(
     *, distributed: bool, coordinator: str, num_processes: int, process_id: int, join_seconds: int
 ) -> None:
-    """Makes this process one of several; does nothing where it is alone.
+    """Joins this process to its run; does nothing for a single process.
 
-    Must come before anything else touches a device.
+    Must be called before any device is used.
 
     Raises:
-      ValueError: the flags do not fit together.
-      ConnectionError: some processes did not arrive in `join_seconds`; they are named.
+      ValueError: the flags are inconsistent.
+      ConnectionError: some processes did not arrive within `join_seconds`; they are named.
     """
     devices = None
     if coordinator:
         if num_processes < 1 or not 0 <= process_id < num_processes:
             raise ValueError(
-                f"--coordinator needs --num_processes (now {num_processes}) and a --process_id "
+                f"--coordinator requires --num_processes (now {num_processes}) and a --process_id "
                 f"from 0 to one less (now {process_id})"
             )
         if not re.fullmatch(r".+:\d+", coordinator):
             raise ValueError(f"--coordinator is {coordinator!r}; it must be HOST:PORT")
     elif distributed or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        # As jax.distributed.initialize does it: from the TPU's metadata or SLURM's variables. A
-        # SLURM task has one GPU unless JAX_LOCAL_DEVICE_IDS says which.
-        own = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-        devices = [int(i) for i in own.split(",")] if own else None
-        coordinator, num_processes, process_id, devices = (
-            clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, devices, None, join_seconds
-            )
-        )
-        if coordinator is None:
-            raise ValueError("--distributed is set, but this is neither a TPU pod nor a SLURM step")
+        coordinator, num_processes, process_id, devices = _detect_cluster(join_seconds)
     else:
         return
     wait_for_processes(coordinator, num_processes, process_id, join_seconds)
     jax.distributed.initialize(coordinator, num_processes, process_id, devices)
 
 
+def _detect_cluster(join_seconds: int) -> tuple[str, int, int, Sequence[int] | None]:
+    """(coordinator, number of processes, this process's id, its devices) on a TPU pod or SLURM.
+
+    `jax.distributed.initialize()` detects them with this private function of JAX; there is no
+    public one. Its signature is the same in jax 0.9.0 to 0.10.2; it was run with 0.10.2.
+    """
+    from jax._src import clusters
+
+    # A SLURM task has one GPU unless JAX_LOCAL_DEVICE_IDS lists several.
+    listed = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    coordinator, num_processes, process_id, devices = (
+        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator_address=None,
+            num_processes=None,
+            process_id=None,
+            local_device_ids=[int(i) for i in listed.split(",")] if listed else None,
+            cluster_detection_method=None,
+            initialization_timeout=join_seconds,
+        )
+    )
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ValueError("--distributed is set, but this is neither a TPU pod nor a SLURM step")
+    return coordinator, num_processes, process_id, devices
+
+
 def wait_for_processes(
     coordinator: str, num_processes: int, process_id: int, seconds: float
 ) -> None:
-    """Returns, at about the same time in every process, once all of them are there.
+    """Returns, at about the same time in every process, once all have arrived.
 
-    JAX ends a process with a stack dump when others do not arrive, and does not say which. So they
-    first meet here, on the same port: no further one has to be open.
+    When some do not, JAX ends the others with a stack dump that does not name them. So all first
+    meet here, on the same port: no additional one has to be open.
 
     Raises:
-      ConnectionError: not all came in time; every process that did come says which are missing.
+      ConnectionError: not all arrived in time; every process that did reports the missing ones.
     """
     host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + seconds
     if process_id:
-        missing = _report(host.strip("[]"), int(port), process_id, deadline)
+        missing = _check_in(host.strip("[]"), int(port), process_id, deadline)
     else:
-        missing = _count(int(port), num_processes, deadline)
+        missing = _collect(int(port), num_processes, deadline)
     if missing is None:
         raise ConnectionError(
-            f"process 0 did not answer at {coordinator} in {seconds:.0f} s; is it running, and may "
-            "this host reach its port?"
+            f"process 0 did not answer at {coordinator} within {seconds:.0f} s; check that it is "
+            "running and that this host can reach its port"
         )
     if missing:
         hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        whole = len(hosts) == num_processes  # of several slices each knows its own hosts only
-        names = [f"{i} ({hosts[i]})" if whole and hosts[i] else str(i) for i in missing]
+        complete = len(hosts) == num_processes  # with several slices, each lists its own hosts only
+        names = [f"{i} ({hosts[i]})" if complete and hosts[i] else str(i) for i in missing]
         raise ConnectionError(
-            f"after {seconds:.0f} s {len(missing)} of {num_processes} processes had not arrived: "
-            f"{', '.join(names)}; look at their logs, start all hosts together, or raise "
+            f"{len(missing)} of {num_processes} processes had not arrived after {seconds:.0f} s: "
+            f"{', '.join(names)}; check their logs, start all hosts together, or raise "
             "--join_seconds"
         )
 
 
-def _count(port: int, num_processes: int, deadline: float) -> list[int]:
-    """Process 0: waits for the others and tells each who is missing."""
+def _collect(port: int, num_processes: int, deadline: float) -> list[int]:
+    """Process 0: waits for the others, then sends each the list of missing ones."""
     arrived: dict[int, socket.socket] = {}
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
@@ -139,12 +154,12 @@ def _count(port: int, num_processes: int, deadline: float) -> list[int]:
     ):
         while len(arrived) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
-            with contextlib.suppress(OSError, ValueError):  # time is up, or a stranger called
+            with contextlib.suppress(OSError, ValueError):  # time-out, or not one of our processes
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(5)
-                who = int(connection.makefile("rb").readline(20))
-                if 0 < who < num_processes:
-                    arrived[who] = connection  # a process that was restarted calls again
+                process_id = int(connection.makefile("rb").readline(20))
+                if 0 < process_id < num_processes:
+                    arrived[process_id] = connection  # a restarted process connects again
         missing = [i for i in range(1, num_processes) if i not in arrived]
         for connection in arrived.values():
             with contextlib.suppress(OSError):
@@ -152,11 +167,11 @@ def _count(port: int, num_processes: int, deadline: float) -> list[int]:
     return missing
 
 
-def _report(host: str, port: int, process_id: int, deadline: float) -> list[int] | None:
-    """Any other process: tells process 0 that it is here, and waits to hear who is missing."""
-    grace = 10  # process 0 started its own clock later
+def _check_in(host: str, port: int, process_id: int, deadline: float) -> list[int] | None:
+    """Any other process: reports to process 0 and receives the list of missing ones."""
+    grace = 10  # the clock of process 0 may have started later
     while (left := deadline + grace - time.monotonic()) > 0:
-        with contextlib.suppress(OSError, ValueError):  # not there yet, or restarted: call again
+        with contextlib.suppress(OSError, ValueError):  # not started yet, or restarted
             connection = socket.create_connection((host, port), timeout=left)
             with connection, connection.makefile("rb") as answer:
                 connection.sendall(b"%d\n" % process_id)
@@ -166,37 +181,37 @@ def _report(host: str, port: int, process_id: int, deadline: float) -> list[int]
 
 
 def is_first() -> bool:
-    """Whether this process writes what a run writes once: lines, metrics, run.json."""
+    """Whether this is process 0, which writes what is written once: messages, metrics, run.json."""
     return jax.process_index() == 0
 
 
 def broadcast_from_process_0(value: float) -> float:
-    """Process 0's `value`, on every process: what all must decide alike."""
+    """Process 0's `value`, on every process: for decisions that must agree."""
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
-def barrier(what: str) -> None:
-    """Returns when every process has come here; a `Watchdog` bounds the wait."""
+def barrier(name: str) -> None:
+    """Returns when every process has reached it; a `Watchdog` bounds the wait."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
 class Watchdog:
-    """Ends the process, with the stack of every thread, when nothing happens for `seconds`.
+    """Ends the process, with a stack dump of every thread, when not reset for `seconds`.
 
-    It dies of SIGALRM: the kernel sends that however stuck the process is, and launch/ takes it for
-    something to be tried again, unlike an exit code of the command's own.
+    Collectives have no time-out: when one host hangs, all others wait for it. JAX's heartbeats
+    detect hosts that died, but not hosts that hang.
 
-    Collectives have no time-out of their own: where one host hangs, all others wait for it. A host
-    that dies is noticed by JAX's heartbeats; one that lives and does nothing only by this.
+    The process dies of SIGALRM, which the kernel delivers however stuck it is. The scripts in
+    launch/ treat that as an interruption and retry, unlike exit codes of the command itself.
     """
 
     def __init__(self, seconds: int):
         self.seconds = seconds if jax.process_count() > 1 else 0
         if self.seconds:
-            faulthandler.register(signal.SIGALRM, chain=True)  # the stacks, then the signal's end
+            faulthandler.register(signal.SIGALRM, chain=True)  # dump, then the default action
 
     def __enter__(self) -> "Watchdog":
         self.reset()
@@ -206,15 +221,15 @@ class Watchdog:
         signal.alarm(0)
 
     def reset(self) -> None:
-        """Starts the time anew."""
+        """Restarts the countdown."""
         if self.seconds:
             signal.alarm(self.seconds)
 
 
 class Trace:
-    """Records what the devices do, for TensorBoard's profiler, into `folder`.
+    """Records device activity into `folder`, for TensorBoard's profiler.
 
-    The profiler writes to this machine only, so a bucket gets its files at the end.
+    The profiler writes to local disks only; files for a bucket are uploaded at the end.
     """
 
     def __init__(self, folder: epath.Path):
@@ -223,12 +238,14 @@ class Trace:
         self.running = False
 
     def start(self) -> None:
+        """Starts recording."""
         if paths.in_bucket(self._folder):
             self._local = tempfile.mkdtemp(prefix="profile-")
         jax.profiler.start_trace(self._local)
         self.running = True
 
     def stop(self) -> None:
+        """Stops recording and writes the files."""
         jax.profiler.stop_trace()
         self.running = False
         if paths.in_bucket(self._folder):
@@ -239,14 +256,14 @@ class Trace:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in ~/.cache/alpacare-jax, unless JAX_COMPILATION_CACHE_DIR is set."""
-    if jax.config.jax_compilation_cache_dir is None:
+    """Caches compiled programs in ~/.cache/alpacare-jax, or JAX_COMPILATION_CACHE_DIR if set."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "alpacare-jax"))
 
 
 def seconds_since_start() -> float:
-    """How long this process has lived, imports included (Linux)."""
+    """The age of this process, imports included (Linux)."""
     started = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    alive = float(Path("/proc/uptime").read_text().split()[0])
-    return alive - started / os.sysconf("SC_CLK_TCK")
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - started / os.sysconf("SC_CLK_TCK")

@@ -1,6 +1,7 @@
 """Config files: everything they can build, the published recipes, and the starter set."""
 
 import dataclasses
+import doctest
 import importlib
 import json
 import subprocess
@@ -241,6 +242,10 @@ def test_unknown_arguments(arg, message):
 def test_unknown_argument_of_the_quickstart():
     with pytest.raises(ValueError, match=r"unknown config argument 'folder'; choose from dir"):
         build("quickstart", "folder=x")
+
+
+def test_doctests():
+    assert doctest.testmod(common).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,51 +1,24 @@
-"""Records -> packed batches: masks, policies, packing, and `batch(step)` as a pure function."""
+"""Encoded examples -> packed batches: columns, packing, and `batch(step)` as a pure function."""
 
-import dataclasses
-import doctest
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax.data import batches, encoding, packing, prompts
-from alpacare_jax.data import tokenizers as tokenizer
+from alpacare_jax.data import batches, packing, prompts
 from alpacare_jax.data.batches import Batcher
-from alpacare_jax.data.encoding import DataConfig, EncodedExample
-from alpacare_jax.data.prompts import Template
+from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.training import optimizers
 from common import records
 from common.records import Example
-from configs import alpacare, common
-from tests.conftest import DATA, needs_data, write_tiny_tokenizer
-
-CONFIG = DataConfig(
-    path="train.jsonl",
-    eval_path="",
-    eval_share=0.0,
-    template="alpaca",
-    max_length=8,
-    overlong="truncate",
-    row_multiple=8,
-    max_row_length=40,
-)
-BARE = Template(with_input="{instruction} {input}", without_input="{instruction}")
+from configs import alpacare
+from tests.conftest import DATA, needs_data
 
 
-class Numbers:
-    """A tokenizer whose text is its ids, written out: "10 11" is [10, 11]."""
-
-    bos_id, eos_id, adds_bos = 1, 2, True
-
-    def encode(self, text, *, continuation=False):
-        return [int(word) for word in text.split()]
-
-
-def example(prompt: str, response: str, id: str = "e") -> Example:
-    return Example(id, prompt, "", response)
+def example(id: str) -> Example:
+    return Example(id, "10", "", "20")
 
 
 def encoded(length: int, prompt_length: int, first: int = 100) -> EncodedExample:
@@ -84,25 +57,15 @@ def expected(examples) -> list[tuple]:
     )
 
 
-@pytest.mark.parametrize("module", [common])
-def test_doctests(module):
-    results = doctest.testmod(module)
-    assert results.attempted
-    assert not results.failed
-
-
-# From record to token ids.
+# Columns.
 
 
 def test_columns_of_one_example():
-    one = encoding.encode_example(example("10 11 12", "20 21"), Numbers(), BARE)
-    assert one.prompt_length == 4
-    assert one.num_targets == 3
+    one = EncodedExample(np.array([1, 10, 11, 12, 20, 21, 2]), prompt_length=4)
     arrays = batcher([one], 1, max_length=7, row_multiple=7).batch(0).arrays
     tokens = [1, 10, 11, 12, 20, 21, 2]
     targets = [10, 11, 12, 20, 21, 2, 0]
     mask = [0, 0, 0, 1, 1, 1, 0]
-    assert one.ids.tolist() == tokens
     assert arrays["tokens"][0, 0].tolist() == tokens
     assert arrays["targets"][0, 0].tolist() == targets
     assert (arrays["weights"][0, 0] * 3).tolist() == mask
@@ -125,134 +88,12 @@ def test_columns_of_a_packed_row():
     }
 
 
-def test_no_token_straddles_prompt_and_response():
-    vocab = {token: i for i, token in enumerate(["<s>", "</s>", "a", "b", "ab"])}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
-
-    class Merging(Numbers):
-        bos_id, eos_id = 0, 1
-
-        def encode(self, text, *, continuation=False):
-            return backend.encode(text).ids
-
-    assert Merging().encode("ab") == [vocab["ab"]]
-    one = encoding.encode_example(example("aa", "bb"), Merging(), BARE)
-    assert one.ids.tolist() == [vocab[token] for token in ("<s>", "a", "a", "b", "b", "</s>")]
-    assert one.prompt_length == 3
-
-
-def test_the_trained_text_is_prompt_then_answer_then_eos(tmp_path):
-    write_tiny_tokenizer(tmp_path)
-    real, alpaca = tokenizer.load(tmp_path), prompts.get("alpaca")
-    record = Example("e", "what causes fever", "pain in the heart", "the lung\nand </s> the drug")
-    one = encoding.encode_example(record, real, alpaca)
-    prompt = alpaca.prompt(record.instruction, record.input)
-    assert one.ids[0] == real.bos_id
-    assert real.decode(one.ids[: one.prompt_length]) == prompt
-    assert real.decode(one.ids[one.prompt_length : -1], continuation=True) == record.output
-    assert one.ids[-1] == real.eos_id
-    assert Counter(one.ids.tolist())[real.eos_id] == 1, "text must not become EOS"
-    arrays = batcher([one], 1, max_length=512, microbatch_tokens=512).batch(0).arrays
-    learnt = arrays["targets"][arrays["weights"] > 0]
-    assert learnt.tolist() == one.ids[one.prompt_length :].tolist(), "EOS is learnt, prompts not"
-
-
-def test_no_bos_where_the_tokenizer_has_no_such_habit():
-    class NoBos(Numbers):
-        bos_id, adds_bos = None, False
-
-    one = encoding.encode_example(example("10 11", "20"), NoBos(), BARE)
-    assert one.ids.tolist() == [10, 11, 20, 2]
-    assert one.prompt_length == 2
-
-
-def encode_all(outlengths, policy, prompt="10 11", **changes):
-    """Encodes examples with `outlengths` response tokens each, beside 3 of BOS and prompt."""
-    told = []
-    config = dataclasses.replace(CONFIG, overlong=policy, **changes)
-    examples = [example(prompt, " ".join(["20"] * n), id=f"e{i}") for i, n in enumerate(outlengths)]
-    return encoding.encode_all(examples, Numbers(), BARE, config, told.append), told
-
-
-def test_what_fits_is_kept_and_nothing_told():
-    for policy in ("truncate", "drop", "error"):
-        kept, told = encode_all([1, 4], policy)
-        assert [len(e.ids) for e in kept] == [5, 8]
-        assert told == []
-
-
-def test_truncation_cuts_the_end_and_counts():
-    kept, told = encode_all([4, 5, 9], "truncate")
-    assert [e.ids.tolist() for e in kept] == [
-        [1, 10, 11, 20, 20, 20, 20, 2],
-        [1, 10, 11, 20, 20, 20, 20, 20],
-        [1, 10, 11, 20, 20, 20, 20, 20],
-    ]
-    assert [e.num_targets for e in kept] == [5, 5, 5]
-    assert told == ["2 of 3 examples over 8 tokens truncated"]
-
-
-def test_truncation_drops_what_keeps_no_answer():
-    long_prompt = " ".join(["10"] * 7)
-    told = []
-    examples = [example(long_prompt, "20"), example("10", "20")]
-    kept = encoding.encode_all(examples, Numbers(), BARE, CONFIG, told.append)
-    assert [len(e.ids) for e in kept] == [4]
-    assert told == [
-        "1 of 2 examples over 8 tokens truncated",
-        "1 of 2 examples of those dropped: the prompt alone fills the length",
-    ]
-
-
-def test_drop_counts():
-    kept, told = encode_all([4, 5, 9], "drop")
-    assert [len(e.ids) for e in kept] == [8]
-    assert told == ["2 of 3 examples over 8 tokens dropped"]
-
-
-def test_error_names_the_example_and_the_remedy():
-    with pytest.raises(ValueError, match=r"example e1 is 9 tokens, over data\.max_length 8; raise"):
-        encode_all([4, 5], "error")
-
-
-@pytest.mark.parametrize("policy", ["truncate", "drop", "error"])
-def test_empty_outputs_are_dropped_and_counted(policy):
-    examples = [example("10", ""), example("10", "20"), example("10", " \n")]
-    told = []
-    config = dataclasses.replace(CONFIG, overlong=policy)
-    kept = encoding.encode_all(examples, Numbers(), BARE, config, told.append)
-    assert [e.ids.tolist() for e in kept] == [[1, 10, 20, 2]]
-    assert told == ["2 of 3 examples with an empty output dropped"]
-
-
-@pytest.mark.parametrize("policy, lengths", [("drop", [9, 10]), ("truncate", [0]), ("error", [0])])
-def test_nothing_left_is_an_error(policy, lengths):
-    with pytest.raises(ValueError, match="no example is left to train on"):
-        encode_all(lengths, policy)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"overlong": "cut"}, "data.overlong is 'cut'; choose truncate, drop or error"),
-        ({"eval_share": 1.0}, r"data.eval_share is 1.0; it must be in \[0, 1\)"),
-        ({"eval_share": -0.1}, "data.eval_share is -0.1"),
-        ({"eval_share": 0.1, "eval_path": "x"}, "data.eval_path or data.eval_share, not both"),
-        ({"row_multiple": 0}, "data.row_multiple must be at least 1"),
-        ({"max_length": 1}, "data.max_length at least 2"),
-    ],
-)
-def test_bad_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CONFIG, **changes)
-
-
 # The held-out share.
 
 
 @pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 2), (0.5, 8), (0.01, 1)])
 def test_split_covers_every_example_once(share, held):
-    examples = [example("10", "20", id=str(i)) for i in range(15)]
+    examples = [example(str(i)) for i in range(15)]
     train, held_out = batches.split_examples(examples, share, seed=5)
     assert len(held_out) == held
     assert sorted(train + held_out, key=lambda e: int(e.id)) == examples
@@ -260,7 +101,7 @@ def test_split_covers_every_example_once(share, held):
 
 
 def test_split_depends_on_the_seed():
-    examples = [example("10", "20", id=str(i)) for i in range(50)]
+    examples = [example(str(i)) for i in range(50)]
     assert batches.split_examples(examples, 0.5, seed=5) != batches.split_examples(
         examples, 0.5, seed=6
     )

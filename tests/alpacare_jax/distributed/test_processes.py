@@ -72,7 +72,7 @@ def test_those_who_came_are_told_who_did_not(monkeypatch):
     results = call_roll([0, 2], 4, 1, free_port())
     assert results.keys() == {0, 2}
     for text in results.values():
-        assert text.startswith("after 1 s 2 of 4 processes had not arrived: 1 (t-1), 3 (t-3);")
+        assert text.startswith("2 of 4 processes had not arrived after 1 s: 1 (t-1), 3 (t-3);")
         assert "raise --join_seconds" in text
 
 
@@ -80,7 +80,7 @@ def test_a_first_process_that_never_comes(monkeypatch):
     clock = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: 50 * clock())  # the wait has 10 s of grace
     (text,) = call_roll([1], 2, 1, port := free_port()).values()
-    assert text.startswith(f"process 0 did not answer at 127.0.0.1:{port} in 1 s; is it running")
+    assert text.startswith(f"process 0 did not answer at 127.0.0.1:{port} within 1 s; check")
 
 
 @pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n", b"99\n", b"-1\n", b"0\n"])
@@ -96,7 +96,7 @@ def test_a_stranger_who_calls_is_not_counted(words):
     thread.start()
     results = call_roll([0], 2, 1, port)
     thread.join()
-    assert "1 of 2 processes had not arrived: 1;" in results[0]
+    assert "1 of 2 processes had not arrived after 1 s: 1;" in results[0]
 
 
 def test_a_process_that_was_restarted_counts_once():
@@ -128,9 +128,9 @@ def test_alone_there_is_nobody_to_join():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_processes": 2}, r"needs --num_processes \(now 2\) and a --process_id"),
+        ({"num_processes": 2}, r"requires --num_processes \(now 2\) and a --process_id"),
         ({"num_processes": 2, "process_id": 2}, r"from 0 to one less \(now 2\)"),
-        ({"num_processes": 0, "process_id": 0}, r"needs --num_processes \(now 0\)"),
+        ({"num_processes": 0, "process_id": 0}, r"requires --num_processes \(now 0\)"),
         ({"num_processes": 2, "process_id": 0, "coordinator": "host"}, "must be HOST:PORT"),
     ],
 )
