@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import io
 import json
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from datagen.chat.batch_log import Batch, BatchState
@@ -76,10 +76,10 @@ class BatchProtocol(abc.ABC):
         """The provider's id of a batch whose submission got no reply; None: not found.
 
         Args:
-          known: ids of batches of ours, which it cannot be.
+          known: ids of our other batches.
 
         Raises:
-          SubmissionUnknownError: batches that may be this one have not ended.
+          SubmissionUnknownError: it may be one of some batches that have not ended.
         """
 
     @abc.abstractmethod
@@ -97,6 +97,15 @@ class BatchProtocol(abc.ABC):
                 async for line in lines:
                     yield self.read(line)
 
+    async def _create(self, path: str, **content: Any) -> str:
+        try:
+            return _id(await self._connection.post(path, **content))
+        except RetryableError as error:
+            if error.status != 429:
+                raise  # it may have been created
+            reason, seconds = str(error), error.retry_after
+            raise NotSubmittedError(reason, queue_full=True, retry_after=seconds) from None
+
     async def _listed(
         self, path: str, cursor: str, limit: int
     ) -> AsyncGenerator[Mapping[str, Any], None]:
@@ -105,7 +114,7 @@ class BatchProtocol(abc.ABC):
         while True:
             page = await self._connection.get(path, limit=limit, **after)
             if not isinstance(page, dict) or not isinstance(page.get("data"), list):
-                raise RetryableError(f"malformed reply: {json.dumps(page)[:100]}")
+                raise _malformed(page)
             for listed in page["data"]:
                 yield listed
             if not page.get("has_more") or not page["data"]:
@@ -126,13 +135,13 @@ class OpenAIBatches(BatchProtocol):
             head += '"url": "/v1/chat/completions", "body": '
             lines += f"{head}{body}}}\n".encode()
         try:
-            file = await self._connection.post(
+            reply = await self._connection.post(
                 "/files",
                 body={"purpose": "batch"},
                 files={"file": (f"{batch.name}.jsonl", io.BytesIO(lines), "application/jsonl")},
                 options={"headers": {"Content-Type": "multipart/form-data"}},
             )
-            file = _id(file)
+            file = _id(reply)
         except RetryableError as error:
             raise NotSubmittedError(str(error), retry_after=error.retry_after) from None
         content = {
@@ -141,8 +150,7 @@ class OpenAIBatches(BatchProtocol):
             "completion_window": "24h",
             "metadata": {METADATA_KEY: batch.name},
         }
-        with _throttled_is_not_submitted():
-            return _id(await self._connection.post("/batches", body=content))
+        return await self._create("/batches", body=content)
 
     async def find(self, batch: Batch, known: set[str]) -> str | None:
         """Finds a batch by its name in the metadata.
@@ -221,8 +229,7 @@ class AnthropicBatches(BatchProtocol):
             item = f'{{"custom_id": "{batch.custom_id(key)}", "params": {body}}}'
             content += f"{comma}{item}".encode()
         content += b"]}"
-        with _throttled_is_not_submitted():
-            return _id(await self._connection.post("/v1/messages/batches", content=bytes(content)))
+        return await self._create("/v1/messages/batches", content=bytes(content))
 
     async def find(self, batch: Batch, known: set[str]) -> str | None:
         """Finds a batch by the first custom_id of its results.
@@ -231,7 +238,7 @@ class AnthropicBatches(BatchProtocol):
         every batch of the workspace that could be this one (created after the submission, by a
         clock up to CLOCK_SKEW ahead; the same number of requests; not in `known`) is waited for
         until it ends. Guarantee: as long as the list is complete and the clock no further off, None
-        means that the batch was not created. Price: a batch of the same size, created by another
+        means that the batch was not created. Cost: a batch of the same size, created by another
         program in the same workspace, delays the answer until it ends, at most 24 hours.
         """
         undecided = []
@@ -299,24 +306,15 @@ BATCH_PROTOCOLS: dict[str, type[BatchProtocol]] = {
 }
 
 
-@contextlib.contextmanager
-def _throttled_is_not_submitted() -> Iterator[None]:
-    """A 429 means a full queue, so nothing was created; any other failure leaves it open."""
-    try:
-        yield
-    except RetryableError as error:
-        if error.status == 429:
-            raise NotSubmittedError(
-                str(error), queue_full=True, retry_after=error.retry_after
-            ) from None
-        raise
-
-
 def _results_path(id: str | None) -> str:
     return f"/v1/messages/batches/{id}/results"
 
 
 def _id(reply: Any) -> str:
     if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
-        raise RetryableError(f"malformed reply: {json.dumps(reply)[:100]}")
+        raise _malformed(reply)
     return reply["id"]
+
+
+def _malformed(reply: Any) -> RetryableError:
+    return RetryableError(f"malformed reply: {json.dumps(reply)[:100]}")

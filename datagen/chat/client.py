@@ -1,4 +1,4 @@
-"""Asks models, once: every answer is on disk before it is used and is never paid for again.
+"""Asks models: every answer is on disk before it is used, and is never paid for twice.
 
     with AnswerStore(workdir / "answers.sqlite") as store:
         async with Client(config, store) as client:
@@ -39,10 +39,10 @@ Tag = TypeVar("Tag")
 Result = TypeVar("Result")
 
 MAX_INITIAL_FAILURES = 3
-"""So many rejected requests, or requests without a reply, before any answer end the run."""
+"""The run ends if this many requests are rejected, or get no reply, before any is answered."""
 
 MAX_WAITING = 100_000
-"""Requests of a run that wait in batches at once; each takes some 8 kB of memory plus its text."""
+"""Requests of a run that may wait in batches; each takes some 8 kB of memory plus its text."""
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 60.0
 """Seconds before the second attempt, doubled each time, and the most; half of it is random."""

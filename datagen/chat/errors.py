@@ -2,17 +2,12 @@
 
 
 class RetryableError(Exception):
-    """This attempt failed; another one may succeed.
-
-    Attributes:
-      status: HTTP status; 0 without a reply.
-      retry_after: seconds the provider asks to wait; None when it names none.
-    """
+    """This attempt failed; another one may succeed."""
 
     def __init__(self, reason: str, *, status: int = 0, retry_after: float | None = None):
         super().__init__(reason)
-        self.status = status
-        self.retry_after = retry_after
+        self.status = status  # of HTTP; 0 without a reply
+        self.retry_after = retry_after  # seconds that the provider asks to wait
 
     @property
     def throttled(self) -> bool:
@@ -33,19 +28,15 @@ class NotFoundError(FatalProviderError):
 
 
 class NotSubmittedError(RetryableError):
-    """The provider did not create the batch, so it can be resubmitted without looking for it.
-
-    Attributes:
-      queue_full: the provider already holds as many queued requests as it accepts.
-    """
+    """The provider did not create the batch, so it can be resubmitted without searching for it."""
 
     def __init__(self, reason: str, *, queue_full: bool = False, retry_after: float | None = None):
         super().__init__(reason, retry_after=retry_after)
-        self.queue_full = queue_full
+        self.queue_full = queue_full  # the provider accepts no more queued requests
 
 
 class SubmissionUnknownError(Exception):
-    """Whether the provider received the batch cannot be decided yet."""
+    """It cannot be decided yet whether the provider received the batch."""
 
 
 class BudgetReachedError(Exception):

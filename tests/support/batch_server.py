@@ -38,7 +38,7 @@ class BatchServer(ChatServer):
         self.files: dict[str, bytes] = {}
         self.sizes: list[int] = []  # bytes of all requests of each batch, as they were sent
         self.made = threading.Event()
-        self.moment = lambda what: None  # called at "submission", "look" and "download"
+        self.moment = lambda event: None  # called at "submission", "look" and "download"
         self.hidden = 0.0  # seconds that a new batch is on no list
         self.page = 2  # batches in one page of a list
         self._shuffle = random.Random(seed)

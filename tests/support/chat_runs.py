@@ -71,10 +71,10 @@ def requests(count: int, **changes) -> list[tuple[int, ChatRequest]]:
 
 def ask(config, path, asked, *, stop_after=None, report=lambda _: None):
     """(outcomes by tag, client, why it stopped) of asking all."""
-    got, why = {}, None
+    got, stopped = {}, None
 
     async def work(client):
-        nonlocal why
+        nonlocal stopped
         try:
             async for tag, outcome in client.stream(asked, total=len(asked)):
                 assert tag not in got
@@ -82,7 +82,7 @@ def ask(config, path, asked, *, stop_after=None, report=lambda _: None):
                 if stop_after and len(got) == stop_after:
                     client.stop("enough")
         except ValueError as error:
-            why = error
+            stopped = error
 
     async def main(client):
         async with client:
@@ -92,14 +92,14 @@ def ask(config, path, asked, *, stop_after=None, report=lambda _: None):
         client = Client(config, store, report)
         asyncio.run(main(client))
         client.total = None if config.offline else store.total_spent()
-    return got, client, why
+    return got, client, stopped
 
 
 def texts(count, first=0):
     return {i: f"answer to question {i}" for i in range(first, count)}
 
 
-def said(got):
+def answer_texts(got):
     return {i: outcome.text for i, outcome in got.items() if isinstance(outcome, ChatAnswer)}
 
 
@@ -115,7 +115,7 @@ def nothing_open(path):
 
 def left_at_the_provider(config, server, path, count):
     """Asks, and ends the run when all is at the provider; why it ended."""
-    server.held, why = True, []
+    server.held, reasons = True, []
 
     async def main(client):
         async with client:
@@ -125,9 +125,9 @@ def left_at_the_provider(config, server, path, count):
             client.stop("enough")
             with pytest.raises(RunStoppedError) as ended:
                 await asking
-            why.append(str(ended.value))
+            reasons.append(str(ended.value))
 
     with AnswerStore(path) as store:
         asyncio.run(main(Client(config, store, report=lambda _: None)))
     server.made.clear()
-    return why[0]
+    return reasons[0]

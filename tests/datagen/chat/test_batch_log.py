@@ -19,6 +19,7 @@ from tests.conftest import REPOSITORY
 from tests.support.batch_server import BatchServer, others_batch
 from tests.support.chat_runs import (
     HALF,
+    answer_texts,
     ask,
     batched,
     left_at_the_provider,
@@ -27,7 +28,6 @@ from tests.support.chat_runs import (
     quicken,
     requests,
     rows,
-    said,
     texts,
 )
 
@@ -58,9 +58,9 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
         if not left.exists():
             image(path, left)
 
-    def on_server(what):
+    def on_server(event):
         stages = {"submission": "no reply", "look": "made", "download": "ended"}
-        if stages[what] == moment:
+        if stages[event] == moment:
             kill()
 
     server.moment = on_server
@@ -87,14 +87,16 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
     if moment == MOMENTS[0]:
         server.batches.clear()
         server.submitted.clear()
-    told = []
-    got, client, why = ask(batched(server, provider), left / "s", requests(44), report=told.append)
-    assert why is None and said(got) == texts(44)
+    reports = []
+    got, client, error = ask(
+        batched(server, provider), left / "s", requests(44), report=reports.append
+    )
+    assert error is None and answer_texts(got) == texts(44)
     assert len(server.batches) == 2 - (moment == MOMENTS[0])
     assert set(server.submitted.values()) == {1}
     assert client.total.usd == pytest.approx(44 * HALF), "each is charged once"
     assert nothing_open(left / "s")
-    assert any("earlier run" in line for line in told) == (moment != MOMENTS[0])
+    assert any("earlier run" in line for line in reports) == (moment != MOMENTS[0])
 
 
 KILLED = """
@@ -132,13 +134,13 @@ def test_killed_before_the_reply_to_a_submission(tmp_path):
     assert left == [(None, 300)]
     got, client, _ = ask(batched(server, "anthropic"), tmp_path / "s", requests(300))
     server.close()
-    assert said(got) == texts(300)
+    assert answer_texts(got) == texts(300)
     assert len(server.batches) == 1 and set(server.submitted.values()) == {1}
     assert client.total.usd == pytest.approx(300 * HALF)
 
 
 def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
-    server.held, told = True, []
+    server.held, reports = True, []
 
     async def work():
         with pytest.raises(RunStoppedError, match=r"\(1 with 5 requests\); the next run"):
@@ -150,14 +152,14 @@ def test_ctrl_c_says_that_the_batch_goes_on(server, tmp_path, provider):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with AnswerStore(tmp_path / "s") as store:
-        client = Client(batched(server, provider), store, report=told.append)
+        client = Client(batched(server, provider), store, report=reports.append)
         threading.Thread(target=stop).start()
         run_until_done(client, work)
     assert rows(tmp_path / "s", "SELECT id FROM batches") == [("batch-1",)], "its id is stored"
-    assert not any("waiting for the replies" in line for line in told)
+    assert not any("waiting for the replies" in line for line in reports)
     server.release()
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert said(got) == texts(5) and set(server.submitted.values()) == {1}
+    assert answer_texts(got) == texts(5) and set(server.submitted.values()) == {1}
 
 
 @pytest.mark.parametrize("batch", [True, False])
@@ -165,8 +167,8 @@ def test_what_is_in_an_open_batch_is_sent_in_no_other_way(server, tmp_path, prov
     left_at_the_provider(batched(server, provider), server, tmp_path / "s", 5)
     threading.Timer(0.3, server.release).start()
     config = batched(server, provider, batch=batch)
-    got, client, why = ask(config, tmp_path / "s", requests(8))
-    assert why is None and said(got) == texts(8)
+    got, client, error = ask(config, tmp_path / "s", requests(8))
+    assert error is None and answer_texts(got) == texts(8)
     assert set(server.submitted.values()) == {1} and len(server.submitted) == (8 if batch else 5)
     assert len(server.bodies) == (0 if batch else 3)
     assert client.total.usd == pytest.approx((8 if batch else 11) * HALF)
@@ -184,39 +186,39 @@ def test_a_run_that_asks_something_else_collects_it_too(server, tmp_path, provid
     ]
     offline = make_config(server, provider=provider, offline=True)
     got, *_ = ask(offline, tmp_path / "s", requests(5))
-    assert said(got) == texts(5)
+    assert answer_texts(got) == texts(5)
 
 
 def test_a_batch_at_another_provider_is_left_alone(server, tmp_path):
     left_at_the_provider(batched(server, "openai"), server, tmp_path / "s", 5)
-    told = []
+    reports = []
     most = rows(tmp_path / "s", "SELECT usd FROM batches")[0][0]
     config = make_config(server, provider="anthropic", budget_usd=most + 0.01)
-    got, client, _ = ask(config, tmp_path / "s", requests(2), report=told.append)
-    assert said(got) == texts(2) and any("is left open" in line for line in told)
+    got, client, _ = ask(config, tmp_path / "s", requests(2), report=reports.append)
+    assert answer_texts(got) == texts(2) and any("is left open" in line for line in reports)
     assert client.budget.caps[0] == pytest.approx(0.01)
     server.release()
     got, *_ = ask(batched(server, "openai"), tmp_path / "s", requests(5))
-    assert said(got) == texts(5) and len(server.batches) == 1
+    assert answer_texts(got) == texts(5) and len(server.batches) == 1
 
 
 def test_nothing_is_sent_again_before_it_is_certain_that_it_did_not_arrive(server, tmp_path):
     path = tmp_path / "s"
-    server.moment = lambda what: what == "submission" and image(path, tmp_path / "left")
+    server.moment = lambda event: event == "submission" and image(path, tmp_path / "left")
     server.submissions = ["400"]
     ask(batched(server, "anthropic"), path, requests(5))
-    server.moment = lambda what: None
+    server.moment = lambda event: None
     server.batches["batch-1"] = others_batch(3) | {"lines": others_batch(5)["lines"]}
     server.held, made_at = True, []
     release = threading.Timer(0.4, lambda: (made_at.append(len(server.batches)), server.release()))
     release.start()
-    told = []
+    reports = []
     got, *_ = ask(
-        batched(server, "anthropic"), tmp_path / "left" / "s", requests(5), report=told.append
+        batched(server, "anthropic"), tmp_path / "left" / "s", requests(5), report=reports.append
     )
     assert made_at == [1], "batch-1 of somebody else may be ours until it has ended"
-    assert said(got) == texts(5) and len(server.batches) == 2
-    assert sum("may be batch-1" in line for line in told) == 1
+    assert answer_texts(got) == texts(5) and len(server.batches) == 2
+    assert sum("may be batch-1" in line for line in reports) == 1
 
 
 def test_results_that_the_provider_has_deleted_are_told_and_counted(server, tmp_path, provider):
@@ -227,10 +229,12 @@ def test_results_that_the_provider_has_deleted_are_told_and_counted(server, tmp_
     else:
         server._write_files(server.batches["batch-1"])
         server.files.clear()
-    told = []
+    reports = []
     most = rows(tmp_path / "s", "SELECT usd FROM batches")[0][0]
-    got, client, _ = ask(batched(server, provider), tmp_path / "s", requests(5), report=told.append)
-    assert said(got) == texts(5) and any("were deleted" in line for line in told)
+    got, client, _ = ask(
+        batched(server, provider), tmp_path / "s", requests(5), report=reports.append
+    )
+    assert answer_texts(got) == texts(5) and any("were deleted" in line for line in reports)
     assert client.total.usd == pytest.approx(5 * HALF + most)
 
 
@@ -244,4 +248,4 @@ def test_a_batch_that_is_not_there_is_told_with_the_remedy(server, tmp_path, pro
         connection.executescript(command)
     server.held = False
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert said(got) == texts(5)
+    assert answer_texts(got) == texts(5)

@@ -12,11 +12,11 @@ from datagen.chat.errors import RunStoppedError
 from tests.support.batch_server import others_batch
 from tests.support.chat_runs import (
     HALF,
+    answer_texts,
     ask,
     batched,
     nothing_open,
     requests,
-    said,
     texts,
 )
 
@@ -27,7 +27,7 @@ def test_answers_may_hold_every_kind_of_line_end(server, tmp_path, provider):
     odd = "one\u2028two\x85three\x0cfour\r\nfive"
     server.answer = lambda body: odd
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(2))
-    assert said(got) == {0: odd, 1: odd}
+    assert answer_texts(got) == {0: odd, 1: odd}
 
 
 # Results.
@@ -44,9 +44,9 @@ def test_each_request_has_its_own_fate(server, tmp_path, provider):
         return "ok" if again and fates.get(number) != "400" else fates.get(number, "ok")
 
     server.outcome = outcome
-    got, client, why = ask(batched(server, provider), tmp_path / "s", requests(20))
-    assert why is None and seen == set(range(20))
-    assert said(got) == {i: text for i, text in texts(20).items() if i != 4}
+    got, client, error = ask(batched(server, provider), tmp_path / "s", requests(20))
+    assert error is None and seen == set(range(20))
+    assert answer_texts(got) == {i: text for i, text in texts(20).items() if i != 4}
     assert isinstance(got[4], Failure) and "not so" in got[4].reason
     assert len(server.batches) == 2
     assert {q for q, n in server.submitted.items() if n == 2} == {f"question {i}" for i in range(4)}
@@ -57,25 +57,25 @@ def test_each_request_has_its_own_fate(server, tmp_path, provider):
 
 def test_what_always_fails_is_given_up(server, tmp_path, provider):
     server.outcome = lambda question: "expired" if question.endswith(" 1") else "ok"
-    got, _, why = ask(batched(server, provider), tmp_path / "s", requests(3))
-    assert why is None and "in 4 attempts" in got[1].reason and "expired" in got[1].reason
+    got, _, error = ask(batched(server, provider), tmp_path / "s", requests(3))
+    assert error is None and "in 4 attempts" in got[1].reason and "expired" in got[1].reason
     assert server.submitted == {"question 0": 1, "question 1": 4, "question 2": 1}
 
 
 def test_when_all_are_refused_the_run_ends(server, tmp_path, provider):
     server.outcome = lambda question: "400"
-    _, _, why = ask(batched(server, provider), tmp_path / "s", requests(10))
-    assert isinstance(why, RunStoppedError) and "every request so far is rejected" in str(why)
+    _, _, error = ask(batched(server, provider), tmp_path / "s", requests(10))
+    assert isinstance(error, RunStoppedError) and "every request so far is rejected" in str(error)
     assert nothing_open(tmp_path / "s")
 
 
 def test_a_cancelled_batch_ends_the_run_and_the_next_asks_the_rest(server, tmp_path, provider):
     server.outcome = lambda q: "ok" if int(q.split()[-1]) < 3 else "cancelled"
-    _, _, why = ask(batched(server, provider), tmp_path / "s", requests(6))
-    assert isinstance(why, RunStoppedError) and "cancelled at the provider" in str(why)
+    _, _, error = ask(batched(server, provider), tmp_path / "s", requests(6))
+    assert isinstance(error, RunStoppedError) and "cancelled at the provider" in str(error)
     server.outcome = lambda q: "ok"
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(6))
-    assert said(got) == texts(6)
+    assert answer_texts(got) == texts(6)
     assert server.submitted == {f"question {i}": 1 + (i >= 3) for i in range(6)}
 
 
@@ -84,8 +84,8 @@ def test_results_that_are_cut_are_read_again(server, tmp_path, provider, cut, mo
     monkeypatch.setattr(batch_log, "CHUNK_SIZE", 10)  # so that some are stored before the cut
     server.polls, blocked = [cut], {f"question {i}" for i in range(0, 60, 2)}
     server.outcome = lambda q: "blocked" if q in blocked and server.submitted[q] == 1 else "ok"
-    got, client, why = ask(batched(server, provider), tmp_path / "s", requests(60))
-    assert why is None and said(got) == texts(60) and not server.polls
+    got, client, error = ask(batched(server, provider), tmp_path / "s", requests(60))
+    assert error is None and answer_texts(got) == texts(60) and not server.polls
     assert client.total.usd == pytest.approx(90 * HALF), "blocked replies cost, too"
     assert server.submitted == {f"question {i}": 1 + (i % 2 == 0) for i in range(60)}
 
@@ -94,19 +94,19 @@ def test_a_key_in_a_result_is_not_told(provider, monkeypatch):
     monkeypatch.setenv(API_KEY_VARIABLES[provider], "plain-secret-key")
     connection = types.SimpleNamespace(config=batched(None, provider))
     protocol = batch_protocols.BATCH_PROTOCOLS[provider](connection)
-    said = "Incorrect key plain-secret-key"
+    message = "Incorrect key plain-secret-key"
     if provider == "openai":
-        failed = protocol._failed([{"message": said}]).failure
-        told = [failed, protocol._failed([{"message": said, "line": 1}]).rejected[0]]
-        errors = [{"code": "oh", "message": said}, None]
-        replies = [None, {"status_code": 401, "body": {"error": {"message": said}}}]
+        failed = protocol._failed([{"message": message}]).failure
+        reports = [failed, protocol._failed([{"message": message, "line": 1}]).rejected[0]]
+        errors = [{"code": "oh", "message": message}, None]
+        replies = [None, {"status_code": 401, "body": {"error": {"message": message}}}]
         results = [{"response": r, "error": e} for r, e in zip(replies, errors, strict=True)]
     else:
-        told = []
-        error = {"type": "authentication_error", "message": said}
+        reports = []
+        error = {"type": "authentication_error", "message": message}
         results = [{"result": {"type": "errored", "error": error}}]
-    told += [protocol.read({"custom_id": "x"} | result)[1] for result in results]
-    for text in map(str, told):
+    reports += [protocol.read({"custom_id": "x"} | result)[1] for result in results]
+    for text in map(str, reports):
         assert "secret" not in text and "Incorrect key [key]" in text
 
 
@@ -119,16 +119,18 @@ def test_a_submission_that_fails_is_looked_for_and_sent_again(server, tmp_path, 
     for _ in range(3):  # others' batches in the same workspace, some as large
         server.batches[f"batch-{len(server.batches) + 1}"] = others_batch(len(server.batches) + 3)
     config = batched(server, provider, timeout_seconds=0.2)
-    got, client, why = ask(config, tmp_path / "s", requests(5))
-    assert why is None and said(got) == texts(5)
+    got, client, error = ask(config, tmp_path / "s", requests(5))
+    assert error is None and answer_texts(got) == texts(5)
     assert set(server.submitted.values()) == {1}, "made once"
     assert client.total.usd == pytest.approx(5 * HALF) and nothing_open(tmp_path / "s")
 
 
 def test_no_batch_is_sent_for_ever(server, tmp_path, provider):
     server.submissions = ["429"] * 9
-    _, _, why = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert isinstance(why, RunStoppedError) and "no batch was accepted in 4 attempts" in str(why)
+    _, _, error = ask(batched(server, provider), tmp_path / "s", requests(5))
+    assert isinstance(error, RunStoppedError) and "no batch was accepted in 4 attempts" in str(
+        error
+    )
     assert len(server.submissions) == 5 and nothing_open(tmp_path / "s")
 
 
@@ -136,12 +138,12 @@ def test_a_full_queue_is_waited_for(server, tmp_path):
     full = [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}]
     server.fail = [None, full, full]
     config = batched(server, batch_requests=10, attempts=2)
-    got, _, why = ask(config, tmp_path / "s", requests(20))
-    assert why is None and said(got) == texts(20)
+    got, _, error = ask(config, tmp_path / "s", requests(20))
+    assert error is None and answer_texts(got) == texts(20)
     assert set(server.submitted.values()) == {1} and len(server.batches) == 4
     server.fail = [None, None, full]
-    got, _, why = ask(config, tmp_path / "s", requests(50))
-    assert why is None and said(got) == texts(50) and len(server.batches) == 8
+    got, _, error = ask(config, tmp_path / "s", requests(50))
+    assert error is None and answer_texts(got) == texts(50) and len(server.batches) == 8
 
 
 def released(server, expected):
@@ -149,8 +151,8 @@ def released(server, expected):
     server.held, seen = True, []
     late = threading.Timer(3.0, lambda: (seen.append("too late"), server.release()))
 
-    def at(what):
-        if what != "submission":
+    def at(event):
+        if event != "submission":
             return
         seen.append("sent")
         if len(seen) == 1:
@@ -173,7 +175,7 @@ def test_the_first_batch_that_ends_makes_room(server, tmp_path):
 
     config = batched(server, batch_requests=5)
     got, *_ = ask(config, tmp_path / "s", requests(15), report=report)
-    assert said(got) == texts(15) and seen == ["sent"] * 4, "while the second is worked on"
+    assert answer_texts(got) == texts(15) and seen == ["sent"] * 4, "while the second is worked on"
 
 
 def test_batches_of_our_own_are_not_taken_for_the_lost_one(server, tmp_path):
@@ -181,28 +183,28 @@ def test_batches_of_our_own_are_not_taken_for_the_lost_one(server, tmp_path):
     seen = released(server, 3)
     config = batched(server, "anthropic", batch_requests=5)
     got, *_ = ask(config, tmp_path / "s", requests(10))
-    assert said(got) == texts(10) and seen == ["sent"] * 3
+    assert answer_texts(got) == texts(10) and seen == ["sent"] * 3
 
 
 def test_lines_that_are_not_taken_are_told_and_the_rest_sent_again(server, tmp_path):
     server.fail = [[{"code": "invalid", "message": "too many cooks", "line": 3}]]
-    got, _, why = ask(batched(server), tmp_path / "s", requests(5))
-    assert why is None and got[2].reason == "too many cooks"
-    assert said(got) == {i: text for i, text in texts(5).items() if i != 2}
+    got, _, error = ask(batched(server), tmp_path / "s", requests(5))
+    assert error is None and got[2].reason == "too many cooks"
+    assert answer_texts(got) == {i: text for i, text in texts(5).items() if i != 2}
 
 
 def test_a_batch_that_fails_as_a_whole_ends_the_run(server, tmp_path):
     server.fail = [[{"code": "billing_hard_limit_reached", "message": "Billing limit reached"}]]
-    _, _, why = ask(batched(server), tmp_path / "s", requests(5))
-    assert isinstance(why, RunStoppedError) and "Billing limit reached" in str(why)
+    _, _, error = ask(batched(server), tmp_path / "s", requests(5))
+    assert isinstance(error, RunStoppedError) and "Billing limit reached" in str(error)
     assert nothing_open(tmp_path / "s")
 
 
 @pytest.mark.parametrize("status", ["400", "404"])
 def test_a_server_without_batches_is_told(server, tmp_path, provider, status):
     server.submissions = [status]
-    _, _, why = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert isinstance(why, RunStoppedError) and "try batch=False" in str(why)
+    _, _, error = ask(batched(server, provider), tmp_path / "s", requests(5))
+    assert isinstance(error, RunStoppedError) and "try batch=False" in str(error)
     assert nothing_open(tmp_path / "s") and not server.submissions
 
 
@@ -210,4 +212,4 @@ def test_a_batch_may_be_long_in_turning_up(server, tmp_path, provider, monkeypat
     monkeypatch.setattr(batches, "SETTLE_SECONDS", 0.4)
     server.submissions, server.hidden = ["500 made"], 0.2
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(5))
-    assert said(got) == texts(5) and len(server.batches) == 1
+    assert answer_texts(got) == texts(5) and len(server.batches) == 1

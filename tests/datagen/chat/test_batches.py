@@ -10,6 +10,7 @@ from datagen.chat.errors import RunStoppedError
 from datagen.chat.store import AnswerStore
 from tests.support.chat_runs import (
     HALF,
+    answer_texts,
     ask,
     batched,
     left_at_the_provider,
@@ -17,7 +18,6 @@ from tests.support.chat_runs import (
     nothing_open,
     requests,
     rows,
-    said,
     texts,
 )
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableException
 
 def test_answers_come_at_half_price_from_as_many_batches_as_it_takes(server, tmp_path, provider):
     config = batched(server, provider, batch_requests=15)
-    got, client, why = ask(config, tmp_path / "s", requests(40))
-    assert why is None and said(got) == texts(40)
+    got, client, error = ask(config, tmp_path / "s", requests(40))
+    assert error is None and answer_texts(got) == texts(40)
     assert sorted(len(b["lines"]) for b in server.batches.values()) == [10, 15, 15]
     assert set(server.submitted.values()) == {1} and not server.bodies
     assert client.total.usd == pytest.approx(40 * HALF, rel=1e-12) and client.total.tokens == 1080
@@ -53,31 +53,31 @@ def test_a_batch_is_cut_by_its_bytes_too(server, tmp_path, provider, monkeypatch
     protocol = batch_protocols.BATCH_PROTOCOLS[provider]
     monkeypatch.setattr(protocol, "max_bytes", 2000)
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(30))
-    assert said(got) == texts(30)
+    assert answer_texts(got) == texts(30)
     assert len(server.batches) > 2
     assert 1000 < max(server.sizes) <= 2000
 
 
 def test_a_stream_fills_a_batch_whatever_the_concurrency(server, tmp_path, provider):
     got, *_ = ask(batched(server, provider, concurrency=2), tmp_path / "s", requests(300))
-    assert said(got) == texts(300) and len(server.batches) == 1
+    assert answer_texts(got) == texts(300) and len(server.batches) == 1
 
 
 def test_a_look_that_fails_is_taken_again(server, tmp_path, provider, monkeypatch):
     server.polls = ["500", "500"]
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(3))
-    assert said(got) == texts(3) and not server.polls
+    assert answer_texts(got) == texts(3) and not server.polls
     monkeypatch.setattr(batches, "OUTAGE_SECONDS", 0.1)
     server.polls = ["500"] * 1000
-    _, _, why = ask(batched(server, provider), tmp_path / "s", requests(6))
+    _, _, error = ask(batched(server, provider), tmp_path / "s", requests(6))
     assert (
-        isinstance(why, RunStoppedError)
-        and "cannot be read" in str(why)
-        and "next run collects" in str(why)
+        isinstance(error, RunStoppedError)
+        and "cannot be read" in str(error)
+        and "next run collects" in str(error)
     )
     server.polls = []
     got, *_ = ask(batched(server, provider), tmp_path / "s", requests(6))
-    assert said(got) == texts(6) and set(server.submitted.values()) == {1}
+    assert answer_texts(got) == texts(6) and set(server.submitted.values()) == {1}
 
 
 # Money.
@@ -85,8 +85,10 @@ def test_a_look_that_fails_is_taken_again(server, tmp_path, provider, monkeypatc
 
 def test_the_budget_is_as_hard_as_for_single_requests(server, tmp_path, provider):
     cap = 30 * HALF
-    got, client, why = ask(batched(server, provider, budget_usd=cap), tmp_path / "s", requests(100))
-    assert isinstance(why, RunStoppedError) and "budget is reached" in str(why)
+    got, client, error = ask(
+        batched(server, provider, budget_usd=cap), tmp_path / "s", requests(100)
+    )
+    assert isinstance(error, RunStoppedError) and "budget is reached" in str(error)
     assert 20 <= len(got) == len(server.submitted) <= 30 and client.total.usd <= cap
     worst = rows(tmp_path / "s", "SELECT usd, requests FROM batches ORDER BY sent")
     spent = 0.0
@@ -94,8 +96,10 @@ def test_the_budget_is_as_hard_as_for_single_requests(server, tmp_path, provider
         assert spent + usd <= cap
         spent += count * HALF
     assert len(worst) > 1
-    got, client, why = ask(batched(server, provider, budget_usd=1.0), tmp_path / "s", requests(100))
-    assert why is None and said(got) == texts(100)
+    got, client, error = ask(
+        batched(server, provider, budget_usd=1.0), tmp_path / "s", requests(100)
+    )
+    assert error is None and answer_texts(got) == texts(100)
     assert client.total.usd == pytest.approx(100 * HALF)
 
 
@@ -107,7 +111,7 @@ def test_a_batch_of_an_earlier_run_counts_at_its_worst(server, tmp_path, provide
     config = batched(server, provider, budget_usd=most + HALF)
     got, *_ = ask(config, tmp_path / "s", requests(6))
     assert seen == [1], "the sixth waits until the five have come in"
-    assert said(got) == texts(6)
+    assert answer_texts(got) == texts(6)
 
 
 def test_the_estimate_is_half_and_knows_what_is_out(server, tmp_path, provider):

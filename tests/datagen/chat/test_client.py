@@ -26,8 +26,8 @@ from tests.support.chat_server import FAULTS, ChatServer, question
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_answers_are_stored_and_never_asked_for_again(server, tmp_path, provider):
     config = make_config(server, provider=provider)
-    got, client, why = ask(config, tmp_path / "s", requests(40))
-    assert why is None
+    got, client, error = ask(config, tmp_path / "s", requests(40))
+    assert error is None
     assert {i: a.text for i, a in got.items()} == {i: f"answer to question {i}" for i in range(40)}
     assert all(a == ChatAnswer(a.text, "stop", "stand-in-1", a.id, 20, 7) for a in got.values())
     assert client.total.usd == pytest.approx(40 * PRICE, rel=1e-12)
@@ -79,9 +79,9 @@ def test_thirty_percent_of_faults_change_nothing(tmp_path, provider):
     server = ChatServer(faults=0.3, seed=1)
     server.stall = 1.5
     config = make_config(server, provider=provider, concurrency=64, timeout_seconds=1.0)
-    got, client, why = ask(config, tmp_path / "s", requests(2000))
+    got, client, error = ask(config, tmp_path / "s", requests(2000))
     server.close()
-    assert why is None
+    assert error is None
     assert {i: a.text for i, a in got.items()} == {
         i: f"answer to question {i}" for i in range(2000)
     }
@@ -99,8 +99,8 @@ def test_a_fault_that_stays_is_told_and_not_stored(tmp_path, fault):
     server = ChatServer(faults=1.0, kinds=(fault,))
     server.stall = 1.0
     config = make_config(server, attempts=2, timeout_seconds=0.5 if fault == "stall" else 10.0)
-    got, client, why = ask(config, tmp_path / "s", requests(2))
-    assert why is None
+    got, client, error = ask(config, tmp_path / "s", requests(2))
+    assert error is None
     assert all(isinstance(f, Failure) and "in 2 attempts" in f.reason for f in got.values())
     assert client.counts["failed"] == 2
     assert len(server.bodies) == 4
@@ -118,8 +118,8 @@ def test_a_refused_request_among_others_is_told(server, tmp_path):
         serve(handler, body, fault)
 
     server._reply = one_refused
-    got, client, why = ask(make_config(server, concurrency=1), tmp_path / "s", requests(10))
-    assert why is None
+    got, client, error = ask(make_config(server, concurrency=1), tmp_path / "s", requests(10))
+    assert error is None
     assert [i for i, outcome in got.items() if isinstance(outcome, Failure)] == [7]
     assert "too long" in got[7].reason
     assert client.counts["retried"] == 0
@@ -250,9 +250,9 @@ def test_a_second_signal_waits_for_nothing(new_life, tmp_path):
 )
 def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
     server.always = (status, {"error": {"message": message, "code": message}})
-    _, client, why = ask(make_config(server), tmp_path / "s", requests(500))
-    assert isinstance(why, RunStoppedError) and says in str(why)
-    assert message.split(":")[0] in str(why)
+    _, client, error = ask(make_config(server), tmp_path / "s", requests(500))
+    assert isinstance(error, RunStoppedError) and says in str(error)
+    assert message.split(":")[0] in str(error)
     assert len(server.bodies) <= 40, "some 16 at once, and what left before the replies came"
     assert client.counts["answered"] == 0
 
@@ -260,8 +260,8 @@ def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):
 @pytest.mark.parametrize("fault", ["drop", "500"])
 def test_a_server_that_never_answers_ends_the_run(tmp_path, fault):
     server = ChatServer(faults=1.0, kinds=(fault,))
-    _, client, why = ask(make_config(server, attempts=2), tmp_path / "s", requests(500))
-    assert isinstance(why, RunStoppedError) and "every request so far is given up" in str(why)
+    _, client, error = ask(make_config(server, attempts=2), tmp_path / "s", requests(500))
+    assert isinstance(error, RunStoppedError) and "every request so far is given up" in str(error)
     assert 3 <= client.counts["given up"] <= 32 and len(server.bodies) <= 100
     server.close()
 
@@ -271,7 +271,8 @@ def test_the_few_that_fail_again_do_not_stop_a_later_run(server, tmp_path, statu
     config = make_config(server, attempts=1)
     ask(config, tmp_path / "s", requests(8))
     server.always = (status, {"error": {"message": "too long"}})
-    got, _, why = ask(config, tmp_path / "s", requests(12))
+    got, _, error = ask(config, tmp_path / "s", requests(12))
     assert (
-        why is None and [isinstance(got[i], Failure) for i in range(12)] == [False] * 8 + [True] * 4
+        error is None
+        and [isinstance(got[i], Failure) for i in range(12)] == [False] * 8 + [True] * 4
     )

@@ -17,14 +17,14 @@ def test_a_reply_that_is_no_json_is_asked_for_again(content):
 def test_no_server_at_all_is_told_as_such(tmp_path):
     server = ChatServer()
     server.close()
-    _, _, why = ask(make_config(server, attempts=1), tmp_path / "s", requests(20))
-    assert "connection: Cannot connect" in str(why)
+    _, _, error = ask(make_config(server, attempts=1), tmp_path / "s", requests(20))
+    assert "connection: Cannot connect" in str(error)
 
 
 def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
     server.always = (401, {"error": {"message": "Incorrect API key: sk-secret-of-the-test"}})
-    _, _, why = ask(make_config(server), tmp_path / "s", requests(1))
-    assert "secret" not in str(why) and "[key]" in str(why)
+    _, _, error = ask(make_config(server), tmp_path / "s", requests(1))
+    assert "secret" not in str(error) and "[key]" in str(error)
     server.always = None
     ask(make_config(server), tmp_path / "s", requests(1))
     assert server.authorization == {"Bearer sk-secret-of-the-test"}
@@ -34,6 +34,6 @@ def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
 
 def test_an_error_is_cut_after_the_key_is_gone(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-key-without-a-prefix")
-    said = connection.short_text(ValueError("x" * 290 + " plain-key-without-a-prefix"))
-    assert said == "x" * 290 + " [key]"
+    text = connection.short_text(ValueError("x" * 290 + " plain-key-without-a-prefix"))
+    assert text == "x" * 290 + " [key]"
     assert connection.short_text(ValueError()) == "ValueError"

@@ -17,12 +17,12 @@ def test_doctests():
 
 @pytest.mark.parametrize("cap", [{"budget_usd": 30 * PRICE}, {"budget_tokens": 30 * 27}])
 def test_the_budget_is_never_passed_and_a_larger_one_goes_on(server, tmp_path, cap):
-    got, client, why = ask(make_config(server, **cap), tmp_path / "s", requests(100))
-    assert isinstance(why, RunStoppedError) and "budget is reached" in str(why)
+    got, client, error = ask(make_config(server, **cap), tmp_path / "s", requests(100))
+    assert isinstance(error, RunStoppedError) and "budget is reached" in str(error)
     assert client.total.usd <= 30 * PRICE and client.total.tokens <= 30 * 27
     assert 20 <= len(got) == len(server.bodies) <= 30
-    got, client, why = ask(make_config(server, budget_usd=1.0), tmp_path / "s", requests(100))
-    assert why is None and len(got) == len(server.bodies) == 100
+    got, client, error = ask(make_config(server, budget_usd=1.0), tmp_path / "s", requests(100))
+    assert error is None and len(got) == len(server.bodies) == 100
     assert client.total.usd == pytest.approx(100 * PRICE)
 
 
@@ -35,8 +35,8 @@ def test_a_budget_without_a_price_is_an_error(server, tmp_path):
 def test_replies_without_a_price_are_told_where_a_budget_is_set(server, tmp_path):
     free = make_config(server, price_input=None, price_output=None)
     ask(free, tmp_path / "s", requests(2))
-    told = []
+    reports = []
     with AnswerStore(tmp_path / "s") as store:
-        client = Client(make_config(server, budget_usd=1.0), store, told.append)
+        client = Client(make_config(server, budget_usd=1.0), store, reports.append)
         run_until_done(client, lambda: client.ask_all(requests(0)))
-    assert "2 replies so far have no known price; budget_usd does not count them" in told
+    assert "2 replies so far have no known price; budget_usd does not count them" in reports

@@ -102,5 +102,5 @@ def test_usage_that_is_nonsense_is_not_believed(tokens):
 
 def test_half_a_surrogate_pair_in_an_answer_is_replaced(server, tmp_path):
     server.answer = lambda body: "a smile: \ud83d"
-    got, _, why = ask(make_config(server), tmp_path / "s", requests(2))
-    assert why is None and {a.text for a in got.values()} == {"a smile: \ufffd"}
+    got, _, error = ask(make_config(server), tmp_path / "s", requests(2))
+    assert error is None and {a.text for a in got.values()} == {"a smile: \ufffd"}
