@@ -36,7 +36,7 @@ several times: a checkpoint trained on many devices has chunks that span all lay
 
 STRIP = 16
 """Matrix rows transposed together: few enough that their cache lines stay cached until used up.
-8 times as fast as numpy's own copy at the dimensions of 7B, see EXPERIMENTS.md."""
+8 times as fast as numpy's own copy at the dimensions of 7B, see docs/experiments/conversion.md."""
 
 
 def contiguous(view: np.ndarray) -> np.ndarray:
