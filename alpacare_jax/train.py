@@ -5,24 +5,24 @@
 Run again with the same flags, it resumes from the last checkpoint of the workdir.
 """
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import params
-from alpacare_jax.training import batching, optimizers, train_step
+from alpacare_jax.training import batching, optimizers
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
 from alpacare_jax.training.loop import StepReporter, StopRequest
 from alpacare_jax.training.progress import StartupTimer, TrainingProgress, log
-from alpacare_jax.training.train_step import Batch, EvalStep, State
+from alpacare_jax.training.train_step import EvalStep, State, TrainingProgram, attention_kernel
 from common import cli, paths, sections
 
 
@@ -31,8 +31,7 @@ def run(
 ) -> int:
     """One training run, from an empty or unfinished workdir to the last checkpoint.
 
-    Several processes run it together, each with the same arguments. They stop together: every
-    step's report says whether any of them was asked to.
+    Several processes run it together, with the same arguments; if one is asked to stop, all do.
 
     Returns:
       The command's exit code: 130 if Ctrl-C stopped it (after saving a checkpoint), else 0.
@@ -48,7 +47,7 @@ def run(
     mesh = sharding.make_mesh(run_config.sharding)
     model_config = model_folder.read_config(run_config.model.checkpoint)
     run_config.model.check_variant(model_config)
-    kernel = train_step.attention_kernel(model_config, run_config.model, mesh)
+    kernel = attention_kernel(model_config, run_config.model, mesh)
     num_params = params.count(model_config)
     log(f"{num_params:,} parameters on {sharding.describe(mesh)}; attention kernel: {kernel}")
     startup.end_phase("imports and devices")
@@ -60,12 +59,7 @@ def run(
     # state
     description = workdir_lib.describe(run_config)
     workdir_lib.check(workdir, description)
-    optimizer = optimizers.make(
-        run_config.optimizer,
-        num_steps,
-        params.decay_mask(model_config),
-        params.matrix_axes(model_config),
-    )
+    program = TrainingProgram(model_config, run_config, num_steps, mesh)
     # One process may see an older state of a shared folder than another.
     first = int(processes.broadcast_from_process_0(checkpoint.latest_step(workdir) or 0))
     if first == num_steps:
@@ -74,20 +68,18 @@ def run(
         return 0
     state = None
     if not first:
-        state = train_step.initial_state(model_config, run_config, optimizer, mesh)
+        state = program.initial_state()
         workdir_lib.make(workdir, run_config, description)
     checkpoints = checkpoint.TrainingCheckpoints(workdir, run_config.checkpoint)
     progress = TrainingProgress(workdir, run_config, model_config, mesh, first, num_steps, startup)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
         if state is None:
             log(f"resuming from step {first:,}")
-            abstract = train_step.abstract_state(model_config, run_config, optimizer, mesh)
-            state = checkpoints.restore(first, abstract)
+            state = checkpoints.restore(first, program.abstract_state())
         startup.end_phase("weights")
         # step
-        run_step, eval_step = train_step.make_steps(model_config, run_config, optimizer, mesh)
-        put = functools.partial(sharding.put_batch, mesh=mesh)
-        evaluate = held_out_loss(eval_data, eval_step, put)
+        train_step, eval_step = program.make_steps()
+        evaluate = held_out_loss(eval_data, eval_step, mesh)
         reporter = StepReporter(progress, watchdog, checkpoints, evaluate)
         stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
         # loop
@@ -100,8 +92,8 @@ def run(
         for step in range(first + 1, num_steps + 1):
             if step == trace_first:
                 trace.start()
-            arrays, num_micro = put(batch.arrays), np.int32(batch.num_micro)
-            state, report = run_step(state, arrays, num_micro, stop_flags[stop.requested])
+            arrays, num_micro = sharding.put_batch(batch.arrays, mesh), np.int32(batch.num_micro)
+            state, report = train_step(state, arrays, num_micro, stop_flags[stop.requested])
             reporter.add(step, batch, report)
             last = step == num_steps
             if not last:  # prepared while the devices work
@@ -143,15 +135,13 @@ def log_data(run_config: RunConfig, train_data: Batcher, num_steps: int, num_dev
 
 
 def held_out_loss(
-    eval_data: Batcher | None,
-    eval_step: EvalStep,
-    put: Callable[[dict[str, np.ndarray]], Batch],
+    eval_data: Batcher | None, eval_step: EvalStep, mesh: Mesh
 ) -> Callable[[State], dict[str, float]]:
     """The function of the state that gives {"eval_loss": loss}; {} where nothing is held out."""
     if eval_data is None:
         return lambda state: {}
     batch = eval_data.batch(0)
-    arrays, num_micro = put(batch.arrays), np.int32(batch.num_micro)
+    arrays, num_micro = sharding.put_batch(batch.arrays, mesh), np.int32(batch.num_micro)
     return lambda state: {"eval_loss": float(eval_step(state["params"], arrays, num_micro))}
 
 

@@ -91,23 +91,20 @@ class OurTraining:
 
         from alpacare_jax.distributed import sharding
         from alpacare_jax.model import params
-        from alpacare_jax.training import optimizers, train_step
+        from alpacare_jax.training.train_step import TrainingProgram
 
         self.mesh = mesh = sharding.make_mesh(config.sharding)
-        update = optimizers.make(
-            config.optimizer, 1000, params.decay_mask(shape), params.matrix_axes(shape)
-        )
-        self._step, _ = train_step.make_steps(shape, config, update, mesh)
+        program = TrainingProgram(shape, config, 1000, mesh)
+        self._step, _ = program.make_steps()
         if random:
-            shardings = train_step.state_shardings(shape, config, update, mesh)
 
             def init(key):
                 weights = params.init(shape, key)
-                return {"params": weights, "opt_state": update.init(weights)}
+                return {"params": weights, "opt_state": program.optimizer.init(weights)}
 
-            self._state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+            self._state = jax.jit(init, out_shardings=program.state_shardings)(jax.random.key(0))
         else:
-            self._state = train_step.initial_state(shape, config, update, mesh)
+            self._state = program.initial_state()
 
     def step(self, batch: "data.Step") -> float:
         """One optimiser step; its loss."""

@@ -30,11 +30,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 import tokenizers
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint, model_folder
@@ -42,8 +40,9 @@ from alpacare_jax.data import batches as data
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
-from alpacare_jax.training import progress, train_step
+from alpacare_jax.training import progress
 from alpacare_jax.training.config import RunConfig
+from alpacare_jax.training.train_step import TrainingProgram
 from benchmarks import models, race, useful_tokens
 from common import cli, records
 
@@ -94,16 +93,14 @@ def run_config(folder: Path, num_steps: int) -> RunConfig:
     )
 
 
-def make_steps(
-    shape: LlamaConfig, config: RunConfig, update: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Callable, None]:
-    """Stands in for `train_step.make_steps`: a step that only looks at its batch."""
+def make_steps(program: TrainingProgram) -> tuple[Callable, None]:
+    """Stands in for `TrainingProgram.make_steps`: a step that only looks at its batch."""
 
     def step(state, arrays, num_micro, stops):
         read = sum(array[0, 0, 0].astype(jnp.float32) for array in arrays.values())
         return state, {"loss": read, "grad_norm": read / num_micro, "stop": jnp.max(stops)}
 
-    shardings = train_step.state_shardings(shape, config, update, mesh)
+    shardings, mesh = program.state_shardings, program.mesh
     batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     compiled = jax.jit(
         step,
@@ -167,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder)
-        train_step.make_steps = make_steps
+        TrainingProgram.make_steps = make_steps
         config = run_config(folder, (SETTLING + FLAGS.steps) * (FLAGS.rounds + 1))
         rounds = Rounds(models.OurTraining(config, model_folder.read_config(folder)))
         progress.TrainingProgress.step = told(progress.TrainingProgress.step, rounds)

@@ -3,7 +3,7 @@
     python -m benchmarks.useful_tokens --checkpoint=quickstart/base [--data=examples.json]
 
 Each optimiser step holds the same examples in the same order on both sides. Ours packs them into
-full rows (`batching.load_batchers`, `train_step.make_steps`). The peer does what the original did:
+full rows (`batching.load_batchers`, `TrainingProgram`). The peer does what the original did:
 its collator pads 4 examples to the longest of the four and gradients are accumulated over the step,
 in transformers and torch, eager and under torch.compile(dynamic=True). A round is the first
 `--steps` steps, batches built included; useful tokens are real ones, not padding. First losses must

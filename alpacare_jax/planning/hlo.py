@@ -16,26 +16,6 @@ from collections.abc import Callable, Mapping
 TESTED_WITH = "0.10.2"
 """The jax version whose programs this and `collectives` were tested with."""
 
-DTYPE_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "s32": 4,
-    "u32": 4,
-    "s64": 8,
-    "u64": 8,
-    "bf16": 2,
-    "f16": 2,
-    "f32": 4,
-    "f64": 8,
-    "f8e4m3fn": 1,
-    "f8e5m2": 1,
-    "c64": 8,
-}
-"""Bytes per element of HLO's dtypes; others (tokens, opaque) count nothing."""
-
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 CALLING_OPCODES = ("fusion", "call", "conditional", "async-start")
@@ -55,6 +35,12 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _START = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 
 
+def _element_bytes(dtype: str) -> int:
+    """Bytes per element of an HLO dtype: pred 1, bf16 2, f8e4m3fn 1, c64 8; token 0."""
+    bits = re.match(r"(?:s|u|f|bf|c)(\d+)", dtype)
+    return 1 if dtype == "pred" else int(bits[1]) // 8 if bits else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Array:
     """One array of an instruction's result."""
@@ -65,8 +51,8 @@ class Array:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the array."""
-        return math.prod(self.shape) * DTYPE_BYTES.get(self.dtype, 0)
+        """Size of the array; tokens and opaque types count nothing."""
+        return math.prod(self.shape) * _element_bytes(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

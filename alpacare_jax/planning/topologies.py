@@ -33,26 +33,13 @@ class Chip:
     bounds: dict[int, str]  # chips of a slice -> its topology
 
 
-TORUS_2D = {
-    1: "1x1",
-    4: "2x2",
-    8: "2x4",
-    16: "4x4",
-    32: "4x8",
-    64: "8x8",
-    128: "8x16",
-    256: "16x16",
-}
-TORUS_3D = {
-    4: "2x2x1",
-    8: "2x2x2",
-    16: "2x2x4",
-    32: "2x4x4",
-    64: "4x4x4",
-    128: "4x4x8",
-    256: "4x8x8",
-    512: "8x8x8",
-}
+def _by_chips(bounds: str) -> dict[int, str]:
+    """ "1x1 2x2" -> {1: "1x1", 4: "2x2"}."""
+    return {math.prod(map(int, shape.split("x"))): shape for shape in bounds.split()}
+
+
+TORUS_2D = _by_chips("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16")
+TORUS_3D = _by_chips("2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8")
 
 CHIPS = {
     "v4": Chip(32 * 2**30, 1.23e12, 45e9, 6.25e9, 2, 2, TORUS_3D),

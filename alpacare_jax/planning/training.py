@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from alpacare_jax.data import batches, encoding
@@ -17,8 +16,9 @@ from alpacare_jax.model import loss, params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
-from alpacare_jax.training import batching, metrics, offload, optimizers, train_step
+from alpacare_jax.training import batching, metrics, offload, optimizers
 from alpacare_jax.training.config import RunConfig
+from alpacare_jax.training.train_step import ACCUMULATE, TrainingProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +45,8 @@ def typical_batch(
     return batching.make_batcher(examples, count, run_config, model_config, mesh).batch(0)
 
 
-def _optimizer(
-    run_config: RunConfig, model_config: LlamaConfig
-) -> optax.GradientTransformationExtraArgs:
-    return optimizers.make(
-        run_config.optimizer,
-        1000,  # any number of steps: programs differ in a constant only
-        params.decay_mask(model_config),
-        params.matrix_axes(model_config),
-    )
+NUM_STEPS = 1000
+"""Any number: programs differ in a constant only."""
 
 
 def least_bytes(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) -> int:
@@ -65,8 +58,7 @@ def least_bytes(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) ->
     Raises:
       ValueError: a length does not divide over the mesh, or offloading is not supported.
     """
-    optimizer = _optimizer(run_config, model_config)
-    state = train_step.abstract_state(model_config, run_config, optimizer, mesh)
+    state = TrainingProgram(model_config, run_config, NUM_STEPS, mesh).abstract_state()
 
     def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
         if leaf.sharding.memory_kind == offload.HOST_MEMORY:
@@ -80,15 +72,15 @@ def trace_step(
     run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, batch: batches.Step
 ) -> jax.stages.Traced:
     """The real training step, traced for abstract arguments."""
-    optimizer = _optimizer(run_config, model_config)
-    step, _ = train_step.make_steps(model_config, run_config, optimizer, mesh)
+    program = TrainingProgram(model_config, run_config, NUM_STEPS, mesh)
+    step, _ = program.make_steps()
     rows = sharding.batch_sharding(mesh)
     arrays = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
         for name, array in batch.arrays.items()
     }
     return step.trace(
-        train_step.abstract_state(model_config, run_config, optimizer, mesh),
+        program.abstract_state(),
         arrays,
         jax.ShapeDtypeStruct((), np.int32),
         jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding.flag_sharding(mesh)),
@@ -102,7 +94,7 @@ def loop_trips(
     rows = batch.arrays["tokens"].shape[1] // sharding.batch_groups(mesh)
     chunk = max(1, run_config.model.loss_tokens // rows)
     targets = np.count_nonzero(batch.arrays["weights"][: batch.num_micro], axis=-1).max()
-    known = {train_step.ACCUMULATE: batch.num_micro, loss.CHUNKS: -(-int(targets) // chunk)}
+    known = {ACCUMULATE: batch.num_micro, loss.CHUNKS: -(-int(targets) // chunk)}
 
     def trips(op_name: str) -> float | None:
         # jit(train_step)/accumulate/while, .../jvp(loss_chunks)/while

@@ -1,6 +1,8 @@
 """The compiled programs of a training run, and the state they work on."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,13 +12,12 @@ from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.distributed import sharding
-from alpacare_jax.distributed.sharding import ShardingConfig
 from alpacare_jax.model import attention, llama
 from alpacare_jax.model import loss as loss_lib
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
-from alpacare_jax.training import offload
+from alpacare_jax.training import offload, optimizers
 from alpacare_jax.training.config import BaseModelConfig, RunConfig
 
 State = dict[str, Any]
@@ -45,33 +46,6 @@ def attention_kernel(model_config: LlamaConfig, base: BaseModelConfig, mesh: Mes
     return attention.choose_kernel(base.attention, platform, dtype, model_config.head_dim)
 
 
-def mean_loss(
-    params: Params,
-    micro: Batch,
-    model_config: LlamaConfig,
-    base: BaseModelConfig,
-    mesh: Mesh,
-    sharding_config: ShardingConfig,
-    sums: Params | None = None,
-) -> jax.Array:
-    """This micro-batch's part of the step's mean loss per target token; scalar, float32.
-
-    Args:
-      micro: the arrays of `data.batches.Step`, [R, T] each.
-      sums: gradients of the layers so far; those that come back include them. See `layers.run`.
-    """
-    dtype = llama.compute_dtype(base.dtype, mesh.devices.flat[0].platform)
-    kernel = attention_kernel(model_config, base, mesh)
-    placement = sharding.placement(model_config, mesh, sharding_config, dtype, kernel)
-    module = llama.Llama(params, model_config, dtype, placement)
-    rows = micro["tokens"].shape[0] // sharding.batch_groups(mesh)  # on one device
-    hidden = module.hidden(micro["tokens"], micro["positions"], micro["segments"], base.remat, sums)
-    chunk = max(1, base.loss_tokens // rows)
-    return loss_lib.chunked_cross_entropy(
-        hidden, module.head_VD, micro["targets"], micro["weights"], chunk
-    )
-
-
 def accumulate(
     add: Callable[[Batch, Any], Any], arrays: Batch, num_micro: jax.Array, zero: Any
 ) -> Any:
@@ -86,135 +60,153 @@ def accumulate(
         return jax.lax.fori_loop(0, num_micro, add_number, zero)
 
 
-def make_steps(
-    model_config: LlamaConfig,
-    run_config: RunConfig,
-    optimizer: optax.GradientTransformationExtraArgs,
-    mesh: Mesh,
-) -> tuple[TrainStep, EvalStep]:
-    """The two compiled programs of a run.
+@dataclasses.dataclass(frozen=True)
+class TrainingProgram:
+    """What a run computes, and where: its model, optimizer, state and steps on a mesh."""
 
-    `stops` [devices] are the flags of `sharding.put_flag`; "stop" of the report is their maximum.
-    """
+    model_config: LlamaConfig
+    run_config: RunConfig
+    num_steps: int  # of the learning-rate schedule
+    mesh: Mesh
 
-    def loss_of(params, micro, sums=None):
-        return mean_loss(
-            params, micro, model_config, run_config.model, mesh, run_config.sharding, sums
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        """The update rule of this model's parameters."""
+        return optimizers.make(
+            self.run_config.optimizer,
+            self.num_steps,
+            params_lib.decay_mask(self.model_config),
+            params_lib.matrix_axes(self.model_config),
         )
 
-    def train_step(state: State, arrays: Batch, num_micro, stops) -> tuple[State, StepReport]:
-        params = state["params"]
+    @cached_property
+    def state_shardings(self) -> State:
+        """NamedShardings of the state: moments as their parameters, on the devices or the host.
 
-        def add(micro, total):
-            # total[1]["layers"] goes in as `sums` and comes back with this micro-batch added;
-            # the other gradients are added here:
-            #   grads = {"layers": G, "embed_tokens": E}, new = {"layers": G + g, "embed_tokens": e}
-            #   result: {"layers": G + g, "embed_tokens": E + e}
-            loss, grads = total
-            part, new = jax.value_and_grad(loss_of)(params, micro, grads["layers"])
-            rest = [name for name in grads if name != "layers"]
-            return loss + part, new | {n: jax.tree.map(jnp.add, grads[n], new[n]) for n in rest}
+        Raises:
+          ValueError: the sharding rules do not fit the model or the mesh, or the devices do not
+            support optimizer.offload.
+        """
+        offloads = self.run_config.optimizer.offload
+        sharding_config = self.run_config.sharding
+        param_shardings = sharding.param_shardings(self.model_config, self.mesh, sharding_config)
+        if offloads:
+            offload.check_supported(self.mesh, sharding_config.rules)
 
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        loss, grads = accumulate(add, arrays, num_micro, zero)
-        norm = optax.tree.norm(grads)
-        params, opt_state = apply(grads, state["opt_state"], params, norm)
-        report = {"loss": loss, "grad_norm": norm, "stop": jnp.max(stops)}
-        return {"params": params, "opt_state": opt_state}, report
+        def moment_sharding(moment, param_sharding, is_matrix):
+            found = sharding.moment_sharding(moment.shape, param_sharding)
+            # A layer's vector is not a whole tile of its stack, and TPUs send the host only tiles.
+            return found.with_memory_kind(offload.HOST_MEMORY) if offloads and is_matrix else found
 
-    def apply(grads, opt_state, params, norm):
-        if run_config.optimizer.offload:
+        opt_state = optax.tree_map_params(
+            self.optimizer,
+            moment_sharding,
+            jax.eval_shape(self.optimizer.init, params_lib.abstract(self.model_config)),
+            param_shardings,
+            params_lib.decay_mask(self.model_config),
+            transform_non_params=lambda _: sharding.replicated(self.mesh),
+        )
+        return {"params": param_shardings, "opt_state": opt_state}
+
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state, with nothing allocated."""
+        params = params_lib.abstract(self.model_config)
+        state = {"params": params, "opt_state": jax.eval_shape(self.optimizer.init, params)}
+        return jax.tree.map(
+            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+            state,
+            self.state_shardings,
+        )
+
+    def initial_state(self) -> State:
+        """The base model's parameters in float32 and zero moments, sharded."""
+        shardings = self.state_shardings
+        params = checkpoint.load_params(
+            self.run_config.model.checkpoint,
+            self.model_config,
+            dtype=jnp.float32,
+            shardings=shardings["params"],
+        )
+        opt_state = jax.jit(self.optimizer.init, out_shardings=shardings["opt_state"])(params)
+        return {"params": params, "opt_state": opt_state}
+
+    def mean_loss(self, params: Params, micro: Batch, sums: Params | None = None) -> jax.Array:
+        """This micro-batch's part of the step's mean loss per target token; scalar, float32.
+
+        Args:
+          micro: the arrays of `data.batches.Step`, [R, T] each.
+          sums: gradients of the layers so far; those that come back include them. See `layers.run`.
+        """
+        base = self.run_config.model
+        dtype = llama.compute_dtype(base.dtype, self.mesh.devices.flat[0].platform)
+        kernel = attention_kernel(self.model_config, base, self.mesh)
+        placement = sharding.placement(
+            self.model_config, self.mesh, self.run_config.sharding, dtype, kernel
+        )
+        module = llama.Llama(params, self.model_config, dtype, placement)
+        rows = micro["tokens"].shape[0] // sharding.batch_groups(self.mesh)  # on one device
+        hidden = module.hidden(
+            micro["tokens"], micro["positions"], micro["segments"], base.remat, sums
+        )
+        chunk = max(1, base.loss_tokens // rows)
+        return loss_lib.chunked_cross_entropy(
+            hidden, module.head_VD, micro["targets"], micro["weights"], chunk
+        )
+
+    def make_steps(self) -> tuple[TrainStep, EvalStep]:
+        """The two compiled programs of a run.
+
+        `stops` [devices] are the flags of `sharding.put_flag`; "stop" of the report is their
+        maximum.
+        """
+
+        def train_step(state: State, arrays: Batch, num_micro, stops) -> tuple[State, StepReport]:
+            params = state["params"]
+
+            def add(micro, total):
+                # Gradients of the layers go in as `sums` and come back with this micro-batch's
+                # added; the others are added here:
+                #   grads  = {"layers": G,     "embed_tokens": E}
+                #   new    = {"layers": G + g, "embed_tokens": e}
+                #   result = {"layers": G + g, "embed_tokens": E + e}
+                loss, grads = total
+                part, new = jax.value_and_grad(self.mean_loss)(params, micro, grads["layers"])
+                rest = [name for name in grads if name != "layers"]
+                return loss + part, new | {n: jax.tree.map(jnp.add, grads[n], new[n]) for n in rest}
+
+            zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+            loss, grads = accumulate(add, arrays, num_micro, zero)
+            norm = optax.tree.norm(grads)
+            params, opt_state = self._update(grads, state["opt_state"], params, norm)
+            report = {"loss": loss, "grad_norm": norm, "stop": jnp.max(stops)}
+            return {"params": params, "opt_state": opt_state}, report
+
+        def eval_step(params: Params, arrays: Batch, num_micro) -> jax.Array:
+            def add(micro, total):
+                return total + self.mean_loss(params, micro)
+
+            return accumulate(add, arrays, num_micro, jnp.zeros((), jnp.float32))
+
+        shardings, replicated = self.state_shardings, sharding.replicated(self.mesh)
+        rows, flags = sharding.batch_sharding(self.mesh), sharding.flag_sharding(self.mesh)
+        return (
+            jax.jit(
+                train_step,
+                in_shardings=(shardings, rows, replicated, flags),
+                out_shardings=(shardings, replicated),
+                donate_argnums=0,
+            ),
+            jax.jit(
+                eval_step,
+                in_shardings=(shardings["params"], rows, replicated),
+                out_shardings=replicated,
+            ),
+        )
+
+    def _update(self, grads: Params, opt_state: Any, params: Params, norm: jax.Array) -> Any:
+        if self.run_config.optimizer.offload:
             return offload.update_by_layer(
-                optimizer, grads, opt_state, params, norm, shardings["opt_state"]
+                self.optimizer, grads, opt_state, params, norm, self.state_shardings["opt_state"]
             )
-        updates, opt_state = optimizer.update(grads, opt_state, params, grad_norm=norm)
+        updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
         return optax.apply_updates(params, updates), opt_state
-
-    def eval_step(params, arrays: Batch, num_micro) -> jax.Array:
-        def add(micro, total):
-            return total + loss_of(params, micro)
-
-        return accumulate(add, arrays, num_micro, jnp.zeros((), jnp.float32))
-
-    shardings = state_shardings(model_config, run_config, optimizer, mesh)
-    batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    return (
-        jax.jit(
-            train_step,
-            in_shardings=(shardings, batch, replicated, sharding.flag_sharding(mesh)),
-            out_shardings=(shardings, replicated),
-            donate_argnums=0,
-        ),
-        jax.jit(
-            eval_step,
-            in_shardings=(shardings["params"], batch, replicated),
-            out_shardings=replicated,
-        ),
-    )
-
-
-def state_shardings(
-    model_config: LlamaConfig,
-    run_config: RunConfig,
-    optimizer: optax.GradientTransformationExtraArgs,
-    mesh: Mesh,
-) -> State:
-    """NamedShardings of the state: moments are sharded as their parameters, or kept on the host.
-
-    Raises:
-      ValueError: the sharding rules do not fit the model or the mesh, or optimizer.offload is not
-        supported by the devices.
-    """
-    param_shardings = sharding.param_shardings(model_config, mesh, run_config.sharding)
-    if run_config.optimizer.offload:
-        offload.check_supported(mesh, run_config.sharding.rules)
-
-    def moment_sharding(moment, param_sharding, is_matrix):
-        found = sharding.moment_sharding(moment.shape, param_sharding)
-        # A layer's vector is not a whole tile of its stack, and TPUs send the host nothing less.
-        hosted = run_config.optimizer.offload and is_matrix
-        return found.with_memory_kind(offload.HOST_MEMORY) if hosted else found
-
-    opt_state = optax.tree_map_params(
-        optimizer,
-        moment_sharding,
-        jax.eval_shape(optimizer.init, params_lib.abstract(model_config)),
-        param_shardings,
-        params_lib.decay_mask(model_config),
-        transform_non_params=lambda _: sharding.replicated(mesh),
-    )
-    return {"params": param_shardings, "opt_state": opt_state}
-
-
-def abstract_state(
-    model_config: LlamaConfig,
-    run_config: RunConfig,
-    optimizer: optax.GradientTransformationExtraArgs,
-    mesh: Mesh,
-) -> State:
-    """Shapes, dtypes and shardings of the state, with nothing allocated."""
-    params = params_lib.abstract(model_config)
-    state = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
-    return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        state,
-        state_shardings(model_config, run_config, optimizer, mesh),
-    )
-
-
-def initial_state(
-    model_config: LlamaConfig,
-    run_config: RunConfig,
-    optimizer: optax.GradientTransformationExtraArgs,
-    mesh: Mesh,
-) -> State:
-    """The base model's parameters in float32 and zero moments, sharded."""
-    shardings = state_shardings(model_config, run_config, optimizer, mesh)
-    params = checkpoint.load_params(
-        run_config.model.checkpoint,
-        model_config,
-        dtype=jnp.float32,
-        shardings=shardings["params"],
-    )
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings["opt_state"])(params)
-    return {"params": params, "opt_state": opt_state}

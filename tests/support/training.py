@@ -23,8 +23,9 @@ from orbax.checkpoint import v1 as ocp
 from alpacare_jax import train
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import VARIANTS
-from alpacare_jax.training import metrics, optimizers, train_step
+from alpacare_jax.training import metrics, optimizers
 from alpacare_jax.training.config import RunConfig
+from alpacare_jax.training.train_step import TrainingProgram
 from common import cli, provenance, sections
 from configs import quickstart
 from tests.conftest import COMPILES_QUICKLY, REPOSITORY, make_model, write_examples
@@ -86,17 +87,18 @@ def _compiled(key: str) -> list:
 
 def compile_once(patch: pytest.MonkeyPatch) -> None:
     """Lets runs of the same config share their compiled steps."""
-    make_steps = train_step.make_steps
+    make_steps = TrainingProgram.make_steps
 
-    def cached(model_config, config, optimizer, mesh):
+    def cached(program):
+        config = program.run_config
         loop = dataclasses.replace(config.train, log_every=1, eval_every=0, tensorboard=False)
         examples = dataclasses.replace(config.data, path=provenance.sha256(config.data.path))
-        key = repr((model_config, config.model, config.optimizer, loop, examples, mesh))
-        if not (steps := _compiled(key)):
-            steps.extend(make_steps(model_config, config, optimizer, mesh))
+        parts = (program.model_config, config.model, config.optimizer, loop, examples, program.mesh)
+        if not (steps := _compiled(repr(parts))):
+            steps.extend(make_steps(program))
         return tuple(steps)
 
-    patch.setattr(train_step, "make_steps", cached)
+    patch.setattr(TrainingProgram, "make_steps", cached)
 
 
 def lines(workdir: Path) -> list[dict]:

@@ -67,7 +67,7 @@ def logits_of(weights, config: LlamaConfig, tokens: np.ndarray) -> np.ndarray:
 
 @functools.partial(jit, static_argnames=("config", "remat"))
 def loss_and_grads(weights, tokens, targets, target_weights, *, config, remat="none"):
-    """As `train_step.mean_loss` forms it: the sum of weighted losses of the targets."""
+    """As `TrainingProgram.mean_loss` forms it: the sum of weighted losses of the targets."""
 
     def total(weights):
         model = Llama(weights, config)

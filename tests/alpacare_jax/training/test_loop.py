@@ -7,7 +7,7 @@ import pytest
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.data.batches import Batcher
-from alpacare_jax.training import train_step
+from alpacare_jax.training.train_step import TrainingProgram
 from tests.support.training import (
     TINY,
     after_write,
@@ -67,13 +67,13 @@ def test_a_held_out_loss_that_is_not_a_number_is_not_saved(corpus, tmp_path):
     poison = []
     with small_machine() as patch:
         compile_once(patch)
-        make_steps = train_step.make_steps
+        make_steps = TrainingProgram.make_steps
 
         def poisoned(*args):
             step, evaluate = make_steps(*args)
             return step, lambda *inputs: evaluate(*inputs) * (np.nan if poison else 1)
 
-        patch.setattr(train_step, "make_steps", poisoned)
+        patch.setattr(TrainingProgram, "make_steps", poisoned)
         after_write(patch, 7, lambda: poison.append(True))
         with pytest.raises(FloatingPointError, match=r"eval_loss nan.* at step 8;.*checkpoint 5"):
             train.run(config, tmp_path)

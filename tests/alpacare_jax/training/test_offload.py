@@ -12,20 +12,21 @@ from jax.sharding import PartitionSpec
 
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
-from alpacare_jax.training import offload, optimizers, train_step
+from alpacare_jax.training import offload
+from alpacare_jax.training.train_step import TrainingProgram
 from tests.support.training import TINY, hand_made_params, run_config
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def setting(**changes):
-    """A config with offload, the mesh and the update rule, and shardings of its state."""
+    """A config with offload, the mesh, the optimizer, and the shardings of its state."""
     config = run_config(Path(), sharding__fsdp=4, sharding__tensor=2)
     recipe = dataclasses.replace(config.optimizer, offload=True, weight_decay=0.1, **changes)
     config = dataclasses.replace(config, optimizer=recipe)
     mesh = sharding.make_mesh(config.sharding)
-    update = optimizers.make(recipe, 10, params.decay_mask(TINY), params.matrix_axes(TINY))
-    return config, mesh, update, train_step.state_shardings(TINY, config, update, mesh)
+    program = TrainingProgram(TINY, config, 10, mesh)
+    return config, mesh, program.optimizer, program.state_shardings
 
 
 def test_matrices_wait_in_the_host_and_the_rest_on_the_devices():
@@ -41,20 +42,20 @@ def test_matrices_wait_in_the_host_and_the_rest_on_the_devices():
 
 @pytest.mark.parametrize("changes", [{}, {"first_moment": "bfloat16"}, {"max_grad_norm": 0.0}])
 def test_steps_by_layer_are_the_steps_at_once(changes):
-    _, _, update, shardings = setting(learning_rate=1e-2, **changes)
+    _, _, optimizer, shardings = setting(learning_rate=1e-2, **changes)
     start = hand_made_params()
-    wanted = {"params": start, "opt_state": update.init(start)}
+    wanted = {"params": start, "opt_state": optimizer.init(start)}
     got = jax.device_put(wanted, shardings)
 
     @jax.jit
     def at_once(state, grads):
-        updates, opt_state = update.update(grads, state["opt_state"], state["params"])
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         weights = optax.apply_updates(state["params"], updates)
         return {"params": weights, "opt_state": opt_state}
 
     def by_layer(state, grads):
         weights, opt_state = offload.update_by_layer(
-            update,
+            optimizer,
             grads,
             state["opt_state"],
             state["params"],
@@ -89,9 +90,9 @@ def test_devices_without_a_part_in_their_host():
 
 
 def test_layers_that_are_spread_cannot_be_taken_one_by_one():
-    config, mesh, update, _ = setting()
+    config, mesh, _, _ = setting()
     rules = config.sharding.rules | {"layers": "tensor", "heads": "", "kv_heads": "", "ffn": ""}
-    how = dataclasses.replace(config.sharding, rules=rules)
-    config = dataclasses.replace(config, sharding=how)
+    sharding_config = dataclasses.replace(config.sharding, rules=rules)
+    config = dataclasses.replace(config, sharding=sharding_config)
     with pytest.raises(ValueError, match=r"optimizer\.offload .* sharding\.rules\.layers"):
-        train_step.state_shardings(TINY, config, update, mesh)
+        _ = TrainingProgram(TINY, config, 10, mesh).state_shardings

@@ -15,8 +15,9 @@ from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
-from alpacare_jax.training import optimizers, train_step
+from alpacare_jax.training import optimizers
 from alpacare_jax.training.config import RunConfig
+from alpacare_jax.training.train_step import TrainingProgram, accumulate
 from tests.conftest import REPOSITORY
 from tests.support.training import TINY, hand_made_params, run_config
 
@@ -44,15 +45,14 @@ def batcher(examples, batch_size, row_groups=1, microbatch_tokens=256, max_lengt
     )
 
 
-BASE = run_config(Path()).model
-SHARDING = run_config(Path()).sharding
 ONE_DEVICE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+PROGRAM = TrainingProgram(TINY, run_config(Path()), 10, ONE_DEVICE)
 
 
 @functools.cache
 def gradient_of_micro():
     def loss(weights, micro):
-        return train_step.mean_loss(weights, micro, TINY, BASE, ONE_DEVICE, SHARDING)
+        return PROGRAM.mean_loss(weights, micro)
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -104,12 +104,12 @@ def test_accumulation_of_four_is_accumulation_of_one():
     def gradient(weights, arrays, num_micro):
         def add(micro, total):
             def loss(weights):
-                return train_step.mean_loss(weights, micro, TINY, BASE, ONE_DEVICE, SHARDING)
+                return PROGRAM.mean_loss(weights, micro)
 
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(weights))
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
-        loss, grads = train_step.accumulate(add, arrays, num_micro, zero)
+        loss, grads = accumulate(add, arrays, num_micro, zero)
         return loss, params.flatten(grads)
 
     loss, grads = gradient(weights, arrays, 4)
@@ -169,14 +169,12 @@ def golden_curve(
     recipe = dataclasses.replace(config.optimizer, **recipe or {})
     spread = dataclasses.replace(config.sharding, rules=config.sharding.rules | (rules or {}))
     config = dataclasses.replace(config, optimizer=recipe, sharding=spread)
-    optimizer = optimizers.make(
-        config.optimizer, steps, params.decay_mask(TINY), params.matrix_axes(TINY)
-    )
-    step_once, _ = train_step.make_steps(TINY, config, optimizer, mesh)
+    program = TrainingProgram(TINY, config, steps, mesh)
+    step_once, _ = program.make_steps()
     weights = hand_made_params()
     state = jax.device_put(
-        {"params": weights, "opt_state": optimizer.init(weights)},
-        train_step.state_shardings(TINY, config, optimizer, mesh),
+        {"params": weights, "opt_state": program.optimizer.init(weights)},
+        program.state_shardings,
     )
     result = {"loss": [], "grad_norm": []}
     for i in range(steps):

@@ -13,7 +13,7 @@ import pytest
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.model import params
-from alpacare_jax.training import train_step
+from alpacare_jax.training.train_step import TrainingProgram
 from tests.conftest import write_examples
 from tests.support.training import (
     TINY,
@@ -53,7 +53,7 @@ def test_the_workdir_is_a_model_directory(finished):
 def test_a_finished_run_does_nothing_more(finished, capsys):
     before = (finished.workdir / "metrics.jsonl").read_bytes()
     with small_machine() as patch:
-        patch.setattr(train_step, "make_steps", None)
+        patch.setattr(TrainingProgram, "make_steps", None)
         train.run(finished.config, finished.workdir)
     assert "is finished: 10 steps" in capsys.readouterr().err
     ended = json.loads((finished.workdir / "run.json").read_text())
