@@ -635,7 +635,7 @@ def test_two_real_runs_one_of_them_interrupted(sweeps, tmp_path_factory):
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert re.search(r"stopped by SIGTERM at step \d+, which is saved", err)
+    assert re.search(r"stopped by SIGTERM; checkpoint saved at step \d+;", err)
     assert re.search(r"stopped at step \d+\n.*not started", out)
 
     code, out, err = sweeps("sweep", *args, **one_device)

@@ -388,7 +388,7 @@ def test_processes_come_and_go_and_the_curve_stays(corpus, tmp_path, capsys):
     assert process.wait(timeout=300) == 0, log.read_text()
     stopped = checkpoint.latest_step(workdir)
     assert 4 < stopped < 9
-    assert f"stopped by SIGTERM at step {stopped}, which is saved" in log.read_text()
+    assert f"stopped by SIGTERM; checkpoint saved at step {stopped};" in log.read_text()
     assert lines(workdir)[-1]["step"] == stopped, "all stop at one step"
     assert running(str(workdir)) == []
 
