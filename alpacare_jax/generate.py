@@ -103,7 +103,7 @@ def load_engine(
     directory: epath.Path,
     step: int,
     config: LlamaConfig,
-    devices: Sequence[jax.Device],
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm] - no stub
     tensor: int,
     *,
     dtype: jnp.dtype,
@@ -210,7 +210,7 @@ def run(
     max_length: int,
     max_new_tokens: int,
     batch_size: int,
-    devices: Sequence[jax.Device],
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm] - no stub
     tensor: int,
     sampling: Sampling,
     stops: Sequence[str],

@@ -108,7 +108,7 @@ def describe(**content: Any) -> dict[str, Any]:
     }
 
 
-def run_json(output: Path) -> Path:
+def run_json(output: Path | epath.Path) -> Path | epath.Path:
     """The path of the `run.json` of a single output file: FILE.run.json in the same folder."""
     return output.with_name(output.name + ".run.json")
 
@@ -137,7 +137,7 @@ def replaced(output: Path, config: Mapping[str, Any]) -> str:
     return f"replacing {output}, which was made with other settings ({changes})" if found else ""
 
 
-def is_finished(output: Path, settings: dict[str, Any]) -> bool:
+def is_finished(output: Path | epath.Path, settings: dict[str, Any]) -> bool:
     """Whether `output` exists and was made with exactly these settings.
 
     Raises:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from alpacare_jax import generate
 from alpacare_jax.checkpoints import checkpoint, model_folder
@@ -223,6 +224,17 @@ def test_jsonl_holds_the_same_records_one_a_line(answer):
 
 def test_the_number_of_slots_changes_nothing(answer):
     assert answer("a.json").read_bytes() == answer("b.json", batch_size=1).read_bytes()
+
+
+def test_relative_paths(answer, model, records, tmp_path, monkeypatch):
+    whole = answer("whole.json").read_bytes()
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    directory = epath.Path(os.path.relpath(model))
+    assert ".." in directory.parts
+    inputs = {"directory": directory, "input_path": epath.Path("../clinic.jsonl")}
+    assert answer(output=epath.Path("../cut.json"), **inputs).read_bytes() == whole
+    assert answer("whole.json", **inputs).read_bytes() == whole, "the same run"
 
 
 @pytest.mark.parametrize(("most", "limit"), [(0, 360), (17, 17)])

@@ -88,6 +88,17 @@ def test_a_save_that_failed_is_told_once_and_closing_again_is_harmless(tmp_path,
     saved.close()
 
 
+def test_relative_folders(tmp_path, monkeypatch):
+    """Orbax and tensorstore require absolute paths without `..`."""
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    save(Path("../run"), {3: None})
+    assert checkpoint.find_step("../run") == checkpoint.latest_step(tmp_path / "run") == 3
+    model = make_model(Path("../model"), TINY)
+    stored = checkpoint.load_params(tmp_path / "model", TINY)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(model, TINY), stored)
+
+
 def test_saving_leaves_the_state_alone(tmp_path):
     saved, mine = open_checkpoints(tmp_path), state(1)
     saved.save(1, mine, {"eval_loss": 2.0})
