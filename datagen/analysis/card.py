@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import sections
 from common.jsonl import Record
 from common.sections import UsageError
 from datagen.analysis.tables import Stats, summary_rows
@@ -176,24 +177,18 @@ def run_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _run(record: dict[str, Any]) -> str:
-    lines = [f"From `{record['file']}`:", ""]
-    lines += [f"- {key}: {_plain(record[key])}" for key in ("start", "end") if record.get(key)]
-    lines += [f"- {key}: {_plain(value)}" for key, value in _settings(record.get("config"))]
-    lines += [f"- {key}: {value:,}" for key, value in _counts(record.get("counts"))]
-    return "\n".join(lines)
-
-
-def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, dict):
-            yield from _settings(value, f"{prefix}{key}.")
-        elif key in _SHOWN_SETTINGS and value not in (None, "", []):
-            yield prefix + key, value
-
-
-def _counts(counts: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
-    for key, value in counts.items() if isinstance(counts, dict) else ():
-        if isinstance(value, dict):
-            yield from _counts(value, f"{prefix}{key}.")
-        elif isinstance(value, int):
-            yield prefix + key, value
+    """A run record as lines: its times, the settings that explain the records, and its counts."""
+    times = {key: record[key] for key in ("start", "end") if record.get(key)}
+    settings = {
+        name: value
+        for name, value in sections.flatten(record.get("config") or {}).items()
+        if name.rpartition(".")[2] in _SHOWN_SETTINGS and value not in (None, "", [])
+    }
+    counts = {
+        name: f"{count:,}"
+        for name, count in sections.flatten(record.get("counts") or {}).items()
+        if isinstance(count, int)
+    }
+    shown = times | settings | counts
+    lines = [f"- {name}: {_plain(value)}" for name, value in shown.items()]
+    return "\n".join([f"From `{record['file']}`:", "", *lines])

@@ -1,15 +1,19 @@
-"""How varied a set of instructions is: entropies, distinct n-grams, near-duplicates."""
+"""How varied the texts of a set are: entropies, distinct n-grams, near-duplicates, lengths."""
 
 import math
 import random
+import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from common.rouge import TokenCharacters, Tokenizer, unicode_tokens
+
+# Scripts written without spaces: each character counts as a word.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003fffd"
+_SPACED_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 _QUERY_BATCH = 64  # 64 x 52,000 float64 scores are 27 MB
 
@@ -103,7 +107,8 @@ def nearest(
     if queries and len(chosen) > queries:
         chosen = sorted(random.Random(seed).sample(chosen, queries))
     scores: list[float] = []
-    for batch in _batches(chosen, _QUERY_BATCH) if len(lines) > 1 else ():
+    for start in range(0, len(chosen) if len(lines) > 1 else 0, _QUERY_BATCH):
+        batch = chosen[start : start + _QUERY_BATCH]
         matrix = process.cdist(
             [lines[i] for i in batch],
             lines,
@@ -116,10 +121,13 @@ def nearest(
     return scores, len(texts) - len(lines)
 
 
-def _batches(items: Sequence[int], size: int) -> Iterable[list[int]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
+def count_words(text: str) -> int:
+    """Words between spaces; characters in Chinese, Japanese, Thai and other unspaced scripts.
+
+    >>> count_words("a beta-blocker, twice"), count_words("什么是糖尿病?")
+    (3, 7)
+    """
+    return len(_SPACED_WORD.findall(text))
 
 
 def length_summary(lengths: Sequence[int]) -> dict[str, float | int]:

@@ -1,4 +1,4 @@
-"""Labels that teachers spell in many ways, counted under one name.
+"""Labels that teachers spell in many ways, counted under one name; singulars of English nouns.
 
 AlpaCare's 167 seeds spell ten types in 28 ways: "Multiple-choice Q&A", "Multiple-Choice Q&A",
 "Multiple Choice Q&A", "Rewrite", "Rewrites", "Rewriting", "Rewrite Task". Two spellings are one
@@ -10,8 +10,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-
-from datagen.analysis.words import singular
 
 LABEL_FIELDS = ("type", "topic", "view")
 
@@ -117,3 +115,37 @@ def display_names(sets: Iterable[Labels], field: str) -> dict[str, str]:
         for name, found in written.items()
     }
     return common | {name: shown for name, shown in known.items() if name in common}
+
+
+def singular(noun: str) -> str:
+    """The singular of a lower-case English noun, by rules; singulars are unchanged.
+
+    >>> [singular(x) for x in ("rewrites", "therapies", "boxes", "diagnoses", "analysis", "virus")]
+    ['rewrite', 'therapy', 'box', 'diagnosis', 'analysis', 'virus']
+    >>> [singular(x) for x in ("doses", "diseases", "hypotheses", "series", "children", "mass")]
+    ['dose', 'disease', 'hypothesis', 'series', 'child', 'mass']
+    """
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if len(noun) < 4 or not noun.endswith("s") or noun.endswith(("ss", "us", "is")):
+        return noun
+    if noun.endswith(("gnoses", "alyses", "theses", "crises", "rrhoses", "otheses")):
+        return noun[:-2] + "is"
+    if noun.endswith("ies"):
+        return noun[:-3] + "y"
+    if noun.endswith(("sses", "xes", "ches", "shes", "viruses", "uses")):
+        return noun[:-2] if noun not in ("uses", "causes") else noun[:-1]
+    return noun[:-1]
+
+
+_IRREGULAR = dict(
+    re.findall(
+        r"(\w+):(\w+)",
+        """
+        children:child women:woman men:man people:person feet:foot criteria:criterion
+        phenomena:phenomenon bacteria:bacterium lives:life indices:index matrices:matrix
+        appendices:appendix stimuli:stimulus aches:ache headaches:headache movies:movie
+        calories:calorie series:series species:species always:always
+        """,
+    )
+)

@@ -11,7 +11,6 @@ from common.messages import log
 from common.records import MAX_DIFFICULTY, difficulty
 from common.rouge import TOKENIZERS, unicode_tokens
 from datagen.analysis import diversity, labels, verb_objects
-from datagen.analysis.words import count_words
 
 TEXT_FIELDS = ("instruction", "input", "output")
 SUNBURST_VERBS, SUNBURST_OBJECTS = 20, 4  # as in Self-Instruct and AlpaCare
@@ -96,7 +95,7 @@ def measure(
 def _lengths(records: Sequence[Record], field: str) -> list[int]:
     """Words of each text that is not blank."""
     texts = (record.get(field) or "" for record in records)
-    return [count_words(text) for text in texts if text.strip()]
+    return [diversity.count_words(text) for text in texts if text.strip()]
 
 
 def _verb_objects(pairs: Counter[verb_objects.Pair], records: int) -> dict[str, Any]:

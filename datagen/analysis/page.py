@@ -1,6 +1,5 @@
 """`stats.html`: one self-contained page with every figure and number of `stats.json`."""
 
-from collections.abc import Sequence
 from html import escape
 
 from common.reports.drawing import Drawing
@@ -26,13 +25,15 @@ STATS_STYLE = "@media print{#nearest,#lengths,section:last-child{break-inside:av
 def page(stats: Stats) -> str:
     """The whole HTML page."""
     names = ", ".join(stats["sets"])
+    summary = table(["", *stats["sets"]], summary_rows(stats))
     sections = [
-        _section(name, heading, text, drawings, numbers)
+        f"<section id={name}><h2>{escape(heading)}</h2><p>{escape(text)}</p>"
+        f"{panels(drawings)}{numbers}</section>"
         for name, (heading, text, drawings, numbers) in figures(stats).items()
     ]
     body = (
         f"<h1>Instruction set statistics</h1><p class=muted>{escape(names)}</p>\n"
-        f"<section id=summary><h2>Summary</h2>{_summary(stats)}</section>\n"
+        f"<section id=summary><h2>Summary</h2>{summary}</section>\n"
         + "\n".join(sections)
         + f"\n{_notes()}"
     )
@@ -50,17 +51,6 @@ def figures(stats: Stats) -> dict[str, StatsFigure]:
         "lengths": _lengths(stats),
         "nearest": _nearest(stats),
     }
-
-
-def _section(name: str, heading: str, text: str, drawings: Sequence[Drawing], numbers: str) -> str:
-    return (
-        f"<section id={name}><h2>{escape(heading)}</h2><p>{escape(text)}</p>"
-        f"{panels(drawings)}{numbers}</section>"
-    )
-
-
-def _summary(stats: Stats) -> str:
-    return table(["", *stats["sets"]], summary_rows(stats))
 
 
 def _verb_objects(stats: Stats) -> StatsFigure:

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from datagen.analysis.words import singular
+from datagen.analysis.labels import singular
 
 Pair = tuple[str, str]
 

@@ -98,3 +98,8 @@ def test_the_last_bin_is_open():
 def test_length_summary():
     assert diversity.length_summary([1, 2, 6])["median"] == 2
     assert diversity.length_summary([])["count"] == 0
+
+
+@pytest.mark.parametrize("text", ["", "one", " two  words\n", "beta-blocker (twice), daily"])
+def test_spaced_text_counts_as_split_does(text):
+    assert diversity.count_words(text) == len(text.split())
