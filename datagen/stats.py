@@ -7,7 +7,6 @@ also README.md, a Hugging Face dataset card of the first set. The other sets are
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +50,6 @@ def read_set(path: Path) -> list[Record]:
     return records
 
 
-def choose_parser(parser: str, model: str) -> tuple[str, measures.PairFinder]:
-    """(name, function) of the verb-object parser.
-
-    Raises:
-      UsageError: spaCy was requested and is not installed.
-    """
-    pipeline = verb_objects.load_spacy(model) if parser != "rules" else None
-    if pipeline is not None:
-        return "spacy", partial(verb_objects.by_spacy, pipeline)
-    if parser == "spacy":
-        raise UsageError(
-            f"spaCy or its model {model} is not installed; install both or use --parser=rules"
-        )
-    return "rules", partial(map, verb_objects.by_rules)
-
-
 def write_figures(directory: Path, figures: dict[str, page.StatsFigure]) -> dict[str, str]:
     """Writes one PNG per figure that has drawings; returns the headings by relative path."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -97,7 +80,7 @@ def run(
 ) -> None:
     """Measures the sets and writes all outputs; the arguments are the flags'."""
     sets = {name: read_set(path) for name, path in inputs.items()}
-    parser, find_pairs = choose_parser(parser, spacy_model)
+    parser, find_pairs = verb_objects.choose_parser(parser, spacy_model)
     settings: dict[str, Any] = {
         "inputs": {
             name: {"file": path.name, "sha256": provenance.sha256(path)}

@@ -56,8 +56,9 @@ def read_seeds(config: TasksConfig) -> list[Task]:
     return seeds
 
 
-def estimate(config: TasksConfig, teacher: Teacher, client: Client) -> Estimate:
+def estimate(teacher: Teacher, client: Client) -> Estimate:
     """Estimates the cost of all tasks, with requests that show seeds only."""
+    config = teacher.config
     number = math.ceil(config.num_tasks / (config.tasks_per_request * INITIAL_YIELD))
     requests = (teacher.request(teacher.examples(i, [])) for i in range(number))
     return client.estimate(requests, config.tasks_per_request * TOKENS_PER_TASK)
@@ -72,15 +73,7 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     """
     settings = config.tasks
     seeds = read_seeds(settings)
-    teacher = Teacher(
-        prompt=Prompt.read(settings.prompt, DATAGEN_PROMPTS),
-        reply=settings.reply,
-        number=settings.tasks_per_request,
-        seeds=seeds,
-        seeds_per_request=settings.seeds_per_request,
-        machine_tasks_per_request=settings.machine_tasks_per_request,
-        seed=settings.seed,
-    )
+    teacher = Teacher(settings, Prompt.read(settings.prompt, DATAGEN_PROMPTS), seeds)
     pool = Pool(settings, Filters(config.filters), seeds)
     description = provenance.describe(
         config=dataclasses.asdict(config),
@@ -90,11 +83,11 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config.within(config.teacher), store)
-        client.report(str(estimate(settings, teacher, client)))
+        client.report(str(estimate(teacher, client)))
         if dry_run:
             return
         gap = min(client.window, settings.num_tasks) if config.offline else 0
-        collector = TaskCollector(settings, teacher, pool, gap=gap)
+        collector = TaskCollector(teacher, pool, gap=gap)
         run_until_done(client, lambda: collect(collector, client))
         spent = dataclasses.asdict(store.total_spent())
     counts = {

@@ -181,14 +181,18 @@ def _run(record: dict[str, Any]) -> str:
     times = {key: record[key] for key in ("start", "end") if record.get(key)}
     settings = {
         name: value
-        for name, value in sections.flatten(record.get("config") or {}).items()
+        for name, value in _flatten(record.get("config")).items()
         if name.rpartition(".")[2] in _SHOWN_SETTINGS and value not in (None, "", [])
     }
     counts = {
         name: f"{count:,}"
-        for name, count in sections.flatten(record.get("counts") or {}).items()
+        for name, count in _flatten(record.get("counts")).items()
         if isinstance(count, int)
     }
     shown = times | settings | counts
     lines = [f"- {name}: {_plain(value)}" for name, value in shown.items()]
     return "\n".join([f"From `{record['file']}`:", "", *lines])
+
+
+def _flatten(content: object) -> dict[str, Any]:
+    return sections.flatten(content) if isinstance(content, dict) else {}

@@ -1,7 +1,7 @@
 """The content of `stats.json`: measures of one or several instruction sets."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ SUNBURST_VERBS, SUNBURST_OBJECTS = 20, 4  # as in Self-Instruct and AlpaCare
 NEAR_DUPLICATE = 0.7  # ROUGE-L F above which `datagen.tasks` and `dedup` drop texts by default
 NEAREST_EDGES = [i / 20 for i in range(20)]
 
-PairFinder = Callable[[Sequence[str]], Iterable[verb_objects.Pair | None]]
-
 
 def measure(
     sets: dict[str, list[Record]],
-    find_pairs: PairFinder,
+    find_pairs: verb_objects.PairFinder,
     *,
     parser: str,
     queries: int,

@@ -22,12 +22,15 @@ instructions with one. The share with a pair is therefore part of every result.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from common.sections import UsageError
 from datagen.analysis.labels import singular
 
 Pair = tuple[str, str]
+PairFinder = Callable[[Sequence[str]], Iterable[Pair | None]]
 
 
 def _word_set(text: str) -> frozenset[str]:
@@ -166,16 +169,24 @@ def _object(following: Sequence[str]) -> str:
     return singular(noun)
 
 
-def load_spacy(model: str) -> Any:
-    """A spaCy pipeline, or None if spaCy or its model is not installed."""
+def choose_parser(parser: str, model: str) -> tuple[str, PairFinder]:
+    """(name, function) of the parser for `parser`: auto, spacy or rules.
+
+    Raises:
+      UsageError: spaCy was requested, but it or its model is not installed.
+    """
+    if parser == "rules":
+        return "rules", partial(map, by_rules)
     try:
         import spacy
-    except ImportError:
-        return None
-    try:
-        return spacy.load(model, exclude=["ner"])
-    except OSError:  # no such model
-        return None
+
+        return "spacy", partial(by_spacy, spacy.load(model, exclude=["ner"]))
+    except (ImportError, OSError):  # OSError: no such model
+        if parser == "auto":
+            return "rules", partial(map, by_rules)
+    raise UsageError(
+        f"spaCy or its model {model} is not installed; install both or use --parser=rules"
+    )
 
 
 def by_spacy(pipeline: Any, instructions: Iterable[str]) -> Iterator[Pair | None]:

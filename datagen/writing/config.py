@@ -4,7 +4,20 @@ import dataclasses
 
 from common import sections
 from common.rouge import TOKENIZERS
-from datagen.writing.requests import LAYOUTS
+
+LAYOUTS = {
+    "text": (
+        "Begin every task with a line that holds ### alone. Then write its number and its fields, "
+        "each on a new line with its name and a colon, in the order of the examples: Type, Topic, "
+        "View, Difficulty, Instruction, Input. Write plain text, without Markdown."
+    ),
+    "json": (
+        "Answer with one JSON object whose field tasks is a list of the tasks, each with the "
+        "fields of the examples."
+    ),
+}
+"""Layout of replies: `text` is the paper's and works with every model; `json` requires a model with
+structured outputs."""
 
 
 @dataclasses.dataclass(frozen=True)

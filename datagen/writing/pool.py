@@ -79,13 +79,13 @@ class TaskCollector:
         read      0  .  .  1, 2, 3
     """
 
-    def __init__(self, config: TasksConfig, teacher: Teacher, pool: Pool, *, gap: int = 0):
+    def __init__(self, teacher: Teacher, pool: Pool, *, gap: int = 0):
         """
         Args:
           gap: offline, the longest run of replies that may be missing from the store although
             later ones are stored; 0: not offline.
         """
-        self.config = config
+        self.config = teacher.config
         self.teacher = teacher
         self.pool = pool
         self.offline = gap > 0
@@ -188,7 +188,7 @@ class TaskCollector:
             reason = f"the reply ends with {outcome.finish_reason}"
             self.pool.reject(reason, outcome.text, source)
             return
-        parse = REPLY_PARSERS[self.teacher.reply]
+        parse = REPLY_PARSERS[self.config.reply]
         tasks, rejected = parse(outcome.text, cut=outcome.finish_reason == "length")
         for position, parsed in enumerate(tasks):
             if self.is_done:

@@ -9,22 +9,9 @@ from typing import Any
 from common.prompt_file import Prompt
 from common.records import MAX_DIFFICULTY, Task
 from datagen.chat.config import ChatRequest
+from datagen.writing.config import LAYOUTS, TasksConfig
 
 EMPTY_INPUT = "<noinput>"
-
-LAYOUTS = {
-    "text": (
-        "Begin every task with a line that holds ### alone. Then write its number and its fields, "
-        "each on a new line with its name and a colon, in the order of the examples: Type, Topic, "
-        "View, Difficulty, Instruction, Input. Write plain text, without Markdown."
-    ),
-    "json": (
-        "Answer with one JSON object whose field tasks is a list of the tasks, each with the "
-        "fields of the examples."
-    ),
-}
-"""Layout of replies: `text` is the paper's and works with every model; `json` requires a model with
-structured outputs."""
 
 TASK_FIELDS = ("type", "topic", "view", "difficulty", "instruction", "input")
 """The fields of a task in requests and replies, in order."""
@@ -62,20 +49,16 @@ class Teacher:
     drawn from.
     """
 
+    config: TasksConfig
     prompt: Prompt
-    reply: str  # key of LAYOUTS
-    number: int  # of tasks asked for in one request
     seeds: Sequence[Task]
-    seeds_per_request: int
-    machine_tasks_per_request: int
-    seed: int
 
     def examples(self, index: int, machine_tasks: Sequence[Task]) -> list[Task]:
         """A shuffled mix of seeds and, if there are any, tasks that the teacher wrote itself."""
-        generator = random.Random(f"{self.seed} {index}")
-        wanted = self.machine_tasks_per_request
+        generator = random.Random(f"{self.config.seed} {index}")
+        wanted = self.config.machine_tasks_per_request
         own = generator.sample(machine_tasks, min(len(machine_tasks), wanted))
-        seeds = generator.sample(self.seeds, self.seeds_per_request + wanted - len(own))
+        seeds = generator.sample(self.seeds, self.config.seeds_per_request + wanted - len(own))
         chosen = [*seeds, *own]
         generator.shuffle(chosen)
         return chosen
@@ -83,11 +66,11 @@ class Teacher:
     def request(self, examples: Sequence[Task]) -> ChatRequest:
         """The request that shows these examples."""
         system, user = self.prompt.fill(
-            number=str(self.number),
-            layout=LAYOUTS[self.reply],
-            examples=(_as_text if self.reply == "text" else _as_json)(examples),
+            number=str(self.config.tasks_per_request),
+            layout=LAYOUTS[self.config.reply],
+            examples=_as_text(examples) if self.config.reply == "text" else _as_json(examples),
         )
-        schema = REPLY_SCHEMA if self.reply == "json" else None
+        schema = REPLY_SCHEMA if self.config.reply == "json" else None
         return ChatRequest(system, user, self.prompt.version, schema=schema)
 
 

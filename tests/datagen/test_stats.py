@@ -112,10 +112,3 @@ def test_names_of_the_sets():
         stats.named_inputs(["a", "b"], ["A"])
     with pytest.raises(ValueError, match="do not fit on a page"):
         stats.named_inputs(list("abcdefgh"), [])
-
-
-def test_spacy_asked_for_and_not_there():
-    with pytest.raises(ValueError, match="--parser=rules"):
-        stats.choose_parser("spacy", "no_such_model")
-    name, parse = stats.choose_parser("auto", "no_such_model")
-    assert (name, list(parse(["Write a note."]))) == ("rules", [("write", "note")])

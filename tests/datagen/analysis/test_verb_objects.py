@@ -71,11 +71,14 @@ def test_all_children_of_the_root_are_seen():
     assert found == [("write", "summary"), None, None, None]
 
 
-def test_a_model_that_is_not_installed():
-    assert verb_objects.load_spacy("no_such_model") is None
-
-
 def test_counts_are_sorted():
     pairs = [("b", "x"), None, ("a", "y"), ("b", "x"), ("a", "x")]
     expected = [(("b", "x"), 2), (("a", "x"), 1), (("a", "y"), 1)]
     assert list(verb_objects.count(pairs).items()) == expected
+
+
+def test_spacy_asked_for_and_not_there():
+    with pytest.raises(ValueError, match="--parser=rules"):
+        verb_objects.choose_parser("spacy", "no_such_model")
+    name, parse = verb_objects.choose_parser("auto", "no_such_model")
+    assert (name, list(parse(["Write a note."]))) == ("rules", [("write", "note")])

@@ -52,10 +52,7 @@ def write(order, given, *, gap=0, **changes) -> TaskCollector:
     """Takes replies in as `order` says, as far as they were asked for."""
     config = make_config(**changes)
     pool = Pool(config.tasks, Filters(config.filters), read_tasks(SEEDS))
-    asks = make_teacher(
-        machine_tasks_per_request=config.tasks.machine_tasks_per_request,
-    )
-    collector = TaskCollector(config.tasks, asks, pool, gap=gap)
+    collector = TaskCollector(make_teacher(config.tasks), pool, gap=gap)
     collector.asked = {}
     requests, out = collector.requests(), []
     while True:

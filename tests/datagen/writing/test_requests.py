@@ -7,6 +7,7 @@ from common.prompt_file import Prompt
 from common.records import Task, read_tasks
 from datagen.config import DATAGEN_PROMPTS
 from datagen.writing import requests
+from datagen.writing.config import TasksConfig
 from datagen.writing.requests import Teacher
 
 SEEDS = "datagen/starter/seeds.jsonl"
@@ -16,10 +17,23 @@ def test_doctests():
     assert doctest.testmod(requests).failed == 0
 
 
-def make_teacher(**changes) -> Teacher:
-    seeds = read_tasks(SEEDS)
-    prompt = Prompt.read("tasks", DATAGEN_PROMPTS)
-    return dataclasses.replace(Teacher(prompt, "text", 12, seeds, 3, 0, 42), **changes)
+def make_teacher(config: TasksConfig | None = None, **changes) -> Teacher:
+    config = config or TasksConfig(
+        num_tasks=60,
+        seeds=SEEDS,
+        prompt="tasks",
+        reply="text",
+        tasks_per_request=12,
+        seeds_per_request=3,
+        machine_tasks_per_request=0,
+        machine_lag=200,
+        seed=42,
+        threshold=0.7,
+        tokenizer="rouge",
+        against="",
+    )
+    prompt = Prompt.read(config.prompt, DATAGEN_PROMPTS)
+    return Teacher(dataclasses.replace(config, **changes), prompt, read_tasks(SEEDS))
 
 
 def test_a_request_shows_seeds_and_the_rules():
