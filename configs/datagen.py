@@ -32,10 +32,10 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             against="",
         ),
         filters=common.section(  # all off, as in the paper
-            min_words=0,  # Alpaca: 4
-            max_words=0,  # Alpaca: 150
-            min_input_words=0,  # the prompt asks for 50
-            max_input_words=0,  # the prompt asks for 200
+            min_words=0,
+            max_words=0,
+            min_input_words=0,
+            max_input_words=0,
             blacklist="",
             domain_words="",
             language="",
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         responses=common.section(
             prompt="responses",
             include="",
-            min_rating=0.0,  # AlpaGasus keeps 4.5
+            min_rating=0.0,
             rating_prompt="rating",
         ),
         responder=common.chat("openai", "gpt-6-luna", max_tokens=2_000),

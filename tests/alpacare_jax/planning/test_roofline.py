@@ -71,7 +71,10 @@ def test_products_inside_cudnn(monkeypatch):
     B, T, N, H = 2, 128, 4, 64
     segments = positions = np.ones((B, T), np.int32)
     attend = attention.cudnn(segments, positions)
-    sum_of = lambda x: attend(x, x, x).astype(np.float32).sum()  # noqa: E731
+
+    def sum_of(x):
+        return attend(x, x, x).astype(np.float32).sum()
+
     x = jax.ShapeDtypeStruct((B, T, N, H), "bfloat16")
     product = 2 * B * N * T * T * H
     for function, products in ((sum_of, 2), (jax.grad(sum_of), 7)):
