@@ -9,16 +9,9 @@ from typing import Any
 from etils import epath
 
 # Every file that defines how a model reads text; conversion and checkpoints copy them.
-TOKENIZER_FILES: tuple[str, ...] = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
+TOKENIZER_FILES: tuple[str, ...] = tuple(
+    "tokenizer.json tokenizer.model vocab.json merges.txt tokenizer_config.json "
+    "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json".split()
 )
 
 # Vocabularies are rounded up for the hardware; a wider gap means another model's tokenizer.

@@ -41,20 +41,11 @@ def define_flags() -> None:
         env.get("JAX_COORDINATOR_ADDRESS", ""),
         "HOST:PORT of process 0; required when neither a TPU pod nor SLURM provides it.",
     )
-    flags.DEFINE_integer(
-        "num_processes", int(env.get("JAX_NUM_PROCESSES", 0)), "With --coordinator: their number."
-    )
-    flags.DEFINE_integer(
-        "process_id",
-        int(env.get("JAX_PROCESS_ID", -1)),
-        "With --coordinator: index of this process, from 0.",
-    )
-    flags.DEFINE_integer(
-        "join_seconds", JOIN_SECONDS, "Time limit for all hosts to join.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "step_seconds", STEP_SECONDS, "Time limit for one step or save.", lower_bound=1
-    )
+    number, index = int(env.get("JAX_NUM_PROCESSES", 0)), int(env.get("JAX_PROCESS_ID", -1))
+    flags.DEFINE_integer("num_processes", number, "With --coordinator: number of processes.")
+    flags.DEFINE_integer("process_id", index, "With --coordinator: index of this one, from 0.")
+    flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Time limit to join.", lower_bound=1)
+    flags.DEFINE_integer("step_seconds", STEP_SECONDS, "Time limit of a step.", lower_bound=1)
 
 
 def join(

@@ -196,14 +196,11 @@ def batch_groups(mesh: Mesh) -> int:
 def describe(mesh: Mesh) -> str:
     """`8 TPU v5 lite devices (fsdp 8), 2 processes`."""
     kind = mesh.devices.flat[0].device_kind
-    devices = f"{mesh.size} {kind} devices" if mesh.size > 1 else f"one {kind} device"
-    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    text = f"{mesh.size} {kind} devices" if mesh.size > 1 else f"one {kind} device"
+    if axes := ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1):
+        text += f" ({axes})"
     processes = len({device.process_index for device in mesh.devices.flat})
-    return (
-        devices
-        + (f" ({axes})" if axes else "")
-        + (f", {processes} processes" if processes > 1 else "")
-    )
+    return text + (f", {processes} processes" if processes > 1 else "")
 
 
 def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -68,21 +68,22 @@ def choose_kernel(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> 
     Raises:
       ValueError: the requested kernel is not supported here; it is never replaced silently.
     """
-    full_lanes = head_dim % 128 == 0
-    half = jnp.dtype(dtype).itemsize == 2
+    two_bytes = jnp.dtype(dtype).itemsize == 2
+    supported = {
+        "splash": platform == "tpu" and head_dim % 128 == 0,
+        "cudnn": platform in ("gpu", "cuda") and two_bytes and head_dim <= 128,
+        "xla": True,
+    }
     if name == "auto":
-        if platform == "tpu" and full_lanes:
-            return "splash"
-        return "cudnn" if platform in ("gpu", "cuda") and half and head_dim <= 128 else "xla"
-    if name == "splash" and not (platform == "tpu" and full_lanes):
+        return next(kernel for kernel in supported if supported[kernel])
+    if not supported[name]:
+        required = {
+            "splash": "a TPU and a head_dim that is a multiple of 128",
+            "cudnn": "a GPU, bfloat16 and a head_dim of at most 128",
+        }
         raise ValueError(
-            f"model.attention splash requires a TPU and a head_dim that is a multiple of 128, not "
-            f"{platform} and {head_dim}; choose xla or auto"
-        )
-    if name == "cudnn" and not (platform in ("gpu", "cuda") and half and head_dim <= 128):
-        raise ValueError(
-            f"model.attention cudnn requires a GPU, bfloat16 and a head_dim of at most 128, not "
-            f"{platform}, {jnp.dtype(dtype)} and {head_dim}; choose xla or auto"
+            f"model.attention {name} requires {required[name]}, not {platform}, "
+            f"{jnp.dtype(dtype)} and {head_dim}; choose xla or auto"
         )
     return name
 

@@ -1,7 +1,6 @@
 """Several processes as one run: how they meet, what they agree on, and how they end."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -12,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint
-from alpacare_jax.distributed import processes as runtime
+from alpacare_jax.distributed import processes as lib
 from tests.conftest import COMPILES_QUICKLY, REPOSITORY
+from tests.launch.test_local_run import LOCAL_RUN, running
 from tests.support.training import (
     TWENTY_STEPS,
     command,
@@ -28,8 +29,6 @@ from tests.support.training import (
 )
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
-LOCAL_RUN = ["bash", "launch/local_run.sh"]
 
 
 def free_port() -> int:
@@ -48,7 +47,7 @@ def call_roll(
 
     def call(process_id: int) -> None:
         try:
-            runtime.wait_for_processes(f"127.0.0.1:{port}", count, process_id, seconds)
+            lib.wait_for_processes(f"127.0.0.1:{port}", count, process_id, seconds)
             results[process_id] = ""
         except ConnectionError as error:
             results[process_id] = str(error)
@@ -115,14 +114,14 @@ def test_a_process_that_was_restarted_counts_once():
 
 def join(**changes) -> None:
     given = {"distributed": False, "coordinator": "", "num_processes": 0, "process_id": -1}
-    runtime.join(**given | {"join_seconds": 1} | changes)
+    lib.join(**given | {"join_seconds": 1} | changes)
 
 
 def test_alone_there_is_nobody_to_join():
     join()
-    assert runtime.is_first()
-    assert runtime.broadcast_from_process_0(2.5) == 2.5
-    runtime.barrier("nobody")
+    assert lib.is_first()
+    assert lib.broadcast_from_process_0(2.5) == 2.5
+    lib.barrier("nobody")
 
 
 @pytest.mark.parametrize(
@@ -157,34 +156,52 @@ def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices
         "SLURM_STEP_NODELIST": "gpu[07,09-11]",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(runtime, "wait_for_processes", lambda *who: joined.append(who))
-    monkeypatch.setattr(runtime.jax.distributed, "initialize", lambda *who: joined.append(who))
+    monkeypatch.setattr(lib, "wait_for_processes", lambda *who: joined.append(who))
+    monkeypatch.setattr(lib.jax.distributed, "initialize", lambda *who: joined.append(who))
     join()
     assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices)]
 
 
 @pytest.mark.parametrize("given", ["", "elsewhere"])
 def test_programs_are_kept_in_the_users_cache_unless_told_otherwise(given, tmp_path, monkeypatch):
-    before = runtime.jax.config.jax_compilation_cache_dir
+    before = lib.jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
-        runtime.jax.config.update("jax_compilation_cache_dir", given or None)
-        runtime.use_compilation_cache()
-        found = runtime.jax.config.jax_compilation_cache_dir
+        lib.jax.config.update("jax_compilation_cache_dir", given or None)
+        lib.use_compilation_cache()
+        found = lib.jax.config.jax_compilation_cache_dir
     finally:
-        runtime.jax.config.update("jax_compilation_cache_dir", before)
+        lib.jax.config.update("jax_compilation_cache_dir", before)
     assert found == (given or f"{tmp_path}/alpacare-jax")
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_trace_for_a_bucket_is_recorded_locally_and_uploaded(bucket, tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path / "profile")
+    folder.mkdir()
+    recorded = []
+    monkeypatch.setattr(lib.paths, "in_bucket", lambda path: bucket)
+    monkeypatch.setattr(lib.jax.profiler, "start_trace", recorded.append)
+    monkeypatch.setattr(
+        lib.jax.profiler, "stop_trace", lambda: (Path(recorded[0]) / "events.pb").write_text("x")
+    )
+    trace = lib.Trace(folder)
+    trace.start()
+    assert trace.running and (recorded[0] == str(folder)) != bucket
+    trace.stop()
+    assert not trace.running and (folder / "events.pb").read_text() == "x"
+    assert Path(recorded[0]).exists() != bucket, "the local copy is removed"
 
 
 # A wait that would never end.
 
 HANGS = """
 import time, jax
-from alpacare_jax.distributed import processes as runtime
+from alpacare_jax.distributed import processes as lib
 jax.process_count = lambda: {processes}
 def waits_for_ever():
     time.sleep({sleeps})
-with runtime.Watchdog(1) as dog:
+with lib.Watchdog(1) as dog:
     time.sleep(0.6)
     dog.reset()
     time.sleep(0.6)
@@ -217,139 +234,7 @@ def test_the_age_of_this_process():
     assert later == pytest.approx(0.3, abs=0.2)
 
 
-# launch/local_run.sh
-
-
-def local_run(*args: str, timeout: float = 30) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*LOCAL_RUN, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout
-    )
-
-
-def test_each_process_knows_who_it_is():
-    names = "JAX_PROCESS_ID JAX_NUM_PROCESSES JAX_NUM_CPU_DEVICES JAX_COORDINATOR_ADDRESS"
-    show = " ".join(f"${name}" for name in names.split())
-    done = local_run(
-        "--processes=3", "--devices=4", "--", "bash", "-c", f'echo {show} "$1"', "_", "a b"
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = sorted(line.split(maxsplit=4) for line in done.stdout.splitlines())
-    assert [row[:3] + row[4:] for row in rows] == [[i, "3", "4", "a b"] for i in "012"]
-    (address,) = {row[3] for row in rows}
-    assert re.fullmatch(r"127\.0\.0\.1:\d+", address)
-
-
-@pytest.mark.parametrize("deaf", ["", "trap '' TERM; "], ids=["", "deaf to SIGTERM"])
-def test_one_failure_ends_all(deaf):
-    script = f'{deaf}[ "$JAX_PROCESS_ID" = 1 ] && exit 7; while :; do sleep 0.2; done'
-    done = local_run("--processes=3", "--", "bash", "-c", script)
-    assert done.returncode == 7
-    assert "a process ended with code 7; ending the other 2" in done.stderr
-
-
-# A marker file for each start; only the first three starts fail, with `code`.
-FAILS = """
-[ "$JAX_PROCESS_ID" = 1 ] || exec sleep {sleeps}
-for i in 1 2 3; do if mkdir "$0.$i" 2>&-; then {fails}; fi; done
-"""
-
-
-@pytest.mark.parametrize("fails", ["kill -KILL $$", "kill -ALRM $$", "kill -ABRT $$", "exit 139"])
-def test_what_a_signal_ended_starts_again(fails, tmp_path):
-    script = FAILS.format(sleeps=1, fails=fails)
-    done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
-    assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "starting again" in line]
-    assert [re.sub(r"code 1\d\d;", "code C;", line) for line in said] == [
-        f"local_run: a process ended with code C; starting again, {i} of at most 3 times"
-        for i in (1, 2, 3)
-    ]
-
-
-def test_starting_again_is_bounded(tmp_path):
-    script = FAILS.format(sleeps=60, fails="kill -KILL $$")
-    command = ["--processes=2", "--", "bash", "-c", script]
-    done = local_run("--restarts=2", *command, f"{tmp_path}/n")
-    assert done.returncode == 137
-    assert done.stderr.splitlines()[-1] == (
-        "error: a process ended with code 137; interrupted 3 times, over --restarts=2; "
-        "run again to go on from the checkpoint"
-    )
-    assert len(list(tmp_path.iterdir())) == 3
-    other = tmp_path / "other"
-    other.mkdir()
-    assert local_run(*command, f"{other}/n").returncode == 137
-    assert len(list(other.iterdir())) == 1  # without the flag, never
-
-
-@pytest.mark.parametrize("code", [1, 2, 127, 130, 143])
-def test_what_would_only_fail_again_does_not_start_again(code, tmp_path):
-    script = FAILS.format(sleeps=60, fails=f"exit {code}")
-    done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
-    assert done.returncode == code
-    assert "again" not in done.stderr
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_what_was_asked_to_end_does_not_start_again(tmp_path):
-    """Even where SIGTERM made a process crash."""
-    script = f"trap 'kill -KILL $$' TERM; mkdir {tmp_path}/$JAX_PROCESS_ID.$$;"
-    script += " while :; do sleep 0.1; done"
-    process = subprocess.Popen(
-        [*LOCAL_RUN, "--restarts=3", "--processes=2", "--", "bash", "-c", script],
-        cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while len(list(tmp_path.iterdir())) < 2:
-        time.sleep(0.02)
-    process.terminate()
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 137
-    assert "starting again" not in said
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (["--restarts=-1", "--", "true"], "--restarts=-1 is not a whole number"),
-        ([], "no command; write it after --"),
-        (["--processes=0", "--", "true"], "'0' is not a positive number"),
-        (["--devices=x", "--", "true"], "'x' is not a positive number"),
-        (["true"], "unexpected argument 'true'"),
-    ],
-)
-def test_wrong_arguments(args, said):
-    done = local_run(*args)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and said in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def running(marker: str) -> list[str]:
-    found = subprocess.run(["pgrep", "-f", marker], capture_output=True, text=True)
-    return found.stdout.split()
-
-
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_the_script(sent, tmp_path):
-    marker = str(tmp_path / "marker")
-    script = f"trap 'exit 0' TERM; touch {marker}; while :; do sleep 0.1; done"
-    process = subprocess.Popen(
-        [*LOCAL_RUN, "--processes=2", "--", "bash", "-c", script], cwd=REPOSITORY
-    )
-    while not Path(marker).exists():
-        time.sleep(0.02)
-    process.send_signal(sent)
-    assert process.wait(timeout=20) == (0 if sent == signal.SIGTERM else -sent)
-    end = time.monotonic() + 10
-    while running(marker) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert running(marker) == []
-
-
-# Training, for real: several processes, killed, and gone on with on another number of them.
+# Training with several processes, killed, and resumed with a different number of them.
 
 STEPS = TWENTY_STEPS | {"data__eval_path": ""}  # test_paths.py looks at held-out losses, too
 
@@ -371,7 +256,7 @@ def start_together(
 def train_alone(devices: int, corpus: Path, workdir: Path) -> None:
     """In this process, on some of its devices."""
     with small_machine() as patch:
-        patch.setattr(runtime.jax, "device_count", lambda: devices)
+        patch.setattr(lib.jax, "device_count", lambda: devices)
         train.run(run_config(corpus, **STEPS), workdir)
 
 

@@ -83,7 +83,7 @@ def test_specs_are_as_expected():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_is_spread_over_eight_devices(variant):
+def test_every_variant_is_sharded_over_eight_devices(variant):
     shape = VARIANTS[variant]
     mesh = sharding.make_mesh(config(1, -1, 1))
     tree = params.flatten(sharding.param_shardings(shape, mesh, config()))
@@ -94,12 +94,37 @@ def test_every_variant_is_spread_over_eight_devices(variant):
             assert np.prod(part) * 8 == np.prod(whole), weight.path
 
 
-def test_a_batch_is_spread_by_rows():
+def test_a_batch_is_sharded_by_rows():
     mesh = sharding.make_mesh(config(2, 2, 2))
     array = jax.device_put(np.arange(3 * 4 * 5).reshape(3, 4, 5), sharding.batch_sharding(mesh))
     parts = {str(shard.index): shard.data.shape for shard in array.addressable_shards}
     assert set(parts.values()) == {(3, 1, 5)}
-    assert len(parts) == 4, "data and fsdp share the rows, tensor has copies"
+    assert len(parts) == 4, "rows are replicated over tensor"
+
+
+def test_flags_are_one_per_device():
+    mesh = sharding.make_mesh(config(2, 2, 2))
+    flag = sharding.put_flag(True, mesh)
+    assert flag.shape == (8,) and flag.dtype == np.float32
+    assert [shard.data.tolist() for shard in flag.addressable_shards] == [[1.0]] * 8
+
+
+def test_put_batch_shards_the_rows():
+    mesh = sharding.make_mesh(config(2, 2, 2))
+    tokens = np.arange(2 * 8 * 3).reshape(2, 8, 3)
+    placed = sharding.put_batch({"tokens": tokens}, mesh)["tokens"]
+    assert placed.sharding == sharding.batch_sharding(mesh)
+    np.testing.assert_array_equal(placed, tokens)
+
+
+def test_meshes_are_described_by_axes_of_more_than_one_device():
+    assert (
+        sharding.describe(sharding.make_mesh(config(1, 4, 2))) == "8 cpu devices (fsdp 4, tensor 2)"
+    )
+    one = sharding.make_mesh(config(1, 1, 1), jax.devices()[:1])
+    assert sharding.describe(one) == "one cpu device"
+    described = sharding.describe(sharding.make_mesh(config(2, 8, 1), two_slices()))
+    assert described == "16 TPU v5 lite devices (data 2, fsdp 8), 4 processes"
 
 
 def test_an_axis_without_a_rule():
