@@ -260,10 +260,8 @@ TWENTY_STEPS = {"train__epochs": 4, "train__eval_every": 5, "checkpoint__every_s
 
 def command(folder: Path, workdir: Path, **changes) -> list[str]:
     flags = [f"--config.{key}={value}" for key, value in settings(folder, **changes).items()]
-    return [
-        *(sys.executable, "-m", "alpacare_jax.train", "--config=configs/quickstart.py"),
-        *(f"--workdir={workdir}", *flags),
-    ]
+    program = [sys.executable, "-m", "alpacare_jax.train"]
+    return [*program, "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
 
 
 def start(args: list[str], **options) -> subprocess.Popen:
