@@ -14,17 +14,9 @@ from collections.abc import Iterable
 LABEL_FIELDS = ("type", "topic", "view")
 
 TASK_TYPES = (
-    "Open Q&A",
-    "Text Generation",
-    "Chat",
-    "Rewrite",
-    "Summarization",
-    "Classification",
-    "USMLE Style Q&A",
-    "Multiple-Choice Q&A",
-    "Single-Hop Reasoning",
-    "Multi-Hop Reasoning",
-)
+    "Open Q&A; Text Generation; Chat; Rewrite; Summarization; Classification; USMLE Style Q&A; "
+    "Multiple-Choice Q&A; Single-Hop Reasoning; Multi-Hop Reasoning"
+).split("; ")
 """The types in rule 4 of AlpaCare's prompt, shown as it spells them."""
 
 EMPTY_WORDS = {

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.jsonl import NO_INPUT
-from common.records import difficulty
+from common.records import Task, difficulty
 
 TASK_LABELS = ("type", "topic", "view", "difficulty")
 
@@ -48,18 +48,6 @@ _NUMBER = re.compile(r"(?:\d+[.):])?")
 
 
 @dataclasses.dataclass(frozen=True)
-class ParsedTask:
-    """The fields of one task as in the reply."""
-
-    type: str
-    topic: str
-    view: str
-    difficulty: int
-    instruction: str
-    input: str  # "" when there is none
-
-
-@dataclasses.dataclass(frozen=True)
 class Rejected:
     """A piece of a reply that is no task."""
 
@@ -67,16 +55,16 @@ class Rejected:
     text: str
 
 
-def _sort(found: ParsedTask | Rejected, tasks: list[ParsedTask], rejected: list[Rejected]) -> None:
+def _sort(found: Task | Rejected, tasks: list[Task], rejected: list[Rejected]) -> None:
     """Appends to one list or the other."""
-    if isinstance(found, ParsedTask):
+    if isinstance(found, Task):
         tasks.append(found)
     else:
         rejected.append(found)
 
 
-def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
-    """The tasks of a reply, in order, and the pieces that are no tasks.
+def parse(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
+    """The tasks of a reply, in order and without ids, and the pieces that are no tasks.
 
     A task starts where lines begin with type, topic, view and difficulty, in any order, followed by
     an instruction. The same words inside a text, and a second "Input:" at the beginning of a line,
@@ -124,9 +112,8 @@ def parse(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
 
 
 def _begins(names: list[str], i: int) -> bool:
-    return sorted(names[i : i + 4]) == sorted(TASK_LABELS) and names[i + 4 : i + 5] == [
-        "instruction"
-    ]
+    labels, following = names[i : i + 4], names[i + 4 : i + 5]
+    return sorted(labels) == sorted(TASK_LABELS) and following == ["instruction"]
 
 
 def _outside(text: str) -> Iterator[Rejected]:
@@ -140,7 +127,7 @@ def _outside(text: str) -> Iterator[Rejected]:
         yield Rejected(reason, piece)
 
 
-def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> ParsedTask | Rejected:
+def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> Task | Rejected:
     whole = reply[headers[0].start() : end]
     ends = [header.start() for header in headers[1:]]
     labels = {
@@ -159,14 +146,14 @@ def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> Pa
     return _task(labels | {"difficulty": level, "instruction": instruction, "input": given}, whole)
 
 
-def _task(fields: dict[str, Any], whole: str) -> ParsedTask | Rejected:
+def _task(fields: dict[str, Any], whole: str) -> Task | Rejected:
     if re.search(r"[\ud800-\udfff]", "".join(fields[name] for name in _JSON_TEXTS)):
         return Rejected("half a surrogate pair", whole)  # written as an escape in JSON
     if not fields["instruction"]:
         return Rejected("the instruction is empty", whole)
     if fields["input"].lower().strip("*_`'\". ") in NO_INPUT:
         fields["input"] = ""
-    return ParsedTask(**fields)
+    return Task(id="", **fields)
 
 
 def _text(piece: str) -> str:
@@ -190,7 +177,7 @@ _CLOSING = re.compile(r"\]\s*\}\s*(?:```\s*)?")
 _JSON_TEXTS = ("type", "topic", "view", "instruction", "input")
 
 
-def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejected]]:
+def parse_json(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
     """As `parse`, for a reply in JSON: an object whose `tasks` is a list of objects.
 
     Args:
@@ -205,7 +192,7 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejecte
     if not opening:
         reason = "cut at the length limit" if cut else "not JSON of the schema"
         return [], [Rejected(reason, reply)]
-    tasks: list[ParsedTask] = []
+    tasks: list[Task] = []
     rejected: list[Rejected] = []
     decoder, at = json.JSONDecoder(), opening.end()
     while at < len(reply) and reply[at] != "]":
@@ -224,7 +211,7 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[ParsedTask], list[Rejecte
     return tasks, rejected
 
 
-def _read_json(record: Any, whole: str) -> ParsedTask | Rejected:
+def _read_json(record: Any, whole: str) -> Task | Rejected:
     if not isinstance(record, dict) or not all(isinstance(record.get(x), str) for x in _JSON_TEXTS):
         return Rejected("not JSON of the schema", whole)
     level = difficulty(record.get("difficulty"))

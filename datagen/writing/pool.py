@@ -175,7 +175,7 @@ class TaskCollector:
                 )
 
     def _read(self, index: int, outcome: ChatAnswer | Failure) -> None:
-        seeds = [task.id for task in self._examples.pop(index)]
+        seeds = [seed.id for seed in self._examples.pop(index)]
         source = {"request": index, "seeds": seeds, "prompt_version": self.teacher.prompt.version}
         if isinstance(outcome, Failure):
             if self.offline:
@@ -190,11 +190,11 @@ class TaskCollector:
             return
         parse = REPLY_PARSERS[self.config.reply]
         tasks, rejected = parse(outcome.text, cut=outcome.finish_reason == "length")
-        for position, parsed in enumerate(tasks):
+        for position, task in enumerate(tasks):
             if self.is_done:
                 self.surplus += 1
                 continue
             id_ = f"task-{index}-{position}"
-            self.pool.add(Task(id=id_, source=source, **dataclasses.asdict(parsed)))
+            self.pool.add(dataclasses.replace(task, id=id_, source=source))
         for piece in rejected:
             self.pool.reject(piece.reason, piece.text, source)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.records import Task
 from datagen.writing import parser
-from datagen.writing.parser import ParsedTask, parse, parse_json
+from datagen.writing.parser import parse, parse_json
 
 
 def task(number=1, instruction="What is gout?", given="<noinput>", **labels) -> str:
@@ -20,7 +21,7 @@ def task(number=1, instruction="What is gout?", given="<noinput>", **labels) -> 
     )
 
 
-GOUT = ParsedTask("Open Q&A", "Joints", "Patient", 2, "What is gout?", "")
+GOUT = Task("", "What is gout?", "", "Open Q&A", "Joints", "Patient", 2)
 
 
 def test_doctests():
