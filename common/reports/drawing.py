@@ -1,6 +1,6 @@
-"""A drawing of rectangles, polygons, lines and texts: as SVG for the page, as PNG for a paper.
+"""A drawing of polygons, lines and texts: as SVG for pages, as PNG for papers.
 
-Colours are names of `COLOURS`, so that the page can show them in its dark mode.
+Colours are names of `COLOURS`, so that a page can adapt them to dark mode.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ COLOURS = {  # name: (light, dark)
         ("#8ec7ea", "#f5b78d", "#86d3b9", "#e0b1cf", "#edd27c", "#b9c3f0", "#c5dd90", "#f0a9a9")
     )
 }
-"""After Okabe and Ito, to be told apart by colour-blind people too; darkened for contrast."""
+"""After Okabe and Ito, distinguishable by colour-blind people; darkened for contrast."""
 
 SERIES = sum(name.startswith("series") for name in COLOURS)
 WEDGES = sum(name.startswith("wedge") for name in COLOURS)
@@ -43,15 +43,19 @@ ON_WEDGE = "#1b1f24"
 
 @dataclasses.dataclass(frozen=True)
 class Polygon:
+    """A filled polygon."""
+
     points: Sequence[Point]
     fill: str  # a name of COLOURS
-    tip: str = ""  # what a pointer resting on it is told
+    tip: str = ""  # shown when the pointer rests on it
     opacity: float = 1.0
-    gap: bool = False  # a thin line around it in the paper's colour
+    gap: bool = False  # thin border in the paper's colour
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
+    """A line through points."""
+
     points: Sequence[Point]
     colour: str
     width: float = 1.0
@@ -61,14 +65,19 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
+    """One line of text."""
+
     x: float
     y: float  # of the baseline
     text: str
     size: float = 11
     colour: str = "ink"
     anchor: str = "start"  # start, middle, end
-    angle: float = 0  # degrees, clockwise as seen
+    angle: float = 0  # degrees, clockwise
     bold: bool = False
+
+
+Shape = Polygon | Line | Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,21 +87,22 @@ class Drawing:
     title: str
     width: float
     height: float
-    shapes: Sequence[Polygon | Line | Text]
+    shapes: Sequence[Shape]
 
 
 def box(x: float, y: float, width: float, height: float) -> list[Point]:
+    """The corners of a rectangle."""
     return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
 
 
 def text_width(text: str, size: float) -> float:
-    """About as wide as a browser draws it."""
+    """The approximate width in a browser, in CSS pixels."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return size * (0.52 * (len(text) - wide) + wide)
 
 
 def shortened(text: str, width: float, size: float) -> str:
-    """The text on one line; cut with "…" where it is wider than `width`."""
+    """The text on one line; shortened with "…" where it is wider than `width`."""
     text = " ".join(text.split())
     if text_width(text, size) <= width:
         return text
@@ -118,9 +128,9 @@ def _path(points: Sequence[Point]) -> str:
 
 
 def svg(drawing: Drawing, *, alone: bool = False) -> str:
-    """SVG. Inline it takes its colours from the page's `colour_rules`; a file `alone` has its own.
+    """SVG. Inline, colours come from the page's `colour_rules`; `alone`, they are written out.
 
-    Programs for drawing do not know CSS variables, so a file names each colour where it is used.
+    Drawing programs do not support CSS variables.
     """
     paint = _plain_paint if alone else _page_paint
     size = f'width="{drawing.width:g}" height="{drawing.height:g}"'
@@ -158,6 +168,7 @@ def svg(drawing: Drawing, *, alone: bool = False) -> str:
 
 
 def colour_rules(dark: bool) -> str:
+    """CSS variables for all colours."""
     return "".join(f"--{name}:{pair[dark]};" for name, pair in COLOURS.items())
 
 
@@ -165,7 +176,7 @@ def beside(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
     """One drawing of several, row by row, each under its title."""
     gap, heading = 24, 26
     width = max(drawing.width for drawing in drawings) + gap
-    shapes: list[Polygon | Line | Text] = []
+    shapes: list[Shape] = []
     top = 0.0
     for first in range(0, len(drawings), columns):
         row = drawings[first : first + columns]
@@ -177,7 +188,7 @@ def beside(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
     return Drawing(title, min(columns, len(drawings)) * width, top, shapes)
 
 
-def _moved(shape: Polygon | Line | Text, right: float, down: float) -> Polygon | Line | Text:
+def _moved(shape: Shape, right: float, down: float) -> Shape:
     if isinstance(shape, Text):
         return dataclasses.replace(shape, x=shape.x + right, y=shape.y + down)
     return dataclasses.replace(shape, points=[(x + right, y + down) for x, y in shape.points])
@@ -190,14 +201,14 @@ def write_svg(path: Path, drawing: Drawing) -> None:
     provenance.write_text(path, svg(whole, alone=True) + "\n")
 
 
-def boxes(missing: Collection[str]) -> str:
-    """What to tell of characters that `write_png` could not draw."""
+def missing_glyphs(missing: Collection[str]) -> str:
+    """A warning about the characters that `write_png` could not draw."""
     some = " ".join(sorted(missing)[:20])
-    return f"{len(missing)} characters are boxes in the PNGs: no installed font has {some}"
+    return f"{len(missing)} characters appear as boxes in the PNGs: no installed font has {some}"
 
 
 def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:
-    """Writes a PNG, whole or not at all; returns the characters that no font here can draw."""
+    """Writes a PNG, replacing a file only as a whole; returns characters that no font can draw."""
     from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.patches import Polygon as Patch
@@ -206,7 +217,7 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, drawing.width), ylim=(drawing.height, 0))
     axes.axis("off")
-    for layer, shape in enumerate(drawing.shapes):  # as in SVG, what comes later lies above
+    for layer, shape in enumerate(drawing.shapes):  # as in SVG, later shapes are drawn on top
         if isinstance(shape, Polygon):
             face = to_rgba(_colour(shape.fill), shape.opacity)
             edge = _colour("paper") if shape.gap else "none"
@@ -222,14 +233,14 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
                 zorder=layer,
             )
         else:
-            place = {"start": "left", "middle": "center", "end": "right"}[shape.anchor]
+            alignment = {"start": "left", "middle": "center", "end": "right"}[shape.anchor]
             axes.text(
                 shape.x,
                 shape.y,
                 shape.text.replace("$", r"\$"),
                 fontsize=shape.size * 0.92,  # DejaVu Sans is wider than a browser's font
                 color=_colour(shape.colour),
-                ha=place,
+                ha=alignment,
                 va="baseline",
                 rotation=-shape.angle,
                 rotation_mode="anchor",

@@ -1,12 +1,12 @@
-"""A page in one file: the style that our pages share, its frame, tables and numbers."""
+"""Self-contained HTML pages: the shared style, the document, its tables and numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 from common.reports import drawing
 from common.reports.drawing import Drawing
 
-STYLE = """
+BASE_STYLE = """
 :root{color-scheme:light dark;LIGHT}
 @media (prefers-color-scheme:dark){:root{DARK}}
 *{box-sizing:border-box}
@@ -34,9 +34,9 @@ h2{margin-top:22px}th,td{padding-block:1.5px}*{print-color-adjust:exact;-webkit-
 
 
 def document(title: str, body: str, *, style: str = "", head: str = "") -> str:
-    """A whole HTML page of `body`; nothing is fetched. `style` comes after the shared rules."""
+    """A complete HTML page that fetches nothing. `style` follows the shared rules."""
     light, dark = drawing.colour_rules(False), drawing.colour_rules(True)
-    rules = STYLE.replace("LIGHT", light).replace("DARK", dark) + style
+    rules = BASE_STYLE.replace("LIGHT", light).replace("DARK", dark) + style
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -46,7 +46,7 @@ def document(title: str, body: str, *, style: str = "", head: str = "") -> str:
 
 
 def panels(drawings: Sequence[Drawing]) -> str:
-    """The drawings beside each other, each under its title."""
+    """The drawings side by side, each under its title."""
     figures = "".join(
         f"<figure><h3>{escape(item.title)}</h3>{drawing.svg(item)}</figure>" for item in drawings
     )
@@ -54,12 +54,12 @@ def panels(drawings: Sequence[Drawing]) -> str:
 
 
 def foldout(content: str, label: str = "The numbers") -> str:
-    """What opens on a click."""
+    """Content that opens on a click."""
     return f"<details><summary>{escape(label)}</summary>{content}</details>"
 
 
 def number(value: float) -> str:
-    """As the page writes numbers: whole ones with commas, others with three digits.
+    """A number for a page: integers with commas, others with three digits.
 
     >>> number(52002), number(0.12345), number(24.61), number(12.0)
     ('52,002', '0.123', '24.6', '12')
@@ -69,20 +69,33 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
-Row = tuple[str, Sequence[str]]
+TableRow = tuple[str, Sequence[str]]
 
 
-def table(head: Sequence[str], rows: Iterable[Row], caption: str = "") -> str:
-    """An HTML table; a row without cells is a heading within it."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[TableRow],
+    caption: str = "",
+    bold: Collection[tuple[int, int]] = (),
+) -> str:
+    """An HTML table; a row without cells is a heading within it.
+
+    Args:
+      rows: (label, cells) of each.
+      bold: (row, column) of the cells in bold type; column 0 is the label.
+    """
     cells = "".join(f"<th scope=col>{escape(text)}</th>" for text in head)
     lines = []
-    for label, values in rows:
+    for i, (label, values) in enumerate(rows):
         if not values:
             lines.append(
                 f"<tr class=group><th scope=rowgroup colspan={len(head)}>{escape(label)}</th></tr>"
             )
             continue
-        data = "".join(f"<td>{escape(value)}</td>" for value in values)
-        lines.append(f"<tr><td>{escape(label)}</td>{data}</tr>")
+        data = "".join(
+            f"<td><b>{escape(text)}</b></td>" if (i, j) in bold else f"<td>{escape(text)}</td>"
+            for j, text in enumerate((label, *values))
+        )
+        lines.append(f"<tr>{data}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<div class=scroll><table>{title}<tr>{cells}</tr>{''.join(lines)}</table></div>"

@@ -1,4 +1,4 @@
-"""What a judge is asked, in both orders, and what comes of its replies."""
+"""Requests to judges, for each pair of answers in both orders, and the verdicts they return."""
 
 import dataclasses
 from collections import Counter
@@ -13,10 +13,8 @@ from datagen.chat.store import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.judging.judges import Judge
-from evaluation.judging.parsers import INVALID
-from evaluation.judging.verdicts import MODEL, ORDERS, REFERENCE, VERDICTS
-
-MODEL_FIRST, REFERENCE_FIRST = ORDERS
+from evaluation.judging.parsers import Preference
+from evaluation.judging.verdicts import MODEL_FIRST, ORDERS, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,27 +28,32 @@ class Comparison:
     order: str
 
     def request(self, sample: int = 0) -> ChatRequest:
-        shown = self.model.output, self.reference.output
-        if self.order == REFERENCE_FIRST:
-            shown = shown[::-1]
-        return self.judge.request(self.item.text, *shown, sample)
+        """The request to the judge; `sample` 1, 2, ... asks again."""
+        first, second = self.model.output, self.reference.output
+        if self.order != MODEL_FIRST:
+            first, second = second, first
+        return self.judge.request(self.item.text, first, second, sample)
 
-    def verdict(self, answer: ChatAnswer) -> str:
-        """model, reference, tie or invalid."""
-        sides = VERDICTS[MODEL], VERDICTS[REFERENCE]
-        if self.order == REFERENCE_FIRST:
-            sides = sides[::-1]
-        said = self.judge.verdict(answer)
-        return {"first": sides[0], "second": sides[1]}.get(said, said)
+    def verdict(self, answer: ChatAnswer) -> Verdict:
+        """The verdict in the judge's reply."""
+        first, second = Verdict.MODEL, Verdict.REFERENCE
+        if self.order != MODEL_FIRST:
+            first, second = second, first
+        return {
+            Preference.FIRST: first,
+            Preference.SECOND: second,
+            Preference.TIE: Verdict.TIE,
+            Preference.INVALID: Verdict.INVALID,
+        }[self.judge.preference(answer)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The last that a judge said to a comparison."""
+    """The last reply of a judge to a comparison."""
 
-    answer: ChatAnswer | None = None  # None: it has never answered
-    asked: int = 0  # times that it has answered
-    verdict: str = INVALID
+    answer: ChatAnswer | None = None  # None: no reply yet
+    asked: int = 0  # number of replies so far
+    verdict: Verdict = Verdict.INVALID
     failure: str = ""  # why the last request got no answer
 
 
@@ -63,30 +66,30 @@ def pair(
     """Every judge x reference x model x item x order, the last changing fastest.
 
     Args:
-      models, references: for each system its outputs, in the order of the items.
+      models, references: the outputs of each system, in the order of the items.
     """
     return [
-        Comparison(judge, item, output, reference, order)
+        Comparison(judge, item, output, reference_output, order)
         for judge in judges
-        for theirs in references
-        for mine in models
-        for item, output, reference in zip(items, mine, theirs, strict=True)
-        for order in (MODEL_FIRST, REFERENCE_FIRST)
+        for reference in references
+        for model in models
+        for item, output, reference_output in zip(items, model, reference, strict=True)
+        for order in ORDERS
     ]
 
 
 async def ask(
     client: Client, comparisons: Sequence[Comparison], reasks: int, replies: list[Reply]
 ) -> None:
-    """Fills in a reply to each: the first with a verdict, or the last of 1 + `reasks`.
+    """Fills in a reply to each comparison: the first with a verdict, or the last of 1 + `reasks`.
 
     Raises:
-      RunStoppedError: as Client.stream; what has come is stored.
+      RunStoppedError: as Client.stream; what has arrived is stored.
     """
     waiting = list(range(len(comparisons)))
     for sample in range(1 + reasks):
         if sample and waiting:
-            client.report(f"{len(waiting):,} replies hold no verdict; asking again")
+            client.report(f"{len(waiting):,} replies state no verdict; asking again")
         requests = ((index, comparisons[index].request(sample)) for index in waiting)
         async for index, outcome in client.stream(requests, len(waiting)):
             if isinstance(outcome, Failure):
@@ -94,11 +97,15 @@ async def ask(
             else:
                 verdict = comparisons[index].verdict(outcome)
                 replies[index] = Reply(outcome, sample + 1, verdict)
-        waiting = [i for i in waiting if replies[i].verdict == INVALID and not replies[i].failure]
+        waiting = [
+            index
+            for index in waiting
+            if replies[index].verdict == Verdict.INVALID and not replies[index].failure
+        ]
 
 
 def names(comparison: Comparison, model: str) -> dict[str, str]:
-    """What tells a judgement from every other one; with `model`, a prompt is a judge."""
+    """The fields that identify a judgement; a judge is a prompt with the judging `model`."""
     return {
         "id": comparison.item.id,
         "benchmark": comparison.item.benchmark,
@@ -123,12 +130,12 @@ def judgement(comparison: Comparison, reply: Reply, model: str) -> Record:
 
 
 def count(compared: Sequence[Comparison], replies: Sequence[Reply]) -> dict[str, Any]:
-    """Counts for run.json; verdicts are told apart by judge."""
-    verdicts: dict[str, Counter] = {}
+    """Counts for run.json; verdicts are counted by judge."""
+    verdicts: dict[str, Counter[str]] = {}
     for comparison, reply in zip(compared, replies, strict=True):
         verdicts.setdefault(comparison.judge.name, Counter())[reply.verdict] += 1
     answers = [reply.answer for reply in replies if reply.answer]
-    invalid = [reply.answer for reply in replies if reply.answer and reply.verdict == INVALID]
+    invalid = [r.answer for r in replies if r.answer and r.verdict == Verdict.INVALID]
     finished = Counter(answer.finish_reason for answer in invalid)
     return {
         "judgements": len(replies),
@@ -145,7 +152,7 @@ def count(compared: Sequence[Comparison], replies: Sequence[Reply]) -> dict[str,
 
 
 def summary(counts: dict[str, Any]) -> str:
-    """The counts as lines for a person."""
+    """The counts as lines of text."""
     lines = [f"{name}: {format_counts(found)}" for name, found in counts["verdicts"].items()]
     if counts["asked_again"] or any(counts["invalid"].values()):
         lines.append(
@@ -153,7 +160,7 @@ def summary(counts: dict[str, Any]) -> str:
             f"invalid: {format_counts(counts['invalid'])}"
         )
     lines += [
-        f"reference {name}: {cut:,} of {counts['items']:,} answers seem cut"
+        f"reference {name}: {cut:,} of {counts['items']:,} answers appear truncated"
         for name, cut in counts["cut_references"].items()
         if cut
     ]

@@ -1,7 +1,7 @@
-"""Reads the judgements of one or several workdirs into arrays, and checks that they fit together.
+"""Reads the judgements of one or several workdirs into arrays, and checks their consistency.
 
-A cell is one judge on one system against one reference on one benchmark. Every item of it must have
-been judged in both orders, once, with one prompt.
+A matchup is one judge on one system against one reference on one benchmark. Each of its items must
+have been judged once in both orders, with one prompt.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from enum import IntEnum, StrEnum
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -19,17 +20,37 @@ import numpy as np
 
 from evaluation.inputs.benchmarks import check_name
 
-FILE = "judgements.jsonl"
-ORDERS = ("model_first", "reference_first")
-VERDICTS = ("model", "reference", "tie", "invalid")
-MODEL, REFERENCE, TIE, INVALID = range(4)
-MISSING = -1
-"""Verdicts as numbers: positions in `VERDICTS`, and `MISSING` where an item was not judged."""
+JUDGEMENTS_FILE = "judgements.jsonl"
+MODEL_FIRST, REFERENCE_FIRST = ORDERS = ("model_first", "reference_first")
 
-AGAIN = "run evaluation.judge again with the same --workdir: it goes on where it stopped"
+RESUME = "rerun evaluation.judge with the same --workdir: it resumes"
 
 
-class Cell(NamedTuple):
+class Verdict(StrEnum):
+    """Whose answer a judgement prefers, as judgements.jsonl spells it."""
+
+    MODEL = "model"
+    REFERENCE = "reference"
+    TIE = "tie"
+    INVALID = "invalid"  # the reply states no verdict
+
+
+class VerdictCode(IntEnum):
+    """Verdicts as the numbers that arrays hold."""
+
+    MISSING = -1  # not judged
+    MODEL = 0
+    REFERENCE = 1
+    TIE = 2
+    INVALID = 3
+
+
+CODE_OF_VERDICT: dict[str, int] = {v.value: VerdictCode[v.name].value for v in Verdict}
+
+
+class Matchup(NamedTuple):
+    """One judge on one system (`generator`) against one reference on one benchmark."""
+
     judge: str
     benchmark: str
     reference: str
@@ -41,19 +62,22 @@ class Cell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
+    """All judgements that were read."""
+
     ids: dict[str, list[str]]  # of each benchmark, in the order of the files
-    cells: dict[Cell, np.ndarray]  # [items of the benchmark, 2 ORDERS] int8: VERDICTS or MISSING
+    tables: dict[Matchup, np.ndarray]  # [items of the benchmark, 2 ORDERS] int8: VerdictCode
     prompts: dict[str, str]  # judge -> prompt version
     paths: list[Path]
-    places: dict[Cell, np.ndarray]  # [items, 2, 3] int64: file, first byte, bytes; -1: MISSING
+    spans: dict[Matchup, np.ndarray]  # [items, 2, 3] int64: path, first byte, bytes; -1: MISSING
 
     @property
     def count(self) -> int:
-        return sum(int((table != MISSING).sum()) for table in self.cells.values())
+        """Judgements in all."""
+        return sum(int((table != VerdictCode.MISSING).sum()) for table in self.tables.values())
 
     def names(self, field: str) -> list[str]:
         """All judges, benchmarks, references or generators, in alphabetical order."""
-        return sorted({getattr(cell, field) for cell in self.cells})
+        return sorted({getattr(matchup, field) for matchup in self.tables})
 
 
 def read(
@@ -61,62 +85,67 @@ def read(
 ) -> tuple[Verdicts, Verdicts | None]:
     """(verdicts of the workdirs, verdicts of people), the second None without `labels`.
 
-    `labels` are files of judgements by people. They may hold some of the items only, and one order
-    of them; each (id, benchmark, generator, reference) must be one that the workdirs judge.
+    `labels` are files of judgements by people. They may cover only some items, and only one order
+    of each; every (id, benchmark, generator, reference) must be one that the workdirs judge.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a line, or how lines fit together, is wrong; file, line and remedy are named.
+      FileNotFoundError: a file does not exist.
+      ValueError: a line is malformed or contradicts others; file, line and remedy are named.
     """
-    verdicts = _read([Path(directory) / FILE for directory in workdirs])
-    for cell, table in verdicts.cells.items():
-        _check_orders(verdicts, cell, table)
+    verdicts = _read([Path(directory) / JUDGEMENTS_FILE for directory in workdirs])
+    for matchup, table in verdicts.tables.items():
+        _check_orders(verdicts, matchup, table)
     _check_items(verdicts)
     if not labels:
         return verdicts, None
     people = _read([Path(path) for path in labels], ids=verdicts.ids)
-    known = {cell[1:] for cell in verdicts.cells}
-    for cell in people.cells:
-        if cell.judge in verdicts.names("judge"):
+    known = {matchup[1:] for matchup in verdicts.tables}
+    for matchup in people.tables:
+        if matchup.judge in verdicts.names("judge"):
             raise ValueError(
-                f"{_file(people, cell)}: judge {cell.judge!r} is a judge of the workdirs too; "
-                "give people another name, such as human"
+                f"{_file(people, matchup)}: judge {matchup.judge!r} is also a judge of the "
+                "workdirs; give people another name, such as human"
             )
-        if cell[1:] not in known:
+        if matchup[1:] not in known:
             raise ValueError(
-                f"{_file(people, cell)}: no workdir judges {cell.generator} against "
-                f"{cell.reference} on {cell.benchmark}; correct the names or leave these labels out"
+                f"{_file(people, matchup)}: no workdir judges {matchup.generator} against "
+                f"{matchup.reference} on {matchup.benchmark}; correct the names or remove these "
+                "labels"
             )
     return verdicts, people
 
 
-def _file(verdicts: Verdicts, cell: Cell) -> Path:
-    """One that holds judgements of the cell."""
-    return verdicts.paths[verdicts.places[cell][..., 0].max()]
+def _file(verdicts: Verdicts, matchup: Matchup) -> Path:
+    """One of the files that hold judgements of the matchup."""
+    return verdicts.paths[verdicts.spans[matchup][..., 0].max()]
 
 
-def replies(verdicts: Verdicts, places: np.ndarray) -> list[str]:
-    """The judges' own texts, "" where there is none, of `places` [n, 3] as in `Verdicts.places`."""
-    texts = [""] * len(places)
-    for file, path in enumerate(verdicts.paths):
-        mine = np.flatnonzero(places[:, 0] == file)
-        if not len(mine):
+def replies(verdicts: Verdicts, spans: np.ndarray) -> list[str]:
+    """The judges' raw replies, "" where there is none, of `spans` [n, 3] as in `Verdicts.spans`."""
+    texts = [""] * len(spans)
+    for number, path in enumerate(verdicts.paths):
+        in_file = np.flatnonzero(spans[:, 0] == number)
+        if not len(in_file):
             continue
         with path.open("rb") as lines:
-            for at in mine[np.argsort(places[mine, 1])]:
-                lines.seek(places[at, 1])
-                texts[at] = json.loads(lines.read(places[at, 2])).get("raw") or ""
+            for row in in_file[np.argsort(spans[in_file, 1])]:
+                lines.seek(spans[row, 1])
+                texts[row] = json.loads(lines.read(spans[row, 2])).get("raw") or ""
     return texts
 
 
-_CELL = itemgetter("judge", "benchmark", "reference", "generator", "prompt_version")
-_CODES = {name: code for code, name in enumerate(VERDICTS)}
-_RAW = (str, type(None))  # what the field may be
-_ORDERS = {name: code for code, name in enumerate(ORDERS)}
+_MATCHUP = itemgetter("judge", "benchmark", "reference", "generator", "prompt_version")
+_RAW_TYPES = (str, type(None))
+_CODE_OF_ORDER = {name: code for code, name in enumerate(ORDERS)}
 
 
-class _Names(defaultdict):
-    """Numbers for names, in the order in which they come."""
+class _Numbering(defaultdict):
+    """Numbers keys in the order of their first use.
+
+    >>> numbers = _Numbering()
+    >>> numbers["b"], numbers["a"], numbers["b"]
+    (0, 1, 0)
+    """
 
     def __missing__(self, name: Any) -> int:
         self[name] = number = len(self)
@@ -124,50 +153,54 @@ class _Names(defaultdict):
 
 
 def _read(paths: list[Path], ids: dict[str, list[str]] | None = None) -> Verdicts:
-    cells, items = _Names(), _Names()
+    """The judgements of all files; with `ids`, other items than those are errors."""
+    matchups, items = _Numbering(), _Numbering()
     for benchmark, known in (ids or {}).items():
         for name in known:
             items[benchmark, name]
     known_items = len(items)
-    rows = array("q")  # cell, item, order, verdict, file, offset, length of each line in turn
-    for file, path in enumerate(paths):
-        seen = len(cells), len(items)
-        _read_file(path, file, cells, items, rows)
-        _check_names(path, islice(cells, seen[0], None), islice(items, seen[1], None))
-    _check_prompts(cells)
+    rows = array("q")  # matchup, item, order, verdict, file, offset, length of each line in turn
+    for number, path in enumerate(paths):
+        seen = len(matchups), len(items)
+        _read_file(path, number, matchups, items, rows)
+        _check_names(path, islice(matchups, seen[0], None), islice(items, seen[1], None))
+    _check_prompts(matchups)
     if not rows:
-        remedy = AGAIN if ids is None else "give people's judgements or leave --labels out"
-        raise ValueError(f"{paths[0]}: holds no judgement; {remedy}")
+        remedy = RESUME if ids is None else "add people's judgements or omit --labels"
+        raise ValueError(f"{paths[0]}: contains no judgements; {remedy}")
     columns = np.array(rows).reshape(-1, 7)
     if ids is not None and len(items) > known_items:
         benchmark, name = list(items)[known_items]
         path = paths[columns[columns[:, 1] == known_items][0, 4]]
         raise ValueError(
-            f"{path}: no workdir judges id {name!r} of {benchmark}; correct it or leave it out"
+            f"{path}: no workdir judges id {name!r} of {benchmark}; correct or remove it"
         )
-    return _fold(paths, list(cells), list(items), columns)
+    return _tabulate(paths, list(matchups), list(items), columns)
 
 
-def _read_file(path: Path, file: int, cells: _Names, items: _Names, rows: array) -> None:
-    """The inner loop: some 400,000 lines are usual, so nothing is checked twice here."""
-    loads, add = json.loads, rows.extend
+def _read_file(
+    path: Path, number: int, matchups: _Numbering, items: _Numbering, rows: array
+) -> None:
+    """The inner loop: files of 400,000 lines are common, so nothing is checked twice here."""
+    loads, extend = json.loads, rows.extend
     offset = 0
     try:
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for line_number, line in enumerate(lines, start=1):
                 length = len(line)
                 try:
                     record = loads(line)
-                    cell = cells[_CELL(record)]
+                    matchup = matchups[_MATCHUP(record)]
                     item = items[record["benchmark"], record["id"]]
-                    order, code = _ORDERS[record["order"]], _CODES[record["verdict"]]
-                    if type(record.get("raw")) not in _RAW:
+                    order = _CODE_OF_ORDER[record["order"]]
+                    code = CODE_OF_VERDICT[record["verdict"]]
+                    if type(record.get("raw")) not in _RAW_TYPES:
                         raise TypeError
                 except (ValueError, LookupError, TypeError):
                     if line.strip():
-                        raise _complaint(f"{path}:{number}", line) from None
+                        raise _line_error(f"{path}:{line_number}", line) from None
                 else:
-                    add((cell, item, order, code, file, offset, length))
+                    extend((matchup, item, order, code, number, offset, length))
                 offset += length
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
@@ -175,85 +208,85 @@ def _read_file(path: Path, file: int, cells: _Names, items: _Names, rows: array)
         ) from None
 
 
-def _complaint(where: str, line: bytes) -> ValueError:
+def _line_error(location: str, line: bytes) -> ValueError:
     """What is wrong with a line that could not be used."""
     try:
         record = json.loads(line)
     except ValueError as error:
-        return ValueError(f"{where}: not JSON in UTF-8 ({error}); {AGAIN}")
+        return ValueError(f"{location}: not JSON in UTF-8 ({error}); {RESUME}")
     if not isinstance(record, dict):
-        return ValueError(f"{where}: a judgement must be a JSON object")
-    needed = ("id", "benchmark", "generator", "reference", "judge", "prompt_version")
-    for field in (*needed, "order", "verdict"):
+        return ValueError(f"{location}: a judgement must be a JSON object")
+    names = ("id", "benchmark", "generator", "reference", "judge", "prompt_version")
+    for field in (*names, "order", "verdict"):
         if field not in record:
-            return ValueError(f"{where}: field {field!r} is missing")
-    for field, allowed in (("order", ORDERS), ("verdict", VERDICTS)):
+            return ValueError(f"{location}: field {field!r} is missing")
+    for field, allowed in (("order", ORDERS), ("verdict", tuple(Verdict))):
         if record[field] not in allowed:
             return ValueError(
-                f"{where}: {field} is {record[field]!r:.40}; it must be one of {', '.join(allowed)}"
+                f"{location}: {field} is {record[field]!r:.40}; it must be one of "
+                f"{', '.join(allowed)}"
             )
-    bad = next((field for field in needed if not isinstance(record[field], str)), "raw")
-    return ValueError(f"{where}: field {bad!r} must be a string")
+    bad = next((field for field in names if not isinstance(record[field], str)), "raw")
+    return ValueError(f"{location}: field {bad!r} must be a string")
 
 
-def _check_names(path: Path, cells: Iterable[tuple], items: Iterable[tuple]) -> None:
-    """Names are texts that can be shown, and ids are texts."""
-    cells = list(cells)
-    for names in (*cells, *items):
+def _check_names(path: Path, matchups: Iterable[tuple], items: Iterable[tuple]) -> None:
+    """Requires that names can be displayed, and that ids are non-empty strings."""
+    matchups = list(matchups)
+    for names in (*matchups, *items):
         for name in names:
             if not isinstance(name, str) or not name:
                 raise ValueError(
-                    f"{path}: {name!r:.40} is a name or id; each must be a text that is not empty"
+                    f"{path}: {name!r:.40} is used as a name or id; these must be non-empty strings"
                 )
-    for name in {name for cell in cells for name in cell}:
+    for name in {name for matchup in matchups for name in matchup}:
         check_name(str(path), name)
 
 
-def _check_prompts(cells: Iterable[tuple]) -> None:
-    """A judge has one prompt."""
+def _check_prompts(matchups: Iterable[tuple]) -> None:
+    """Requires that each judge has one prompt."""
     prompts: dict[str, str] = {}
-    for judge, *_, prompt in cells:
+    for judge, *_, prompt in matchups:
         if prompts.setdefault(judge, prompt) != prompt:
             both = " and ".join(sorted((prompts[judge], prompt)))
             raise ValueError(
                 f"judge {judge!r} has verdicts by two prompts, {both}, which are not comparable: "
-                "report one of the workdirs, or give the judges different names"
+                "report only one of the workdirs, or give the judges different names"
             )
 
 
-def _fold(paths: list[Path], cells: list, items: list, columns: np.ndarray) -> Verdicts:
-    """Rows of (cell, item, order, verdict, file, offset, length) into one table a cell."""
+def _tabulate(paths: list[Path], matchups: list, items: list, columns: np.ndarray) -> Verdicts:
+    """Rows of (matchup, item, order, verdict, file, offset, length) into a table per matchup."""
     ids: dict[str, list[str]] = {}
-    row = np.empty(len(items), np.int64)  # of each item among those of its benchmark
+    row_of_item = np.empty(len(items), np.int64)  # within its benchmark
     for number, (benchmark, name) in enumerate(items):
-        row[number] = len(ids.setdefault(benchmark, []))
+        row_of_item[number] = len(ids.setdefault(benchmark, []))
         ids[benchmark].append(name)
-    cell, item, order = columns[:, 0], columns[:, 1], columns[:, 2]
-    key = (cell * len(items) + item) * 2 + order
-    _check_twice(paths, cells, items, columns, key)
-    tables, places = {}, {}
-    by_cell = np.argsort(cell, kind="stable")
-    ends = np.cumsum(np.bincount(cell, minlength=len(cells)))
-    for number, name in enumerate(cells):
-        mine = columns[by_cell[ends[number - 1] if number else 0 : ends[number]]]
-        table = np.full((len(ids[name[1]]), 2), MISSING, np.int8)
-        place = np.full((len(table), 2, 3), -1, np.int64)
-        table[row[mine[:, 1]], mine[:, 2]] = mine[:, 3]
-        place[row[mine[:, 1]], mine[:, 2]] = mine[:, 4:]
-        tables[Cell(*name[:4])], places[Cell(*name[:4])] = table, place
-    order_of = sorted(tables)
+    matchup, item, order = columns[:, 0], columns[:, 1], columns[:, 2]
+    _check_unique(paths, matchups, items, columns, (matchup * len(items) + item) * 2 + order)
+    tables, spans = {}, {}
+    by_matchup = np.argsort(matchup, kind="stable")
+    ends = np.cumsum(np.bincount(matchup, minlength=len(matchups)))
+    for number, fields in enumerate(matchups):
+        rows = columns[by_matchup[ends[number - 1] if number else 0 : ends[number]]]
+        table = np.full((len(ids[fields[1]]), 2), VerdictCode.MISSING, np.int8)
+        span = np.full((len(table), 2, 3), -1, np.int64)
+        table[row_of_item[rows[:, 1]], rows[:, 2]] = rows[:, 3]
+        span[row_of_item[rows[:, 1]], rows[:, 2]] = rows[:, 4:]
+        tables[Matchup(*fields[:4])], spans[Matchup(*fields[:4])] = table, span
     return Verdicts(
         ids=ids,
-        cells={name: tables[name] for name in order_of},
-        prompts={name[0]: name[4] for name in sorted(cells)},
+        tables={key: tables[key] for key in sorted(tables)},
+        prompts={fields[0]: fields[4] for fields in sorted(matchups)},
         paths=paths,
-        places={name: places[name] for name in order_of},
+        spans={key: spans[key] for key in sorted(tables)},
     )
 
 
-def _check_twice(
-    paths: list[Path], cells: list, items: list, columns: np.ndarray, key: np.ndarray
+def _check_unique(
+    paths: list[Path], matchups: list, items: list, columns: np.ndarray, key: np.ndarray
 ) -> None:
+    """Requires that no two rows have the same `key`."""
     by_key = np.argsort(key, kind="stable")
     same = np.flatnonzero(np.diff(key[by_key]) == 0)
     if not len(same):
@@ -262,43 +295,50 @@ def _check_twice(
     files = sorted({str(paths[first[4]]), str(paths[second[4]])})
     raise ValueError(
         f"{' and '.join(files)}: id {items[first[1]][1]!r} was judged twice, "
-        f"{ORDERS[first[2]]}: {Cell(*cells[first[0]][:4])}; give each workdir once, and keep one "
-        "line of the two"
+        f"{ORDERS[first[2]]}: {Matchup(*matchups[first[0]][:4])}; list each workdir once, and keep "
+        "only one of the two lines"
     )
 
 
-def _check_orders(verdicts: Verdicts, cell: Cell, table: np.ndarray) -> None:
-    absent = table == MISSING
-    one = np.flatnonzero(absent[:, 0] != absent[:, 1])
-    if not len(one):
+def _check_orders(verdicts: Verdicts, matchup: Matchup, table: np.ndarray) -> None:
+    """Requires both orders of every item."""
+    absent = table == VerdictCode.MISSING
+    incomplete = np.flatnonzero(absent[:, 0] != absent[:, 1])
+    if not len(incomplete):
         return
-    item = one[0]
-    there = int(absent[item, 0])
-    path = verdicts.paths[verdicts.places[cell][item, there, 0]]
+    item = incomplete[0]
+    present = int(absent[item, 0])
+    path = verdicts.paths[verdicts.spans[matchup][item, present, 0]]
     raise ValueError(
-        f"{path}: id {verdicts.ids[cell.benchmark][item]!r} lacks the order "
-        f"{ORDERS[1 - there]} ({len(one):,} such): {cell}; {AGAIN}"
+        f"{path}: id {verdicts.ids[matchup.benchmark][item]!r} lacks the order "
+        f"{ORDERS[1 - present]} ({len(incomplete):,} such): {matchup}; {RESUME}"
     )
 
 
 def _check_items(verdicts: Verdicts) -> None:
-    """All cells that a workdir has on a benchmark hold the same items."""
-    first: dict[tuple[int, str], tuple[Cell, np.ndarray]] = {}
-    for cell, place in verdicts.places.items():
-        for file in np.unique(place[:, 0, 0]):
-            if file < 0:
+    """Requires that all matchups of a workdir on a benchmark have the same items."""
+    first: dict[tuple[int, str], tuple[Matchup, np.ndarray]] = {}
+    for matchup, span in verdicts.spans.items():
+        for number in np.unique(span[:, 0, 0]):
+            if number < 0:
                 continue
-            mine = place[:, 0, 0] == file
-            other, theirs = first.setdefault((int(file), cell.benchmark), (cell, mine))
-            if (differ := np.flatnonzero(mine != theirs)).size:
-                lacks = other if mine[differ[0]] else cell
+            judged = span[:, 0, 0] == number
+            key = int(number), matchup.benchmark
+            other, judged_by_other = first.setdefault(key, (matchup, judged))
+            if (differ := np.flatnonzero(judged != judged_by_other)).size:
+                incomplete = other if judged[differ[0]] else matchup
+                name = verdicts.ids[matchup.benchmark][differ[0]]
                 raise ValueError(
-                    f"{verdicts.paths[file]}: id {verdicts.ids[cell.benchmark][differ[0]]!r} is "
-                    f"not judged everywhere ({differ.size:,} such): not by {lacks}; {AGAIN}"
+                    f"{verdicts.paths[number]}: id {name!r} is not judged everywhere "
+                    f"({differ.size:,} such): not by {incomplete}; {RESUME}"
                 )
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
-    """A key that sorts "7" before "10", and "7B" before "13B"."""
-    parts = enumerate(re.split(r"(\d+)", name))  # texts and numbers take turns
+    """A sort key that puts "7" before "10", and "7B" before "13B".
+
+    >>> natural("a-13B")
+    [(1, 'a-'), (0, 13), (1, 'B')]
+    """
+    parts = enumerate(re.split(r"(\d+)", name))  # text and numbers alternate
     return [(0, int(part)) if place % 2 else (1, part) for place, part in parts if part]

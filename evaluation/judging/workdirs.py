@@ -1,4 +1,4 @@
-"""Items and answers that lie beside the judgements of a workdir, which a report shows."""
+"""The items and answers in the workdirs of evaluation.judge, which a report shows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.judging.verdicts import Verdicts
 
-ITEMS, OUTPUTS = "items.jsonl", "outputs.jsonl"
+ITEMS_FILE, OUTPUTS_FILE = "items.jsonl", "outputs.jsonl"
 
 REMEDY = "report workdirs that judged the same files, or judge again in a new --workdir"
 
@@ -20,7 +20,9 @@ Outputs = dict[str, ModelOutput]  # by the id of the item
 
 
 @dataclasses.dataclass(frozen=True)
-class Texts:
+class ReportTexts:
+    """The texts behind the verdicts."""
+
     items: dict[tuple[str, str], Item]  # (benchmark, id)
     outputs: dict[tuple[str, str], Outputs]  # (benchmark, generator)
 
@@ -30,76 +32,78 @@ class Texts:
         return np.array([len(outputs[i].output) if i in outputs else 0 for i in ids])
 
 
-def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> Texts:
-    """The items and answers that `verdicts` speak of.
+def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> ReportTexts:
+    """The items and answers that `verdicts` refer to.
 
     Raises:
       FileNotFoundError: a workdir lacks items.jsonl or outputs.jsonl.
-      ValueError: two workdirs tell different texts, or a text is missing; the remedy is named.
+      ValueError: two workdirs have different texts, or a text is missing; the remedy is named.
     """
     items: dict[tuple[str, str], Item] = {}
     outputs: dict[tuple[str, str], Outputs] = {}
     for workdir in map(Path, workdirs):
-        for where, record in jsonl.read(workdir / ITEMS):
-            item = _item(where, record)
+        for location, record in jsonl.read(workdir / ITEMS_FILE):
+            item = _item(location, record)
             if items.setdefault((item.benchmark, item.id), item) != item:
                 raise ValueError(
-                    f"{where}: another text of id {item.id!r} of {item.benchmark}; {REMEDY}"
+                    f"{location}: id {item.id!r} of {item.benchmark} has another text in another "
+                    f"workdir; {REMEDY}"
                 )
-        for where, record in jsonl.read(workdir / OUTPUTS):
-            output = _output(where, record)
-            mine = outputs.setdefault((output.benchmark, output.generator), {})
-            if mine.setdefault(output.id, output).output != output.output:
+        for location, record in jsonl.read(workdir / OUTPUTS_FILE):
+            output = _output(location, record)
+            known = outputs.setdefault((output.benchmark, output.generator), {})
+            if known.setdefault(output.id, output).output != output.output:
                 raise ValueError(
-                    f"{where}: another answer by {output.generator} to id {output.id!r} of "
-                    f"{output.benchmark}; {REMEDY}"
+                    f"{location}: {output.generator} has another answer to id {output.id!r} of "
+                    f"{output.benchmark} in another workdir; {REMEDY}"
                 )
-    texts = Texts(items, outputs)
+    texts = ReportTexts(items, outputs)
     _check(texts, verdicts)
     return texts
 
 
-def _name(where: str, record: Record, field: str) -> str:
-    if not (name := jsonl.text(where, record, field)):
-        raise ValueError(f"{where}: field {field!r} is missing")
+def _name(location: str, record: Record, field: str) -> str:
+    if not (name := jsonl.text(location, record, field)):
+        raise ValueError(f"{location}: field {field!r} is missing")
     return name
 
 
-def _item(where: str, record: Record) -> Item:
+def _item(location: str, record: Record) -> Item:
     return Item(
-        id=_name(where, record, "id"),
-        benchmark=_name(where, record, "benchmark"),
-        instruction=jsonl.text(where, record, "instruction"),
-        input=jsonl.text(where, record, "input"),
-        topic=jsonl.text(where, record, "topic"),
+        id=_name(location, record, "id"),
+        benchmark=_name(location, record, "benchmark"),
+        instruction=jsonl.text(location, record, "instruction"),
+        input=jsonl.text(location, record, "input"),
+        topic=jsonl.text(location, record, "topic"),
         difficulty=records.difficulty(record.get("difficulty")),
     )
 
 
-def _output(where: str, record: Record) -> ModelOutput:
+def _output(location: str, record: Record) -> ModelOutput:
     number = record.get("num_tokens")
     return ModelOutput(
-        benchmark=_name(where, record, "benchmark"),
-        id=_name(where, record, "id"),
-        generator=_name(where, record, "generator"),
-        output=jsonl.text(where, record, "output"),
-        finish_reason=jsonl.text(where, record, "finish_reason"),
+        benchmark=_name(location, record, "benchmark"),
+        id=_name(location, record, "id"),
+        generator=_name(location, record, "generator"),
+        output=jsonl.text(location, record, "output"),
+        finish_reason=jsonl.text(location, record, "finish_reason"),
         num_tokens=number if isinstance(number, int) else None,
     )
 
 
-def _check(texts: Texts, verdicts: Verdicts) -> None:
+def _check(texts: ReportTexts, verdicts: Verdicts) -> None:
+    """Requires a text for everything that was judged."""
     for benchmark, names in verdicts.ids.items():
         for name in names:
             if (benchmark, name) not in texts.items:
-                raise ValueError(f"{ITEMS} lacks id {name!r} of {benchmark}; {REMEDY}")
-    for cell, table in verdicts.cells.items():
+                raise ValueError(f"{ITEMS_FILE} lacks id {name!r} of {benchmark}; {REMEDY}")
+    for matchup, table in verdicts.tables.items():
         judged = np.flatnonzero(table[:, 0] >= 0)
-        for generator in (cell.generator, cell.reference):
-            have = texts.outputs.get((cell.benchmark, generator), {})
+        for generator in (matchup.generator, matchup.reference):
+            answered = texts.outputs.get((matchup.benchmark, generator), {})
             for item in judged:
-                if (name := verdicts.ids[cell.benchmark][item]) not in have:
+                if (name := verdicts.ids[matchup.benchmark][item]) not in answered:
                     raise ValueError(
-                        f"{OUTPUTS} lacks the answer of {generator} to id {name!r} of "
-                        f"{cell.benchmark}; {REMEDY}"
+                        f"{OUTPUTS_FILE} lacks the answer of {generator} to id {name!r} of "
+                        f"{matchup.benchmark}; {REMEDY}"
                     )

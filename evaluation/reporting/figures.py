@@ -1,280 +1,56 @@
-"""The figures of a report, from `report.json`: for the page, and one PNG and one SVG each."""
+"""The figures of a report: for its page, and as one PNG and one SVG each."""
 
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.reports import drawing
-from evaluation.reporting import charts
-from evaluation.reporting.charts import Field, percent
-from evaluation.reporting.figure_parts import (
-    Figure,
-    Row,
-    Systems,
-    against,
-    bar,
-    file_end,
-    fit,
-    headlines,
-    p_text,
-    panel_title,
-    rates_by_cell,
-    references,
-    series,
-)
-from evaluation.scoring.results import Results
+from common.reports import charts, drawing
+from common.reports.charts import HeatField, RateBar, percent
+from common.reports.drawing import SERIES, Drawing
+from evaluation.judging.verdicts import Matchup
+from evaluation.reporting.systems import Systems
+from evaluation.scoring.lengths import Stratum
+from evaluation.scoring.results import AVERAGE, Difference, Results
+from evaluation.scoring.score import NO_POSITION, Position, WinRate
 
-SHOWN_TOPICS = 12
-
-POSITIONS = (
-    ("consistent", "same winner in both orders", "series2"),
-    ("mixed", "a tie in one order", "rest"),
-    ("for_first", "whichever came first", "series1"),
-    ("for_second", "whichever came second", "series3"),
-)
+MAX_TOPICS = 12
+"""Topics in a figure; the tables have all."""
 
 
-def build(results: Results, systems: Systems) -> dict[str, Figure]:
-    """The figures by the names of their files; what the verdicts cannot show is left out.
+@dataclasses.dataclass(frozen=True)
+class ReportFigure:
+    """Drawings under a heading."""
+
+    heading: str
+    text: str
+    drawings: list[Drawing]
+
+
+def build(results: Results, systems: Systems) -> dict[str, ReportFigure]:
+    """The figures by file name, without those for which there are no verdicts.
 
     Raises:
-      ValueError: there are more judges, references or backbones than colours.
+      ValueError: there are more judges, references or methods than colours.
     """
-    fit("judges", results["judges"])
-    fit("references", results["references"])
-    found = {}
-    for judge in results["judges"]:
-        end = file_end(judge, results["judges"])
-        found[f"win_rates{end}"] = _win_rates(results, systems, judge)
-        found[f"backbones{end}"] = _backbones(results, systems, judge)
-        found[f"comparisons{end}"] = _comparisons(results, systems, judge)
-        found[f"difficulty{end}"] = _by_label(results, systems, judge, "difficulty")
-        found[f"topics{end}"] = _by_label(results, systems, judge, "topic")
-    found["judges"] = _judges(results, systems)
-    found["position"] = _position(results)
-    found["lengths"] = _lengths(results)
-    return {name: figure for name, figure in found.items() if figure and figure.drawings}
+    _require_colours("judges", results.judges)
+    _require_colours("references", results.references)
+    figures = {}
+    for judge in results.judges:
+        suffix = file_suffix(judge, results.judges)
+        figures[f"win_rates{suffix}"] = _win_rates(results, systems, judge)
+        figures[f"backbones{suffix}"] = _backbones(results, systems, judge)
+        figures[f"comparisons{suffix}"] = _comparisons(results, systems, judge)
+        figures[f"difficulty{suffix}"] = _by_label(results, systems, judge, "difficulty")
+        figures[f"topics{suffix}"] = _by_label(results, systems, judge, "topic")
+    figures["judges"] = _judges(results, systems)
+    figures["position"] = _position(results)
+    figures["lengths"] = _lengths(results)
+    return {name: figure for name, figure in figures.items() if figure.drawings}
 
 
-def _win_rates(results: Results, systems: Systems, judge: str) -> Figure:
-    rates, drawings = rates_by_cell(results), []
-    for benchmark in results["benchmarks"]:
-        names = references(results, judge, benchmark)
-        groups = []
-        for generator in results["systems"]:
-            label = systems[generator].label
-            rows = [rates.get((judge, benchmark, name, generator)) for name in names]
-            if any(rows):
-                pairs = zip(rows, names, strict=True)
-                groups.append((label, [bar(r, f"{label} against {n}") for r, n in pairs]))
-        if groups:
-            title = panel_title(benchmark, results)
-            if len(names) == 1:  # no legend names it
-                title += f", {against(names[0])}"
-            colours = series(names, results["references"])
-            drawings.append(charts.bars(title, groups, names, colours))
-    text = (
-        f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, averaged over both orders of the "
-        "two answers and over the items with valid verdicts. Lines are 95 % intervals, items "
-        "resampled whole."
-    )
-    return Figure(f"Win rates, {judge}", text, drawings)
-
-
-def _backbones(results: Results, systems: Systems, judge: str) -> Figure | None:
-    """The headline rates, a group for each backbone and in it a bar for each method."""
-    backbones = list(dict.fromkeys(s.backbone for s in systems.values() if s.backbone))
-    methods = list(dict.fromkeys(s.name for s in systems.values() if s.backbone))
-    if len(backbones) < 2:
-        return None
-    fit("methods with a backbone", methods)
-    by_both = {(s.backbone, s.name): generator for generator, s in systems.items()}
-    rates, drawings = rates_by_cell(results), []
-    for (of, benchmark), reference in headlines(results).items():
-        if of != judge:
-            continue
-        groups = []
-        for backbone in backbones:
-            keys = [(judge, benchmark, reference, by_both.get((backbone, m))) for m in methods]
-            rows = zip((rates.get(key) for key in keys), methods, strict=True)
-            if any(found := [bar(row, f"{method} on {backbone}") for row, method in rows]):
-                groups.append((backbone, found))
-        if len(groups) < 2:
-            continue
-        title = f"{panel_title(benchmark, results)}, {against(reference)}"
-        drawings.append(charts.bars(title, groups, methods, series(methods, methods)))
-    text = f"Judge: {judge}. The same methods on different base models; lines are 95 % intervals."
-    return Figure(f"Backbones, {judge}", text, drawings)
-
-
-def _judges(results: Results, systems: Systems) -> Figure | None:
-    judges = list(results["judges"])
-    if len(judges) < 2:
-        return None
-    rates, stands, drawings = rates_by_cell(results), headlines(results), []
-    for benchmark in results["benchmarks"]:
-        groups = []
-        for generator in results["systems"]:
-            rows = [
-                rates.get((j, benchmark, stands.get((j, benchmark), ""), generator)) for j in judges
-            ]
-            if any(rows):
-                label = systems[generator].label
-                pairs = zip(rows, judges, strict=True)
-                groups.append((label, [bar(row, f"{label}, {judge}") for row, judge in pairs]))
-        if groups:
-            title = panel_title(benchmark, results)
-            drawings.append(charts.bars(title, groups, judges, series(judges, judges)))
-    text = (
-        "The same pairs of answers, judged by each, averaged over the references. Judges may "
-        "differ in level and still agree on which system is better."
-    )
-    return Figure("Judges compared", text, drawings)
-
-
-def _position(results: Results) -> Figure:
-    rows = []
-    for judge, found in results["judges"].items():
-        counts = found["position"]
-        if counts["items"]:
-            parts = [
-                (
-                    counts[f"{name}_share"],
-                    f"{judge}: {said}, {counts[name]:,} of {counts['items']:,}",
-                )
-                for name, said, _ in POSITIONS
-            ]
-            rows.append((judge, parts))
-    if not rows:
-        return Figure("", "", [])
-    _, names, colours = zip(*POSITIONS, strict=True)
-    text = (
-        "Each pair of answers is judged twice, with the order swapped. A judge that looks at the "
-        "answers alone names the same winner both times; one that looks at the order names the "
-        "first, or the second, twice. That counts half a win, so that it pulls every rate towards "
-        "50 %."
-    )
-    chart = charts.shares("Pairs judged in both orders", rows, names, colours)
-    return Figure("Does the order of the answers matter?", text, [chart])
-
-
-def _comparisons(results: Results, systems: Systems, judge: str) -> Figure:
-    stands, drawings = headlines(results), []
-    for benchmark in results["benchmarks"]:
-        found = {}
-        for row in results["comparisons"]:
-            if (row["judge"], row["benchmark"]) != (judge, benchmark):
-                continue
-            if row["reference"] == stands[judge, benchmark]:
-                found[row["one"], row["other"]] = row
-        order = [g for g in results["systems"] if any(g in pair for pair in found)]
-        if len(order) < 2:
-            continue
-        rows = []
-        for one in order:
-            fields = [_difference(found, systems, one, other) for other in order]
-            rows.append((systems[one].label, fields))
-        reference = against(stands[judge, benchmark])
-        title = f"{benchmark} ({_compared(found, results, benchmark)}), {reference}"
-        drawings.append(charts.heat(title, [systems[g].label for g in order], rows))
-    text = (
-        f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on the "
-        "same items. Bold and coloured: p below 0.05 by an exact paired permutation test, after "
-        "Holm's correction for all pairs of the table."
-    )
-    return Figure(f"Which differences are more than chance? {judge}", text, drawings)
-
-
-def _compared(found: dict, results: Results, benchmark: str) -> str:
-    """The items that the differences rest on: fewer than all where verdicts are invalid."""
-    items = [row["items"] for row in found.values()]
-    every = results["benchmarks"][benchmark]["items"]
-    if min(items) == every:
-        return f"{every:,} items"
-    least = f"{min(items):,} to " if min(items) < max(items) else ""
-    return f"pairs on {least}{max(items):,} of {every:,} items"
-
-
-def _difference(found: dict, systems: Systems, one: str, other: str) -> Field | None:
-    row, sign = found.get((one, other)), 1
-    if row is None:
-        row, sign = found.get((other, one)), -1
-    if row is None:
-        return None
-    points, p = sign * 100 * row["difference"], row["p_holm"]
-    ends = sorted((sign * 100 * row["low"], sign * 100 * row["high"]))
-    tip = (
-        f"{systems[one].label} - {systems[other].label}: {points:+.1f} points "
-        f"[{ends[0]:+.1f}, {ends[1]:+.1f}], {p_text(p)} after Holm, {row['items']:,} items"
-    )
-    text = f"{points:+.0f}".replace("-", "−") if abs(points) >= 0.5 else "0"
-    return Field(points / 40 if p < 0.05 else 0.0, text, tip, bold=p < 0.05)
-
-
-def _by_label(results: Results, systems: Systems, judge: str, field: str) -> Figure:
-    drawings = []
-    for benchmark, told in results["benchmarks"].items():
-        rows = {
-            (row["generator"], row[field]): row
-            for row in results[f"by_{field}"]
-            if (row["judge"], row["benchmark"]) == (judge, benchmark)
-        }
-        labels = [label for label in told[field] if any(key[1] == label for key in rows)]
-        labels = labels if field == "difficulty" else labels[:SHOWN_TOPICS]
-        if len(labels) < 2:
-            continue
-        heads = [f"{label} ({told[field][label]:,})" for label in labels]
-        table = []
-        for generator in results["systems"]:
-            fields = [_rate_field(rows.get((generator, label)), label) for label in labels]
-            if any(fields):
-                table.append((systems[generator].label, fields))
-        reference = against(headlines(results)[judge, benchmark])
-        drawings.append(
-            charts.heat(f"{panel_title(benchmark, results)}, {reference}", heads, table)
-        )
-    text = (
-        f"Judge: {judge}. Win rates in per cent, of the items of each {field}, whose number stands "
-        "in brackets; blue is above 50, orange below."
-    )
-    return Figure(f"By {field}, {judge}", text, drawings)
-
-
-def _rate_field(row: Row | None, label: str) -> Field | None:
-    if row is None or row["rate"] is None:
-        return None
-    shown = bar(row, label)
-    return Field((row["rate"] - 0.5) / 0.4, percent(row["rate"], 0), shown.tip)
-
-
-def _lengths(results: Results) -> Figure:
-    judges, drawings = list(results["judges"]), []
-    for benchmark in results["benchmarks"]:
-        found = {
-            row["judge"]: row
-            for row in results["by_length"]
-            if row["benchmark"] == benchmark and row["generator"] is None
-        }
-        if not found:
-            continue
-        names = [judge for judge in judges if judge in found]
-        groups = [
-            (
-                stratum,
-                [bar(found[name]["strata"][stratum], f"{stratum}, {name}") for name in names],
-            )
-            for stratum in next(iter(found.values()))["strata"]
-        ]
-        title = panel_title(benchmark, results)
-        drawings.append(charts.bars(title, groups, names, series(names, judges)))
-    text = (
-        "Win rates of all systems together, by the length of the answer in characters over that of "
-        "its reference. Nothing is corrected: systems that write more may also write better. The "
-        "tables tell each system's own."
-    )
-    return Figure("Do longer answers win?", text, drawings)
-
-
-def write(directory: Path, figures: dict[str, Figure]) -> set[str]:
-    """One PNG and one SVG each; returns the characters that no font here can draw in the PNGs."""
+def write(directory: Path, figures: dict[str, ReportFigure]) -> set[str]:
+    """Writes one PNG and one SVG each; returns the characters that no font can draw in a PNG."""
     directory.mkdir(parents=True, exist_ok=True)
     missing: set[str] = set()
     for name, figure in figures.items():
@@ -282,3 +58,288 @@ def write(directory: Path, figures: dict[str, Figure]) -> set[str]:
         missing |= drawing.write_png(directory / f"{name}.png", whole)
         drawing.write_svg(directory / f"{name}.svg", whole)
     return missing
+
+
+def _require_colours(kind: str, names: Iterable[str]) -> None:
+    """Raises ValueError where there are more names than colours."""
+    if (count := len(list(names))) > SERIES:
+        raise ValueError(f"{count} {kind} do not fit in a figure; report at most {SERIES}")
+
+
+def file_suffix(judge: str, judges: Iterable[str]) -> str:
+    """Distinguishes the files of a judge's figures; "" for the only judge.
+
+    >>> file_suffix("a/b", ["a/b"]), file_suffix("a/b", ["a/b", "c"])
+    ('', '-a_b')
+    >>> [file_suffix(judge, ["a/b", "a b"]) for judge in ("a/b", "a b")]
+    ['-a_b-1', '-a_b-2']
+    """
+    judges = list(judges)
+    if len(judges) == 1:
+        return ""
+    safe_names = [re.sub(r"[^A-Za-z0-9.]+", "_", name) for name in judges]
+    own = safe_names[judges.index(judge)]
+    return f"-{own}" if safe_names.count(own) == 1 else f"-{own}-{judges.index(judge) + 1}"
+
+
+def _colours(names: Iterable[str], everything: Iterable[str]) -> list[str]:
+    """The colour of each name, the same in all panels: by its position; the average is grey."""
+    colours = {name: f"series{i}" for i, name in enumerate(everything)} | {AVERAGE: "muted"}
+    return [colours[name] for name in names]
+
+
+def rate_bar(rate: WinRate | Stratum | None, label: str, reference: str = "") -> RateBar | None:
+    """The bar of a rate; None where there is no rate."""
+    if rate is None or rate.rate is None or rate.low is None or rate.high is None:
+        return None
+    interval = f"[{percent(rate.low)}, {percent(rate.high)}]"
+    tip = f"{label}: {percent(rate.rate)} % {interval}, {_counted(rate, reference)}"
+    return RateBar(rate.rate, rate.low, rate.high, tip)
+
+
+def _counted(rate: WinRate | Stratum, reference: str) -> str:
+    if isinstance(rate, Stratum):
+        return f"{rate.pairs:,} pairs of {rate.items:,} items"
+    invalid = rate.items - rate.valid
+    if invalid and reference == AVERAGE:
+        return f"{rate.items:,} items, {rate.valid:,} of them valid against all references"
+    return f"{rate.valid:,} items" + (f", {invalid:,} more invalid" if invalid else "")
+
+
+def _panel_title(benchmark: str, results: Results, reference: str = "") -> str:
+    title = f"{benchmark} ({results.benchmarks[benchmark].items:,} items)"
+    return f"{title}, {_against(reference)}" if reference else title
+
+
+def _against(reference: str) -> str:
+    return "average of the references" if reference == AVERAGE else f"against {reference}"
+
+
+def _win_rates(results: Results, systems: Systems, judge: str) -> ReportFigure:
+    drawings = []
+    for benchmark in results.benchmarks:
+        references = results.references_of(judge, benchmark)
+        groups = []
+        for generator, system in systems.items():
+            matchups = [Matchup(judge, benchmark, name, generator) for name in references]
+            if any(matchup in results.rates for matchup in matchups):
+                bars = [
+                    rate_bar(
+                        results.rates.get(m), f"{system.label} against {m.reference}", m.reference
+                    )
+                    for m in matchups
+                ]
+                groups.append((system.label, bars))
+        if groups:
+            only = references[0] if len(references) == 1 else ""  # no legend names it
+            title = _panel_title(benchmark, results, only)
+            colours = _colours(references, results.references)
+            drawings.append(charts.rate_bars(title, groups, references, colours))
+    text = (
+        f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, averaged over both orders of the "
+        "two answers and over the items with valid verdicts. Lines are 95 % intervals, items "
+        "resampled whole."
+    )
+    return ReportFigure(f"Win rates, {judge}", text, drawings)
+
+
+def _backbones(results: Results, systems: Systems, judge: str) -> ReportFigure:
+    """The headline rates, a group for each backbone and in it a bar for each method."""
+    backbones = list(dict.fromkeys(s.backbone for s in systems.values() if s.backbone))
+    methods = list(dict.fromkeys(s.name for s in systems.values() if s.backbone))
+    text = f"Judge: {judge}. The same methods on different base models; lines are 95 % intervals."
+    figure = ReportFigure(f"Backbones, {judge}", text, [])
+    if len(backbones) < 2:
+        return figure
+    _require_colours("methods with a backbone", methods)
+    generators = {(s.backbone, s.name): generator for generator, s in systems.items()}
+    for (panel_judge, benchmark), reference in results.headline.items():
+        if panel_judge != judge:
+            continue
+        groups = []
+        for backbone in backbones:
+            bars = []
+            for method in methods:
+                generator = generators.get((backbone, method), "")
+                rate = results.rates.get(Matchup(judge, benchmark, reference, generator))
+                bars.append(rate_bar(rate, f"{method} on {backbone}", reference))
+            if any(bars):
+                groups.append((backbone, bars))
+        if len(groups) >= 2:
+            title = _panel_title(benchmark, results, reference)
+            colours = _colours(methods, methods)
+            figure.drawings.append(charts.rate_bars(title, groups, methods, colours))
+    return figure
+
+
+def _judges(results: Results, systems: Systems) -> ReportFigure:
+    judges = list(results.judges)
+    drawings = []
+    for benchmark in results.benchmarks if len(judges) > 1 else ():
+        groups = []
+        for generator, system in systems.items():
+            bars, rated = [], False
+            for judge in judges:
+                reference = results.headline.get((judge, benchmark), "")
+                rate = results.rates.get(Matchup(judge, benchmark, reference, generator))
+                bars.append(rate_bar(rate, f"{system.label}, {judge}", reference))
+                rated |= rate is not None
+            if rated:
+                groups.append((system.label, bars))
+        if groups:
+            title = _panel_title(benchmark, results)
+            drawings.append(charts.rate_bars(title, groups, judges, _colours(judges, judges)))
+    text = (
+        "The same pairs of answers, judged by each, averaged over the references. Judges may "
+        "differ in level and still agree on which system is better."
+    )
+    return ReportFigure("Judges compared", text, drawings)
+
+
+def _position(results: Results) -> ReportFigure:
+    rows = []
+    for judge, summary in results.judges.items():
+        if items := summary.position.items:
+            parts = [
+                (count / items, f"{judge}: {name}, {count:,} of {items:,}")
+                for name, count, _ in _position_outcomes(summary.position)
+            ]
+            rows.append((judge, parts))
+    names, _, colours = zip(*_position_outcomes(NO_POSITION), strict=True)
+    text = (
+        "Each pair of answers is judged twice, with the order swapped. A judge that considers only "
+        "the answers names the same winner both times; one that is influenced by the order names "
+        "the first, or the second, twice. That counts as half a win, so it pulls every rate "
+        "towards 50 %."
+    )
+    chart = charts.shares("Pairs judged in both orders", rows, names, colours)
+    return ReportFigure("Does the order of the answers matter?", text, [chart] if rows else [])
+
+
+def _position_outcomes(position: Position) -> list[tuple[str, int, str]]:
+    """(name, items, colour) of each outcome of an item judged in both orders."""
+    return [
+        ("same winner in both orders", position.consistent, "series2"),
+        ("a tie in one order", position.mixed, "rest"),
+        ("whichever came first", position.for_first, "series1"),
+        ("whichever came second", position.for_second, "series3"),
+    ]
+
+
+def _comparisons(results: Results, systems: Systems, judge: str) -> ReportFigure:
+    drawings = []
+    for benchmark in results.benchmarks:
+        reference = results.headline.get((judge, benchmark), "")
+        differences = results.differences.get((judge, benchmark, reference), {})
+        order = [name for name in systems if any(name in pair for pair in differences)]
+        if len(order) < 2:
+            continue
+        both_ways = {**differences}
+        both_ways |= {(other, one): -found for (one, other), found in differences.items()}
+        rows = []
+        for one in order:
+            label = systems[one].label
+            fields = [
+                _difference_field(both_ways.get((one, other)), f"{label} - {systems[other].label}")
+                for other in order
+            ]
+            rows.append((label, fields))
+        counts = [found.items for found in differences.values()]
+        compared = _compared_items(counts, results.benchmarks[benchmark].items)
+        title = f"{benchmark} ({compared}), {_against(reference)}"
+        drawings.append(charts.heat(title, [systems[name].label for name in order], rows))
+    text = (
+        f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on the "
+        "same items. Bold and coloured: p below 0.05 by an exact paired permutation test, after "
+        "Holm's correction for all pairs of the table."
+    )
+    return ReportFigure(f"Which differences are more than chance? {judge}", text, drawings)
+
+
+def _compared_items(counts: Sequence[int], total: int) -> str:
+    """The items that the differences are based on: fewer than all where verdicts are invalid.
+
+    >>> _compared_items([9, 9], 9), _compared_items([7, 8], 9)
+    ('9 items', 'pairs on 7 to 8 of 9 items')
+    """
+    if min(counts) == total:
+        return f"{total:,} items"
+    start = f"{min(counts):,} to " if min(counts) < max(counts) else ""
+    return f"pairs on {start}{max(counts):,} of {total:,} items"
+
+
+def _difference_field(found: Difference | None, label: str) -> HeatField | None:
+    if found is None:
+        return None
+    points, p = 100 * found.difference, found.p_holm
+    tip = (
+        f"{label}: {points:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}], "
+        f"{p_text(p)} after Holm, {found.items:,} items"
+    )
+    text = f"{points:+.0f}".replace("-", "−") if abs(points) >= 0.5 else "0"
+    return HeatField(points / 40 if p < 0.05 else 0.0, text, tip, bold=p < 0.05)
+
+
+def p_text(p: float) -> str:
+    """A p-value as text.
+
+    >>> p_text(0.0321), p_text(1e-9), p_text(1)
+    ('p = 0.032', 'p < 0.001', 'p = 1.000')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _by_label(results: Results, systems: Systems, judge: str, field: str) -> ReportFigure:
+    drawings = []
+    for benchmark, summary in results.benchmarks.items():
+        rates = results.rates_by_label[field].get((judge, benchmark), {})
+        rated = {label for _, label in rates}
+        labels = [label for label in summary.labels[field] if label in rated]
+        if field == "topic":
+            labels = labels[:MAX_TOPICS]
+        if len(labels) < 2:
+            continue
+        reference = results.headline[judge, benchmark]
+        rows = []
+        for generator, system in systems.items():
+            fields = [
+                _rate_field(rates.get((generator, label)), label, reference) for label in labels
+            ]
+            if any(fields):
+                rows.append((system.label, fields))
+        heads = [f"{label} ({summary.labels[field][label]:,})" for label in labels]
+        drawings.append(charts.heat(_panel_title(benchmark, results, reference), heads, rows))
+    text = (
+        f"Judge: {judge}. Win rates in per cent, of the items of each {field}, whose number is "
+        "given in brackets; blue is above 50, orange below."
+    )
+    return ReportFigure(f"By {field}, {judge}", text, drawings)
+
+
+def _rate_field(rate: WinRate | None, label: str, reference: str) -> HeatField | None:
+    bar = rate_bar(rate, label, reference)
+    return bar and HeatField((bar.rate - 0.5) / 0.4, percent(bar.rate, 0), bar.tip)
+
+
+def _lengths(results: Results) -> ReportFigure:
+    drawings = []
+    for benchmark in results.benchmarks:
+        strata = {
+            judge: results.lengths[judge, benchmark][None].strata
+            for judge in results.judges
+            if (judge, benchmark) in results.lengths
+        }
+        if not strata:
+            continue
+        groups = [
+            (name, [rate_bar(found[name], f"{name}, {judge}") for judge, found in strata.items()])
+            for name in next(iter(strata.values()))
+        ]
+        title, colours = _panel_title(benchmark, results), _colours(strata, results.judges)
+        drawings.append(charts.rate_bars(title, groups, list(strata), colours))
+    text = (
+        "Win rates of all systems together, by the length of the answer in characters relative to "
+        "its reference. Nothing is corrected: systems that write more may also write better. The "
+        "tables show each system."
+    )
+    return ReportFigure("Do longer answers win?", text, drawings)

@@ -3,11 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from html import escape
+
+from common.reports import page
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
+    """Texts in rows; the first column holds labels."""
+
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -15,24 +18,14 @@ class Table:
 
 
 def html(table: Table) -> str:
-    head = "".join(f"<th scope=col>{escape(text)}</th>" for text in table.head)
-    rows = []
-    for i, row in enumerate(table.rows):
-        cells = (
-            f"<td><b>{escape(text)}</b></td>"
-            if (i, j) in table.best
-            else f"<td>{escape(text)}</td>"
-            for j, text in enumerate(row)
-        )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f"<div class=scroll><table><caption>{escape(table.caption)}</caption><tr>{head}</tr>"
-        f"{''.join(rows)}</table></div>"
-    )
+    """The table as HTML."""
+    rows = [(row[0], row[1:]) for row in table.rows]
+    return page.table(table.head, rows, table.caption, table.best)
 
 
 def markdown(table: Table) -> str:
-    """
+    """The table as Markdown, under its caption.
+
     >>> print(markdown(Table("Rates", ["System", "|A|"], [["x", "1"]], frozenset({(0, 1)}))))
     Rates
     <BLANKLINE>
@@ -41,14 +34,17 @@ def markdown(table: Table) -> str:
     | x | **1** |
     <BLANKLINE>
     """
-    mark = lambda text: re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))  # noqa: E731
-    lines = [[mark(text) for text in table.head], ["---"] + ["---:"] * (len(table.head) - 1)]
+    lines = [[_escaped(text) for text in table.head]]
     for i, row in enumerate(table.rows):
-        lines.append(
-            [f"**{mark(x)}**" if (i, j) in table.best else mark(x) for j, x in enumerate(row)]
-        )
-    text = [f"|{'|'.join(row)}|" if row[0] == "---" else f"| {' | '.join(row)} |" for row in lines]
-    return "\n".join([mark(table.caption), "", *text, ""])
+        cells = map(_escaped, row)
+        lines.append([f"**{x}**" if (i, j) in table.best else x for j, x in enumerate(cells)])
+    head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
+    rule = "|---" + "|---:" * (len(table.head) - 1) + "|"
+    return "\n".join([_escaped(table.caption), "", head, rule, *body, ""])
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 _TEX = {
@@ -65,7 +61,7 @@ _TEX = {
 
 
 def tex_text(text: str) -> str:
-    r"""The text with TeX's own characters escaped; an interval at its end is set small.
+    r"""The text with TeX's special characters escaped; an interval at its end is set small.
 
     >>> print(tex_text("a_b & 5 % {x} p < 0.05"))
     a\_b \& 5 \% \{x\} p $<$ 0.05
@@ -79,7 +75,7 @@ def tex_text(text: str) -> str:
 
 
 def latex(table: Table, label: str) -> str:
-    """A table with the rules of the booktabs package."""
+    """The table for LaTeX's booktabs package; `label` is for references to it."""
 
     def line(row: Sequence[str], number: int | None = None) -> str:
         cells = [tex_text(" ".join(text.split())) for text in row]
@@ -87,7 +83,6 @@ def latex(table: Table, label: str) -> str:
         cells = [rf"\textbf{{{x}}}" if b else x for x, b in zip(cells, bold, strict=True)]
         return "    " + " & ".join(cells) + r" \\"
 
-    columns = "l" + "r" * (len(table.head) - 1)
     return "\n".join(
         [
             r"\begin{table}",
@@ -96,7 +91,7 @@ def latex(table: Table, label: str) -> str:
             r"  \setlength{\tabcolsep}{3pt}",
             rf"  \caption{{{tex_text(table.caption)}}}",
             rf"  \label{{tab:{label}}}",
-            rf"  \begin{{tabular}}{{{columns}}}",
+            rf"  \begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
             r"    \toprule",
             line(table.head),
             r"    \midrule",

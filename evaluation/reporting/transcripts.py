@@ -1,7 +1,7 @@
-"""The texts that a report can show, packed for the page: questions, answers, verdicts, replies.
+"""The texts that a report shows, packed for its page: questions, answers, verdicts, replies.
 
-Every text is in the page once. Blocks of items are gzipped on their own, so that the page unpacks
-what is looked at. Where all would make the page larger than allowed, items are left out at random.
+Every text is stored once. Blocks of items are gzipped separately, so that the page unpacks only
+what is viewed. If all of them exceed the allowed size, a random sample of items is kept.
 """
 
 import base64
@@ -12,28 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.judging import verdicts as judgements
-from evaluation.judging.verdicts import Cell, Verdicts, natural
-from evaluation.judging.workdirs import Texts
-from evaluation.reporting.systems import System
+from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural, replies
+from evaluation.judging.workdirs import ReportTexts
+from evaluation.reporting.systems import Systems
 
-ITEMS = 16
-"""Of a block."""
+BLOCK_ITEMS = 16
 
-CODES = len(judgements.VERDICTS) + 1  # one more for MISSING
+Tables = dict[Matchup, tuple[Verdicts, np.ndarray]]  # with the verdicts that hold each
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcripts:
-    index: dict[str, Any]  # names and cells; see page/report.js
-    packed: dict[str, str]  # id of the element that holds it -> gzip in base64
-    shown: int  # items
-    items: int  # that there are
+    """The data of a page."""
+
+    index: dict[str, Any]  # names and matchups; see web/report.js
+    packed: dict[str, str]  # id of its HTML element -> gzip in base64
+    shown: int  # items in the page
+    items: int  # items in all
 
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """Positions of names in the page's lists, whose order the menus have."""
+    """The page's lists of names, in the order of its menus."""
 
     benchmarks: list[str]
     judges: list[str]
@@ -41,32 +41,32 @@ class _Names:
     systems: list[str]
     generators: list[str]  # systems and references
 
-    def cell(self, cell: Cell) -> list[int]:
+    def positions(self, matchup: Matchup) -> list[int]:
         return [
-            self.judges.index(cell.judge),
-            self.benchmarks.index(cell.benchmark),
-            self.references.index(cell.reference),
-            self.systems.index(cell.generator),
+            self.judges.index(matchup.judge),
+            self.benchmarks.index(matchup.benchmark),
+            self.references.index(matchup.reference),
+            self.systems.index(matchup.generator),
         ]
 
 
 def pack(
     verdicts: Verdicts,
     people: Verdicts | None,
-    texts: Texts,
+    texts: ReportTexts,
     *,
-    systems: dict[str, System],
+    systems: Systems,
     seed: int,
-    most_bytes: float,
+    max_bytes: float,
 ) -> Transcripts:
-    """`systems` in the order of the menu. At most about `most_bytes` of base64 come out."""
-    cells: dict[Cell, tuple[Verdicts, np.ndarray]] = {}
+    """The transcripts in at most about `max_bytes` of base64."""
+    tables: Tables = {}
     for source in filter(None, (verdicts, people)):
-        cells |= {cell: (source, table) for cell, table in source.cells.items()}
+        tables |= {matchup: (source, table) for matchup, table in source.tables.items()}
     references = sorted(verdicts.names("reference"), key=natural)
     names = _Names(
         benchmarks=sorted(verdicts.ids),
-        judges=list(dict.fromkeys(cell.judge for cell in cells)),
+        judges=list(dict.fromkeys(matchup.judge for matchup in tables)),
         references=references,
         systems=list(systems),
         generators=list(dict.fromkeys((*systems, *references))),
@@ -76,24 +76,22 @@ def pack(
         for benchmark in names.benchmarks
         for place in range(len(verdicts.ids[benchmark]))
     ]
-    packed, rows, size = {"verdicts": _pack(_codes(verdicts, cells))}, [], 0
+    packed, rows, size = {"verdicts": _pack(_codes(tables))}, [], 0
     order = np.random.default_rng(seed).permutation(len(everything))
-    for first in range(0, len(order), ITEMS):
-        chosen = [everything[i] for i in sorted(order[first : first + ITEMS])]
-        block = _pack(_json(_block(verdicts, cells, texts, names, chosen)))
-        if rows and size + len(block) > most_bytes:
+    for first in range(0, len(order), BLOCK_ITEMS):
+        chosen = [everything[i] for i in sorted(order[first : first + BLOCK_ITEMS])]
+        block = _pack(_json(_block(verdicts, tables, texts, names, chosen)))
+        if rows and size + len(block) > max_bytes:
             break
         size += len(block)
-        number = first // ITEMS
+        number = first // BLOCK_ITEMS
         packed[f"block-{number}"] = block
         rows += [(*item, number, row) for row, item in enumerate(chosen)]
     packed["items"] = _pack(_json([_row(verdicts, texts, names, *row) for row in sorted(rows)]))
-    return Transcripts(_index(verdicts, cells, names, systems), packed, len(rows), len(everything))
+    return Transcripts(_index(verdicts, tables, names, systems), packed, len(rows), len(everything))
 
 
-def _index(
-    verdicts: Verdicts, cells: dict, names: _Names, systems: dict[str, System]
-) -> dict[str, Any]:
+def _index(verdicts: Verdicts, tables: Tables, names: _Names, systems: Systems) -> dict[str, Any]:
     return {
         "benchmarks": names.benchmarks,
         "sizes": [len(verdicts.ids[benchmark]) for benchmark in names.benchmarks],
@@ -105,22 +103,22 @@ def _index(
             "systems": [names.generators.index(name) for name in names.systems],
             "references": [names.generators.index(name) for name in names.references],
         },
-        "cells": [names.cell(cell) for cell in cells],
+        "cells": [names.positions(matchup) for matchup in tables],
     }
 
 
-def _codes(verdicts: Verdicts, cells: dict) -> bytes:
-    """A byte for each item of each cell: both verdicts, counted from MISSING on, in base CODES."""
-    found = []
-    for _, table in cells.values():
-        one, other = (table[:, order].astype(np.uint8) + 1 for order in (0, 1))
-        found.append((one * CODES + other).astype(np.uint8).tobytes())
-    return b"".join(found)
+def _codes(tables: Tables) -> bytes:
+    """A byte for each item of each matchup: both codes, shifted to start at 0, as two digits."""
+    packed = []
+    for _, table in tables.values():
+        one, other = (table[:, order] - VerdictCode.MISSING.value for order in (0, 1))
+        packed.append((one * len(VerdictCode) + other).astype(np.uint8).tobytes())
+    return b"".join(packed)
 
 
 def _row(
     verdicts: Verdicts,
-    texts: Texts,
+    texts: ReportTexts,
     names: _Names,
     benchmark: str,
     place: int,
@@ -128,21 +126,21 @@ def _row(
     row: int,
 ) -> list[Any]:
     item = texts.items[benchmark, verdicts.ids[benchmark][place]]
-    told = [item.id, item.instruction, item.input, item.topic, item.difficulty]
-    return [names.benchmarks.index(benchmark), place, *told, block, row]
+    fields = [item.id, item.instruction, item.input, item.topic, item.difficulty]
+    return [names.benchmarks.index(benchmark), place, *fields, block, row]
 
 
 def _block(
     verdicts: Verdicts,
-    cells: dict[Cell, tuple[Verdicts, np.ndarray]],
-    texts: Texts,
+    tables: Tables,
+    texts: ReportTexts,
     names: _Names,
     chosen: list[tuple[str, int]],
 ) -> dict[str, Any]:
-    """Answers and replies to some items; replies, which are often alike, once each."""
+    """Answers and replies to some items; of equal replies, which are common, one copy."""
     items: list[dict[str, Any]] = []
     wanted: dict[int, list[tuple[int, int, int, np.ndarray]]] = {}  # by source
-    sources = {id(source): source for source, _ in cells.values()}
+    sources = {id(source): source for source, _ in tables.values()}
     for row, (benchmark, place) in enumerate(chosen):
         name = verdicts.ids[benchmark][place]
         outputs = {}
@@ -151,23 +149,23 @@ def _block(
             if output:
                 outputs[number] = [output.output, output.finish_reason]
         items.append({"outputs": outputs, "replies": {}})
-        for number, (cell, (source, table)) in enumerate(cells.items()):
-            if cell.benchmark == benchmark:
-                for order in np.flatnonzero(table[place] != judgements.MISSING):
-                    spot = row, number, int(order), source.places[cell][place, order]
+        for number, (matchup, (source, table)) in enumerate(tables.items()):
+            if matchup.benchmark == benchmark:
+                for order in np.flatnonzero(table[place] != VerdictCode.MISSING):
+                    spot = row, number, int(order), source.spans[matchup][place, order]
                     wanted.setdefault(id(source), []).append(spot)
-    replies: dict[str, int] = {}
+    unique: dict[str, int] = {}
     for source, spots in wanted.items():
-        said = judgements.replies(sources[source], np.array([spot[3] for spot in spots]))
-        for (row, number, order, _), text in zip(spots, said, strict=True):
+        raw = replies(sources[source], np.array([spot[3] for spot in spots]))
+        for (row, number, order, _), text in zip(spots, raw, strict=True):
             if text:
                 both = items[row]["replies"].setdefault(number, [-1, -1])
-                both[order] = replies.setdefault(text, len(replies))
-    return {"items": items, "replies": list(replies)}
+                both[order] = unique.setdefault(text, len(unique))
+    return {"items": items, "replies": list(unique)}
 
 
 def _json(content: Any) -> bytes:
-    """Half a surrogate pair, which a reply may hold and UTF-8 cannot, becomes a question mark."""
+    """JSON in UTF-8; half a surrogate pair, which UTF-8 cannot encode, becomes a question mark."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", errors="replace")
 

@@ -1,14 +1,15 @@
-"""How far two or more judges agree on the same pairs of answers.
+"""Agreement of judges on the same pairs of answers.
 
-A unit is one item of one cell, judged in both orders. Its category is the side that both orders
+A unit is one item of one matchup, judged in both orders. Its category is the side that both orders
 together favour: model (a score above 0.5), reference (below), or tie (0.5).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+
+from evaluation.scoring.intervals import RESAMPLES
 
 CATEGORIES = 3
 MODEL_WINS, REFERENCE_WINS, NEITHER = range(CATEGORIES)
@@ -26,7 +27,7 @@ def categories(scores: np.ndarray) -> np.ndarray:
 
 
 def contingency(one: np.ndarray, other: np.ndarray, count: int = CATEGORIES) -> np.ndarray:
-    """[count, count]: how often the first judge said the row and the second the column."""
+    """[count, count]: how often the first judge chose the row and the second the column."""
     both = (one >= 0) & (other >= 0)
     pairs = one[both] * count + other[both]
     return np.bincount(pairs, minlength=count * count).reshape(count, count)
@@ -35,12 +36,12 @@ def contingency(one: np.ndarray, other: np.ndarray, count: int = CATEGORIES) -> 
 def cohen_kappa(table: np.ndarray) -> np.ndarray:
     """Cohen's kappa of contingency tables [..., k, k]: agreement beyond chance.
 
-    (p_o - p_e) / (1 - p_e) with p_o the share on the diagonal and p_e the share that is expected
-    there from the margins (Cohen 1960, Educational and Psychological Measurement 20:37-46). NaN
-    where both judges always say the same one thing, or nothing was judged.
+    (p_o - p_e) / (1 - p_e), with p_o the share on the diagonal and p_e the share expected there
+    from the margins (Cohen 1960, Educational and Psychological Measurement 20:37-46). NaN where
+    both judges always choose the same category, or nothing was judged.
 
-    Fleiss, Levin and Paik (Statistical Methods for Rates and Proportions, section 18.1), two
-    psychiatrists on 100 people, have 0.68:
+    Two psychiatrists on 100 people (Fleiss, Levin and Paik, Statistical Methods for Rates and
+    Proportions, section 18.1):
 
     >>> round(float(cohen_kappa(np.array([[75, 1, 4], [5, 4, 1], [0, 0, 10]]))), 2)
     0.68
@@ -53,10 +54,12 @@ def cohen_kappa(table: np.ndarray) -> np.ndarray:
 
 
 def nominal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The distance of categories: 1 where they differ."""
     return (one != other).astype(float)
 
 
 def interval(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The distance of scores: the square of their difference."""
     return (one - other) ** 2
 
 
@@ -65,10 +68,9 @@ def krippendorff_alpha(
 ) -> float:
     """Krippendorff's alpha of `ratings` [judges, units], NaN where a judge did not rate a unit.
 
-    1 - D_o / D_e, the observed over the expected `difference`, from the coincidence matrix
-    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). NaN where nothing varies or no
-    unit has two ratings. `difference` is `nominal` (any two categories are equally far apart) or
-    `interval` (scores: the square of their difference).
+    1 - D_o / D_e, the observed over the expected `difference`, which is `nominal` or `interval`,
+    from the coincidence matrix (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011).
+    NaN where nothing varies or no unit has two ratings.
     """
     values = np.unique(ratings[~np.isnan(ratings)])
     counts = np.stack([(ratings == value).sum(axis=0) for value in values], axis=1)  # [units, v]
@@ -86,30 +88,27 @@ def krippendorff_alpha(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Of two judges; shares from 0 to 1, None where nothing is counted or nothing varies."""
+    """Agreement of two judges; shares from 0 to 1, None where nothing is counted or varies."""
 
-    units: int  # that both judged validly
+    units: int  # with valid verdicts of both
     same: float | None  # share of the units with the same category
-    decided: int  # units where neither judge is undecided
+    decided: int  # units where both judges favour a side
     same_decided: float | None  # share of these with the same side
     kappa: float | None  # Cohen's, on the three categories
-    kappa_low: float | None  # 95 % interval, items resampled whole; None where it has no width
+    kappa_low: float | None  # 95 % interval, items resampled; None where it has no width
     kappa_high: float | None
     alpha_nominal: float | None  # Krippendorff's, on the categories
     alpha_interval: float | None  # on the scores
 
-    def record(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
-
-def _number(value: float) -> float | None:
+def _number(value: np.ndarray | float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int = 1000):
-    """The `Agreement` of two judges' scores [items, cells], NaN where not judged or invalid.
+def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Agreement:
+    """The agreement of two judges' scores [items, matchups], NaN where not judged or invalid.
 
-    The interval of kappa is a percentile bootstrap over items: one item's cells stay together.
+    The interval of kappa is a percentile bootstrap over items, each with all of its matchups.
     """
     sides = categories(one), categories(other)
     table = contingency(*sides)
@@ -119,13 +118,13 @@ def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int
     by_item = np.stack([contingency(a, b).ravel() for a, b in zip(*sides, strict=True)])
     by_item = by_item[by_item.sum(axis=1) > 0]
     rows, counts = np.unique(by_item, axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(by_item), counts / len(by_item), resamples)
+    drawn = np.random.default_rng(seed).multinomial(len(by_item), counts / len(by_item), RESAMPLES)
     kappas = cohen_kappa((drawn @ rows).reshape(-1, CATEGORIES, CATEGORIES))
     kappas = kappas[~np.isnan(kappas)]
     low, high = np.quantile(kappas, [0.025, 0.975]) if len(kappas) else (np.nan, np.nan)
     kappa = cohen_kappa(table)
-    # Of judges who never differ all resamples are the same but for rounding: that proves nothing.
-    told = high - low > 1e-9
+    # If judges never differ, all resamples are equal up to rounding, which proves nothing.
+    has_width = high - low > 1e-9
     flat = [np.where(side < 0, np.nan, side).ravel() for side in sides]
     return Agreement(
         units=units,
@@ -133,8 +132,8 @@ def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0, resamples: int
         decided=int(decided.sum()),
         same_decided=float(np.trace(decided) / decided.sum()) if decided.sum() else None,
         kappa=_number(kappa),
-        kappa_low=float(low) if told else None,
-        kappa_high=float(high) if told else None,
+        kappa_low=float(low) if has_width else None,
+        kappa_high=float(high) if has_width else None,
         alpha_nominal=_number(krippendorff_alpha(np.stack(flat))),
         alpha_interval=_number(
             krippendorff_alpha(np.stack([one.ravel(), other.ravel()]), interval)

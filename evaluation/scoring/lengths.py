@@ -1,20 +1,42 @@
-"""Do longer answers win? Win rates by how long an answer is beside its reference.
+"""Whether longer answers win: win rates by the length of an answer relative to its reference.
 
-This describes; it does not correct. A rate "controlled for length" needs a model of what length is
-worth on each item (Dubois et al. 2024, arXiv 2404.04475); a regression without that is further from
-it than the plain rate, so none is offered.
+This describes; it does not correct. A length-controlled rate needs a model of the effect of length
+on each item (Dubois et al. 2024, arXiv 2404.04475); a regression without it is further from that
+rate than the plain one, so none is offered.
 """
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 
-from evaluation.scoring import intervals, score
+from evaluation.scoring.intervals import bootstrap_ratios
+from evaluation.scoring.score import item_scores
 
 EDGES = (0.5, 0.8, 1.25, 2.0)
-"""Of the ratio of lengths, answer to reference; symmetric: 0.8 is 1 / 1.25."""
+"""Boundaries of the ratio of lengths, answer to reference; symmetric: 0.8 is 1 / 1.25."""
 
 STRATA = ("under half", "half to 0.8", "0.8 to 1.25", "1.25 to 2", "over twice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stratum:
+    """The win rate of the answers in a range of lengths; None without a valid verdict."""
+
+    pairs: int
+    items: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthEffect:
+    """How the scores of some matchups of one benchmark depend on length."""
+
+    strata: dict[str, Stratum]
+    correlation: float | None  # Spearman's, of score and ratio
+    decided: int  # pairs with a winner and different lengths
+    longer: float | None  # share of these that the longer answer won
 
 
 def ratios(model: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -42,15 +64,12 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (ends - (counts - 1) / 2)[inverse]
 
 
-def by_length(bounds: np.ndarray, ratio: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """What length does to the scores of some cells of one benchmark.
+def by_length(bounds: np.ndarray, ratio: np.ndarray, *, seed: int = 0) -> LengthEffect:
+    """The effect of length on `bounds` [matchups, 2, items], given `ratio` [matchups, items].
 
-    `bounds` is [cells, 2, items] and `ratio` [cells, items]. Result: `strata`, the win rate in each
-    with a 95 % interval, items resampled with all their cells; `correlation`, Spearman's between
-    score and ratio; `longer`, of the `decided` pairs, which one answer won and where lengths
-    differ, the share that the longer one won.
+    The intervals resample items with all of their matchups.
     """
-    scores = np.stack([score.item_scores(cell) for cell in bounds])
+    scores = np.stack([item_scores(matchup) for matchup in bounds])
     valid = ~np.isnan(scores)
     stratum = np.searchsorted(EDGES, ratio, side="right")
     inside = (stratum[..., None] == np.arange(len(STRATA))) & valid[..., None]
@@ -58,27 +77,19 @@ def by_length(bounds: np.ndarray, ratio: np.ndarray, *, seed: int = 0) -> dict[s
     sums = np.where(inside, scores[..., None], 0.0).sum(axis=0)
     won = valid & (scores != 0.5) & (ratio != 1)
     longer = (scores[won] > 0.5) == (ratio[won] > 1)
-    return {
-        "strata": _strata(sums, counts, seed),
-        "correlation": spearman(scores[valid], ratio[valid]),
-        "decided": int(won.sum()),
-        "longer": float(longer.mean()) if won.any() else None,
-    }
+    return LengthEffect(
+        strata=_strata(sums, counts, seed),
+        correlation=spearman(scores[valid], ratio[valid]),
+        decided=int(won.sum()),
+        longer=float(longer.mean()) if won.any() else None,
+    )
 
 
-def _strata(sums: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
-    rates, ends = intervals.bootstrap_ratios(sums, counts, seed=seed)
-    found = {}
+def _strata(sums: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, Stratum]:
+    rates, (lows, highs) = bootstrap_ratios(sums, counts, seed=seed)
+    strata = {}
     for i, name in enumerate(STRATA):
         items = int((counts[:, i] > 0).sum())
-        if not items:
-            found[name] = {"pairs": 0, "items": 0, "rate": None, "low": None, "high": None}
-            continue
-        found[name] = {
-            "pairs": int(counts[:, i].sum()),
-            "items": items,
-            "rate": float(rates[i]),
-            "low": float(ends[0, i]),
-            "high": float(ends[1, i]),
-        }
-    return found
+        numbers = map(float, (rates[i], lows[i], highs[i])) if items else [None] * 3
+        strata[name] = Stratum(int(counts[:, i].sum()), items, *numbers)
+    return strata

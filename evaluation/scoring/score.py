@@ -1,18 +1,18 @@
-"""Win rates and what must be known to trust them: pure functions of a table of verdicts.
+"""Win rates, and what is needed to trust them: pure functions of a table of verdicts.
 
-A table is [items, 2 orders] of `verdicts.MODEL, REFERENCE, TIE, INVALID` or `MISSING`.
+A table is [items, 2 orders] of `VerdictCode`.
 
-**The paper's win rate** (AlpaCare, arXiv 2310.14558): win 1, tie 0.5, lose 0, averaged
-over the two orders, then over the N items. Its code (`evaluation/evaulation.py`, AlpaCare b469c41)
-differs in one point that changes numbers: an item with an unreadable verdict in either order is NaN
-and falls out of N, uncounted. `WinRate.rate` is that number too, with the items that are left told
-as `valid`; `worst` and `best` are the same rate over all N, each invalid verdict counted as lost
-and as won: the rate that readable verdicts would have given lies between them. (`rate` itself need
-not: an item with one valid verdict counts in the bounds alone.) Without invalid verdicts all three
-are the paper's.
+**The paper's win rate** (AlpaCare, arXiv 2310.14558): win 1, tie 0.5, loss 0, averaged over the two
+orders, then over the N items. Its code (`evaluation/evaulation.py`, AlpaCare b469c41) differs in
+one point that changes numbers: an item with an unreadable verdict in either order is NaN and
+silently leaves N. `WinRate.rate` is that number too, and `valid` is the number of items left;
+`worst` and `best` are the rate over all N with every invalid verdict counted as lost and as won.
+The rate that readable verdicts would have given lies between them. (`rate` itself need not: an item
+with one valid verdict counts only in the bounds.) Without invalid verdicts all three are the
+paper's.
 
-MedInstruct-test has 216 items where the paper says 217: N here is what was judged, so a rate of the
-same verdicts is 217/216 of one divided by the paper's N.
+MedInstruct-test has 216 items where the paper reports 217. N here is the number judged, so the same
+verdicts give 217/216 of a rate divided by the paper's N.
 """
 
 import dataclasses
@@ -21,24 +21,27 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.judging.verdicts import INVALID, MISSING, MODEL, REFERENCE, TIE
-from evaluation.scoring import intervals
+from evaluation.judging.verdicts import VerdictCode
+from evaluation.scoring.intervals import bootstrap_mean_ratio, mean_interval
 
 STEPS = 4
 """An item's scores are multiples of 1 / STEPS: two verdicts of 0, 0.5 or 1, averaged."""
 
-_POINTS = np.full((2, 5), np.nan)
-"""What each verdict counts, [at least, at most] x verdict; the last column is MISSING (-1)."""
-_POINTS[:, [MODEL, REFERENCE, TIE]] = [[1, 0, 0.5]] * 2
-_POINTS[:, INVALID] = [0, 1]
+_POINTS = np.full((2, len(VerdictCode)), np.nan)
+"""Points of each verdict, [at least, at most] x code; the last column is MISSING (-1)."""
+_POINTS[:, VerdictCode.MODEL] = 1
+_POINTS[:, VerdictCode.REFERENCE] = 0
+_POINTS[:, VerdictCode.TIE] = 0.5
+_POINTS[:, VerdictCode.INVALID] = 0, 1
 
 
 def item_bounds(table: np.ndarray) -> np.ndarray:
-    """[2, items]: the least and the most that each item can score, averaged over the two orders.
+    """[2, items]: the lowest and highest score of each item, averaged over the two orders.
 
     They are equal where both verdicts are valid; NaN where the item was not judged.
 
-    >>> item_bounds(np.array([[MODEL, TIE], [MODEL, INVALID], [MISSING, MISSING]]))
+    >>> model, tie, invalid = VerdictCode.MODEL, VerdictCode.TIE, VerdictCode.INVALID
+    >>> item_bounds(np.array([[model, tie], [model, invalid], [VerdictCode.MISSING] * 2]))
     array([[0.75, 0.5 ,  nan],
            [0.75, 1.  ,  nan]])
     """
@@ -54,9 +57,9 @@ def item_scores(bounds: np.ndarray) -> np.ndarray:
 def either_order(table: np.ndarray) -> np.ndarray:
     """As `item_bounds`, but an item judged in one order only is scored by that one.
 
-    For labels of people, who see each pair once, in an order drawn for them.
+    For labels of people, who see each pair once, in a random order.
     """
-    judged = (table != MISSING).sum(axis=-1)
+    judged = (table != VerdictCode.MISSING).sum(axis=-1)
     points = np.nan_to_num(_POINTS[:, table]).sum(axis=-1)
     return points / np.where(judged, judged, np.nan)
 
@@ -74,24 +77,21 @@ class WinRate:
     """Shares from 0 to 1; None where no item is valid."""
 
     items: int  # judged: N
-    valid: int  # of them with valid verdicts only
-    rate: float | None  # the mean over the valid ones; see `mean_rate` for several references
+    valid: int  # items with valid verdicts only
+    rate: float | None  # mean over the valid items; see `mean_rate` for several references
     low: float | None  # 95 % confidence interval of `rate`
     high: float | None
     interval: str  # bootstrap, wilson (see intervals.py), or none
-    worst: float | None  # over all N, if every invalid verdict were lost
-    best: float | None  # or won
-
-    def record(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    worst: float | None  # over all N, with every invalid verdict counted as lost
+    best: float | None  # or as won
 
 
 def win_rate(
     bounds: np.ndarray, among: np.ndarray | None = None, *, references: int = 1
 ) -> WinRate:
-    """The win rate of `bounds` [2, items], of the items that the mask `among` selects.
+    """The win rate of `bounds` [2, items] over the items that the mask `among` selects.
 
-    `references`: how many each score is the average over.
+    `references`: the number of references that each score is the average of.
     """
     judged = ~np.isnan(bounds[0])
     if among is not None:
@@ -105,7 +105,7 @@ def win_rate(
     scores = scores[~np.isnan(scores)]
     if not len(scores):
         return WinRate(count, 0, None, None, None, "none", worst, best)
-    low, high, method = intervals.of_mean(scores, STEPS * references)
+    low, high, method = mean_interval(scores, STEPS * references)
     return WinRate(count, len(scores), float(scores.mean()), low, high, method, worst, best)
 
 
@@ -114,10 +114,10 @@ def mean_rate(
 ) -> WinRate:
     """The mean of the win rates against several references, the paper's "AVG".
 
-    `parts` are the bounds [2, items] against each; what counts are items judged against all, and
-    `valid` is how many of them are valid against all. Without invalid verdicts this is the win rate
-    of the items' averages, whose interval is exact. With some, the rates are over different items,
-    and the interval of their mean comes from a bootstrap of items that draws, by `seed`.
+    `parts` are the bounds [2, items] against each reference. Items judged against all of them
+    count; `valid` is how many of these are valid against all. Without invalid verdicts this is the
+    win rate of the items' averages, whose interval is exact. With some, the rates are over
+    different items, and the interval of their mean is a bootstrap of items drawn with `seed`.
     """
     whole = average(parts)
     judged = ~np.isnan(whole[0])
@@ -129,52 +129,75 @@ def mean_rate(
     valid = ~np.isnan(scores)
     if not valid.any(axis=0).all():  # none against some reference
         return found
-    low, high = intervals.bootstrap_mean_ratio(np.where(valid, scores, 0.0), valid, seed=seed)
+    low, high = bootstrap_mean_ratio(np.where(valid, scores, 0.0), valid, seed=seed)
     mean = float(np.nanmean(scores, axis=0).mean())
     return dataclasses.replace(found, rate=mean, low=low, high=high, interval="bootstrap")
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How verdicts depend on which answer came first: counts, which add up over tables."""
+    """How verdicts depend on which answer was shown first: counts, which add up over tables.
+
+    The shares are None where nothing is counted. Those of `items` are "Consistency" and "Biased
+    toward first/second" of Zheng et al. 2023 (arXiv 2306.05685, table 2).
+    """
 
     verdicts: int  # one for each order of each item
     invalid: int
     ties: int
-    first: int  # for the answer that came first
+    first: int  # for the answer shown first
     second: int
-    items: int  # with two valid verdicts; the next four are of these
+    items: int  # with two valid verdicts; the next four add up to these
     consistent: int  # the same answer won in both orders, or both are ties
-    for_first: int  # whichever came first won, in both orders
+    for_first: int  # the answer shown first won, in both orders
     for_second: int
     mixed: int  # a tie in one order, a winner in the other
 
     def __add__(self, other: "Position") -> "Position":
-        sums = [
-            getattr(self, field.name) + getattr(other, field.name)
-            for field in dataclasses.fields(self)
-        ]
-        return Position(*sums)
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Position(*(one + more for one, more in pairs))
+
+    @property
+    def first_preference(self) -> float | None:
+        """Share of the verdicts with a winner that name the first: 0.5 if order plays no role."""
+        return _share(self.first, self.first + self.second)
+
+    @property
+    def tie_rate(self) -> float | None:
+        """Share of the valid verdicts."""
+        return _share(self.ties, self.verdicts - self.invalid)
+
+    @property
+    def invalid_rate(self) -> float | None:
+        """Share of all verdicts."""
+        return _share(self.invalid, self.verdicts)
+
+    @property
+    def item_shares(self) -> dict[str, float | None]:
+        """The four outcomes of an item, as shares of `items`."""
+        return {
+            "consistent_share": _share(self.consistent, self.items),
+            "for_first_share": _share(self.for_first, self.items),
+            "for_second_share": _share(self.for_second, self.items),
+            "mixed_share": _share(self.mixed, self.items),
+        }
 
     def record(self) -> dict[str, Any]:
-        """The counts and, None where nothing is counted, the shares that follow from them.
+        """The counts and shares, for report.json."""
+        return (
+            dataclasses.asdict(self)
+            | {
+                "decisive": self.first + self.second,
+                "first_preference": self.first_preference,
+                "tie_rate": self.tie_rate,
+                "invalid_rate": self.invalid_rate,
+            }
+            | self.item_shares
+        )
 
-        `first_preference` is the share of the verdicts naming a side that name the first: 0.5 for a
-        judge that does not look at the order. `consistent_share`, `for_first_share` and
-        `for_second_share` are "Consistency" and "Biased toward first/second" of Zheng et al. 2023
-        (arXiv 2306.05685, table 2), over items with two valid verdicts.
-        """
-        share = lambda part, whole: part / whole if whole else None  # noqa: E731
-        return dataclasses.asdict(self) | {
-            "decisive": self.first + self.second,
-            "first_preference": share(self.first, self.first + self.second),
-            "tie_rate": share(self.ties, self.verdicts - self.invalid),
-            "invalid_rate": share(self.invalid, self.verdicts),
-            "consistent_share": share(self.consistent, self.items),
-            "for_first_share": share(self.for_first, self.items),
-            "for_second_share": share(self.for_second, self.items),
-            "mixed_share": share(self.mixed, self.items),
-        }
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 NO_POSITION = Position(*[0] * 10)
@@ -182,23 +205,22 @@ NO_POSITION = Position(*[0] * 10)
 
 def position(table: np.ndarray) -> Position:
     """Counts of a table [items, 2]; items that were not judged are left out."""
-    table = table[table[:, 0] != MISSING]
+    table = table[table[:, 0] != VerdictCode.MISSING]
     one, other = table[:, 0], table[:, 1]  # model first, reference first
-    first = (one == MODEL, other == REFERENCE)
-    second = (one == REFERENCE, other == MODEL)
-    valid = (table != INVALID).all(axis=1)
-    count = lambda mask: int(mask.sum())  # noqa: E731
+    valid = (table != VerdictCode.INVALID).all(axis=1)
     same = valid & (one == other)
-    by_first, by_second = first[0] & first[1], second[0] & second[1]
+    first = np.stack([one == VerdictCode.MODEL, other == VerdictCode.REFERENCE])
+    second = np.stack([one == VerdictCode.REFERENCE, other == VerdictCode.MODEL])
+    for_first, for_second = first.all(axis=0), second.all(axis=0)
     return Position(
         verdicts=table.size,
-        invalid=count(table == INVALID),
-        ties=count(table == TIE),
-        first=count(first[0]) + count(first[1]),
-        second=count(second[0]) + count(second[1]),
-        items=count(valid),
-        consistent=count(same),
-        for_first=count(by_first),
-        for_second=count(by_second),
-        mixed=count(valid & ~same & ~by_first & ~by_second),
+        invalid=int((table == VerdictCode.INVALID).sum()),
+        ties=int((table == VerdictCode.TIE).sum()),
+        first=int(first.sum()),
+        second=int(second.sum()),
+        items=int(valid.sum()),
+        consistent=int(same.sum()),
+        for_first=int(for_first.sum()),
+        for_second=int(for_second.sum()),
+        mixed=int((valid & ~same & ~for_first & ~for_second).sum()),
     )

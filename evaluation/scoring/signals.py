@@ -1,4 +1,4 @@
-"""The automatic signals of each system's answers, beside the win rates; see text_metrics.py."""
+"""Automatic signals of each system's answers, shown beside the win rates; see text_metrics.py."""
 
 import dataclasses
 from typing import Any
@@ -7,51 +7,53 @@ import numpy as np
 
 from common import rouge
 from evaluation.judging.verdicts import Verdicts, natural
-from evaluation.judging.workdirs import Texts
-from evaluation.scoring import text_metrics
+from evaluation.judging.workdirs import ReportTexts
+from evaluation.scoring.text_metrics import TextSignals, measure_texts
 
 
-def measure(verdicts: Verdicts, texts: Texts) -> list[dict[str, Any]]:
-    """A record for each benchmark and generator, references too, over the items judged there.
+@dataclasses.dataclass(frozen=True)
+class SystemSignals:
+    """The signals of one generator on one benchmark."""
 
-    `rouge` is the mean ROUGE F against each reference, by reference and measure; a reference has
-    none against itself.
-    """
-    return [
-        record
-        for benchmark in sorted(verdicts.ids)
-        for record in _of_benchmark(verdicts, texts, benchmark)
-    ]
+    is_reference: bool
+    texts: TextSignals
+    rouge: dict[str, dict[str, float]]  # reference -> mean ROUGE F by measure; none with itself
+
+    def record(self) -> dict[str, Any]:
+        """A flat record for report.json."""
+        return (
+            {"is_reference": self.is_reference}
+            | dataclasses.asdict(self.texts)
+            | {"rouge": self.rouge}
+        )
 
 
-def _of_benchmark(verdicts: Verdicts, texts: Texts, benchmark: str) -> list[dict[str, Any]]:
-    cells = [cell for cell in verdicts.cells if cell.benchmark == benchmark]
-    references = sorted({cell.reference for cell in cells}, key=natural)
-    generators = sorted({cell.generator for cell in cells}, key=natural)
+def benchmark_signals(
+    verdicts: Verdicts, texts: ReportTexts, benchmark: str
+) -> dict[str, SystemSignals]:
+    """The signals of every generator, systems first, over the items judged on a benchmark."""
+    matchups = [matchup for matchup in verdicts.tables if matchup.benchmark == benchmark]
+    references = sorted({matchup.reference for matchup in matchups}, key=natural)
+    generators = sorted({matchup.generator for matchup in matchups}, key=natural)
     outputs = {
         name: [texts.outputs[benchmark, name].get(i) for i in verdicts.ids[benchmark]]
         for name in dict.fromkeys((*generators, *references))
     }
-    compare = rouge.Rouge()
+    scorer = rouge.Rouge()
     encoded = {
-        name: [output and compare.encode(output.output) for output in mine]
-        for name, mine in outputs.items()
+        name: [output and scorer.encode(output.output) for output in answers]
+        for name, answers in outputs.items()
     }
-    records = []
-    for name, mine in outputs.items():
-        signals = text_metrics.measure([output for output in mine if output])
+    signals = {}
+    for name, answers in outputs.items():
         scores = {}
         for reference in references:
-            pairs = [
-                pair for pair in zip(encoded[name], encoded[reference], strict=True) if all(pair)
-            ]
+            candidates = zip(encoded[name], encoded[reference], strict=True)
+            pairs = [(one, other) for one, other in candidates if one and other]
             if name == reference or not pairs:
                 continue
-            means = np.mean(compare.f_measures(*zip(*pairs, strict=True)), axis=0)
+            means = np.mean(scorer.f_measures(*zip(*pairs, strict=True)), axis=0)
             scores[reference] = dict(zip(rouge.NAMES, map(float, means), strict=True))
-        records.append(
-            {"benchmark": benchmark, "generator": name, "is_reference": name in references}
-            | dataclasses.asdict(signals)
-            | {"rouge": scores}
-        )
-    return records
+        measured = measure_texts([output for output in answers if output])
+        signals[name] = SystemSignals(name in references, measured, scores)
+    return signals

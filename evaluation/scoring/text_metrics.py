@@ -1,7 +1,7 @@
-"""What can be told of answers without a judge: length, cut, run-on, refused, empty.
+"""Signals that need no judge: length, and whether answers are truncated, run on, refuse, are empty.
 
-Cheap signals, shown beside the win rate. None of them is quality: a refusal may be right, and a
-list may well end without a full stop.
+They are cheap, and shown beside the win rate. None of them is quality: a refusal may be right, and
+a list may end without a full stop.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ import numpy as np
 from common.refusals import is_refusal
 from evaluation.inputs.outputs import ModelOutput
 
-LONG = 600
-"""Characters (about 130 tokens of English) from which an open end is taken for a cut."""
+LONG_ANSWER = 600
+"""Characters (about 130 tokens of English) from which a missing end is taken for truncation."""
 
-END = frozenset(".!?:\"')]*”’»。！？”）」』")
-"""Last characters of an answer that came to its end: punctuation, quotes, brackets, Markdown."""
+FINAL_CHARACTERS = frozenset(".!?:\"')]*”’»。！？”）」』")
+"""Last characters of a complete answer: punctuation, quotes, brackets, Markdown."""
 
 LOOP_REPEATS, LOOP_WORDS = 3, 24
-"""An answer loops if it ends in the same words so often, and in so many words altogether."""
+"""An answer loops if its end repeats the same words so often, for so many words in all."""
 
-_LOOP_WORD = re.compile(r"[\u3040-\u9fff]|[^\W\d_\u3040-\u9fff]+")  # digits number list items
+_LOOP_WORD = re.compile(r"[\u3040-\u9fff]|[^\W\d_\u3040-\u9fff]+")  # no digits: list items differ
 
 _NEXT_SECTION = re.compile(
     r"^[^\S\n]*(?:\#\#\#\s*(?:(?:instruction|input|response|question|answer)s?\b|\Z)|\[\|human\|\])",
@@ -31,34 +31,34 @@ _NEXT_SECTION = re.compile(
 
 
 def word_count(text: str) -> int:
-    """Runs of characters that are no white space."""
+    """The number of words, separated by white space."""
     return len(text.split())
 
 
 def is_cut(output: ModelOutput) -> bool:
-    """Whether the answer stops where it should go on.
+    """Whether the answer was truncated.
 
-    finish_reason tells, where it is known. Else a long text without end punctuation is one: of the
-    published references that finds the 183 and 244 of iCliniq and 126 and 123 of MedInstruct that
-    max_tokens 300 cut (gpt-3.5-turbo, gpt-4), and 5 and 6 of text-davinci-003 and claude-2, which
-    end in lists and tables.
+    finish_reason decides, where it is known. Otherwise a long text without final punctuation counts
+    as truncated: of the published references this finds the 183 and 244 of iCliniq and 126 and 123
+    of MedInstruct that max_tokens 300 cut (gpt-3.5-turbo, gpt-4), and 5 and 6 of text-davinci-003
+    and claude-2, which end in lists and tables.
     """
     if output.finish_reason:
         return output.finish_reason == "length"
     text = output.output.rstrip()
-    return len(text) >= LONG and text[-1] not in END
+    return len(text) >= LONG_ANSWER and text[-1] not in FINAL_CHARACTERS
 
 
 def loops(text: str) -> bool:
-    """Whether the text ends in one phrase over and over; the numbers of list items do not count.
+    """Whether the text ends by repeating one phrase; the numbers of list items do not count.
 
     >>> loops("Rest and drink. " + "Avoid salt and sugar. " * 7 + "Avoid sa")
     True
     >>> loops("1. Avoid salt. 2. Avoid sugar. 3. Avoid alcohol.")
     False
     """
-    # The last word may be cut. From the end backwards, the period of a loop is a shift under
-    # which the words match themselves.
+    # The last word may be truncated. Read backwards, a loop is a text that matches itself when
+    # shifted by the length of the phrase.
     words = _LOOP_WORD.findall(text.lower())[-2::-1]
     return any(
         shift + same >= max(LOOP_REPEATS * shift, LOOP_WORDS)
@@ -68,13 +68,13 @@ def loops(text: str) -> bool:
 
 
 def _self_matches(words: Sequence[str]) -> list[int]:
-    """How far the words match themselves from each position on (the Z function).
+    """The number of words from each position on that match the start (the Z function).
 
     words   = [a, b, a, b, a, c]
     matches = [0, 0, 3, 0, 1, 0]
     """
     matches = [0] * len(words)
-    begin = end = 0  # the match that reaches furthest so far
+    begin = end = 0  # the match that extends furthest so far
     for position in range(1, len(words)):
         same = min(end - position, matches[position - begin]) if position < end else 0
         while position + same < len(words) and words[same] == words[position + same]:
@@ -86,9 +86,9 @@ def _self_matches(words: Sequence[str]) -> list[int]:
 
 
 def runs_on(output: ModelOutput) -> bool:
-    """Whether the model did not stop: it reached its limit, loops, or goes on to another prompt.
+    """Whether the model did not stop: it reached its limit, loops, or writes another prompt.
 
-    The last is a line that begins a section of a template ("### Instruction:", "[|Human|]"), or a
+    The last is a line that starts a section of a template ("### Instruction:", "[|Human|]"), or a
     bare "###" at the end, where the published files cut at "Response:".
     """
     text = output.output
@@ -96,44 +96,47 @@ def runs_on(output: ModelOutput) -> bool:
 
 
 def refuses(output: ModelOutput) -> bool:
-    """Whether the model refused, by its own or its provider's word or as refusals begin ("I cannot
-    provide medical advice ..."). Many an answer that begins so helps all the same.
+    """Whether the model refused, by its finish_reason or by its first words.
+
+    Many answers that start like refusals ("I cannot provide medical advice ...") help nonetheless.
     """
     return output.finish_reason in ("refusal", "content_filter") or is_refusal(output.output)
 
 
 @dataclasses.dataclass(frozen=True)
-class Signals:
+class TextSignals:
     """Counts and means over the answers of one model."""
 
     outputs: int
     empty: int
-    cut: int  # stop where they should go on
+    cut: int  # truncated
     cut_known: int  # of these, by finish_reason
     run_on: int  # did not stop
     refused: int
     mean_words: float
     mean_characters: float
-    mean_tokens: float | None  # over the answers whose tokens are known; None: of none
+    mean_tokens: float | None  # over the answers with known num_tokens; None without any
 
     def __str__(self) -> str:
         guessed = self.cut - self.cut_known
         return (
             f"{self.outputs:,} answers, {self.mean_words:,.0f} words on average: {self.cut_known:,}"
-            f" cut at the length limit, {guessed:,} more seem cut (long, without end punctuation), "
-            f"{self.run_on:,} ran on, {self.refused:,} refused, {self.empty:,} empty"
+            f" truncated at the length limit, {guessed:,} more appear truncated (long, without "
+            f"final punctuation), {self.run_on:,} ran on, {self.refused:,} refused, "
+            f"{self.empty:,} empty"
         )
 
 
-def measure(outputs: Sequence[ModelOutput]) -> Signals:
-    """
+def measure_texts(outputs: Sequence[ModelOutput]) -> TextSignals:
+    """The signals of some answers.
+
     Raises:
       ValueError: there are no outputs.
     """
     if not outputs:
         raise ValueError("no outputs to measure; give at least one")
     tokens = [output.num_tokens for output in outputs if output.num_tokens is not None]
-    return Signals(
+    return TextSignals(
         outputs=len(outputs),
         empty=sum(not output.output.strip() for output in outputs),
         cut=sum(map(is_cut, outputs)),

@@ -1,0 +1,252 @@
+"""Computes the Results of a report from verdicts and texts."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural
+from evaluation.judging.workdirs import ReportTexts
+from evaluation.scoring import score
+from evaluation.scoring.agreement import Agreement, between
+from evaluation.scoring.intervals import bootstrap_ratios, difference_interval
+from evaluation.scoring.lengths import LengthEffect, by_length, ratios
+from evaluation.scoring.results import (
+    AVERAGE,
+    LABEL_FIELDS,
+    BenchmarkSummary,
+    Difference,
+    JudgeSummary,
+    Panel,
+    Results,
+)
+from evaluation.scoring.score import WinRate
+from evaluation.scoring.signals import benchmark_signals
+from evaluation.scoring.significance import holm, paired
+
+MIN_TOPIC_ITEMS = 10
+"""Items that a topic needs for a rate of its own."""
+
+SheetKey = tuple[str, str, str]  # judge, benchmark, reference
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSheet:
+    """The scores by one judge on one benchmark against one reference, or their average."""
+
+    parts: dict[str, list[np.ndarray]]  # generator -> bounds [2, items] against each reference
+    references: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Scores are multiples of 1 / steps."""
+        return score.STEPS * self.references
+
+    def scores(self, generator: str) -> np.ndarray:
+        """[items]: averaged over the references, NaN where not judged or invalid."""
+        return score.item_scores(score.average(self.parts[generator]))
+
+
+def measure(
+    verdicts: Verdicts, people: Verdicts | None, texts: ReportTexts, *, seed: int
+) -> Results:
+    """All numbers of a report.
+
+    Raises:
+      ValueError: a reference has the name that stands for the average.
+    """
+    sheets = score_sheets(verdicts)
+    rates = {
+        Matchup(*key, generator): score.mean_rate(parts, seed=seed)
+        for key, sheet in sheets.items()
+        for generator, parts in sheet.parts.items()
+    }
+    panels = sorted({key[:2] for key in sheets})
+    headline = {panel: _headline(sheets, panel) for panel in panels}
+    benchmarks = sorted(verdicts.ids)
+    return Results(
+        seed=seed,
+        verdicts=verdicts.count,
+        benchmarks={name: _benchmark(verdicts, texts, name) for name in benchmarks},
+        references=sorted(verdicts.names("reference"), key=natural),
+        systems=_ranked(rates),
+        judges={judge: _judge(verdicts, judge, seed) for judge in verdicts.names("judge")},
+        headline=headline,
+        rates=rates,
+        positions={key: score.position(table) for key, table in verdicts.tables.items()},
+        rates_by_label={
+            field: {
+                panel: _by_label(
+                    sheets[*panel, reference],
+                    _labels(verdicts, texts, panel[1], field),
+                    seed=seed,
+                    min_items=1 if field == "difficulty" else MIN_TOPIC_ITEMS,
+                )
+                for panel, reference in headline.items()
+            }
+            for field in LABEL_FIELDS
+        },
+        differences={key: _differences(sheet) for key, sheet in sheets.items()},
+        lengths={panel: _lengths(verdicts, texts, panel, seed) for panel in panels},
+        agreement=_agreement(verdicts, people, seed),
+        signals={name: benchmark_signals(verdicts, texts, name) for name in benchmarks},
+    )
+
+
+def score_sheets(verdicts: Verdicts) -> dict[SheetKey, ScoreSheet]:
+    """One for each judge, benchmark and reference, and for the average of several references.
+
+    Raises:
+      ValueError: a reference has the name that stands for the average.
+    """
+    sheets: dict[SheetKey, ScoreSheet] = {}
+    for matchup, table in verdicts.tables.items():
+        if matchup.reference == AVERAGE:
+            raise ValueError(f"a reference is named {AVERAGE!r}; give it another name")
+        sheet = sheets.setdefault(matchup[:3], ScoreSheet({}))
+        sheet.parts[matchup.generator] = [score.item_bounds(table)]
+    for judge, benchmark in sorted({key[:2] for key in sheets}):
+        each = [sheet.parts for key, sheet in sheets.items() if key[:2] == (judge, benchmark)]
+        if len(each) > 1:
+            everywhere = sorted(set.intersection(*map(set, each)))
+            together = {name: [parts[name][0] for parts in each] for name in everywhere}
+            sheets[judge, benchmark, AVERAGE] = ScoreSheet(together, len(each))
+    return {key: sheets[key] for key in sorted(sheets)}
+
+
+def _headline(sheets: dict[SheetKey, ScoreSheet], panel: Panel) -> str:
+    """The reference that represents all: the average, or the only one."""
+    references = [key[2] for key in sheets if key[:2] == panel]
+    return AVERAGE if AVERAGE in references else references[0]
+
+
+def _ranked(rates: dict[Matchup, WinRate]) -> list[str]:
+    """Systems, the best first: by the mean of their rates over all matchups."""
+    known: dict[str, list[float]] = {}
+    for matchup, rate in rates.items():
+        own = known.setdefault(matchup.generator, [])
+        if matchup.reference != AVERAGE and rate.rate is not None:
+            own.append(rate.rate)
+    return sorted(known, key=lambda name: (-np.mean(known[name] or [0.0]), natural(name)))
+
+
+def _labels(verdicts: Verdicts, texts: ReportTexts, benchmark: str, field: str) -> list[str]:
+    """The label of each item, "" where it has none."""
+    items = (texts.items[benchmark, name] for name in verdicts.ids[benchmark])
+    return [str(getattr(item, field) or "") for item in items]
+
+
+def _benchmark(verdicts: Verdicts, texts: ReportTexts, benchmark: str) -> BenchmarkSummary:
+    """Difficulties by value, topics by frequency."""
+    order: dict[str, Callable[[tuple[str, int]], Any]] = {
+        "difficulty": lambda pair: pair[0],
+        "topic": lambda pair: (-pair[1], pair[0]),
+    }
+    counts = {
+        field: Counter(filter(None, _labels(verdicts, texts, benchmark, field)))
+        for field in LABEL_FIELDS
+    }
+    return BenchmarkSummary(
+        len(verdicts.ids[benchmark]),
+        {field: dict(sorted(found.items(), key=order[field])) for field, found in counts.items()},
+    )
+
+
+def _by_label(
+    sheet: ScoreSheet, item_labels: list[str], *, seed: int, min_items: int
+) -> dict[tuple[str, str], WinRate]:
+    """(generator, label) -> win rate, for labels of at least `min_items` items."""
+    labels, counts = np.array(item_labels), Counter(item_labels)
+    return {
+        (generator, label): score.mean_rate(parts, labels == label, seed=seed)
+        for label in sorted(counts, key=natural)
+        if label and counts[label] >= min_items
+        for generator, parts in sheet.parts.items()
+    }
+
+
+def _differences(sheet: ScoreSheet) -> dict[tuple[str, str], Difference]:
+    """All pairs of systems of a sheet, which is the family of Holm's correction."""
+    scores = {name: sheet.scores(name) for name in sheet.parts}
+    rows = {}
+    for one, other in itertools.combinations(sorted(scores, key=natural), 2):
+        both = ~np.isnan(scores[one]) & ~np.isnan(scores[other])
+        if not both.any():
+            continue
+        a, b = scores[one][both], scores[other][both]
+        low, high = difference_interval(a, b, sheet.steps)
+        p = paired(a, b, sheet.steps)
+        rows[one, other] = Difference(int(both.sum()), float((a - b).mean()), low, high, p, p)
+    adjusted = holm([row.p for row in rows.values()])
+    return {
+        pair: dataclasses.replace(row, p_holm=p)
+        for (pair, row), p in zip(rows.items(), adjusted, strict=True)
+    }
+
+
+def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
+    """A judge over everything it judged; the interval resamples items."""
+    model, reference = VerdictCode.MODEL, VerdictCode.REFERENCE
+    tables = {key: table for key, table in verdicts.tables.items() if key.judge == judge}
+    total = sum(map(score.position, tables.values()), score.NO_POSITION)
+    first, decided = [], []
+    for benchmark in sorted({matchup.benchmark for matchup in tables}):
+        own = np.stack([table for key, table in tables.items() if key.benchmark == benchmark])
+        for_first = (own == [model, reference]).sum(axis=(0, 2))
+        for_second = (own == [reference, model]).sum(axis=(0, 2))
+        first.append(for_first)
+        decided.append(for_first + for_second)
+    sums, counts = np.concatenate(first)[:, None], np.concatenate(decided)[:, None]
+    interval = None
+    if counts.sum():
+        _, ends = bootstrap_ratios(sums, counts, seed=seed)
+        interval = float(ends[0, 0]), float(ends[1, 0])
+    return JudgeSummary(verdicts.prompts[judge], total, interval)
+
+
+def _lengths(
+    verdicts: Verdicts, texts: ReportTexts, panel: Panel, seed: int
+) -> dict[str | None, LengthEffect]:
+    """The effect of length for each system, and under None for all of them together."""
+    benchmark = panel[1]
+    ids = verdicts.ids[benchmark]
+    bounds: dict[str, list[np.ndarray]] = {}
+    ratio: dict[str, list[np.ndarray]] = {}
+    for matchup, table in verdicts.tables.items():
+        if matchup[:2] != panel:
+            continue
+        model = texts.lengths(benchmark, matchup.generator, ids)
+        reference = texts.lengths(benchmark, matchup.reference, ids)
+        bounds.setdefault(matchup.generator, []).append(score.item_bounds(table))
+        ratio.setdefault(matchup.generator, []).append(ratios(model, reference))
+    effects: dict[str | None, LengthEffect] = {
+        name: by_length(np.stack(bounds[name]), np.stack(ratio[name]), seed=seed)
+        for name in sorted(bounds, key=natural)
+    }
+    everything = (np.concatenate([np.stack(x) for x in y.values()]) for y in (bounds, ratio))
+    return effects | {None: by_length(*everything, seed=seed)}
+
+
+def _agreement(
+    verdicts: Verdicts, people: Verdicts | None, seed: int
+) -> dict[tuple[str, str, str], Agreement]:
+    """Each pair of judges, people included, on each benchmark, over what both judged."""
+    scores: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
+    for source in filter(None, (verdicts, people)):
+        item_bounds = score.either_order if source is people else score.item_bounds
+        for matchup, table in source.tables.items():
+            own = scores.setdefault(matchup.judge, {})
+            own[matchup[1:]] = score.item_scores(item_bounds(table))
+    found = {}
+    for one, other in itertools.combinations(sorted(scores), 2):
+        for benchmark in sorted(verdicts.ids):
+            shared = [c for c in scores[one] if c[0] == benchmark and c in scores[other]]
+            if shared:
+                a, b = (
+                    np.stack([scores[name][c] for c in shared], axis=1) for name in (one, other)
+                )
+                found[one, other, benchmark] = between(a, b, seed=seed)
+    return found
