@@ -52,7 +52,7 @@ def make_workdir(folder: Path, total: int) -> None:
     ]
     systems = [f"system-{i + 1}" for i in range(SYSTEMS)]
     jsonl.write(
-        folder / workdirs.ITEMS,
+        folder / workdirs.ITEMS_FILE,
         (
             {"id": i, "benchmark": name, "instruction": text(300), "input": "", "topic": ""}
             | {"difficulty": 1 + int(i) % 5}
@@ -60,7 +60,7 @@ def make_workdir(folder: Path, total: int) -> None:
         ),
     )
     jsonl.write(
-        folder / workdirs.OUTPUTS,
+        folder / workdirs.OUTPUTS_FILE,
         (
             {"benchmark": name, "id": i, "generator": generator, "finish_reason": "stop"}
             | {"output": text(int(draw.gamma(4, CHARACTERS / 4))), "num_tokens": None}
@@ -68,7 +68,7 @@ def make_workdir(folder: Path, total: int) -> None:
             for name, i in items
         ),
     )
-    jsonl.write(folder / verdicts.FILE, judgements(items, systems, draw))
+    jsonl.write(folder / verdicts.JUDGEMENTS_FILE, judgements(items, systems, draw))
 
 
 def judgements(
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="report-") as temporary:
         folder = Path(flags.FLAGS.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / verdicts.FILE).exists():
+        if not (folder / verdicts.JUDGEMENTS_FILE).exists():
             make_workdir(folder, flags.FLAGS.items)
         output = Path(temporary) / "report"
         command = [sys.executable, "-m", "evaluation.report"]

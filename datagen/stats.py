@@ -63,7 +63,7 @@ def write_figures(directory: Path, figures: dict[str, page.StatsFigure]) -> dict
         missing |= drawing.write_png(path, whole)
         written[f"{directory.name}/{path.name}"] = heading
     if missing:
-        log(drawing.boxes(missing))
+        log(drawing.missing_glyphs(missing))
     return written
 
 

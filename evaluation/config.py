@@ -7,9 +7,11 @@ from datagen.chat.config import Limits, ProviderConfig
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Limits):
+    """The settings of a run that asks a model."""
+
     judges: str  # comma-separated names of judges.JUDGES, or NAME=FILE.txt
-    reasks: int  # most times that a reply without a verdict is asked for again
-    chat: ProviderConfig  # the model that judges, or whose answers are the reference
+    reasks: int  # maximum number of repeated requests for a reply without a verdict
+    chat: ProviderConfig  # the model that judges or writes references
 
     def __post_init__(self):
         if self.reasks < 0:

@@ -5,16 +5,15 @@
         [--data=data] [--ids=3,17] [--difficulty=4,5] [--dry_run]
 
 Every judge of the config judges every output against every reference. Files are given as FILE,
-NAME=FILE or FILE#COLUMN; published ones, below --data, by name. For a judge of another model take
-another workdir; evaluation.report reads several.
+NAME=FILE or FILE#COLUMN; published ones, below --data, by name. Use a separate workdir for each
+judging model; evaluation.report reads several.
 
-D holds, once all is judged: judgements.jsonl (one line a verdict), items.jsonl and outputs.jsonl
-(what was compared) and run.json (how, and counts). D/answers.sqlite holds every reply from the
-moment it came. So run the same command again after any end: it asks for what is missing. A run that
-stops before its end (budget, Ctrl-C) leaves judgements.jsonl as it was, since a part of the
-verdicts would be a biased sample. Where no reply is to be had, because the server refuses this
-request or fails every time, the verdict is invalid, and the command ends with an error that says so
-once all is written.
+A complete run writes judgements.jsonl (one verdict per line), items.jsonl and outputs.jsonl (what
+was compared) and run.json (settings and counts) into D. D/answers.sqlite stores every reply as soon
+as it arrives, so an interrupted run resumes with the same command. A run that stops early (budget,
+Ctrl-C) does not change judgements.jsonl, since part of the verdicts would be a biased sample. Where
+the server rejects a request or always fails, the verdict is invalid, and the command ends with an
+error after everything is written.
 """
 
 import dataclasses
@@ -33,30 +32,31 @@ from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging import comparisons, verdicts, workdirs
+from evaluation.judging import comparisons, workdirs
 from evaluation.judging.comparisons import Comparison, Reply
 from evaluation.judging.judges import Judge
-from evaluation.judging.parsers import INVALID
+from evaluation.judging.verdicts import JUDGEMENTS_FILE, Verdict
 from evaluation.scoring import text_metrics
 
 
 def load_judges(sources: str) -> list[Judge]:
-    """
+    """The judges of a comma-separated list.
+
     Raises:
-      ValueError: none is named, or two have one name.
+      ValueError: the list is empty, or two judges have the same name.
     """
     judges = [Judge.load(source.strip()) for source in sources.split(",") if source.strip()]
     if not judges:
-        raise ValueError("config.judges names no judge")
-    _differ("judges", [judge.name for judge in judges])
+        raise ValueError("config.judges is empty; name at least one judge")
+    _require_unique("judges", [judge.name for judge in judges])
     return judges
 
 
 def select(items: Sequence[Item], ids: Sequence[str], difficulty: Sequence[int]) -> list[int]:
-    """Positions of the items to judge: those of `ids`, those of a difficulty, both or all.
+    """Positions of the items to judge: those with one of `ids` and one of `difficulty`, if given.
 
     Raises:
-      ValueError: no item has one of the ids, or none has all that is asked for.
+      ValueError: an id is unknown, or no item is selected.
     """
     known, wanted = {item.id for item in items}, set(ids)
     if unknown := sorted(wanted - known):
@@ -64,21 +64,21 @@ def select(items: Sequence[Item], ids: Sequence[str], difficulty: Sequence[int])
             f"--ids: {items[0].benchmark} has no item {unknown[0]!r}; its first is {items[0].id!r}"
         )
     chosen = [
-        place
-        for place, item in enumerate(items)
+        position
+        for position, item in enumerate(items)
         if (not wanted or item.id in wanted) and (not difficulty or item.difficulty in difficulty)
     ]
     if not chosen:
         raise ValueError(
-            f"no item of {items[0].benchmark} has what --ids and --difficulty ask for; leave one "
-            "of them out"
+            f"no item of {items[0].benchmark} matches --ids and --difficulty; omit one of them"
         )
     return chosen
 
 
-def _differ(what: str, names: Sequence[str]) -> None:
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{what}: {twice[0]!r} is there twice; give each a name of its own")
+def _require_unique(kind: str, names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{kind}: duplicate name {name!r}; names must be unique")
 
 
 def load_systems(
@@ -87,63 +87,66 @@ def load_systems(
     """For each flag, for each of its sources: the outputs to the chosen items.
 
     Raises:
-      FileNotFoundError, ValueError: as outputs.load; or two systems have one name.
+      FileNotFoundError, ValueError: as outputs.load; or two systems have the same name.
     """
     loaded = []
     for flag_sources in sources.values():
-        whole = [outputs.load(source, items, data) for source in flag_sources]
-        loaded.append([[system[place] for place in chosen] for system in whole])
+        systems = [outputs.load(source, items, data) for source in flag_sources]
+        loaded.append([[system[position] for position in chosen] for system in systems])
     names = [system[0].generator for group in loaded for system in group]
-    _differ(" and ".join(f"--{flag}" for flag in sources), names)
+    _require_unique(" and ".join(f"--{flag}" for flag in sources), names)
     return loaded
 
 
 def require_all_kept(path: Path, compared: Sequence[Comparison], model: str) -> None:
-    """A run repeats a workdir's judgements or adds to them; it takes none away.
+    """Requires that a run repeats a workdir's judgements or adds to them.
 
     Raises:
-      ValueError: `path` holds a judgement that is not asked for now, or is no whole file.
+      ValueError: `path` contains a judgement that this run does not request, or is incomplete.
     """
-    asked = {tuple(comparisons.names(comparison, model).values()) for comparison in compared}
+    requested = {tuple(comparisons.names(comparison, model).values()) for comparison in compared}
     fields = tuple(comparisons.names(compared[0], model))
-    for where, record in _read_if_there(path):
-        if tuple(record.get(field) for field in fields) not in asked:
-            what = ", ".join(f"{field} {record.get(field)}" for field in fields)
+    for location, record in _read_existing(path):
+        if tuple(record.get(field) for field in fields) not in requested:
+            names = ", ".join(f"{field} {record.get(field)}" for field in fields)
             raise ValueError(
-                f"{where}: a verdict that this run does not ask for ({what}); choose another "
-                "--workdir, or ask for all that was asked for before, too"
+                f"{location}: this run does not request this verdict ({names}); choose another "
+                "--workdir, or include all earlier items, systems and judges"
             )
 
 
 def require_same_outputs(path: Path, systems: Sequence[Sequence[ModelOutput]]) -> None:
-    """Verdicts on one text are not given out as those on another.
+    """Requires that a workdir's verdicts are on the same texts.
 
     Raises:
-      ValueError: `path` holds another output of a system to an item, or is no whole file.
+      ValueError: `path` contains another output of a system to an item, or is incomplete.
     """
-    now = {(o.benchmark, o.generator, o.id): o.output for system in systems for o in system}
-    for where, record in _read_if_there(path):
-        key = tuple(record.get(field) for field in ("benchmark", "generator", "id"))
-        if now.get(key, record.get("output")) != record.get("output"):
+    outputs_now = {(o.benchmark, o.generator, o.id): o.output for group in systems for o in group}
+    for location, record in _read_existing(path):
+        benchmark, generator, id_ = (
+            str(record.get(field)) for field in ("benchmark", "generator", "id")
+        )
+        judged = record.get("output")
+        if outputs_now.get((benchmark, generator, id_), judged) != judged:
             raise ValueError(
-                f"{where}: was judged with another answer of {key[1]} to item {key[2]!r} than it "
-                "has now; choose another --workdir"
+                f"{location}: judged with another answer of {generator} to item {id_!r} than the "
+                "present one; choose another --workdir"
             )
 
 
-def _read_if_there(path: Path) -> Iterator[tuple[str, jsonl.Record]]:
+def _read_existing(path: Path) -> Iterator[tuple[str, jsonl.Record]]:
     if not path.exists():
         return
     try:
         yield from jsonl.read(path)
     except ValueError as error:
         raise ValueError(
-            f"{error}; delete {path}: it is written anew, from the replies in answers.sqlite"
+            f"{error}; delete {path}: it is rebuilt from the replies in answers.sqlite"
         ) from None
 
 
-class Judging:
-    """What is compared with what, by whom; see the flags for the arguments."""
+class JudgingRun:
+    """All comparisons of a run and their replies; see the flags for the arguments."""
 
     def __init__(
         self,
@@ -162,7 +165,7 @@ class Judging:
             benchmarks.check_name("judge", f"{judge.name}/{config.chat.model}")
         everything = benchmarks.load(benchmark, data)
         chosen = select(everything, ids, difficulty)
-        self.items = [everything[place] for place in chosen]
+        self.items = [everything[position] for position in chosen]
         sources = {"outputs": outputs_from, "references": references_from}
         self.models, self.references = load_systems(sources, everything, chosen, data)
         self.systems = [*self.models, *self.references]
@@ -183,41 +186,43 @@ class Judging:
             }
 
     def estimate(self, client: Client) -> None:
-        """Tells what there is to ask, by judge."""
+        """Reports what remains to be requested, by judge."""
         for judge in self.judges:
             requests = (c.request() for c in self.compared if c.judge is judge)
-            estimate = client.estimate(requests, judge.kind.usual_tokens)
+            estimate = client.estimate(requests, judge.spec.typical_tokens)
             client.report(f"{judge.name}: {estimate}")
 
     def counts(self) -> dict[str, Any]:
+        """The counts for run.json."""
         cut = {
             system[0].generator: sum(map(text_metrics.is_cut, system)) for system in self.references
         }
-        about = {"items": len(self.items), "cut_references": cut}
-        return comparisons.count(self.compared, self.replies) | about
+        counts = comparisons.count(self.compared, self.replies)
+        return counts | {"items": len(self.items), "cut_references": cut}
 
     def write(self, workdir: Path, run_record: dict[str, Any]) -> None:
+        """Writes the workdir."""
         texts = (output.record() for system in self.systems for output in system)
-        jsonl.write(workdir / workdirs.ITEMS, (item.record() for item in self.items))
-        jsonl.write(workdir / workdirs.OUTPUTS, texts)
+        jsonl.write(workdir / workdirs.ITEMS_FILE, (item.record() for item in self.items))
+        jsonl.write(workdir / workdirs.OUTPUTS_FILE, texts)
         provenance.write_json(workdir / "run.json", run_record)
         model = self.config.chat.model
         pairs = zip(self.compared, self.replies, strict=True)
         judgements = (comparisons.judgement(*pair, model) for pair in pairs)
-        jsonl.write(workdir / verdicts.FILE, judgements)  # last: where it is, all are
+        jsonl.write(workdir / JUDGEMENTS_FILE, judgements)  # last: it marks a complete run
 
 
-def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
+def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
     """Judges, and writes the workdir.
 
     Raises:
-      ValueError: the workdir holds verdicts that are not asked for now; or, once all is written,
-        some comparisons have no reply, or a judge gave no verdict at all.
-      RunStoppedError: the budget is reached, a signal came, or nothing can be answered.
+      ValueError: the workdir contains verdicts that this run does not request; or, after everything
+        is written, some comparisons have no reply, or a judge gave no verdict at all.
+      RunStoppedError: the budget is reached, a signal arrived, or no request can be answered.
     """
     config = judging.config.within(judging.config.chat)
-    require_all_kept(workdir / verdicts.FILE, judging.compared, config.model)
-    require_same_outputs(workdir / workdirs.OUTPUTS, judging.systems)
+    require_all_kept(workdir / JUDGEMENTS_FILE, judging.compared, config.model)
+    require_same_outputs(workdir / workdirs.OUTPUTS_FILE, judging.systems)
     record = provenance.describe(**judging.description)
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
@@ -237,27 +242,27 @@ def run(judging: Judging, workdir: Path, *, dry_run: bool = False) -> None:
     if failures := [reply.failure for reply in judging.replies if reply.failure]:
         raise ValueError(
             f"{len(failures):,} of {len(judging.replies):,} comparisons have no reply and are "
-            f"invalid in {workdir / verdicts.FILE}; the first failed so: {failures[0]}; run again "
-            "to ask for them again"
+            f"invalid in {workdir / JUDGEMENTS_FILE}; the first failure: {failures[0]}; rerun the "
+            "command to request them again"
         )
-    if silent := [n for n, found in counts["verdicts"].items() if set(found) == {INVALID}]:
+    if silent := [n for n, found in counts["verdicts"].items() if set(found) == {Verdict.INVALID}]:
         raise ValueError(
-            f"no reply to {', '.join(silent)} holds a verdict; see `raw` in "
-            f"{workdir / verdicts.FILE}, and whether {config.model} can follow that prompt within "
+            f"no reply to {', '.join(silent)} states a verdict; check `raw` in "
+            f"{workdir / JUDGEMENTS_FILE}, and whether {config.model} can follow the prompt within "
             f"max_tokens {config.max_tokens:,}"
         )
 
 
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-    flags.DEFINE_string("benchmark", None, "Test set: a published one's name, FILE or NAME=FILE.")
-    flags.DEFINE_list("outputs", None, "Outputs to judge: each FILE, NAME=FILE or NAME.")
-    flags.DEFINE_list("references", None, "Outputs to compare them with: the same.")
+    flags.DEFINE_string("benchmark", None, "Test set: published NAME, FILE or NAME=FILE.")
+    flags.DEFINE_list("outputs", None, "Outputs to judge: each FILE, NAME=FILE or published NAME.")
+    flags.DEFINE_list("references", None, "Outputs to compare them with, in the same form.")
     flags.DEFINE_string("data", "data", "Folder of published files, such as AlpaCare's data/.")
     flags.DEFINE_string("workdir", None, "Folder for the judgements.")
-    flags.DEFINE_list("ids", [], "Only the items of these ids.")
-    flags.DEFINE_list("difficulty", [], "Only the items of these difficulties, 1 to 5.")
-    flags.DEFINE_bool("dry_run", False, "Only tell requests, tokens, price and time.")
+    flags.DEFINE_list("ids", [], "Only items with these ids.")
+    flags.DEFINE_list("difficulty", [], "Only items of these difficulties, 1 to 5.")
+    flags.DEFINE_bool("dry_run", False, "Only estimate requests, tokens, cost and time.")
     flags.mark_flags_as_required(["config", "benchmark", "outputs", "references", "workdir"])
     cli.require_entries("outputs", "references")
     flags.register_validator(
@@ -270,7 +275,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
-    judging = Judging(
+    judging = JudgingRun(
         sections.build(EvaluationConfig, FLAGS.config.to_dict()),
         benchmark=FLAGS.benchmark,
         outputs_from=FLAGS.outputs,

@@ -2,9 +2,10 @@
 
 from html import escape
 
+from common.reports import charts
 from common.reports.drawing import Drawing
-from common.reports.page import Row, document, foldout, number, panels, table
-from datagen.analysis import charts
+from common.reports.page import TableRow, document, foldout, number, panels, table
+from common.reports.sunburst import sunburst
 from datagen.analysis.labels import LABEL_FIELDS
 from datagen.analysis.measures import NEAR_DUPLICATE, SUNBURST_OBJECTS, SUNBURST_VERBS
 from datagen.analysis.tables import CHART_FIELDS, Stats, summary_rows
@@ -57,13 +58,13 @@ def _verb_objects(stats: Stats) -> StatsFigure:
     drawings, tables, empty = [], [], []
     for name, found in stats["sets"].items():
         pairs = found["verb_objects"]
-        share = charts.share(pairs["covered"], found["records"])
+        share = charts.percentage(pairs["covered"], found["records"])
         title = f"{name}: {pairs['covered']:,} of {found['records']:,} instructions ({share})"
         if not pairs["covered"]:
             empty.append(name)
             continue
-        drawings.append(charts.sunburst(title, pairs["top"], pairs["covered"]))
-        rows: list[Row] = [
+        drawings.append(sunburst(title, pairs["top"], pairs["covered"]))
+        rows: list[TableRow] = [
             (
                 verb["verb"],
                 [f"{verb['count']:,}", ", ".join(f"{n} {c:,}" for n, c in verb["objects"].items())],
@@ -116,7 +117,7 @@ def _labels(stats: Stats) -> StatsFigure:
         totals = [s["records"] - s["labels"][field]["missing"] for s in sets.values()]
         if not any(totals):
             continue
-        drawings.append(charts.bars(field.capitalize(), rows, list(sets), totals))
+        drawings.append(charts.count_bars(field.capitalize(), rows, list(sets), totals))
         tables.append(table([field, *sets], [(name, list(map(number, row))) for name, row in rows]))
     spelled = [
         (value["name"], [name, "; ".join(f"{s} {n:,}" for s, n in value["spellings"].items())])
@@ -137,7 +138,7 @@ def _labels(stats: Stats) -> StatsFigure:
 
 def _lengths(stats: Stats) -> StatsFigure:
     names, drawings = list(stats["sets"]), []
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for text, edges in stats["word_edges"].items():
         found = [s["words"][text] for s in stats["sets"].values()]
         if not any(item["count"] for item in found):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from common.reports.page import Row, number
-from datagen.analysis import charts
+from common.reports.charts import percentage
+from common.reports.page import TableRow, number
 from datagen.analysis.labels import LABEL_FIELDS
 from datagen.analysis.measures import NEAR_DUPLICATE, TEXT_FIELDS
 
@@ -13,21 +13,21 @@ Stats = dict[str, Any]
 CHART_FIELDS = (*LABEL_FIELDS, "difficulty")
 
 
-def summary_rows(stats: Stats) -> list[Row]:
+def summary_rows(stats: Stats) -> list[TableRow]:
     """Rows of a label and one text per set; the page and the dataset card show the same."""
     sets = list(stats["sets"].values())
 
-    def row(label: str, *path: str) -> Row:
+    def row(label: str, *path: str) -> TableRow:
         return label, [number(_at(found, path)) for found in sets]
 
-    def part(label: str, total: tuple[str, ...], *path: str) -> Row:
+    def part(label: str, total: tuple[str, ...], *path: str) -> TableRow:
         return label, [
-            f"{_at(s, path):,} ({charts.share(_at(s, path), _at(s, total))})" for s in sets
+            f"{_at(s, path):,} ({percentage(_at(s, path), _at(s, total))})" for s in sets
         ]
 
     records = ("records",)
     asked = ("nearest", "queries")
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         row("Records", "records"),
         part("Unique instructions", records, "unique_instructions"),
         part("Repeated up to case, punctuation", records, "repeated_folded"),

@@ -1,12 +1,12 @@
-"""Test sets: which there are, where their published files lie, and what is asked in them.
+"""Test sets: published ones by name, and any file of instructions.
 
     items = load("medinstruct", data)            # by name, below a folder of published files
     items = load("cardiology.jsonl", data)       # any file of instructions
-    items = load("cardiology=test.jsonl", data)  # the same under a name of its own
+    items = load("cardiology=test.jsonl", data)  # the same, with another name
 
-The folder is `data/` of the original repository (XZhang97666/AlpaCare), or one laid out as
-`testsets/`, `references/NAME/`, `model_outputs/NAME/`. Where the original has no file of a test
-set, its items are read from the published outputs, which repeat them.
+The folder is `data/` of the original repository (XZhang97666/AlpaCare), or one with the layout
+`testsets/`, `references/NAME/`, `model_outputs/NAME/`. Where the original repository has no file
+for a test set, its items are read from the published outputs, which repeat them.
 """
 
 import dataclasses
@@ -27,15 +27,16 @@ class Item:
     benchmark: str
     instruction: str
     input: str  # "" when there is none
-    topic: str = ""  # "" where it is not known
+    topic: str = ""  # "" where unknown
     difficulty: int | None = None  # 1 to 5
 
     @property
     def text(self) -> str:
-        """What a model is asked: instruction and input as one text, as the paper compares them."""
+        """The prompt to a model: instruction and input as one text, as in the paper."""
         return records.join_text(self.instruction, self.input)
 
     def record(self) -> Record:
+        """A line of items.jsonl."""
         return dataclasses.asdict(self)
 
 
@@ -45,17 +46,17 @@ class Benchmark:
 
     name: str
     size: int  # items
-    published_names: tuple[str, ...]  # in the names of published files and folders
-    files: tuple[str, ...]  # patterns below the data folder; the first that is there counts
+    published_names: tuple[str, ...]  # used in the names of published files and folders
+    files: tuple[str, ...]  # patterns below the data folder; the first match is read
     topic_field: str = "topic"
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Who answered in the files themselves -> the field with the answers."""
+    """Models whose answers the files contain -> the field with their answers."""
 
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        # 216 items, not the paper's 217: ids run from 0 to 216, and there is no 143.
+        # 216 items, not the paper's 217: ids run from 0 to 216 without 143.
         Benchmark(
             name="medinstruct",
             size=216,
@@ -68,14 +69,14 @@ BENCHMARKS = {
                 "claude-2": "claude-2",
             },
         ),
-        # Patients' posts under one instruction; published references repeat the posts alone.
+        # Patients' posts under one instruction; published references repeat only the posts.
         Benchmark(
             name="icliniq",
             size=1000,
             published_names=("icliniq", "iCliniq"),
             files=("testsets/iCliniq_1000.json", "model_ouputs/*/iCliniq/seed_0.json"),
         ),
-        # 208 items have an input, which published outputs hold merged into the instruction.
+        # 208 items have an input, which published outputs merge into the instruction.
         Benchmark(
             name="alpaca_farm",
             size=805,
@@ -93,14 +94,14 @@ BENCHMARKS = {
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """(name, file) of "NAME", "FILE" or "NAME=FILE"; "" for what is not given.
+    """(name, file) of "NAME", "FILE" or "NAME=FILE"; "" for the missing part.
 
     >>> split_source("gpt-4"), split_source("x/y.json.gz"), split_source("gpt-4=y.jsonl#answer")
     (('gpt-4', ''), ('', 'x/y.json.gz'), ('gpt-4', 'y.jsonl#answer'))
     """
     name, equals, file = source.partition("=")
     if equals and ("/" not in name or Path(file.partition("#")[0]).exists()):
-        return name, file  # not runs/learning_rate=2e-5/answers.json, which is a path
+        return name, file  # but runs/learning_rate=2e-5/answers.json is a path
     is_file = source.partition("#")[0].endswith(FILE_ENDINGS)
     return ("", source) if is_file else (source, "")
 
@@ -112,7 +113,7 @@ def published(data: Path, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def official_name(name: str) -> str:
-    """The name in BENCHMARKS that published files may call otherwise; others stay.
+    """The name in BENCHMARKS of a name that published files use; other names are unchanged.
 
     >>> official_name("medsi"), official_name("alpaca_eval"), official_name("cardiology")
     ('medinstruct', 'alpaca_farm', 'cardiology')
@@ -123,16 +124,16 @@ def official_name(name: str) -> str:
     return name
 
 
-def check_name(where: str, name: str) -> str:
-    """`name` of a benchmark, a system or a judge, if figures, tables and pages can show it.
+def check_name(location: str, name: str) -> str:
+    """The `name` of a benchmark, a system or a judge, if figures and tables can display it.
 
     Raises:
-      ValueError: it is empty, or holds control characters or such as turn the writing round.
+      ValueError: it is empty, or contains control characters such as a change of direction.
     """
     if not (name.strip() and name.isprintable()):
         raise ValueError(
-            f"{where}: {name!r:.40} is no name that can be shown; give another, of letters that "
-            "can be printed: NAME=FILE"
+            f"{location}: the name {name!r:.40} cannot be displayed; give one of printable "
+            "characters: NAME=FILE"
         )
     return name
 
@@ -142,12 +143,12 @@ def load(benchmark: str, data: Path) -> list[Item]:
 
     Args:
       benchmark: a name of BENCHMARKS, a file of instructions, or NAME=FILE.
-      data: folder of the published files; names are looked for in it.
+      data: folder of the published files, in which names are looked up.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: no such name, a malformed record, an id twice, or a published set of another
-        size than BENCHMARKS says.
+      FileNotFoundError: the file does not exist.
+      ValueError: the name is unknown, a record is malformed, an id is a duplicate, or a published
+        set does not have its size in BENCHMARKS.
     """
     name, file = split_source(benchmark)
     name = official_name(name or Path(file).name.partition(".")[0])
@@ -158,8 +159,8 @@ def load(benchmark: str, data: Path) -> list[Item]:
     items = read(path, name)
     if len(items) != BENCHMARKS[name].size:
         raise ValueError(
-            f"{path}: {len(items):,} items, {name} has {BENCHMARKS[name].size:,}; take the whole "
-            f"file, or give a part of it a name of its own: NAME={path}"
+            f"{path}: {len(items):,} items, {name} has {BENCHMARKS[name].size:,}; use the complete "
+            f"file, or give a part of it another name: NAME={path}"
         )
     return items
 
@@ -169,7 +170,7 @@ def find(name: str, data: Path) -> Path:
 
     Raises:
       FileNotFoundError: it is not below `data`.
-      ValueError: no such name.
+      ValueError: the name is unknown.
     """
     if name not in BENCHMARKS:
         raise ValueError(
@@ -184,7 +185,7 @@ def find(name: str, data: Path) -> Path:
 
 
 def read(path: Path, name: str) -> list[Item]:
-    """The items of a file, as those of benchmark `name`; without `id` the position is it.
+    """The items of a file, as those of benchmark `name`; the default `id` is the position.
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
@@ -192,16 +193,14 @@ def read(path: Path, name: str) -> list[Item]:
     topic = BENCHMARKS[name].topic_field if name in BENCHMARKS else "topic"
     found = records.read_records(path)
     records.require_unique_ids(path, (r["id"] for r in found), "outputs are matched by id")
-    items = []
-    for record in found:
-        items.append(
-            Item(
-                id=record["id"],
-                benchmark=name,
-                instruction=record["instruction"],
-                input=record["input"],
-                topic=jsonl.text(str(path), {topic: str(record.get(topic) or "")}, topic),
-                difficulty=records.difficulty(record.get("difficulty")),
-            )
+    return [
+        Item(
+            id=record["id"],
+            benchmark=name,
+            instruction=record["instruction"],
+            input=record["input"],
+            topic=jsonl.text(str(path), {topic: str(record.get(topic) or "")}, topic),
+            difficulty=records.difficulty(record.get("difficulty")),
         )
-    return items
+        for record in found
+    ]

@@ -1,16 +1,16 @@
-"""Answers to a test set, of models and references alike, each paired with the item it answers.
+"""Answers to a test set, of models and references alike, each matched to the item it answers.
 
-Read are our own model outputs (alpaca_eval's format) and the forms of the published files:
+Reads our own model outputs (alpaca_eval's format) and the forms of the published files:
 
     instruction, output, generator, id, input, finish_reason, num_tokens   ours: by id and text
     instruction, [input,] output                             no id: by text
-    instruction, [input,] raw_output, response[, output]     `id` is the row, `output` another's
+    instruction, [input,] raw_output, response[, output]     `id` is the row, `output` a reference
     instruction "", input, output                            by the input alone
     instruction, input "", response                          claude-2
     prompt "Human: ...\\n\\nAssistant:", response             claude-2, by the prompt
     instruction, gpt-4-answer, claude-2, ...                 a column: FILE#gpt-4-answer
 
-Line numbers pair nothing. Texts are equal where they differ in white space only.
+Answers are never matched by line number. Texts that differ only in white space are equal.
 """
 
 import dataclasses
@@ -23,27 +23,28 @@ from common.jsonl import Record
 from evaluation.inputs import published
 from evaluation.inputs.benchmarks import Item, check_name, split_source
 
-SHOWN = 60
-"""Characters of a text in an error."""
+QUOTED_CHARACTERS = 60
+"""Of a text in an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOutput:
-    """One answer to one item, as it is: outer white space too."""
+    """One answer to one item, verbatim, including outer white space."""
 
     benchmark: str
     id: str  # the item's
     generator: str  # the model that wrote it
     output: str
-    finish_reason: str = ""  # stop, length (cut), refusal, ...; "" where it is not known
-    num_tokens: int | None = None  # None where it is not known
+    finish_reason: str = ""  # stop, length (truncated), refusal, ...; "" where unknown
+    num_tokens: int | None = None  # None where unknown
 
     def record(self) -> Record:
+        """A line of outputs.jsonl."""
         return dataclasses.asdict(self)
 
 
 def model_output_record(item: Item, output: ModelOutput) -> Record:
-    """A line of a file of model outputs, which alpaca_eval and `load` read."""
+    """A line of a file of model outputs, as alpaca_eval and `load` read it."""
     return {
         "instruction": item.instruction,
         "output": output.output,
@@ -61,18 +62,18 @@ def load(source: str, items: Sequence[Item], data: Path) -> list[ModelOutput]:
 
     Args:
       source: FILE, NAME=FILE or, for published files, NAME; a file's column is FILE#COLUMN.
-      items: all of the test set, also where only some of them will be used.
-      data: folder of the published files; names are looked for in it.
+      items: all items of the test set, even if only some of them will be used.
+      data: folder of the published files, in which names are looked up.
 
     Raises:
-      FileNotFoundError: there is no such file, or nothing under that name.
-      ValueError: a record is malformed, answers no item or one that is answered already; an item
-        has no answer; who wrote them is not known.
+      FileNotFoundError: the file does not exist, or nothing is published under that name.
+      ValueError: a record is malformed, or answers no item or one that has an answer; an item has
+        no answer; the generator is unknown.
     """
     path, column = locate(source, items, data)
-    rows = [_row(where, record, column) for where, record in jsonl.read(path)]
+    rows = [_row(location, record, column) for location, record in jsonl.read(path)]
     generator = check_name(str(path), split_source(source)[0] or _generator(path, rows))
-    answers = _pair(path, rows, items)
+    answers = _match(path, rows, items)
     return [
         ModelOutput(
             item.benchmark, item.id, generator, row.output, row.finish_reason, row.num_tokens
@@ -82,23 +83,20 @@ def load(source: str, items: Sequence[Item], data: Path) -> list[ModelOutput]:
 
 
 def locate(source: str, items: Sequence[Item], data: Path) -> tuple[Path, str]:
-    """(file, column) that `load` reads; "" where the file holds one model's answers."""
-    name, place = split_source(source)
-    if not place:
+    """(file, column) that `load` reads; "" where the file contains one model's answers."""
+    name, file = split_source(source)
+    if not file:
         return published.find(name, items[0].benchmark, data)
-    file, _, column = place.partition("#")
+    file, _, column = file.partition("#")
     return Path(file), column
 
 
-# Records.
+class _Answer(NamedTuple):
+    """A record of any of the forms, not yet matched to its item."""
 
-
-class Row(NamedTuple):
-    """A record of any of the forms, without its item."""
-
-    where: str
-    id: str  # "": to be joined by text
-    text: str  # what was asked, white space collapsed
+    location: str
+    id: str  # "": to be matched by text
+    text: str  # of the item, white space collapsed
     has_instruction: bool
     generator: str
     output: str
@@ -106,58 +104,57 @@ class Row(NamedTuple):
     num_tokens: int | None
 
 
-def _row(where: str, record: Record, column: str) -> Row:
-    """What a record says, whichever of the module's forms it has.
+def _row(location: str, record: Record, column: str) -> _Answer:
+    """The answer of a record in any of the module's forms.
 
     Raises:
-      ValueError: the record is none of the forms.
+      ValueError: the record has none of the forms.
     """
     is_published = "response" in record
     field = column or ("response" if is_published else "output")
     if field not in record:
-        raise ValueError(f"{where}: has no field {field!r}; name the answers' one: FILE#FIELD")
+        raise ValueError(
+            f"{location}: field {field!r} is missing; name the field of the answers: FILE#FIELD"
+        )
     prompt, instruction, given = (
-        jsonl.text(where, record, name) for name in ("prompt", "instruction", "input")
+        jsonl.text(location, record, name) for name in ("prompt", "instruction", "input")
     )
     if prompt and not (instruction or given):
         instruction = prompt.strip().removeprefix("Human:").removesuffix("Assistant:")
     text = " ".join(f"{instruction} {given}".split())
     if not text:
         raise ValueError(
-            f"{where}: holds no instruction, input or prompt; answers are paired with items by "
-            "text too: write them into the record"
+            f"{location}: instruction, input or prompt is missing; answers are also matched to "
+            "items by text, so the record must contain it"
         )
     number = record.get("num_tokens")
     if not (number is None or isinstance(number, int)):
-        raise ValueError(f"{where}: field 'num_tokens' must be a whole number, not {number!r:.40}")
-    # The ids of published files are rows, and their generator is the reference's.
+        raise ValueError(f"{location}: field 'num_tokens' must be an integer, not {number!r:.40}")
+    # In published files ids are row numbers, and the generator is the reference's.
     is_ours = not (is_published or column)
-    return Row(
-        where=where,
-        id=jsonl.identity(where, record) if is_ours else "",
+    return _Answer(
+        location=location,
+        id=jsonl.identity(location, record) if is_ours else "",
         text=text,
         has_instruction=bool(instruction.strip()),
-        generator=jsonl.text(where, record, "generator") if is_ours else "",
-        output=jsonl.text(where, record, field),
-        finish_reason=jsonl.text(where, record, "finish_reason"),
+        generator=jsonl.text(location, record, "generator") if is_ours else "",
+        output=jsonl.text(location, record, field),
+        finish_reason=jsonl.text(location, record, "finish_reason"),
         num_tokens=number,
     )
 
 
-def _generator(path: Path, rows: Sequence[Row]) -> str:
+def _generator(path: Path, rows: Sequence[_Answer]) -> str:
     name = rows[0].generator if rows else ""
     if not name:
-        raise ValueError(f"{path}: does not say who wrote the answers; give NAME={path}")
+        raise ValueError(f"{path}: field 'generator' is missing; give NAME={path}")
     for row in rows:
         if row.generator != name:
             raise ValueError(
-                f"{row.where}: is by {row.generator!r}, the first record by {name!r}; give each "
-                "model a file of its own"
+                f"{row.location}: generator is {row.generator!r}, in the first record {name!r}; "
+                "use a separate file for each model"
             )
     return name
-
-
-# Pairing.
 
 
 class _Items:
@@ -168,77 +165,78 @@ class _Items:
         self.benchmark = items[0].benchmark
         self.texts = [_collapsed(item.text) for item in items]
         self.inputs = [_collapsed(item.input) for item in items]
-        self._by_id = {item.id: place for place, item in enumerate(items)}
-        self._by_text = _places(self.texts)
-        self._by_input = _places(self.inputs)
+        self._by_id = {item.id: position for position, item in enumerate(items)}
+        self._by_text = _positions(self.texts)
+        self._by_input = _positions(self.inputs)
 
-    def place(self, row: Row, number: int) -> int:
+    def position(self, row: _Answer, number: int) -> int:
         """Position of the item that row `number` answers.
 
         Raises:
-          ValueError: it answers none, or one of several.
+          ValueError: it answers none, or several are possible.
         """
         return self._with_id(row) if row.id else self._with_text(row, number)
 
-    def _with_id(self, row: Row) -> int:
-        place = self._by_id.get(row.id)
-        if place is None:
+    def _with_id(self, row: _Answer) -> int:
+        position = self._by_id.get(row.id)
+        if position is None:
             raise ValueError(
-                f"{row.where}: {self.benchmark} has no item {row.id!r} ({_short(row.text)}); give "
-                "the --benchmark that the answers are for"
+                f"{row.location}: {self.benchmark} has no item {row.id!r} ({_short(row.text)}); "
+                "give the --benchmark of the answers"
             )
-        text = self.texts[place]
-        if row.text != text and (row.has_instruction or row.text != self.inputs[place]):
+        text = self.texts[position]
+        if row.text != text and (row.has_instruction or row.text != self.inputs[position]):
             raise ValueError(
-                f"{row.where}: item {row.id!r} of {self.benchmark} asks {_short(text)}, the record "
-                f"{_short(row.text)}; give the --benchmark that it is for, or records without ids: "
-                "those are joined by text"
+                f"{row.location}: the text of item {row.id!r} of {self.benchmark} is "
+                f"{_short(text)}, in the record {_short(row.text)}; give the --benchmark of the "
+                "answers, or records without ids, which are matched by text"
             )
-        return place
+        return position
 
-    def _with_text(self, row: Row, number: int) -> int:
-        places = (self._by_text if row.has_instruction else self._by_input).get(row.text, [])
-        if len(places) > 1:
-            ids = " and ".join(repr(self.items[place].id) for place in places[:2])
+    def _with_text(self, row: _Answer, number: int) -> int:
+        positions = (self._by_text if row.has_instruction else self._by_input).get(row.text, [])
+        if len(positions) > 1:
+            ids = " and ".join(repr(self.items[position].id) for position in positions[:2])
             raise ValueError(
-                f"{row.where}: items {ids} of {self.benchmark} both ask {_short(row.text)}, so "
-                "that text pairs nothing here; give the records the items' ids"
+                f"{row.location}: items {ids} of {self.benchmark} both have the text "
+                f"{_short(row.text)}, so the text is ambiguous; give the records the items' ids"
             )
-        if not places:
+        if not positions:
             near = min(number, len(self.items) - 1)
             raise ValueError(
-                f"{row.where}: no item of {self.benchmark} asks {_short(row.text)}; item "
-                f"{self.items[near].id!r}, there in the same place, asks "
-                f"{_short(self.texts[near])}; give the --benchmark that the answers are for"
+                f"{row.location}: no item of {self.benchmark} has the text {_short(row.text)}; "
+                f"item {self.items[near].id!r}, at the same position, has "
+                f"{_short(self.texts[near])}; give the --benchmark of the answers"
             )
-        return places[0]
+        return positions[0]
 
 
-def _pair(path: Path, rows: Sequence[Row], items: Sequence[Item]) -> list[Row]:
+def _match(path: Path, rows: Sequence[_Answer], items: Sequence[Item]) -> list[_Answer]:
     """The row that answers each item."""
-    finder, answers = _Items(items), [None] * len(items)
+    finder = _Items(items)
+    answers: dict[int, _Answer] = {}
     for number, row in enumerate(rows):
-        place = finder.place(row, number)
-        if earlier := answers[place]:
+        position = finder.position(row, number)
+        if earlier := answers.get(position):
             raise ValueError(
-                f"{row.where}: answers item {items[place].id!r} ({_short(row.text)}) as "
-                f"{earlier.where} does; keep one of them"
+                f"{row.location}: answers item {items[position].id!r} ({_short(row.text)}), as "
+                f"{earlier.location} does; keep one of them"
             )
-        answers[place] = row
-    missing = [item for item, answer in zip(items, answers, strict=True) if not answer]
+        answers[position] = row
+    missing = [item for position, item in enumerate(items) if position not in answers]
     if missing:
         raise ValueError(
             f"{path}: {len(missing):,} of {len(items):,} items of {items[0].benchmark} have no "
-            f"answer, the first {missing[0].id!r} ({_short(missing[0].text)}); give a file with all"
+            f"answer, the first {missing[0].id!r} ({_short(missing[0].text)}); give a complete file"
         )
-    return answers
+    return [answers[position] for position in range(len(items))]
 
 
-def _places(texts: Sequence[str]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for place, text in enumerate(texts):
-        places.setdefault(text, []).append(place)
-    return places
+def _positions(texts: Sequence[str]) -> dict[str, list[int]]:
+    positions: dict[str, list[int]] = {}
+    for position, text in enumerate(texts):
+        positions.setdefault(text, []).append(position)
+    return positions
 
 
 def _collapsed(text: str) -> str:
@@ -247,4 +245,4 @@ def _collapsed(text: str) -> str:
 
 def _short(text: str) -> str:
     text = _collapsed(text)
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+    return repr(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "...")

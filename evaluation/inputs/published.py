@@ -1,4 +1,4 @@
-"""Published answers by name: models' and references' files of AlpaCare, and how they are called."""
+"""Published answers by name: AlpaCare's files of models and references, and their naming."""
 
 import glob
 from pathlib import Path
@@ -9,20 +9,20 @@ from evaluation.inputs.benchmarks import BENCHMARKS
 
 
 def find(name: str, benchmark: str, data: Path) -> tuple[Path, str]:
-    """(file, column) of the answers by model or reference `name`; "" for a file of its own.
+    """(file, column) of the answers by model or reference `name`; "" for a separate file.
 
     Raises:
-      FileNotFoundError: there are none; the names that there are are told.
+      FileNotFoundError: there are none; the error lists the known names.
     """
     if path := next(benchmarks.published(data, _patterns(glob.escape(name), benchmark)), None):
         return path, ""
     path, columns = _columns(benchmark, data)
     if name in columns:
         return path, columns[name]
-    known = ", ".join(names(benchmark, data)) or "none at all"
+    known = ", ".join(names(benchmark, data)) or "nothing"
     raise FileNotFoundError(
-        f"{data}/ has no answers of {name!r} to {benchmark}, but of {known}; give one of these, or "
-        "NAME=FILE"
+        f"{data}/ has no answers of {name!r} to {benchmark}, only of {known}; give one of these, "
+        "or NAME=FILE"
     )
 
 
@@ -41,22 +41,22 @@ def _patterns(name: str, benchmark: str) -> list[str]:
     known = BENCHMARKS.get(benchmark)
     return [
         pattern
-        for called in (known.published_names if known else (glob.escape(benchmark),))
+        for published_name in (known.published_names if known else (glob.escape(benchmark),))
         for pattern in (
-            f"model_outputs/{name}/{called}.json",
-            f"references/{name}/{called}.jsonl",
-            f"references/{name}/{called}.json",
-            f"model_ouputs/{name}/{called}/seed_0.json",  # the original's spelling
-            f"reference_outputs/{name}/{called}_output.jsonl",
+            f"model_outputs/{name}/{published_name}.json",
+            f"references/{name}/{published_name}.jsonl",
+            f"references/{name}/{published_name}.json",
+            f"model_ouputs/{name}/{published_name}/seed_0.json",  # sic
+            f"reference_outputs/{name}/{published_name}_output.jsonl",
         )
     ]
 
 
 def _columns(benchmark: str, data: Path) -> tuple[Path, dict[str, str]]:
-    """The test set's file and who answered in it, as name -> field."""
+    """The test set's file, and the fields of the models whose answers it contains, by name."""
     known = BENCHMARKS.get(benchmark)
-    path = known and next(benchmarks.published(data, known.files), None)
-    if not path:
+    path = next(benchmarks.published(data, known.files), None) if known else None
+    if not known or not path:
         return data, {}
     _, first = next(jsonl.read(path), ("", {}))
     return path, {name: field for name, field in known.columns.items() if field in first}

@@ -16,7 +16,7 @@ from evaluation.scoring.intervals import bootstrap_ratios, difference_interval
 from evaluation.scoring.lengths import LengthEffect, by_length, ratios
 from evaluation.scoring.results import (
     AVERAGE,
-    LABEL_FIELDS,
+    ITEM_LABELS,
     BenchmarkSummary,
     Difference,
     JudgeSummary,
@@ -87,7 +87,7 @@ def measure(
                 )
                 for panel, reference in headline.items()
             }
-            for field in LABEL_FIELDS
+            for field in ITEM_LABELS
         },
         differences={key: _differences(sheet) for key, sheet in sheets.items()},
         lengths={panel: _lengths(verdicts, texts, panel, seed) for panel in panels},
@@ -147,7 +147,7 @@ def _benchmark(verdicts: Verdicts, texts: ReportTexts, benchmark: str) -> Benchm
     }
     counts = {
         field: Counter(filter(None, _labels(verdicts, texts, benchmark, field)))
-        for field in LABEL_FIELDS
+        for field in ITEM_LABELS
     }
     return BenchmarkSummary(
         len(verdicts.ids[benchmark]),

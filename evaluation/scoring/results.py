@@ -14,7 +14,7 @@ from evaluation.scoring.signals import SystemSignals
 AVERAGE = "average"
 """Used in place of a reference's name: the mean over all references, item by item."""
 
-LABEL_FIELDS = ("difficulty", "topic")
+ITEM_LABELS = ("difficulty", "topic")
 """Fields of items by whose values win rates are broken down."""
 
 Panel = tuple[str, str]  # (judge, benchmark): the subject of one panel of a figure
@@ -22,7 +22,7 @@ Panel = tuple[str, str]  # (judge, benchmark): the subject of one panel of a fig
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkSummary:
-    """The items of a benchmark, and how many have each label of LABEL_FIELDS."""
+    """The items of a benchmark, and how many have each label of ITEM_LABELS."""
 
     items: int
     labels: Mapping[str, Mapping[str, int]]
@@ -109,7 +109,7 @@ class Results:
                 for panel, rates in self.rates_by_label[field].items()
                 for (generator, label), rate in rates.items()
             ]
-            for field in LABEL_FIELDS
+            for field in ITEM_LABELS
         }
         comparisons = [
             {"judge": judge, "benchmark": benchmark, "reference": reference}

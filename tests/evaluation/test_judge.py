@@ -1,4 +1,4 @@
-"""Judging over real HTTP, through the real SDKs: both orders, again after any end."""
+"""JudgingRun over real HTTP, through the real SDKs: both orders, again after any end."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from datagen.chat import client
 from datagen.chat.errors import RunStoppedError
 from evaluation import judge
 from evaluation.config import EvaluationConfig
-from evaluation.judge import Judging
+from evaluation.judge import JudgingRun
 from evaluation.judging import verdicts, workdirs
-from evaluation.scoring import results
+from evaluation.scoring.measurement import measure
 from tests.conftest import DATA, REPOSITORY, needs_data
 from tests.support.chat_server import ChatServer, question
 
@@ -71,11 +71,11 @@ def make_config(server, judges="alpacare", reasks=2, **changes) -> EvaluationCon
     return sections.build(EvaluationConfig, content)
 
 
-def make(config, files, outputs=SYSTEMS[:2], references=SYSTEMS[2:], **selection) -> Judging:
+def make(config, files, outputs=SYSTEMS[:2], references=SYSTEMS[2:], **selection) -> JudgingRun:
     def paths(names):
         return [name if "=" in name else str(files / f"{name}.jsonl") for name in names]
 
-    return Judging(
+    return JudgingRun(
         config,
         benchmark=str(files / "set.jsonl"),
         outputs_from=paths(outputs),
@@ -105,8 +105,8 @@ def test_a_judge_that_always_prefers_the_first(server, files, tmp_path):
         ("reference_first", "reference"),
     }
     names = ("judge", "reference", "generator", "id", "order")
-    told = [tuple(line[name] for name in names) for line in lines]
-    assert told == [
+    printed = [tuple(line[name] for name in names) for line in lines]
+    assert printed == [
         (f"{j}/gpt-6-luna", r, g, item["id"], order)
         for j in ("alpacare", "alpacare_no_tie")
         for r in ("gpt", "claude")
@@ -114,7 +114,7 @@ def test_a_judge_that_always_prefers_the_first(server, files, tmp_path):
         for item in ITEMS
         for order in ("model_first", "reference_first")
     ]
-    assert lines[0] == dict(zip(names, told[0], strict=True)) | {
+    assert lines[0] == dict(zip(names, printed[0], strict=True)) | {
         "benchmark": "set",
         "verdict": "model",
         "raw": "Output (a)",
@@ -151,10 +151,10 @@ def test_the_judge_sees_the_texts_as_they_are_and_both_orders(server, files, tmp
 def test_structured_replies_are_asked_for_by_schema(server, files, tmp_path, provider):
     server.answer = lambda _: '{"explanation": "B is rude.", "verdict": "A"}'
     config = make_config(server, "structured,medical", provider=provider, reasks=0)
-    with pytest.raises(ValueError, match="no reply to medical holds a verdict; see `raw` in"):
+    with pytest.raises(ValueError, match="no reply to medical states a verdict; check `raw` in"):
         judge.run(make(config, files, ["model-7B"], ["gpt"], ids=["a"]), tmp_path)
-    told = [(line["judge"].split("/")[0], line["verdict"]) for line in read(tmp_path)]
-    assert told == [
+    printed = [(line["judge"].split("/")[0], line["verdict"]) for line in read(tmp_path)]
+    assert printed == [
         ("structured", "model"),
         ("structured", "reference"),
         ("medical", "invalid"),
@@ -184,7 +184,7 @@ def test_a_reply_without_a_verdict_is_asked_for_again(server, files, tmp_path):
     said.clear()
     server.bodies.clear()
     twice = make(make_config(server, reasks=1), files, ["model-7B"], ["gpt"])
-    with pytest.raises(ValueError, match="no reply to alpacare holds a verdict"):
+    with pytest.raises(ValueError, match="no reply to alpacare states a verdict"):
         judge.run(twice, tmp_path / "two")
     assert {line["verdict"] for line in read(tmp_path / "two")} == {"invalid"}
     assert {line["raw"] for line in read(tmp_path / "two")} == {"Hard to say, 2"}
@@ -195,7 +195,7 @@ def test_a_reply_without_a_verdict_is_asked_for_again(server, files, tmp_path):
     assert len(server.bodies) == 18, "a further time asks once more, not anew"
 
 
-def test_what_the_server_refuses_is_invalid_and_told(server, files, tmp_path, capsys):
+def test_what_the_server_refuses_is_invalid_and_reported(server, files, tmp_path, capsys):
     def reply(body):
         refused = "gout" in question(body)
         server.always = (400, {"error": {"message": "content policy"}}) if refused else None
@@ -212,13 +212,13 @@ def test_what_the_server_refuses_is_invalid_and_told(server, files, tmp_path, ca
     assert "2 without reply" in capsys.readouterr().err
 
 
-def test_cut_references_are_told(server, files, tmp_path, capsys):
+def test_truncated_references_are_reported(server, files, tmp_path, capsys):
     records = [item | {"output": "x", "finish_reason": "length"} for item in ITEMS]
     cut = tmp_path / "cut.jsonl"
     cut.write_text("".join(json.dumps(record) + "\n" for record in records))
     judge.run(make(make_config(server), files, ["model-7B"], [f"short={cut}"]), tmp_path / "w")
     assert counts(tmp_path / "w")["cut_references"] == {"short": 3}
-    assert "reference short: 3 of 3 answers seem cut" in capsys.readouterr().err
+    assert "reference short: 3 of 3 answers appear truncated" in capsys.readouterr().err
 
 
 # Again and again.
@@ -243,24 +243,24 @@ def test_a_second_run_makes_no_request_and_a_larger_one_only_what_is_new(server,
     }
     written = read(tmp_path, "outputs.jsonl")
     assert [(r["generator"], r["id"]) for r in written] == [(g, i) for g in SYSTEMS for i in "abc"]
-    told = json.loads((tmp_path / "run.json").read_text())
-    assert told["outputs"][str(files / "model-7B.jsonl")]["sha256"]
-    assert told["config"]["chat"]["model"] == "gpt-6-luna"
-    with pytest.raises(ValueError, match=r"judgements\.jsonl:1: .* does not ask for .*--workdir"):
+    printed = json.loads((tmp_path / "run.json").read_text())
+    assert printed["outputs"][str(files / "model-7B.jsonl")]["sha256"]
+    assert printed["config"]["chat"]["model"] == "gpt-6-luna"
+    with pytest.raises(ValueError, match=r"judgements\.jsonl:1: .* does not request .*--workdir"):
         judge.run(make(config, files, ["model-13B"]), tmp_path)
     with pytest.raises(ValueError, match="--workdir"):
         judge.run(make(make_config(server, model="other"), files), tmp_path)
     (tmp_path / "judgements.jsonl").write_text('{"note": "by hand"}\n')
-    with pytest.raises(ValueError, match="does not ask for"):
+    with pytest.raises(ValueError, match="does not request"):
         judge.run(make(config, files), tmp_path)
 
 
-def test_a_dry_run_tells_the_price_and_asks_nothing(server, files, tmp_path, capsys):
+def test_a_dry_run_estimates_the_price_and_sends_nothing(server, files, tmp_path, capsys):
     judging = make(make_config(server, judges="alpacare,medical"), files)
     judge.run(judging, tmp_path / "run", dry_run=True)
-    told = capsys.readouterr().err
-    assert "alpacare: 24 requests to send" in told and "medical: 24 requests to send" in told
-    assert "$0.0" in told and server.bodies == []
+    printed = capsys.readouterr().err
+    assert "alpacare: 24 requests to send" in printed and "medical: 24 requests to send" in printed
+    assert "$0.0" in printed and server.bodies == []
     assert not (tmp_path / "run").exists()
 
 
@@ -365,24 +365,24 @@ def test_the_papers_evaluation_under_faults_and_kills(tmp_path):
     faulty.close()
 
 
-# What is wrong is told.
+# What is wrong is printed.
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"judges": "alpacare,gpt"}, "no judge 'gpt'; choose from"),
-        ({"judges": ","}, "names no judge"),
-        ({"judges": "medical,medical"}, "judges: 'medical' is there twice"),
-        ({"outputs": ["gpt"]}, "--outputs and --references: 'gpt' is there twice"),
-        ({"outputs": ["model-7B", "model-7B"]}, "'model-7B' is there twice"),
+        ({"judges": ","}, "config.judges is empty"),
+        ({"judges": "medical,medical"}, "judges: duplicate name 'medical'"),
+        ({"outputs": ["gpt"]}, "--outputs and --references: duplicate name 'gpt'"),
+        ({"outputs": ["model-7B", "model-7B"]}, "duplicate name 'model-7B'"),
         ({"outputs": ["nothing"]}, "no such file"),
         ({"ids": ["a", "z"]}, "no item 'z'"),
-        ({"ids": ["a"], "difficulty": [5]}, "leave one"),
+        ({"ids": ["a"], "difficulty": [5]}, "omit one"),
         ({"reasks": -1}, "reasks must be at least 0"),
     ],
 )
-def test_what_is_wrong_is_told(server, files, changes, says):
+def test_what_is_wrong_is_named(server, files, changes, says):
     config = {key: changes.pop(key) for key in ("judges", "reasks") if key in changes}
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
         make(make_config(server, **config), files, **changes)
@@ -390,7 +390,7 @@ def test_what_is_wrong_is_told(server, files, changes, says):
 
 @needs_data
 def test_published_files(server, tmp_path):
-    judging = Judging(
+    judging = JudgingRun(
         make_config(server),
         benchmark="medinstruct",
         outputs_from=["alpacare-7b", "pmc-llama-7b"],
@@ -403,12 +403,12 @@ def test_published_files(server, tmp_path):
     assert len(read(tmp_path)) == 2 * 4 * 3 * 2 == len(server.bodies)
 
 
-def test_a_model_whose_name_no_table_can_show(server, files):
-    with pytest.raises(ValueError, match=r"'alpacare/m\\u202e' is no name that can be shown"):
+def test_a_model_whose_name_cannot_be_displayed(server, files):
+    with pytest.raises(ValueError, match=r"'alpacare/m\\u202e' cannot be displayed"):
         make(make_config(server, model="m\u202e"), files)
 
 
-# What is there already.
+# Existing workdirs.
 
 
 def test_half_a_file_says_what_to_do(server, files, tmp_path):
@@ -417,7 +417,7 @@ def test_half_a_file_says_what_to_do(server, files, tmp_path):
     path = tmp_path / "judgements.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"not JSON.*; delete {path}: it is written anew"):
+    with pytest.raises(ValueError, match=rf"not JSON.*; delete {path}: it is rebuilt"):
         judge.run(judging, tmp_path)
     path.unlink()
     judge.run(judging, tmp_path)
@@ -444,8 +444,9 @@ def test_the_report_reads_what_is_written(server, files, tmp_path):
     """A judge that always prefers the first answer: exactly 50 %, and a position bias of 100 %."""
     judge.run(make(make_config(server), files), tmp_path)
     found, _ = verdicts.read([tmp_path])
-    measured = results.measure(found, None, workdirs.read([tmp_path], found), seed=0)
-    assert {row["rate"] for row in measured["win_rates"]} == {0.5}
-    (told,) = measured["judges"].values()
-    assert told["position"]["first_preference"] == told["position"]["for_first_share"] == 1.0
-    assert measured["benchmarks"]["set"]["difficulty"] == {"1": 1, "5": 2}
+    results = measure(found, None, workdirs.read([tmp_path], found), seed=0)
+    assert {rate.rate for rate in results.rates.values()} == {0.5}
+    (summary,) = results.judges.values()
+    assert summary.position.first_preference == 1.0
+    assert summary.position.for_first == summary.position.items
+    assert results.benchmarks["set"].labels["difficulty"] == {"1": 1, "5": 2}

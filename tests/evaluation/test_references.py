@@ -12,7 +12,7 @@ from datagen.chat import client
 from datagen.chat.errors import RunStoppedError
 from evaluation import references
 from evaluation.inputs import benchmarks, outputs
-from evaluation.references import Asking
+from evaluation.references import ReferenceSettings
 from tests.conftest import REPOSITORY
 from tests.support.chat_runs import make_config
 from tests.support.chat_server import ChatServer, openai_reply, question
@@ -48,7 +48,7 @@ def ask(server, tmp_path):
     path = write(tmp_path / "test.jsonl", medinstruct(answers=False))
 
     def ask(dry_run: bool = False, prompt: str = "medical", generator: str = "", **changes):
-        asking = Asking(make_config(server, **changes), prompt, generator)
+        asking = ReferenceSettings(make_config(server, **changes), prompt, generator)
         references.run_ask(asking, f"medsi={path}", tmp_path, tmp_path / "run", dry_run=dry_run)
         return read(tmp_path / "run/references.jsonl")
 
@@ -88,10 +88,10 @@ def test_a_model_is_asked_once(ask, server, tmp_path, capsys):
     assert [answer.generator for answer in loaded] == ["stand-in"] * 4
 
 
-def test_cut_answers_are_counted(ask, server, capsys):
+def test_truncated_answers_are_counted(ask, server, capsys):
     server.always = (200, openai_reply("It is caused by", "length"))
     assert {record["finish_reason"] for record in ask()} == {"length"}
-    assert "4 cut at the length limit, 0 more seem cut" in capsys.readouterr().err
+    assert "4 truncated at the length limit, 0 more appear truncated" in capsys.readouterr().err
 
 
 def test_a_dry_run_sends_nothing(ask, server, tmp_path, capsys):
@@ -108,7 +108,7 @@ def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path
         ask(concurrency=1)
     assert not (tmp_path / "run/references.jsonl").exists()
     server.always, server.kinds, server.faults = None, ("content filter",), 0.5
-    with pytest.raises(ValueError, match=r"\d of 4 items have no answer .*filter; run again"):
+    with pytest.raises(ValueError, match=r"\d of 4 items have no answer .*filter; rerun"):
         ask(concurrency=1, attempts=1)
     records = read(tmp_path / "run/references.jsonl")
     failed = [record for record in records if record["finish_reason"] == "error"]
@@ -127,14 +127,18 @@ def test_the_budget_ends_the_run(ask, tmp_path):
 
 def test_other_answers_are_not_overwritten(ask, server):
     ask()
-    with pytest.raises(ValueError, match=r"holds answers of 'stand-in' to medinstruct, not of 'x'"):
+    with pytest.raises(
+        ValueError, match=r"contains answers of 'stand-in' to medinstruct, not of 'x'"
+    ):
         ask(generator="x")
     assert len(server.bodies) == 4
 
 
-@pytest.mark.parametrize("file", sorted(references.PROMPTS.glob("*.txt")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted(references.REFERENCE_PROMPTS.glob("*.txt")), ids=lambda f: f.stem
+)
 def test_prompts(file):
-    prompt = Prompt.read(file.stem, references.PROMPTS)
+    prompt = Prompt.read(file.stem, references.REFERENCE_PROMPTS)
     assert prompt.fill(question="Why {question}?")[1] == "Why {question}?"
 
 
@@ -155,24 +159,26 @@ def test_frozen_answers_become_references(request, layout, tmp_path, capsys):
         (file,) = run["config"]["file"]
         assert "claude-2" in file
     assert "answers, " in capsys.readouterr().err
-    with pytest.raises(ValueError, match="holds answers of 'claude-2' to icliniq, not of 'gpt-4'"):
+    with pytest.raises(
+        ValueError, match="contains answers of 'claude-2' to icliniq, not of 'gpt-4'"
+    ):
         references.run_import("gpt-4", "icliniq", data, tmp_path / "iCliniq")
 
 
 def test_an_import_that_does_not_fit_leaves_nothing(flat, tmp_path):
-    with pytest.raises(ValueError, match="no item of icliniq asks"):
+    with pytest.raises(ValueError, match="no item of icliniq has"):
         source = f"x={flat}/references/gpt-4/medinstruct.jsonl"
         references.run_import(source, "icliniq", flat, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_name_that_no_table_can_show(ask, server):
-    with pytest.raises(ValueError, match="is no name that can be shown"):
+def test_a_name_that_cannot_be_displayed(ask, server):
+    with pytest.raises(ValueError, match="cannot be displayed"):
         ask(generator="a\nb")
     assert not server.bodies
 
 
-def test_a_config_of_something_else_is_told():
+def test_a_config_of_something_else_is_rejected():
     config = {"config": "configs/quickstart.py", "benchmark": "icliniq", "workdir": "never"}
     process = subprocess.run(
         [sys.executable, "-m", "evaluation.references", *(f"--{k}={v}" for k, v in config.items())],
@@ -181,5 +187,5 @@ def test_a_config_of_something_else_is_told():
         timeout=60,
         cwd=REPOSITORY,
     )
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert re.fullmatch(r"error: config has no key .*\n", process.stderr)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.judging.verdicts import INVALID, MODEL, REFERENCE, TIE
+from evaluation.judging.verdicts import VerdictCode
 from evaluation.scoring import agreement, score
 from tests.evaluation.reporting import test_page
 from tests.support import browser, judge_workdirs
@@ -77,16 +77,17 @@ def test_the_list_holds_every_item_and_follows_the_benchmark(fresh):
 
 def test_filters_agree_with_the_verdicts(fresh):
     found, *_ = judge_workdirs.read_set()
-    tables = [found.cells["strict", name, "gpt-4", "ours-7b"] for name in ("heart", "lung")]
+    tables = [found.tables["strict", name, "gpt-4", "ours-7b"] for name in ("heart", "lung")]
     pairs = [tuple(pair) for table in tables for pair in table.tolist()]
+    _, model, reference, tie, invalid = VerdictCode
     outcomes = {
-        "won": [(MODEL, MODEL)],
-        "lost": [(REFERENCE, REFERENCE)],
-        "tie": [(TIE, TIE)],
-        "first": [(MODEL, REFERENCE)],
-        "second": [(REFERENCE, MODEL)],
-        "mixed": [p for p in set(pairs) if TIE in p and INVALID not in p and p != (TIE, TIE)],
-        "invalid": [pair for pair in set(pairs) if INVALID in pair],
+        "won": [(model, model)],
+        "lost": [(reference, reference)],
+        "tie": [(tie, tie)],
+        "first": [(model, reference)],
+        "second": [(reference, model)],
+        "mixed": [p for p in set(pairs) if tie in p and invalid not in p and p != (tie, tie)],
+        "invalid": [pair for pair in set(pairs) if invalid in pair],
     }
     for outcome, those in outcomes.items():
         choose(fresh, outcome=outcome)
@@ -100,7 +101,7 @@ def test_where_judges_differ(fresh):
     found, *_ = judge_workdirs.read_set()
     scores = [
         [
-            score.item_scores(score.item_bounds(found.cells[judge, name, "gpt-4", "ours-7b"]))
+            score.item_scores(score.item_bounds(found.tables[judge, name, "gpt-4", "ours-7b"]))
             for name in ("heart", "lung")
         ]
         for judge in judge_workdirs.SET["judges"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from evaluation.judging import verdicts, workdirs
 from evaluation.judging.verdicts import ORDERS
-from evaluation.scoring import results
+from evaluation.scoring.measurement import measure
+from evaluation.scoring.results import Results
 
 
 def write_lines(path: Path, records: Sequence[dict]) -> Path:
@@ -54,7 +55,7 @@ def write(
 ) -> Path:
     """A workdir with every judge on every pair; `items` are ids by benchmark.
 
-    `verdict` is given a judgement without its verdict; `text` a generator and an id.
+    `verdict` maps a judgement without its verdict to one; `text` maps a generator and an id.
     """
     judged = []
     for judge in judges:
@@ -72,22 +73,22 @@ def write(
                                 reference=reference,
                                 judge=judge,
                             )
-                            said = verdict(record)
-                            record |= {"verdict": said, "raw": f"{judge} says {said}"}
+                            chosen = verdict(record)
+                            record |= {"verdict": chosen, "raw": f"{judge} says {chosen}"}
                             judged.append(record)
     write_lines(folder / "judgements.jsonl", judged)
-    asked = [
+    questions = [
         {"id": name, "benchmark": benchmark, "instruction": f"What of {name}?", "input": ""}
         | {"topic": f"topic {place % 2}", "difficulty": 1 + place % 3}
         for benchmark, names in items.items()
         for place, name in enumerate(names)
     ]
-    write_lines(folder / "items.jsonl", asked)
+    write_lines(folder / "items.jsonl", questions)
     outputs = [
         {"benchmark": item["benchmark"], "id": item["id"], "generator": generator}
         | {"output": text(generator, item["id"]), "finish_reason": "stop", "num_tokens": 4}
         for generator in (*systems, *references)
-        for item in asked
+        for item in questions
     ]
     write_lines(folder / "outputs.jsonl", outputs)
     return folder
@@ -103,7 +104,7 @@ HOSTILE = '</script><script>document.title = "hacked"</script><b>&amp;{output_1}
 
 
 def a_verdict(record: dict) -> str:
-    """One that looks drawn, is always the same, and likes `ours` and first answers."""
+    """A reproducible pseudo-random verdict that favours `ours` and first answers."""
     drawn = zlib.crc32(repr(sorted(record.items())).encode()) % 100
     if drawn < 4:
         return "invalid"
@@ -116,13 +117,18 @@ def a_verdict(record: dict) -> str:
 def write_set(folder: Path) -> Path:
     """Two judges on three systems, two references and two test sets; one answer is hostile."""
     hostile = ("ours-7b", "h1")
-    text = lambda *of: HOSTILE if of == hostile else f"{of[0]} on {of[1]}. " * (1 + len(of[0]) % 4)  # noqa: E731
+
+    def text(generator: str, name: str) -> str:
+        if (generator, name) == hostile:
+            return HOSTILE
+        return f"{generator} on {name}. " * (1 + len(generator) % 4)
+
     return write(folder, a_verdict, text=text, **SET)
 
 
 @functools.cache
 def read_set() -> tuple:
-    """Verdicts, people's and texts of `write_set`; the files, and so the replies, are gone."""
+    """Verdicts, people's verdicts and texts of `write_set`, whose files are deleted."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_set(Path(temporary))
         found, people = verdicts.read([folder], [write_labels(folder / "labels.jsonl")])
@@ -130,13 +136,13 @@ def read_set() -> tuple:
 
 
 @functools.cache
-def measure_set() -> dict:
-    """The report.json of `write_set`."""
-    return results.measure(*read_set(), seed=0)
+def measure_set() -> Results:
+    """The results of `write_set`."""
+    return measure(*read_set(), seed=0)
 
 
 def write_labels(path: Path) -> Path:
-    """A person on some pairs, in one order each."""
+    """Verdicts of a person on some pairs, in one order each."""
     pairs = [
         judgement(name, ORDERS[place % 2], ("model", "reference", "tie")[place % 3], judge="human")
         | {"generator": generator, "reference": "gpt-4"}

@@ -100,7 +100,7 @@ def test_output_beside_response_is_another_models(tmp_path):
     records = published_outputs([(q, "") for q in QUESTIONS], "alpaca", **beside)
     path = tmp_path / "x.json"
     assert texts(load(path, records, name="alpaca")) == [f"alpaca {row}" for row in range(4)]
-    with pytest.raises(ValueError, match="does not say who wrote"):
+    with pytest.raises(ValueError, match="field 'generator' is missing"):
         outputs.load(str(path), ITEMS, tmp_path)
     column = outputs.load(f"td={path}#output", ITEMS, tmp_path)
     assert {(answer.generator, answer.output) for answer in column} == {("td", "the reference")}
@@ -119,7 +119,9 @@ def test_an_id_and_the_input_alone(tmp_path):
     records = [{"id": i, "input": post, "output": post} for i, post in enumerate(POSTS)]
     assert texts(load(tmp_path / "x.jsonl", records, ICLINIQ, "x")) == POSTS
     records[1]["input"] = POSTS[2]
-    with pytest.raises(ValueError, match=r":2: item '1' of icliniq asks 'If you are .*'Is RNA"):
+    with pytest.raises(
+        ValueError, match=r":2: the text of item '1' of icliniq is 'If you are .*'Is RNA"
+    ):
         load(tmp_path / "x.jsonl", records, ICLINIQ, "x")
 
 
@@ -137,7 +139,9 @@ def test_the_same_question_twice_needs_ids(tmp_path):
     records = [{"instruction": "Why?", "output": name, "id": name} for name in "ba"]
     assert texts(load(tmp_path / "x.jsonl", records, items, "m")) == ["a", "b"]
     without = [{"instruction": "Why?", "output": "?"}] * 2
-    with pytest.raises(ValueError, match=r"x\.jsonl:1: items 'a' and 'b' of x both ask 'Why\?'"):
+    with pytest.raises(
+        ValueError, match=r"x\.jsonl:1: items 'a' and 'b' of x both have the text 'Why\?'"
+    ):
         load(tmp_path / "x.jsonl", without, items, "m")
 
 
@@ -176,10 +180,10 @@ def test_everything_of_the_flat_layout_by_name(flat):
             assert len(outputs.load(name, items, flat)) == len(items)
 
 
-def test_an_unknown_name_is_told_the_known_ones(flat, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no answers of 'gpt-5' to icliniq, but of alpac"):
+def test_an_unknown_name_is_answered_by_the_known_ones(flat, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no answers of 'gpt-5' to icliniq, only of alpac"):
         outputs.load("gpt-5", ICLINIQ, flat)
-    with pytest.raises(FileNotFoundError, match="no answers of 'gpt-5' to x, but of none at all"):
+    with pytest.raises(FileNotFoundError, match="no answers of 'gpt-5' to x, only of nothing"):
         outputs.load("gpt-5", [Item("0", "x", "a", "")], tmp_path)
 
 
@@ -190,13 +194,25 @@ def test_an_unknown_name_is_told_the_known_ones(flat, tmp_path):
     "change, message",
     [
         ({"id": "143"}, r"x\.jsonl:2: medinstruct has no item '143' \('Is it flu, or a cold\?'\)"),
-        ({"id": "2"}, r":2: item '2' of medinstruct asks 'Name a .*', the record 'Is it flu"),
-        ({"instruction": "Is it flue?"}, r":2: item '1' of .* asks 'Is it flu, .* 'Is it flue\?'"),
-        ({"id": None, "instruction": "Hm?"}, r":2: no item of medinstruct asks 'Hm\?'; item '1'"),
-        ({"instruction": ""}, r":2: holds no instruction, input or prompt"),
+        (
+            {"id": "2"},
+            r":2: the text of item '2' of medinstruct is 'Name a .*', in the record 'Is it flu",
+        ),
+        (
+            {"instruction": "Is it flue?"},
+            r":2: the text of item '1' of .* is 'Is it flu, .* 'Is it flue\?'",
+        ),
+        (
+            {"id": None, "instruction": "Hm?"},
+            r":2: no item of medinstruct has the text 'Hm\?'; item '1'",
+        ),
+        ({"instruction": ""}, r":2: instruction, input or prompt is missing"),
         ({"output": 3}, r":2: field 'output' must be a string"),
-        ({"num_tokens": "3"}, r":2: field 'num_tokens' must be a whole number"),
-        ({"generator": "other"}, r":2: is by 'other', the first record by 'mine'; give each"),
+        ({"num_tokens": "3"}, r":2: field 'num_tokens' must be an integer"),
+        (
+            {"generator": "other"},
+            r":2: generator is 'other', in the first record 'mine'; use a separate",
+        ),
     ],
 )
 def test_the_first_wrong_record_is_named(tmp_path, change, message):
@@ -223,9 +239,11 @@ def test_twice_missing_and_another_benchmark(tmp_path):
         load(path, [ours()[0], ours()[3]])
     with pytest.raises(ValueError, match=r"4 of 4 items"):
         load(path, [], name="x")
-    with pytest.raises(ValueError, match=r":1: no item of icliniq asks 'What .*--benchmark"):
+    with pytest.raises(
+        ValueError, match=r":1: no item of icliniq has the text 'What .*--benchmark"
+    ):
         load(path, references("gpt-4")[0], ICLINIQ, "gpt-4")
-    with pytest.raises(ValueError, match=r":1: has no field 'output'; name the answers' one"):
+    with pytest.raises(ValueError, match=r":1: field 'output' is missing; name the field"):
         load(path, [{"instruction": "a", "answer": "b"}], name="x")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datagen.chat.store import ChatAnswer
 from evaluation.judging import judges
-from evaluation.judging.judges import JUDGES, PROMPTS, Judge
+from evaluation.judging.judges import JUDGE_PROMPTS, JUDGES, Judge
 
 OWN = [name for name, kind in JUDGES.items() if kind.prompt]
 MARKED = [name for name in OWN if JUDGES[name].marked]
@@ -34,7 +34,8 @@ def test_doctests():
 
 
 def test_every_prompt_file_has_a_row():
-    assert {path.stem for path in PROMPTS.glob("*.txt")} == {JUDGES[name].prompt for name in OWN}
+    files = {path.stem for path in JUDGE_PROMPTS.glob("*.txt")}
+    assert files == {JUDGES[name].prompt for name in OWN}
     assert len({Judge.load(name).version for name in OWN}) == len(OWN)
     assert set(MARKED) == set(OWN), "what we wrote is marked"
 
@@ -52,7 +53,7 @@ def test_every_judge_shows_the_texts_in_their_order(name):
     verdicts = {"tie"} if name != "alpacare_no_tie" else set()
     for text, verdict in (("A", "first"), ("B", "second"), ("tie", "tie")):
         forms = (text, f"[[{'C' if text == 'tie' else text}]]", f'{{"verdict": "{text}"}}')
-        assert verdict in {judge.verdict(answer(form)) for form in forms}
+        assert verdict in {judge.preference(answer(form)) for form in forms}
         verdicts.add(verdict)
     assert {"first", "second", "tie"} == verdicts
 
@@ -97,13 +98,13 @@ def test_an_answer_that_guesses_its_mark_gets_another(monkeypatch):
 
 @pytest.mark.parametrize("finish", ["length", "refusal"])
 def test_a_reply_that_was_cut_or_refuses_is_no_verdict(finish):
-    assert Judge.load("alpacare").verdict(answer("Output (a)")) == "first"
-    assert Judge.load("alpacare").verdict(answer("Output (a)", finish)) == "invalid"
+    assert Judge.load("alpacare").preference(answer("Output (a)")) == "first"
+    assert Judge.load("alpacare").preference(answer("Output (a)", finish)) == "invalid"
 
 
 def test_whatever_changes_the_prompt_changes_the_version(tmp_path):
     own = tmp_path / "own.txt"
-    text = (PROMPTS / "medical.txt").read_text(encoding="utf-8")
+    text = (JUDGE_PROMPTS / "medical.txt").read_text(encoding="utf-8")
     versions = set()
     for change in (text, text.replace("Safety", "Harm"), text.replace("physician", "nurse")):
         own.write_text(change, encoding="utf-8")
@@ -131,11 +132,11 @@ def test_published_prompts_are_asked_word_for_word(tmp_path):
         ("alpacare=", "write alpacare=FILE.txt"),
         ("alpacare=medical", "write alpacare=FILE.txt"),
         ("alpacare=nowhere.txt", "no prompt 'nowhere.txt'"),
-        ("alpacare={open}", "on a line of its own between the lines '<<< {mark}'"),
+        ("alpacare={open}", "alone on a line between the lines '<<< {mark}'"),
         ("published={marked}", "'mark'"),
     ],
 )
-def test_what_is_wrong_with_a_judge_is_told(tmp_path, source, says):
+def test_what_is_wrong_with_a_judge_is_named(tmp_path, source, says):
     (tmp_path / "open.txt").write_text(OPEN, encoding="utf-8")
     (tmp_path / "marked.txt").write_text(OPEN + "{mark}", encoding="utf-8")
     for name in ("open", "marked"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.judging import parsers
-from evaluation.judging.parsers import VERDICTS, brackets, output_label, structured
+from evaluation.judging.parsers import Preference, brackets, output_label, structured
 
 
 def test_doctests():
@@ -178,7 +178,7 @@ def test_no_reply_counts_for_what_it_does_not_name(reply):
     seen = re.sub(r"\A\s*<think>.*?</think>", "", reply, flags=re.DOTALL).lower()
     for parse, forms in NAMES.items():
         verdict = parse(reply)
-        assert verdict in VERDICTS
+        assert verdict in Preference
         if verdict != "invalid":
             named = {name for name, form in forms.items() if re.search(form, seen)}
             assert named == {verdict}, parse.__name__

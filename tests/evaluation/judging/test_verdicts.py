@@ -1,4 +1,4 @@
-"""Reading judgements: tables of cells, and one line for everything that is wrong."""
+"""Reading judgements into tables; every error is one line with its place and remedy."""
 
 import json
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from evaluation.judging import verdicts
-from evaluation.judging.verdicts import MISSING, MODEL, TIE, Cell
+from evaluation.judging.verdicts import Matchup, Verdict, VerdictCode
 from tests.support import judge_workdirs
 from tests.support.judge_workdirs import judgement, write_lines
 
-CELL = Cell("j", "heart", "gpt-4", "ours")
+MATCHUP = Matchup("j", "heart", "gpt-4", "ours")
 
 
 def both(name: str, one: str, other: str, **names: str) -> list[dict]:
     return [
-        judgement(name, order, said, **names)
-        for order, said in zip(verdicts.ORDERS, (one, other), strict=True)
+        judgement(name, order, verdict, **names)
+        for order, verdict in zip(verdicts.ORDERS, (one, other), strict=True)
     ]
 
 
@@ -33,12 +33,12 @@ def error(folder, labels=()) -> str:
     return text
 
 
-def test_a_cell_is_a_table_of_items_and_orders(tmp_path):
+def test_a_matchup_is_a_table_of_items_and_orders(tmp_path):
     records = [*both("b", "model", "tie"), *both("a", "reference", "invalid")]
     found, people = verdicts.read([write(tmp_path, records[::-1])])
     assert people is None
     assert found.ids == {"heart": ["a", "b"]}
-    assert found.cells[CELL].tolist() == [[1, 3], [0, 2]]
+    assert found.tables[MATCHUP].tolist() == [[1, 3], [0, 2]]
     assert (found.prompts, found.count) == ({"j": "j-1"}, 4)
     assert found.names("generator") == ["ours"]
 
@@ -50,13 +50,13 @@ def test_the_order_of_the_lines_changes_nothing_but_that_of_the_items(tmp_path):
         r
         for judge in ("j", "k")
         for name in names
-        for r in both(name, *draw.choice(verdicts.VERDICTS, 2), judge=judge)
+        for r in both(name, *draw.choice(list(Verdict), 2), judge=judge)
     ]
     one, _ = verdicts.read([write(tmp_path / "one", records)])
     other, _ = verdicts.read([write(tmp_path / "other", records[::-1])])
-    assert list(one.cells) == list(other.cells)
-    for cell, table in one.cells.items():
-        assert table[::-1].tolist() == other.cells[cell].tolist()
+    assert list(one.tables) == list(other.tables)
+    for matchup, table in one.tables.items():
+        assert table[::-1].tolist() == other.tables[matchup].tolist()
 
 
 def test_replies_are_the_raw_texts(tmp_path):
@@ -64,8 +64,8 @@ def test_replies_are_the_raw_texts(tmp_path):
         tmp_path, lambda r: "tie" if r["id"] == "x" else "model", items={"heart": ["é", "x"]}
     )
     found, _ = verdicts.read([folder])
-    places = found.places[CELL].reshape(-1, 3)
-    assert verdicts.replies(found, places[::-1]) == ["j says tie"] * 2 + ["j says model"] * 2
+    spans = found.spans[MATCHUP].reshape(-1, 3)
+    assert verdicts.replies(found, spans[::-1]) == ["j says tie"] * 2 + ["j says model"] * 2
     assert verdicts.replies(found, np.full((1, 3), -1)) == [""]
 
 
@@ -73,7 +73,10 @@ def test_workdirs_may_hold_different_items(tmp_path):
     one = write(tmp_path / "one", both("a", "tie", "tie"), both("b", "model", "model"))
     other = write(tmp_path / "other", both("b", "model", "tie", judge="k"))
     found, _ = verdicts.read([one, other])
-    assert found.cells[Cell("k", *CELL[1:])].tolist() == [[MISSING] * 2, [MODEL, TIE]]
+    assert found.tables[Matchup("k", *MATCHUP[1:])].tolist() == [
+        [VerdictCode.MISSING] * 2,
+        [VerdictCode.MODEL, VerdictCode.TIE],
+    ]
 
 
 def test_an_empty_line_is_no_judgement(tmp_path):
@@ -84,7 +87,7 @@ def test_an_empty_line_is_no_judgement(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"verdict": "Tie"}, "verdict is 'Tie'; it must be one of model, reference, tie, invalid"),
         ({"order": "first"}, "order is 'first'; it must be one of model_first, reference_first"),
@@ -94,18 +97,18 @@ def test_an_empty_line_is_no_judgement(tmp_path):
         ({"verdict": ["tie"]}, "verdict is ['tie']"),
     ],
 )
-def test_a_bad_field_is_named_with_its_line(tmp_path, change, said):
+def test_a_bad_field_is_named_with_its_line(tmp_path, change, message):
     record = judgement("a", "model_first", "tie") | change
     record = {key: value for key, value in record.items() if value is not None}
     text = error(write(tmp_path, both("b", "tie", "tie"), [record]))
     assert text.startswith(f"{tmp_path / 'judgements.jsonl'}:3: ")
-    assert said in text
+    assert message in text
 
 
 def test_an_id_that_is_a_number(tmp_path):
     good = write(tmp_path / "good", both("a", "tie", "tie"))
     bad = write(tmp_path / "bad", both(7, "tie", "tie"))
-    with pytest.raises(ValueError, match=rf"^{bad}/judgements.jsonl: 7 .* must be a text"):
+    with pytest.raises(ValueError, match=rf"^{bad}/judgements.jsonl: 7 .* non-empty strings"):
         verdicts.read([good, bad])
 
 
@@ -123,13 +126,13 @@ def test_half_a_line(tmp_path):
     (folder / "judgements.jsonl").write_text("[]\n")
     assert "must be a JSON object" in error(folder)
     (folder / "judgements.jsonl").write_text("")
-    assert "holds no judgement; run evaluation.judge again" in error(folder)
+    assert "contains no judgements; rerun evaluation.judge" in error(folder)
 
 
 def test_a_file_of_labels_without_any(tmp_path):
     folder = write(tmp_path, both("a", "tie", "tie"))
     labels = write_lines(tmp_path / "labels.jsonl", [])
-    assert "holds no judgement; give people's judgements" in error(folder, [labels])
+    assert "contains no judgements; add people's judgements" in error(folder, [labels])
     with pytest.raises(FileNotFoundError, match="--judgements takes workdirs of"):
         verdicts.read([folder / "judgements.jsonl"])
 
@@ -137,10 +140,10 @@ def test_a_file_of_labels_without_any(tmp_path):
 def test_a_missing_order_is_named_with_the_remedy(tmp_path):
     text = error(write(tmp_path, both("a", "tie", "tie"), both("b", "tie", "tie")[:1]))
     assert "id 'b' lacks the order reference_first" in text
-    assert "run evaluation.judge again" in text
+    assert "rerun evaluation.judge" in text
 
 
-def test_an_item_that_one_cell_lacks(tmp_path):
+def test_an_item_that_one_matchup_lacks(tmp_path):
     more = both("b", "tie", "tie", generator="theirs")
     text = error(write(tmp_path, both("a", "tie", "tie"), both("b", "tie", "tie"), more))
     assert "id 'a' is not judged everywhere (1 such): not by j on theirs against gpt-4" in text
@@ -170,26 +173,29 @@ def test_labels_of_people_may_hold_some_items_in_one_order(tmp_path):
     folder = write(tmp_path, both("a", "tie", "tie"), both("b", "model", "tie"))
     labels = write_lines(tmp_path / "labels.jsonl", both("b", "model", "tie", judge="human")[1:])
     _, people = verdicts.read([folder], [labels])
-    (table,) = people.cells.values()
-    assert table.tolist() == [[MISSING, MISSING], [MISSING, TIE]]
+    (table,) = people.tables.values()
+    assert table.tolist() == [
+        [VerdictCode.MISSING, VerdictCode.MISSING],
+        [VerdictCode.MISSING, VerdictCode.TIE],
+    ]
     assert people.ids == {"heart": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"id": "z"}, "no workdir judges id 'z' of heart"),
         ({"reference": "claude"}, "no workdir judges ours against claude on heart"),
-        ({"judge": "j"}, "judge 'j' is a judge of the workdirs too"),
+        ({"judge": "j"}, "judge 'j' is also a judge of the workdirs"),
     ],
 )
-def test_labels_that_fit_nothing(tmp_path, change, said):
+def test_labels_that_fit_nothing(tmp_path, change, message):
     folder = write(tmp_path, both("a", "tie", "tie"))
     record = judgement("a", "model_first", "tie", judge="human") | change
     good = write_lines(tmp_path / "good.jsonl", both("a", "tie", "tie", judge="person"))
     labels = write_lines(tmp_path / "labels.jsonl", [record])
     assert error(folder, [good, labels]).startswith(f"{labels}: ")
-    assert said in error(folder, [good, labels])
+    assert message in error(folder, [good, labels])
 
 
 def test_names_are_sorted_as_people_count():

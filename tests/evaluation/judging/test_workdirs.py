@@ -1,4 +1,4 @@
-"""Texts beside judgements: what is missing or differs is named."""
+"""The texts in workdirs: errors name what is missing or differs."""
 
 import json
 
@@ -40,30 +40,34 @@ def test_two_judges_of_the_same_texts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "fields", "said"),
+    ("file", "fields", "message"),
     [
-        ("items.jsonl", {"instruction": "Else?"}, "another text of id 'a' of heart"),
-        ("outputs.jsonl", {"output": "Else."}, "another answer by ours to id 'a' of heart"),
+        (
+            "items.jsonl",
+            {"instruction": "Else?"},
+            "id 'a' of heart has another text",
+        ),
+        ("outputs.jsonl", {"output": "Else."}, "ours has another answer to id 'a' of heart"),
     ],
 )
-def test_two_judges_of_different_texts(tmp_path, file, fields, said):
+def test_two_judges_of_different_texts(tmp_path, file, fields, message):
     one, two = make(tmp_path / "one"), make(tmp_path / "two", judges=["k"])
     change(two, file, 0, **fields)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read(one, two)
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         ("items.jsonl", "items.jsonl lacks id 'a' of heart"),
         ("outputs.jsonl", "outputs.jsonl lacks the answer of ours to id 'a' of heart"),
     ],
 )
-def test_a_missing_text(tmp_path, file, said):
+def test_a_missing_text(tmp_path, file, message):
     folder = make(tmp_path)
     change(folder, file, 0)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read(folder)
 
 

@@ -1,14 +1,18 @@
-"""Figures from report.json."""
+"""Figures of a report."""
 
+import dataclasses
 import doctest
 
 import pytest
 
 from common.reports.drawing import Polygon, Text
 from evaluation.judging import verdicts, workdirs
-from evaluation.reporting import figure_parts, figures
+from evaluation.judging.verdicts import Matchup
+from evaluation.reporting import figures
 from evaluation.reporting.systems import System
-from evaluation.scoring import results
+from evaluation.scoring.measurement import measure
+from evaluation.scoring.results import AVERAGE
+from evaluation.scoring.score import WinRate
 from tests.support import judge_workdirs
 
 NAMES = {
@@ -25,7 +29,7 @@ def measured():
 
 
 def test_examples_of_the_docstrings():
-    assert doctest.testmod(figure_parts).failed == 0
+    assert doctest.testmod(figures).failed == 0
 
 
 def tips(figure):
@@ -45,14 +49,9 @@ def test_which_there_are(measured):
 def test_a_bar_for_every_rate(measured):
     found = figures.build(measured, PLAIN)["win_rates-strict"]
     assert [drawing.title for drawing in found.drawings] == ["heart (12 items)", "lung (4 items)"]
-    row = next(
-        r
-        for r in measured["win_rates"]
-        if (r["judge"], r["benchmark"], r["reference"], r["generator"])
-        == ("strict", "heart", "gpt-4", "ours-7b")
-    )
+    rate = measured.rates[Matchup("strict", "heart", "gpt-4", "ours-7b")].rate
     (tip,) = [t for t in tips(found) if t.startswith("ours-7b against gpt-4") and "12" in t]
-    assert f"{100 * row['rate']:.1f} %" in tip
+    assert f"{100 * rate:.1f} %" in tip
     assert len(tips(found)) == 2 * 3 * 3
 
 
@@ -63,8 +62,8 @@ def test_a_reference_has_one_colour_in_all_panels(tmp_path):
     two = judge_workdirs.write(tmp_path / "two", lambda r: "tie", items={"lung": ["1"]})
     found, _ = verdicts.read([one, two])
     texts = workdirs.read([one, two], found)
-    results_ = results.measure(found, None, texts, seed=0)
-    heart, lung = figures.build(results_, {"ours": System("ours")})["win_rates"].drawings
+    results = measure(found, None, texts, seed=0)
+    heart, lung = figures.build(results, {"ours": System("ours")})["win_rates"].drawings
     colours = [
         [s.fill for s in d.shapes if isinstance(s, Polygon) and s.tip] for d in (heart, lung)
     ]
@@ -88,14 +87,11 @@ def test_a_difference_has_opposite_signs_on_both_sides(measured):
     )
 
 
-def test_differences_tell_on_how_many_items_they_rest(measured):
+def test_differences_state_their_number_of_items(measured):
     title = figures.build(measured, PLAIN)["comparisons-strict"].drawings[0].title
-    rows = [r for r in measured["comparisons"] if r["judge"].startswith("strict")]
     benchmark = title.split(" (")[0]
-    items = [
-        r["items"] for r in rows if r["benchmark"] == benchmark and r["reference"] == "average"
-    ]
-    every = measured["benchmarks"][benchmark]["items"]
+    items = [found.items for found in measured.differences["strict", benchmark, AVERAGE].values()]
+    every = measured.benchmarks[benchmark].items
     assert min(items) < every, "some verdicts are invalid"
     assert f"{max(items)} of {every} items)" in title and f"pairs on {min(items)}" in title
 
@@ -106,15 +102,10 @@ def test_positions_add_up(measured):
 
 
 def test_more_judges_than_colours(measured):
-    many = measured | {"judges": {f"j{i}": {} for i in range(7)}}
+    judge = measured.judges["strict"]
+    many = dataclasses.replace(measured, judges={f"j{i}": judge for i in range(7)})
     with pytest.raises(ValueError, match="7 judges do not fit in a figure; report at most 6"):
         figures.build(many, PLAIN)
-
-
-def test_judges_of_nearly_one_name_have_files_of_their_own():
-    judges = ["a/b", "a b"]
-    assert [figure_parts.file_end(judge, judges) for judge in judges] == ["-a_b-1", "-a_b-2"]
-    assert figure_parts.file_end("a/b", ["a/b"]) == ""
 
 
 def test_png_and_svg_of_each(tmp_path, measured):
@@ -123,11 +114,8 @@ def test_png_and_svg_of_each(tmp_path, measured):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["position.png", "position.svg"]
 
 
-def test_the_tip_of_an_average_tells_what_is_valid():
-    row = {"rate": 0.5, "low": 0.4, "high": 0.6, "items": 9, "valid": 7}
-    row["reference"] = results.AVERAGE
-    assert figure_parts.bar(row, "x").tip.endswith(
-        "9 items, 7 of them valid against all references"
-    )
-    row["reference"] = "gpt-4"
-    assert figure_parts.bar(row, "x").tip.endswith("7 items, 2 more invalid")
+def test_the_tip_of_an_average_counts_the_valid_items():
+    rate = WinRate(9, 7, 0.5, 0.4, 0.6, "bootstrap", 0.4, 0.6)
+    average = figures.rate_bar(rate, "x", AVERAGE)
+    assert average.tip.endswith("9 items, 7 of them valid against all references")
+    assert figures.rate_bar(rate, "x", "gpt-4").tip.endswith("7 items, 2 more invalid")

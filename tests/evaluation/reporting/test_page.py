@@ -7,20 +7,20 @@ import pytest
 
 from evaluation.judging import verdicts, workdirs
 from evaluation.reporting import figures, tables, transcripts
-from evaluation.reporting import page as report_page
+from evaluation.reporting.page import build as build_page
 from evaluation.reporting.systems import System
-from evaluation.scoring import results
+from evaluation.scoring.measurement import measure
 from tests.support import judge_workdirs
 
 
-def build(folder, *, systems=None, most_bytes=10**6):
+def build(folder, *, systems=None, max_bytes=10**6):
     found, _ = verdicts.read([folder])
     texts = workdirs.read([folder], found)
-    measured = results.measure(found, None, texts, seed=0)
-    named = {name: System((systems or {}).get(name, name)) for name in measured["systems"]}
-    packed = transcripts.pack(found, None, texts, systems=named, seed=0, most_bytes=most_bytes)
-    drawn, built = figures.build(measured, named), tables.build(measured, named)
-    return report_page.build(measured, drawn, built, packed)
+    results = measure(found, None, texts, seed=0)
+    named = {name: System((systems or {}).get(name, name)) for name in results.systems}
+    packed = transcripts.pack(found, None, texts, systems=named, seed=0, max_bytes=max_bytes)
+    drawn, built = figures.build(results, named), tables.build(results, named)
+    return build_page(results, drawn, built, packed)
 
 
 class Page(HTMLParser):
@@ -66,10 +66,10 @@ def test_no_name_becomes_markup(tmp_path):
     assert Page(odd).tags.count("script") == Page(plain).tags.count("script")
 
 
-def test_a_sample_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(transcripts, "ITEMS", 1)
+def test_a_sample_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(transcripts, "BLOCK_ITEMS", 1)
     folder = judge_workdirs.write(tmp_path, lambda r: "tie", items={"b": ["1", "2", "3"]})
-    assert "1 of 3 items are here, drawn at random" in build(folder, most_bytes=1)
+    assert "A random sample of 1 of 3 items is included" in build(folder, max_bytes=1)
 
 
 def test_what_a_reader_must_know_comes_first(tmp_path):
@@ -81,7 +81,10 @@ def test_what_a_reader_must_know_comes_first(tmp_path):
         return "model" if record["order"] == "model_first" else "reference"
 
     long = "word " * 200
-    text = lambda generator, name: long if generator == "gpt-4" else "Short."  # noqa: E731
+
+    def text(generator, name):
+        return long if generator == "gpt-4" else "Short."
+
     folder = judge_workdirs.write(tmp_path, first, items={"b": ["1", "2", "3"]}, text=text)
     outputs = folder / "outputs.jsonl"
     outputs.write_text(outputs.read_text().replace('"stop"', '"length"'))
@@ -89,5 +92,5 @@ def test_what_a_reader_must_know_comes_first(tmp_path):
     assert warnings == [
         "j: 2 of 6 verdicts are invalid.",
         "j names the first answer in 100 % of its decisions.",
-        "References that seem cut short, which favours the models: gpt-4 on b: 3 of 3.",
+        "References that appear truncated, which favours the models: gpt-4 on b: 3 of 3.",
     ]

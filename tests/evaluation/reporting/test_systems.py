@@ -22,18 +22,18 @@ def test_names_backbones_and_what_is_not_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "not JSON"),
-        ([], "must be one JSON object"),
+        ([], "must be a JSON object"),
         ({"their": {}}, "'their' was not judged; choose from alpaca-7b, ours"),
-        ({"ours": {"nmae": "x"}}, "'ours' must have texts name and backbone alone"),
-        ({"ours": {"name": 1}}, "'ours' must have texts"),
+        ({"ours": {"nmae": "x"}}, "'ours' may have only name and backbone, as strings"),
+        ({"ours": {"name": 1}}, "'ours' may have only"),
         ({"ours": {"name": "alpaca-7b"}}, "'alpaca-7b' and 'ours' are both 'alpaca-7b'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, content, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_wrong_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
         read(tmp_path, content)
 
 

@@ -22,8 +22,8 @@ def read(tmp_path_factory):
     return found, people, workdirs.read([folder], found)
 
 
-def pack(read, most_bytes=10**6, seed=0):
-    return transcripts.pack(*read, systems=SYSTEMS, seed=seed, most_bytes=most_bytes)
+def pack(read, max_bytes=10**6, seed=0):
+    return transcripts.pack(*read, systems=SYSTEMS, seed=seed, max_bytes=max_bytes)
 
 
 def unpack(packed, name):
@@ -45,11 +45,11 @@ def test_every_text_verdict_and_reply_comes_back(read):
         end += index["sizes"][benchmark]
     rows = json.loads(unpack(packed, "items"))
     assert [row[2] for row in rows] == [*found.ids["heart"], *found.ids["lung"]]
-    cells = found.cells | people.cells
+    cells = found.tables | people.tables
     for benchmark, place, name, instruction, given, topic, difficulty, block, row in rows:
         item = texts.items[index["benchmarks"][benchmark], name]
-        told = (item.instruction, item.input, item.topic, item.difficulty)
-        assert told == (instruction, given, topic, difficulty)
+        fields = (item.instruction, item.input, item.topic, item.difficulty)
+        assert fields == (instruction, given, topic, difficulty)
         content = json.loads(unpack(packed, f"block-{block}"))
         shown = content["items"][row]
         for number, generator in enumerate(index["generators"]):
@@ -58,7 +58,7 @@ def test_every_text_verdict_and_reply_comes_back(read):
         for number, cell in enumerate(index["cells"]):
             if cell[1] != benchmark:
                 continue
-            names = verdicts.Cell(
+            names = verdicts.Matchup(
                 index["judges"][cell[0]],
                 item.benchmark,
                 index["references"][cell[2]],
@@ -66,23 +66,23 @@ def test_every_text_verdict_and_reply_comes_back(read):
             )
             table = cells[names][place]
             assert list(divmod(codes[starts[tuple(cell)] + place], 5)) == [v + 1 for v in table]
-            said = shown["replies"].get(str(number), [-1, -1])
-            for code, at in zip(table, said, strict=True):
-                verdict = verdicts.VERDICTS[code] if code >= 0 else None
+            positions = shown["replies"].get(str(number), [-1, -1])
+            for code, position in zip(table, positions, strict=True):
+                verdict = list(verdicts.Verdict)[code] if code >= 0 else None
                 judge = names.judge
                 expected = f"{judge} says {verdict}" if verdict else None
-                assert (content["replies"][at] if at >= 0 else None) == expected
+                assert (content["replies"][position] if position >= 0 else None) == expected
 
 
 def test_a_small_page_holds_a_sample_that_a_seed_draws(read, monkeypatch):
-    monkeypatch.setattr(transcripts, "ITEMS", 2)
-    small = pack(read, most_bytes=2500)
+    monkeypatch.setattr(transcripts, "BLOCK_ITEMS", 2)
+    small = pack(read, max_bytes=2500)
     assert 2 <= small.shown < small.items == 16
     blocks = [text for name, text in small.packed.items() if name.startswith("block")]
     assert sum(map(len, blocks)) <= 2500
-    assert pack(read, most_bytes=2500) == small
-    assert pack(read, most_bytes=2500, seed=1).packed["items"] != small.packed["items"]
-    assert pack(read, most_bytes=1).shown == 2
+    assert pack(read, max_bytes=2500) == small
+    assert pack(read, max_bytes=2500, seed=1).packed["items"] != small.packed["items"]
+    assert pack(read, max_bytes=1).shown == 2
 
 
 def test_half_a_surrogate_pair_in_a_reply(tmp_path):
@@ -92,7 +92,7 @@ def test_half_a_surrogate_pair_in_a_reply(tmp_path):
     found, _ = verdicts.read([folder])
     texts = workdirs.read([folder], found)
     packed = transcripts.pack(
-        found, None, texts, systems={"ours": System("ours")}, seed=0, most_bytes=10**6
+        found, None, texts, systems={"ours": System("ours")}, seed=0, max_bytes=10**6
     )
     assert json.loads(unpack(packed, "block-0"))["replies"] == ["tie ?"]
 

@@ -62,14 +62,14 @@ def test_an_interval_without_width_is_wilsons():
         assert tuple(ends[:, column]) == pytest.approx(intervals.wilson(rate, 9))
     one, none = np.ones(9), np.zeros(9)
     low, high = intervals.wilson(1.0, 9)
-    assert intervals.of_difference(one, none, 4) == pytest.approx((2 * low - 1, 1.0))
+    assert intervals.difference_interval(one, none, 4) == pytest.approx((2 * low - 1, 1.0))
     assert high == 1.0
 
 
 def test_the_interval_of_a_difference_is_the_bootstraps():
     draw = np.random.default_rng(0)
     one, other = draw.integers(0, 5, (2, 80)) / 4
-    ends = intervals.of_difference(one, other, 4)
+    ends = intervals.difference_interval(one, other, 4)
     assert ends == pytest.approx(intervals.bootstrap(one - other, 4))
 
 

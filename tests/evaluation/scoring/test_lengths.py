@@ -15,9 +15,9 @@ def test_examples_of_the_docstrings():
 def test_each_ratio_has_one_stratum():
     ratio = np.array([[0.1, 0.5, 0.79, 0.8, 1.0, 1.25, 1.9, 2.0, 9.0]])
     bounds = np.ones((1, 2, 9))
-    strata = lengths.by_length(bounds, ratio)["strata"]
-    assert [found["pairs"] for found in strata.values()] == [1, 2, 2, 2, 2]
-    assert all(found["rate"] == 1.0 and found["low"] < 1.0 for found in strata.values())
+    strata = lengths.by_length(bounds, ratio).strata
+    assert [found.pairs for found in strata.values()] == [1, 2, 2, 2, 2]
+    assert all(found.rate == 1.0 and found.low < 1.0 for found in strata.values())
 
 
 def test_a_judge_that_takes_the_longer_answer():
@@ -25,10 +25,10 @@ def test_a_judge_that_takes_the_longer_answer():
     ratio = draw.lognormal(0, 1, (3, 80))
     bounds = np.repeat((ratio > 1)[:, None, :], 2, axis=1).astype(float)
     found = lengths.by_length(bounds, ratio)
-    assert (found["longer"], found["decided"]) == (1.0, 240)
-    assert found["correlation"] > 0.8
-    assert found["strata"]["over twice"]["rate"] == 1.0
-    assert found["strata"]["under half"]["rate"] == 0.0
+    assert (found.longer, found.decided) == (1.0, 240)
+    assert found.correlation > 0.8
+    assert found.strata["over twice"].rate == 1.0
+    assert found.strata["under half"].rate == 0.0
 
 
 def test_what_is_left_out():
@@ -36,9 +36,9 @@ def test_what_is_left_out():
     bounds = np.array([[[1.0, 0.0, 0.5, 1.0], [1.0, 1.0, 0.5, 1.0]]])
     ratio = np.array([[2.0, 2.0, 2.0, 1.0]])
     found = lengths.by_length(bounds, ratio)
-    assert (found["decided"], found["longer"]) == (1, 1.0)
-    assert found["strata"]["over twice"]["pairs"] == 2
-    assert found["strata"]["under half"]["rate"] is None
+    assert (found.decided, found.longer) == (1, 1.0)
+    assert found.strata["over twice"].pairs == 2
+    assert found.strata["under half"].rate is None
 
 
 def test_spearman_with_ties_and_without_variance():

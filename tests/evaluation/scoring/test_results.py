@@ -1,131 +1,51 @@
-"""report.json: its records follow from the verdicts, and it is JSON."""
+"""Results: report.json has a row for every entry, and lookups agree with it."""
 
 import json
 
-import numpy as np
 import pytest
 
-from evaluation.judging import verdicts, workdirs
-from evaluation.judging.verdicts import Cell
-from evaluation.scoring import results, score
-from evaluation.scoring.results import AVERAGE
+from evaluation.judging.verdicts import Matchup
+from evaluation.scoring.results import AVERAGE, Difference
 from tests.support import judge_workdirs
 
 
 @pytest.fixture(scope="module")
-def read():
-    return judge_workdirs.read_set()
-
-
-@pytest.fixture(scope="module")
-def measured():
+def results():
     return judge_workdirs.measure_set()
 
 
-def rows(measured, name, **fields):
-    return [row for row in measured[name] if fields.items() <= row.items()]
+@pytest.fixture(scope="module")
+def record(results):
+    return results.record()
 
 
-def test_is_json_without_nan(measured):
-    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+def test_the_record_is_json_without_nan(record):
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
-def test_every_cell_and_every_average_has_a_rate(read, measured):
-    verdicts_, *_ = read
-    assert len(rows(measured, "win_rates")) == len(verdicts_.cells) + 2 * 2 * 3
-    cell = Cell("strict", "heart", "gpt-4", "ours-7b")
-    (row,) = rows(measured, "win_rates", **cell._asdict())
-    assert row["rate"] == score.win_rate(score.item_bounds(verdicts_.cells[cell])).rate
-    assert row["items"] == 12
-    assert row["position"]["verdicts"] == 24
-    assert measured["verdicts"] == 2 * 2 * 3 * 16 * 2
+def test_a_rate_is_found_by_its_matchup(results, record):
+    for row in record["win_rates"]:
+        matchup = Matchup(row["judge"], row["benchmark"], row["reference"], row["generator"])
+        assert results.rates[matchup].rate == row["rate"]
+        assert ("position" in row) == (matchup in results.positions) == (matchup[2] != AVERAGE)
+    assert len(record["win_rates"]) == len(results.rates)
 
 
-def test_the_average_is_over_both_references(read, measured):
-    verdicts_, *_ = read
-    tables = [
-        verdicts_.cells[Cell("strict", "lung", reference, "theirs-7b")]
-        for reference in ("claude-2", "gpt-4")
-    ]
-    of = {"judge": "strict", "benchmark": "lung", "generator": "theirs-7b"}
-    (row,) = rows(measured, "win_rates", reference=AVERAGE, **of)
-    each = [score.win_rate(score.item_bounds(table)) for table in tables]
-    assert row["rate"] == pytest.approx(np.mean([rate.rate for rate in each]))
+def test_a_label_and_a_comparison_are_found_by_their_names(results, record):
+    for row in record["by_difficulty"]:
+        panel = row["judge"], row["benchmark"]
+        rates = results.rates_by_label["difficulty"][panel]
+        assert rates[row["generator"], row["difficulty"]].rate == row["rate"]
+        assert row["reference"] == results.headline[panel]
+    for row in record["comparisons"]:
+        pairs = results.differences[row["judge"], row["benchmark"], row["reference"]]
+        assert pairs[row["one"], row["other"]].p_holm == row["p_holm"]
 
 
-def test_a_reference_called_as_the_average_is_an_error(tmp_path):
-    judge_workdirs.write(tmp_path, lambda r: "tie", items={"b": ["a"]}, references=[AVERAGE])
-    found, _ = verdicts.read([tmp_path])
-    with pytest.raises(ValueError, match="give it another name"):
-        results.all_panels(found)
+def test_the_average_is_the_last_reference_and_the_headline(results):
+    assert results.references_of("strict", "heart") == ["claude-2", "gpt-4", AVERAGE]
+    assert set(results.headline.values()) == {AVERAGE}
 
 
-def test_systems_are_ranked_by_their_rates(measured):
-    means = {
-        name: np.mean(
-            [r["rate"] for r in rows(measured, "win_rates", generator=name) if "position" in r]
-        )
-        for name in judge_workdirs.SET["systems"]
-    }
-    assert measured["systems"] == sorted(means, key=lambda name: -means[name])
-
-
-def test_a_table_of_comparisons_is_one_family(measured):
-    family = rows(measured, "comparisons", judge="strict", benchmark="heart", reference="gpt-4")
-    assert len(family) == 3
-    least = min(family, key=lambda row: row["p"])
-    assert least["p_holm"] == pytest.approx(min(1, 3 * least["p"]))
-    assert all(row["p_holm"] >= row["p"] and row["low"] <= row["difference"] for row in family)
-    for row in family:
-        assert row["items"] <= 12
-
-
-def test_difficulties_share_out_the_items(measured):
-    of = {"judge": "strict", "benchmark": "heart", "generator": "ours-7b"}
-    found = rows(measured, "by_difficulty", **of)
-    assert [row["difficulty"] for row in found] == ["1", "2", "3"]
-    assert [row["reference"] for row in found] == [AVERAGE] * 3
-    assert sum(row["items"] for row in found) == 12
-    (whole,) = rows(measured, "win_rates", reference=AVERAGE, **of)
-    for bound in ("worst", "best"):  # rates are over what is valid, which is not shared out evenly
-        parts = sum(row[bound] * row["items"] for row in found)
-        assert parts / whole["items"] == pytest.approx(whole[bound])
-
-
-def test_topics_with_few_items_have_no_rate(measured):
-    assert measured["benchmarks"]["heart"]["topic"] == {"topic 0": 6, "topic 1": 6}
-    assert measured["by_topic"] == []
-
-
-def test_people_are_compared_on_what_they_labelled(measured):
-    found = rows(measured, "agreement", benchmark="heart")
-    assert [(row["one"], row["other"]) for row in found] == [
-        ("human", "lenient/gpt"),
-        ("human", "strict"),
-        ("lenient/gpt", "strict"),
-    ]
-    assert found[0]["units"] <= 21 < found[2]["units"]
-
-
-def test_a_judge_has_its_positions_over_everything(measured):
-    counts = measured["judges"]["strict"]["position"]
-    assert counts["verdicts"] == measured["verdicts"] / 2
-    low, high = counts["first_preference_low"], counts["first_preference_high"]
-    assert low < counts["first_preference"] < high
-    assert measured["judges"]["strict"]["prompt_version"] == "strict-1"
-
-
-def test_lengths_of_each_system_and_of_all(measured):
-    found = rows(measured, "by_length", judge="strict", benchmark="lung")
-    assert [row["generator"] for row in found] == ["ours-7b", "ours-13b", "theirs-7b", None]
-    pairs = [sum(s["pairs"] for s in row["strata"].values()) for row in found]
-    assert sum(pairs[:3]) == pairs[3]
-
-
-def test_one_reference_needs_no_average(tmp_path):
-    judge_workdirs.write(tmp_path, lambda record: "tie", items={"b": ["x"]})
-    found, _ = verdicts.read([tmp_path])
-    measured = results.measure(found, None, workdirs.read([tmp_path], found), seed=0)
-    assert [row["reference"] for row in measured["win_rates"]] == ["gpt-4"]
-    assert json.dumps(measured, allow_nan=False)
-    assert measured["judges"]["j"]["position"]["first_preference_low"] is None
+def test_a_difference_the_other_way_round():
+    assert -Difference(9, 0.2, -0.1, 0.4, 0.03, 0.06) == Difference(9, -0.2, -0.4, 0.1, 0.03, 0.06)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from evaluation.judging import verdicts
-from evaluation.judging.verdicts import INVALID, MISSING, MODEL, REFERENCE, TIE
+from evaluation.judging.verdicts import VerdictCode
 from evaluation.scoring import score
 from tests.conftest import REPOSITORY
 
+MISSING, MODEL, REFERENCE, TIE, INVALID = VerdictCode
 GOLDEN = REPOSITORY / "tests/golden" / "judgements.jsonl"
 
 
@@ -24,7 +25,7 @@ def golden(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     (folder / "judgements.jsonl").write_bytes(GOLDEN.read_bytes())
     found, _ = verdicts.read([folder])
-    (table,) = found.cells.values()
+    (table,) = found.tables.values()
     return table
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from evaluation.judging import verdicts, workdirs
-from evaluation.scoring import signals
+from evaluation.scoring.signals import benchmark_signals
 from tests.support import judge_workdirs
 
 
@@ -17,10 +17,10 @@ def test_every_system_and_reference_has_signals(tmp_path):
         text=lambda generator, _: text[generator],
     )
     found, _ = verdicts.read([tmp_path])
-    rows = {r["generator"]: r for r in signals.measure(found, workdirs.read([tmp_path], found))}
-    assert list(rows) == ["ours", "theirs", "gpt-4"]
-    assert rows["gpt-4"]["is_reference"]
-    assert rows["gpt-4"]["rouge"] == {}
-    assert rows["ours"]["rouge"]["gpt-4"]["rougeL"] == pytest.approx(1.0)
-    assert rows["theirs"]["rouge"]["gpt-4"]["rouge1"] == 0.0
-    assert (rows["ours"]["outputs"], rows["ours"]["mean_words"]) == (2, 4.0)
+    signals = benchmark_signals(found, workdirs.read([tmp_path], found), "b")
+    assert list(signals) == ["ours", "theirs", "gpt-4"]
+    assert signals["gpt-4"].is_reference
+    assert signals["gpt-4"].rouge == {}
+    assert signals["ours"].rouge["gpt-4"]["rougeL"] == pytest.approx(1.0)
+    assert signals["theirs"].rouge["gpt-4"]["rouge1"] == 0.0
+    assert (signals["ours"].texts.outputs, signals["ours"].texts.mean_words) == (2, 4.0)

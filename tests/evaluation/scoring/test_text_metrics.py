@@ -8,7 +8,14 @@ from common.refusals import is_refusal
 from evaluation.inputs import benchmarks, outputs, published
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.scoring import text_metrics
-from evaluation.scoring.text_metrics import LONG, is_cut, loops, measure, refuses, runs_on
+from evaluation.scoring.text_metrics import (
+    LONG_ANSWER,
+    is_cut,
+    loops,
+    measure_texts,
+    refuses,
+    runs_on,
+)
 from tests.conftest import DATA, needs_data
 
 
@@ -20,7 +27,7 @@ def test_doctests():
     assert doctest.testmod(text_metrics).failed == 0
 
 
-LONG_TEXT = "Rest well. " * (LONG // 10)
+LONG_TEXT = "Rest well. " * (LONG_ANSWER // 10)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +40,11 @@ LONG_TEXT = "Rest well. " * (LONG // 10)
         (LONG_TEXT + "and drink.\n", "", False),
         (LONG_TEXT + "and (drink)", "", False),
         (LONG_TEXT + "**Drink!**", "", False),
-        ("水" * LONG, "", True),
-        ("水" * LONG + "。", "", False),
+        ("水" * LONG_ANSWER, "", True),
+        ("水" * LONG_ANSWER + "。", "", False),
         ("and drink", "", False),  # short: a list, a choice
         ("", "", False),
-        (" " * LONG, "", False),
+        (" " * LONG_ANSWER, "", False),
     ],
 )
 def test_cut(text, finish_reason, cut):
@@ -98,9 +105,9 @@ def test_measure():
         answer("\n"),
         answer("I cannot help you."),
     ]
-    signals = measure(answers)
+    signals = measure_texts(answers)
     words = [3, 2, len(LONG_TEXT.split()) + 1, 0, 4]
-    assert signals == text_metrics.Signals(
+    assert signals == text_metrics.TextSignals(
         outputs=5,
         empty=1,
         cut=2,
@@ -111,10 +118,10 @@ def test_measure():
         mean_characters=sum(len(a.output) for a in answers) / 5,
         mean_tokens=3.0,
     )
-    assert "1 cut at the length limit, 1 more seem cut" in str(signals)
-    assert measure(answers[3:]).mean_tokens is None
+    assert "1 truncated at the length limit, 1 more appear truncated" in str(signals)
+    assert measure_texts(answers[3:]).mean_tokens is None
     with pytest.raises(ValueError, match="no outputs to measure"):
-        measure([])
+        measure_texts([])
 
 
 @needs_data
@@ -123,7 +130,7 @@ def test_the_published_references_are_cut_as_often_as_known():
     for benchmark in ("medinstruct", "icliniq"):
         items = benchmarks.load(benchmark, DATA)
         for name in published.names(benchmark, DATA):
-            found[benchmark, name] = measure(outputs.load(name, items, DATA))
+            found[benchmark, name] = measure_texts(outputs.load(name, items, DATA))
     cut = {key: signals.cut for key, signals in found.items()}
     models = ("gpt-3.5-turbo", "gpt-4", "text-davinci-003", "claude-2")
     assert [cut["icliniq", model] for model in models] == [183, 244, 0, 0]

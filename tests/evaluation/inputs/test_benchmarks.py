@@ -60,7 +60,7 @@ def test_texts_of_one_part(tmp_path):
     assert benchmarks.load(str(path), tmp_path)[0].text == "What is anaemia?"
 
 
-def test_what_cannot_be_loaded_is_told_in_a_line(flat, tmp_path):
+def test_what_cannot_be_loaded_is_explained_in_a_line(flat, tmp_path):
     with pytest.raises(ValueError, match="no benchmark 'pubmed'; choose from medinstruct, icl"):
         benchmarks.load("pubmed", flat)
     with pytest.raises(FileNotFoundError, match=r"icliniq: none of .*/; give the folder"):
@@ -100,7 +100,7 @@ def test_ids_are_texts(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["id", "topic"])
-def test_half_a_surrogate_pair_is_told_before_anything_is_asked(tmp_path, field):
+def test_half_a_surrogate_pair_is_found_before_any_request(tmp_path, field):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"instruction": "Why?", field: "\ud800"}) + "\n")
     with pytest.raises(ValueError, match=f"field '{field}' is not valid Unicode"):
@@ -108,9 +108,9 @@ def test_half_a_surrogate_pair_is_told_before_anything_is_asked(tmp_path, field)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\u202eb", "a\nb", " "])
-def test_names_can_be_shown(tmp_path, name):
+def test_names_can_be_displayed(tmp_path, name):
     path = write(tmp_path / "x.jsonl", [{"instruction": "Why?"}])
-    with pytest.raises(ValueError, match="is no name that can be shown"):
+    with pytest.raises(ValueError, match="cannot be displayed"):
         benchmarks.load(f"{name}={path}", tmp_path)
 
 
