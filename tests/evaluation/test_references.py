@@ -127,9 +127,7 @@ def test_the_budget_ends_the_run(ask, tmp_path):
 
 def test_other_answers_are_not_overwritten(ask, server):
     ask()
-    with pytest.raises(
-        ValueError, match=r"contains answers of 'stand-in' to medinstruct, not of 'x'"
-    ):
+    with pytest.raises(ValueError, match=r"answers of 'stand-in' to medinstruct, not of 'x'"):
         ask(generator="x")
     assert len(server.bodies) == 4
 
@@ -159,9 +157,7 @@ def test_frozen_answers_become_references(request, layout, tmp_path, capsys):
         (file,) = run["config"]["file"]
         assert "claude-2" in file
     assert "answers, " in capsys.readouterr().err
-    with pytest.raises(
-        ValueError, match="contains answers of 'claude-2' to icliniq, not of 'gpt-4'"
-    ):
+    with pytest.raises(ValueError, match="answers of 'claude-2' to icliniq, not of 'gpt-4'"):
         references.run_import("gpt-4", "icliniq", data, tmp_path / "iCliniq")
 
 

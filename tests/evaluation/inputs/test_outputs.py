@@ -119,9 +119,7 @@ def test_an_id_and_the_input_alone(tmp_path):
     records = [{"id": i, "input": post, "output": post} for i, post in enumerate(POSTS)]
     assert texts(load(tmp_path / "x.jsonl", records, ICLINIQ, "x")) == POSTS
     records[1]["input"] = POSTS[2]
-    with pytest.raises(
-        ValueError, match=r":2: the text of item '1' of icliniq is 'If you are .*'Is RNA"
-    ):
+    with pytest.raises(ValueError, match=r":2: the text of item '1' .* is 'If you are .*'Is RNA"):
         load(tmp_path / "x.jsonl", records, ICLINIQ, "x")
 
 
@@ -140,7 +138,7 @@ def test_the_same_question_twice_needs_ids(tmp_path):
     assert texts(load(tmp_path / "x.jsonl", records, items, "m")) == ["a", "b"]
     without = [{"instruction": "Why?", "output": "?"}] * 2
     with pytest.raises(
-        ValueError, match=r"x\.jsonl:1: items 'a' and 'b' of x both have the text 'Why\?'"
+        ValueError, match=r"x\.jsonl:1: items 'a' and 'b' of x both have .* 'Why\?'"
     ):
         load(tmp_path / "x.jsonl", without, items, "m")
 
@@ -196,22 +194,22 @@ def test_an_unknown_name_is_answered_by_the_known_ones(flat, tmp_path):
         ({"id": "143"}, r"x\.jsonl:2: medinstruct has no item '143' \('Is it flu, or a cold\?'\)"),
         (
             {"id": "2"},
-            r":2: the text of item '2' of medinstruct is 'Name a .*', in the record 'Is it flu",
+            r":2: the text of item '2' .* is 'Name a .*', in the record 'Is it flu",
         ),
         (
             {"instruction": "Is it flue?"},
-            r":2: the text of item '1' of .* is 'Is it flu, .* 'Is it flue\?'",
+            r":2: the text of item '1' .* is 'Is it flu, .*'Is it flue\?'",
         ),
         (
             {"id": None, "instruction": "Hm?"},
-            r":2: no item of medinstruct has the text 'Hm\?'; item '1'",
+            r":2: no item .* has the text 'Hm\?'; item '1'",
         ),
         ({"instruction": ""}, r":2: instruction, input or prompt is missing"),
         ({"output": 3}, r":2: field 'output' must be a string"),
         ({"num_tokens": "3"}, r":2: field 'num_tokens' must be an integer"),
         (
             {"generator": "other"},
-            r":2: generator is 'other', in the first record 'mine'; use a separate",
+            r":2: generator is 'other', in the first record 'mine'; use a",
         ),
     ],
 )
@@ -239,9 +237,7 @@ def test_twice_missing_and_another_benchmark(tmp_path):
         load(path, [ours()[0], ours()[3]])
     with pytest.raises(ValueError, match=r"4 of 4 items"):
         load(path, [], name="x")
-    with pytest.raises(
-        ValueError, match=r":1: no item of icliniq has the text 'What .*--benchmark"
-    ):
+    with pytest.raises(ValueError, match=r":1: no item of icliniq has .* 'What .*--benchmark"):
         load(path, references("gpt-4")[0], ICLINIQ, "gpt-4")
     with pytest.raises(ValueError, match=r":1: field 'output' is missing; name the field"):
         load(path, [{"instruction": "a", "answer": "b"}], name="x")
