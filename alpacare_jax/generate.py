@@ -32,7 +32,7 @@ from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
-from common.messages import duration
+from common.messages import StatusLine, duration
 from common.records import Example, read_examples, require_unique_ids
 from common.sections import UsageError
 
@@ -165,7 +165,7 @@ def answers(
     stops: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(index, answer fields of the output) of each request as it finishes; reports progress."""
-    began, tokens, shown = time.perf_counter(), 0, 0.0
+    began, tokens, status = time.perf_counter(), 0, StatusLine()
 
     def stop_early(ids: list[int]) -> bool:
         return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
@@ -176,14 +176,13 @@ def answers(
         yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
         tokens += used
         seconds = time.perf_counter() - began
-        if seconds - shown > 5 or done == len(requests):
-            shown = seconds
+        if status.due() or done == len(requests):
             left = duration(seconds / done * (len(requests) - done))
-            print(
+            status.show(
                 f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
-                f"tokens/s | {left} left",
-                file=sys.stderr,
+                f"tokens/s | {left} left"
             )
+    status.close()
 
 
 def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -195,9 +194,7 @@ def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]
         "id": example.id,
         "input": example.input,
         "dataset": settings["dataset"],
-        "finish_reason": answer["finish_reason"],
-        "num_tokens": answer["num_tokens"],
-    }
+    } | answer
 
 
 def run(
