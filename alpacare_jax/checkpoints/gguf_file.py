@@ -148,15 +148,10 @@ def open_gguf(path: Path) -> GgufModel:
     """Opens a GGUF file of architecture "llama".
 
     Raises:
-      ValueError: the package `gguf` is missing, the file is damaged or incomplete, of another
-        architecture, or uses RoPE scaling.
+      ValueError: the file is damaged or incomplete, of another architecture, or uses RoPE scaling.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise ValueError(
-            "reading GGUF requires an extra: pip install 'alpacare-jax[convert]'"
-        ) from None
+    import gguf
+
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
