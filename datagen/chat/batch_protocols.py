@@ -46,17 +46,11 @@ ANTHROPIC_STATUSES = {
 
 
 class BatchProtocol(abc.ABC):
-    """One provider's batch API.
+    """One provider's batch API."""
 
-    Attributes:
-      max_requests: the provider's limit per batch.
-      max_bytes: the provider's limit on the size of a submission.
-      line_bytes: upper bound on what is sent around each request.
-    """
-
-    max_requests: int
-    max_bytes: int
-    line_bytes: int
+    max_requests: int  # the provider's limit per batch
+    max_bytes: int  # the provider's limit per submission
+    line_bytes: int  # upper bound on what a submission adds to each request
 
     def __init__(self, connection: Connection):
         self._connection = connection
@@ -181,16 +175,15 @@ class OpenAIBatches(BatchProtocol):
     def _failed(self, errors: list[Mapping[str, Any]]) -> BatchState:
         """The state of a batch whose input was rejected: no request of it was processed."""
         rejected = {
-            e["line"] - 1: short_text(f"{e.get('message')}") for e in errors if e.get("line")
+            e["line"] - 1: short_text(str(e.get("message"))) for e in errors if e.get("line")
         }
-        reason = short_text("; ".join(f"{e.get('message') or e.get('code')}" for e in errors[:3]))
+        reason = "; ".join(str(e.get("message") or e.get("code")) for e in errors[:3])
         failure = None
         if any(e.get("code") == "token_limit_exceeded" for e in errors):
-            failure = NotSubmittedError(reason, queue_full=True)
+            failure = NotSubmittedError(short_text(reason), queue_full=True)
         elif not rejected:
-            failure = FatalProviderError(
-                f"openai rejected the batch: {reason or 'no reason given'}"
-            )
+            reason = short_text(reason or "no reason given")
+            failure = FatalProviderError(f"openai rejected the batch: {reason}")
         return BatchState(ended=True, failure=failure, rejected=rejected)
 
     def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:

@@ -92,13 +92,15 @@ class Client:
         self._batches: Batches | None = None
 
     async def __aenter__(self) -> Self:
-        if self.config.offline:
+        config, store = self.config, self.store
+        if config.offline:
             return self
-        connection = self._connection = Connection(self.config)
+        connection = self._connection = Connection(config)
         # Without batch=True too: requests in a batch of an earlier run must not be sent again.
-        if self.config.batch or BatchLog(self.store).open():
-            shared = self.budget, self.price, self.counts, self.report
-            self._batches = Batches(self.config, self.store, connection, *shared)
+        if config.batch or BatchLog(store).open():
+            self._batches = Batches(
+                config, store, connection, self.budget, self.price, self.counts, self.report
+            )
             try:
                 await self._batches.start()
             except BaseException:

@@ -18,7 +18,7 @@ from typing import IO, Any, Self, TypeVar
 
 Written = TypeVar("Written")
 
-TABLES = """
+STORE_SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
   key TEXT PRIMARY KEY,  -- hash of everything that can change the answer
   request TEXT NOT NULL, -- the body sent, as JSON
@@ -124,7 +124,7 @@ class AnswerStore:
             self._reader = sqlite3.connect(location, check_same_thread=False)
             if writable or not exists:
                 self._reader.execute("PRAGMA journal_mode = WAL")
-                self._reader.executescript(TABLES)
+                self._reader.executescript(STORE_SCHEMA)
             self._reader.execute("SELECT 1 FROM answers, batch_requests LIMIT 1")
         except sqlite3.Error as error:
             failed = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
