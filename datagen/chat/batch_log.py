@@ -9,11 +9,14 @@ once.
 import dataclasses
 import json
 import sqlite3
+import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from datagen.chat import prices, protocols
 from datagen.chat import store as answer_store
+from datagen.chat.config import ChatConfig
 from datagen.chat.errors import RejectedRequestError, RetryableError
 from datagen.chat.prices import Price
 from datagen.chat.store import AnswerStore, Charge, ChatAnswer
@@ -26,6 +29,16 @@ CHUNK_SIZE = 500
 
 
 Deliver = Callable[[Charge, ChatAnswer], None]
+
+
+class PendingRequest(NamedTuple):
+    """A request waiting for its batch."""
+
+    key: str
+    body: str  # JSON
+    size: int  # bytes in a batch
+    usd: float  # maximum cost
+    tokens: int
 
 
 @dataclasses.dataclass
@@ -42,6 +55,21 @@ class Batch:
     tokens: int
     sent: float  # Unix time just before the submission
     id: str | None = None  # the provider's; None: not known whether it was received
+
+    @classmethod
+    def new(cls, config: ChatConfig, price: Price | None, requests: list[PendingRequest]) -> Self:
+        """A batch that is about to be submitted."""
+        return cls(
+            name=uuid.uuid4().hex,
+            provider=config.provider,
+            base_url=config.base_url,
+            model=config.model,
+            price=price,
+            requests=len(requests),
+            usd=sum(request.usd for request in requests),
+            tokens=sum(request.tokens for request in requests),
+            sent=time.time(),
+        )
 
     def __str__(self) -> str:
         id = f" ({self.id})" if self.id else ""
@@ -107,8 +135,8 @@ class BatchLog:
             f"'{batch.name}'; DELETE FROM batches WHERE name = '{batch.name}'\""
         )
 
-    async def record(self, batch: Batch, requests: list[tuple[str, str]]) -> None:
-        """Returns once batch and requests, (key, JSON), are on disk: now it may be submitted."""
+    async def record(self, batch: Batch, requests: list[PendingRequest]) -> None:
+        """Returns once batch and requests are on disk: now it may be submitted."""
         price = (batch.price.input, batch.price.output) if batch.price else (None, None)
         row = (batch.name, batch.provider, batch.base_url, batch.model, *price)
         row += (batch.requests, batch.usd, batch.tokens, batch.sent, None, "open")
@@ -117,7 +145,7 @@ class BatchLog:
             connection.execute(f"INSERT INTO batches VALUES ({', '.join('?' * len(row))})", row)
             connection.executemany(
                 "INSERT INTO batch_requests VALUES (?, ?, ?)",
-                ((key, batch.name, request) for key, request in requests),
+                ((request.key, batch.name, request.body) for request in requests),
             )
 
         await self._store.write(change)

@@ -13,12 +13,11 @@ import contextlib
 import copy
 import json
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from datagen.chat import protocols
-from datagen.chat.batch_log import Batch, BatchLog, BatchState
+from datagen.chat.batch_log import Batch, BatchLog, BatchState, PendingRequest
 from datagen.chat.batch_protocols import BATCH_PROTOCOLS
 from datagen.chat.config import ChatConfig
 from datagen.chat.connection import Connection
@@ -48,16 +47,6 @@ OUTAGE_SECONDS = 3600.0
 
 INITIAL_RESUBMIT_BACKOFF, MAX_RESUBMIT_BACKOFF = 30.0, 1800.0
 """Seconds before a batch that was not accepted is resubmitted, doubled each time, and the most."""
-
-
-class PendingRequest(NamedTuple):
-    """A request waiting for its batch."""
-
-    key: str
-    body: str  # JSON
-    size: int  # bytes in a batch
-    usd: float  # maximum cost
-    tokens: int
 
 
 class Batches:
@@ -221,21 +210,11 @@ class Batches:
         return taken
 
     async def _submit(self, requests: list[PendingRequest]) -> None:
-        batch = Batch(
-            name=uuid.uuid4().hex,
-            provider=self.config.provider,
-            base_url=self.config.base_url,
-            model=self.config.model,
-            price=self._price,
-            requests=len(requests),
-            usd=sum(request.usd for request in requests),
-            tokens=sum(request.tokens for request in requests),
-            sent=time.time(),
-        )
+        batch = Batch.new(self.config, self._price, requests)
         self._open[batch.name] = batch
         self._in_batches.update(request.key for request in requests)
         async with self._busy:
-            await self._log.record(batch, [(request.key, request.body) for request in requests])
+            await self._log.record(batch, requests)
             requests.clear()  # the submission reads them from disk
             try:
                 id = await self._protocol.submit(batch, self._log.requests(batch))
