@@ -53,14 +53,8 @@ def training_plans(
                 candidate = replace(layout, optimizer=optimizer)
                 if any(_needs_more(candidate, other) for other in too_large):
                     continue
-                plan = attempt(
-                    _changes(candidate),
-                    plan_training.make_plan,
-                    candidate,
-                    topology,
-                    workload,
-                    price,
-                )
+                rest = topology, workload, price
+                plan = attempt(_changes(candidate), plan_training.make_plan, candidate, *rest)
                 if plan:
                     yield plan
                 if not plan or plan["fits"]:

@@ -17,9 +17,9 @@ class BaseModelConfig:
     """The base model, and how its computation trades memory for time."""
 
     checkpoint: str  # model directory, written by `alpacare_jax.convert`
-    variant: str  # key of VARIANTS; the checkpoint must have its sizes
+    variant: str  # model size, such as llama-7b; the checkpoint must have this size
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
-    remat: str  # recompute in the backward pass: none, dots (all but matrix products), full (all)
+    remat: str  # recomputed in the backward pass: none, full (all), dots (all but projections)
     attention: str  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 

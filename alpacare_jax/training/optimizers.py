@@ -31,16 +31,16 @@ class OptimizerConfig:
     (`--optim adafactor`), the learning rate is absolute, not relative to the parameters' scale.
     """
 
-    name: str  # adamw, or adafactor, whose moments take next to nothing instead of 8 bytes a weight
-    learning_rate: float  # peak
-    schedule: str  # after warm-up: cosine or linear to 0, or constant
+    name: str  # adamw, or adafactor: moments take next to nothing instead of 8 bytes per weight
+    learning_rate: float  # its peak, after warm-up
+    schedule: str  # of the learning rate after warm-up: cosine or linear to 0, or constant
     warmup_ratio: float  # share of all steps, rounded up, with a linear rise from 0
     beta1: float  # decay of the first moment
     beta2: float  # decay of the second moment
     epsilon: float  # added to the root of the second moment
-    weight_decay: float  # on matrices only: params.decay_mask
+    weight_decay: float  # on matrices only, see params.decay_mask
     max_grad_norm: float  # clip gradients to this global norm; 0: off
-    first_moment: str  # its dtype: float32, or bfloat16, which saves 2 of 12 bytes a weight
+    first_moment: str  # its dtype: float32, or bfloat16, which saves 2 of 12 bytes per weight
     offload: bool  # keep moments in host memory and fetch one layer's at a time; slower steps
 
     def __post_init__(self):
