@@ -288,8 +288,10 @@ def test_an_outage_in_the_middle_of_a_save(gcs, place):
 
     saved = checkpoint.TrainingCheckpoints(place, checkpoint.CheckpointConfig(0, 1))
     saved._pending = (3, types.SimpleNamespace(result=result))
-    told = r"^step 3 not saved \(gone, 503\); .* is step None; once the bucket answers, run again$"
-    with pytest.raises(OSError, match=told):
+    message = (
+        r"^step 3 not saved \(gone, 503\); .* None; once the bucket responds, rerun the command$"
+    )
+    with pytest.raises(OSError, match=message):
         saved.close()
 
 
