@@ -103,9 +103,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     jsonl.write(workdir / "rejected.jsonl", pool.rejected)
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     provenance.write_json(provenance.run_json(output), description | ended)
-    jsonl.write(
-        output, (task.record() for task in pool.kept)
-    )  # last: once it exists, all three files do
+    # Last: once tasks.jsonl exists, all three files do.
+    jsonl.write(output, (task.record() for task in pool.kept))
     client.report(summary(counts, output))
 
 

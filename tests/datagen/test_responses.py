@@ -49,11 +49,6 @@ def test_doctests(module):
     assert doctest.testmod(module).failed == 0
 
 
-def test_kinds_to_include_may_stand_apart():
-    config = make_config(responses__include="truncated, refused").responses
-    assert config.included == ("truncated", "refused")
-
-
 def test_a_rating_with_much_space_around_it():
     space = " " * 40_000  # once read in quadratic and cubic time
     assert responses.parse_rating(f"Rating:{space}4{space}\n") == 4.0
@@ -174,10 +169,6 @@ def test_bad_input(server, tmp_path):
         responses.run(config(server), twice, tmp_path, dry_run=True)
     with pytest.raises(ValueError, match="must contain tasks"):
         responses.run(config(server), tmp_path / "examples.jsonl", tmp_path, dry_run=True)
-    with pytest.raises(ValueError, match="choose from truncated, refused"):
-        config(server, responses__include="empty")
-    with pytest.raises(ValueError, match="between 0 and 5"):
-        config(server, responses__min_rating=6.0)
 
 
 def test_from_seeds_to_a_trained_model(server, tmp_path, tmp_path_factory):
