@@ -65,9 +65,12 @@ class Tokenizer(ABC):
         known = [int(i) for i in ids if i < self.vocab_size and i not in self.control_ids]
         return self._decode(known, continuation)
 
-    @abstractmethod
     def piece(self, token_id: int) -> str:
         """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
+        return self._piece(token_id)
+
+    @abstractmethod
+    def _piece(self, token_id: int) -> str: ...
 
     @abstractmethod
     def _encode(self, text: str, continuation: bool) -> list[int]: ...
@@ -129,7 +132,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._set_special_ids(own | special, lookup, directory)
         self.adds_bos = self.bos_id is not None and adds_bos is not False
 
-    def piece(self, token_id: int) -> str:
+    def _piece(self, token_id: int) -> str:
         return self._pieces[token_id]
 
     def _encode(self, text: str, continuation: bool) -> list[int]:
@@ -163,7 +166,7 @@ class HuggingFaceTokenizer(Tokenizer):
             adds_bos = model.encode("a").ids[:1] == [self.bos_id]
         self.adds_bos = self.bos_id is not None and adds_bos
 
-    def piece(self, token_id: int) -> str:
+    def _piece(self, token_id: int) -> str:
         return self._models[False].id_to_token(token_id)
 
     def _encode(self, text: str, continuation: bool) -> list[int]:

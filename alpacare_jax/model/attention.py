@@ -116,10 +116,7 @@ def splash(
         kernel on its own shard.
       interpret: emulate the kernel without a TPU, slowly, for tests.
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernels,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     def attend_row(q_NTH, k_KTH, v_KTH, segments_T):
         N, T, H = q_NTH.shape
@@ -128,7 +125,7 @@ def splash(
         block = max(b for b in range(128, min(T, 1024) + 1, 128) if T % b == 0)
         kernel = kernels.make_splash_mha(
             # Within a segment, row order is position order.
-            mask=masks.MultiHeadMask([masks.CausalMask((T, T))] * N),
+            mask=kernels.MultiHeadMask([kernels.CausalMask((T, T))] * N),
             block_sizes=kernels.BlockSizes(
                 block_q=block,
                 block_kv=block,

@@ -87,7 +87,7 @@ class LlamaConfig:
 
     @property
     def untied_embeddings(self) -> bool:
-        """Whether the output embedding is a weight of its own."""
+        """Whether the output embedding is a separate weight."""
         return not self.tie_word_embeddings
 
     @property

@@ -146,6 +146,7 @@ class Mlp(nnx.Module):
         self.down_bias = _optional_param(params, "down_bias")  # D
 
     def __call__(self, x_MD: jax.Array) -> jax.Array:
+        """x_MD -> x_MD."""
         dtype = x_MD.dtype
         gate_MF = _add_bias(x_MD @ self.gate_proj[...].astype(dtype), self.gate_bias)
         up_MF = _add_bias(x_MD @ self.up_proj[...].astype(dtype), self.up_bias)
