@@ -254,6 +254,7 @@ def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
 
 
 def define_flags() -> None:
+    """Defines the flags of this command."""
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("benchmark", None, "Test set: published NAME, FILE or NAME=FILE.")
     flags.DEFINE_list("outputs", None, "Outputs to judge: each FILE, NAME=FILE or published NAME.")
@@ -273,6 +274,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
     del argv
     FLAGS = flags.FLAGS
     judging = JudgingRun(

@@ -162,6 +162,7 @@ def run_ask(
 
 
 def define_flags() -> None:
+    """Defines the flags of this command."""
     config_flags.DEFINE_config_file(
         "config", None, "The model to ask: section `chat`.", lock_config=True
     )
@@ -183,6 +184,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
     del argv
     FLAGS = flags.FLAGS
     workdir, data = Path(FLAGS.workdir), Path(FLAGS.data)

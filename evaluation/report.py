@@ -100,6 +100,7 @@ def run(
 
 
 def define_flags() -> None:
+    """Defines the flags of this command."""
     flags.DEFINE_list("judgements", None, "Workdirs of evaluation.judge.")
     flags.DEFINE_string("output", None, "Folder for the report.")
     flags.DEFINE_list("labels", [], "Judgements of people: JSONL files.")
@@ -118,6 +119,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
     del argv
     FLAGS = flags.FLAGS
     run(

@@ -284,12 +284,19 @@ def drawn(body) -> str:
 
 def command(server, files, workdir):
     return [
-        *(sys.executable, "-m", "evaluation.judge", "--config=configs/evaluation.py"),
-        *(f"--benchmark={files / 'set.jsonl'}", f"--workdir={workdir}", "--config.reasks=1"),
+        sys.executable,
+        "-m",
+        "evaluation.judge",
+        "--config=configs/evaluation.py",
+        f"--benchmark={files / 'set.jsonl'}",
+        f"--workdir={workdir}",
+        "--config.reasks=1",
         "--outputs=" + ",".join(str(files / f"{name}.jsonl") for name in SYSTEMS[:2]),
         "--references=" + ",".join(str(files / f"{name}.jsonl") for name in SYSTEMS[2:]),
-        *(f"--config.chat.base_url={server.url}/v1", "--config.chat.attempts=30"),
-        *("--config.chat.timeout_seconds=5", "--config.chat.concurrency=2"),
+        f"--config.chat.base_url={server.url}/v1",
+        "--config.chat.attempts=30",
+        "--config.chat.timeout_seconds=5",
+        "--config.chat.concurrency=2",
     ]
 
 
@@ -327,10 +334,15 @@ def test_the_papers_evaluation_under_faults_and_kills(tmp_path):
 
     def start(server, workdir):
         judging = [
-            *("--config=configs/evaluation.py", "--benchmark=medinstruct", f"--data={DATA}"),
-            *(f"--outputs={','.join(systems)}", f"--workdir={workdir}", "--config.reasks=1"),
+            "--config=configs/evaluation.py",
+            "--benchmark=medinstruct",
+            f"--data={DATA}",
+            f"--outputs={','.join(systems)}",
+            f"--workdir={workdir}",
+            "--config.reasks=1",
             "--references=gpt-4,gpt-3.5-turbo,text-davinci-003,claude-2",
-            *(f"--config.chat.base_url={server.url}/v1", "--config.chat.attempts=30"),
+            f"--config.chat.base_url={server.url}/v1",
+            "--config.chat.attempts=30",
         ]
         return subprocess.Popen(
             [sys.executable, "-m", "evaluation.judge", *judging], cwd=REPOSITORY

@@ -64,7 +64,8 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
     figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
     tables = ("win_rates", "judges", "agreement", "comparisons", "difficulty", "lengths")
     assert set(one) >= {
-        *("report.json", "report.html"),
+        "report.json",
+        "report.html",
         *(f"figures/{name}.{end}" for name in figures for end in ("png", "svg")),
         *(f"tables/{name}.{end}" for name in (*tables, "signals") for end in ("md", "tex")),
     }

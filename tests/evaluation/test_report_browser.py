@@ -165,7 +165,7 @@ def test_a_link_within_the_page_and_one_that_is_none(page, url):
     page.open(f"{url}#%zz/l2/theirs-7b/claude-2")
     page.wait_for(f"{ROOT}.ready == 'true'")
     assert page.run(COUNT) == 16
-    assert "not in this page" in page.run(SHOWN)
+    assert "does not contain the item" in page.run(SHOWN)
     page.run("location.hash = '#lung/l3/ours-13b/gpt-4'")
     page.wait_for(f"{ROOT}.opened == 'l3'")
     assert "ours-13b on l3." in page.run(SHOWN)

@@ -1,4 +1,4 @@
-"""Drives a headless Chromium through pipes, in the DevTools protocol; no package is needed."""
+"""Drives a headless Chromium by the DevTools protocol over pipes, without further packages."""
 
 import json
 import os
@@ -18,14 +18,17 @@ def find() -> str | None:
 
 
 class Browser:
-    """One page; what it writes to its console and every error are kept in `problems`."""
+    """One page; `problems` collects its console output and errors."""
 
     def __init__(self, folder: Path):
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
+        switches = "headless no-sandbox disable-gpu disable-dev-shm-usage no-first-run"
         command = [
-            *(find(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-            *("--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={folder}"),
+            str(find()),
+            *(f"--{name}" for name in switches.split()),
+            "--remote-debugging-pipe",
+            f"--user-data-dir={folder}",
         ]
         # The protocol's pipes are the descriptors 3 and 4.
         script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
@@ -49,7 +52,7 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._out)  # without its pipe the browser ends, with all its processes
+        os.close(self._out)  # closing the pipe ends the browser and all its processes
         try:
             self._process.wait(timeout=SECONDS)
         finally:
@@ -58,7 +61,7 @@ class Browser:
             os.close(self._in)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of a command; events that come before it are looked through."""
+        """The result of a command; events before it are recorded."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         if self._session:
@@ -75,7 +78,7 @@ class Browser:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
             if not select.select([self._in], [], [], SECONDS)[0]:
-                raise TimeoutError(f"the browser said nothing for {SECONDS:.0f} s")
+                raise TimeoutError(f"no message from the browser for {SECONDS:.0f} s")
             if not (part := os.read(self._in, 1 << 20)):
                 raise RuntimeError("the browser ended")
             self._unread += part
@@ -89,7 +92,7 @@ class Browser:
             self.problems.append(event["params"]["entry"]["text"])
 
     def run(self, expression: str) -> Any:
-        """The value of JavaScript in the page; promises are waited for."""
+        """The value of JavaScript in the page; promises are awaited."""
         found = self.send(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )

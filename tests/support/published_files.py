@@ -1,4 +1,4 @@
-"""Small files with every quirk of the published ones, made up: nothing in them is published."""
+"""Small synthetic files with every quirk of the published ones."""
 
 import dataclasses
 import gzip
@@ -15,7 +15,7 @@ QUESTIONS = [
     "Name a DNA repair gene.",
     "Why rest?",
 ]
-IDS = [0, 1, 2, 4]  # one is missing, so that rows and ids part
+IDS = [0, 1, 2, 4]  # one is missing, so that rows and ids differ
 POSTS = ["Hello doctor, my knee hurts.", "Hi,\nI cough at night. ", "Is RNA a vaccine?"]
 DOCTOR = "If you are a doctor, answer the patient."
 FARM = [("Name a river.", ""), ("Put it into French.", "Good day"), ("Put it into French.", "Bye")]
@@ -75,13 +75,13 @@ def references(model: str) -> tuple[list[dict], list[dict]]:
 
 
 def write_original(data: Path) -> Path:
-    """`data/` of the original repository."""
+    """The layout of `data/` in the original repository."""
     write(data / "MedInstruct-test.jsonl", medinstruct())
     questions, posts = [(q, "") for q in QUESTIONS], [(DOCTOR, post) for post in POSTS]
     farm = [(merged(*pair), "") for pair in FARM]
-    for model, called in (("AlpaCare-7b", "medinstruct"), ("alpaca-13b", "medsi")):
+    for model, name in (("AlpaCare-7b", "medinstruct"), ("alpaca-13b", "medsi")):
         folder = data / "model_ouputs" / model
-        write(folder / called / "seed_0.json", published_outputs(questions, model))
+        write(folder / name / "seed_0.json", published_outputs(questions, model))
         write(folder / "iCliniq/seed_0.json", published_outputs(posts, model))
         write(folder / "alpaca_eval/seed_0.json", published_outputs(farm, model))
     beside = {"dataset": "vicuna", "output": "the reference", "generator": "text_davinci_003"}
@@ -89,8 +89,8 @@ def write_original(data: Path) -> Path:
     write(folder / "alpaca_eval/seed_0.json", published_outputs(farm, "medalpaca", **beside))
     for model in ("gpt-4", "claude-2"):
         folder = data / "reference_outputs" / model
-        for called, records in zip(("medsi", "iCliniq"), references(model), strict=True):
-            write(folder / f"{called}_output.jsonl", records)
+        for name, records in zip(("medsi", "iCliniq"), references(model), strict=True):
+            write(folder / f"{name}_output.jsonl", records)
     return data
 
 
@@ -110,8 +110,8 @@ def write_flat(data: Path) -> Path:
     write(folder / "icliniq.json.gz", published_outputs(posts, "alpacare"))
     for model in ("gpt-4", "claude-2"):
         folder = data / "references" / model
-        for called, records in zip(("medinstruct", "icliniq"), references(model), strict=True):
-            write(folder / f"{called}.jsonl", records)
+        for name, records in zip(("medinstruct", "icliniq"), references(model), strict=True):
+            write(folder / f"{name}.jsonl", records)
     answers = [{"instruction": a, "input": b, "output": a[::-1], "generator": "x"} for a, b in FARM]
     write(data / "references/gpt-3.5-turbo-0301/alpaca_farm.json", answers)
     return data
@@ -119,7 +119,7 @@ def write_flat(data: Path) -> Path:
 
 @pytest.fixture
 def small(monkeypatch):
-    """Published test sets have as many items as the files here."""
+    """Published test sets have the sizes of the files here."""
     for name, size in {"medinstruct": 4, "icliniq": 3, "alpaca_farm": 3}.items():
         smaller = dataclasses.replace(benchmarks.BENCHMARKS[name], size=size)
         monkeypatch.setitem(benchmarks.BENCHMARKS, name, smaller)

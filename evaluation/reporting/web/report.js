@@ -1,5 +1,5 @@
-// The transcripts of the report: filters, a list, and two answers side by side. Texts lie in the page
-// as gzip in base64, some items a block, and are unpacked when they are looked at.
+// The transcripts of the report: filters, a list, and two answers side by side. The page contains
+// texts as gzip in base64, in blocks of some items, which are unpacked when viewed.
 "use strict";
 (() => {
   const element = (id) => document.getElementById(id);
@@ -35,7 +35,7 @@
     return blocks.get(number);
   }
 
-  // Two verdicts of a cell, model first and reference first.
+  // Both verdicts on an item, model first and reference first.
   function verdict(judge, benchmark, reference, system, place) {
     const cell = cells.get([judge, benchmark, reference, system].join("/"));
     if (cell === undefined) return [MISSING, MISSING];
@@ -75,7 +75,7 @@
     for (const id of Object.keys(state)) state[id] = element(id).value;
   }
 
-  // The side that valid verdicts favour together, as in the table of agreement; null: none are.
+  // The side that the valid verdicts favour together, as in the table of agreement; null without any.
   function side(both) {
     const judged = both.filter((code) => code !== MISSING);
     if (!judged.length || judged.includes(INVALID)) return null;
@@ -103,14 +103,14 @@
   const holds = (text, query) => text.toLowerCase().includes(query);
 
   async function search() {
-    const mine = ++turn;
+    const own = ++turn;
     readControls();
     const query = state.query.trim().toLowerCase(), deep = element("deep").checked;
     let candidates = items.filter(matches);
     if (query) {
       const kept = [];
       for (const item of candidates) {
-        if (mine !== turn) return; // a newer search runs
+        if (own !== turn) return; // a newer search is running
         let fits = holds(`${item.id} ${item.topic} ${item.instruction} ${item.input}`, query);
         if (!fits && deep) {
           const texts = (await block(item.block)).items[item.row].outputs;
@@ -122,7 +122,7 @@
       }
       candidates = kept;
     }
-    if (mine !== turn) return;
+    if (own !== turn) return;
     found = candidates;
     shown = SHOWN;
     list();
@@ -130,7 +130,7 @@
     element("count").textContent =
       `${found.length.toLocaleString("en")} of ${items.length.toLocaleString("en")} items`;
     if (current) await open(current, false);
-    document.documentElement.dataset.searches = String(mine);
+    document.documentElement.dataset.searches = String(own);
   }
 
   function list() {
@@ -164,7 +164,7 @@
     current = item;
     at = found.indexOf(item);
     const unpacked = await block(item.block);
-    if (current !== item) return; // another one was chosen meanwhile
+    if (current !== item) return; // another item was chosen meanwhile
     const texts = unpacked.items[item.row];
     const system = index.systems[state.system], reference = index.references[state.reference];
     const title = `${index.benchmarks[item.benchmark]} ${item.id}` +
@@ -211,13 +211,13 @@
     return side;
   }
 
-  // What each judge's verdicts come to, in a line.
+  // The outcome of each judge's verdicts, in a line.
   function outcomes(item) {
     const line = make("p", undefined, "muted");
     index.judges.forEach((judge, number) => {
-      const said = outcome(
+      const result = outcome(
         verdict(number, item.benchmark, state.reference, state.system, item.place));
-      if (said !== "none") line.append(`${judge} `, badge(said), "  ");
+      if (result !== "none") line.append(`${judge} `, badge(result), "  ");
     });
     return line;
   }
@@ -235,9 +235,9 @@
       const cell = cells.get([number, item.benchmark, state.reference, state.system].join("/"));
       both.forEach((code, order) => {
         if (!code) return;
-        const said = make("p");
-        said.append(make("strong", order ? "Reference first: " : "Model first: "), WORDS[code]);
-        box.append(said);
+        const line = make("p");
+        line.append(make("strong", order ? "Reference first: " : "Model first: "), WORDS[code]);
+        box.append(line);
         const raw = replies[places[cell]?.[order]];
         if (raw) box.append(make("p", raw, "text reply"));
       });
@@ -253,13 +253,13 @@
     }
   };
 
-  // #benchmark/id/system/reference opens one transcript: to be linked from a paper.
+  // #benchmark/id/system/reference opens one transcript, for links from papers.
   function fromAddress() {
     let names;
     try {
       names = location.hash.slice(1).split("/").map(decodeURIComponent);
     } catch (error) {
-      if (error instanceof URIError) return null; // "%" without two digits
+      if (error instanceof URIError) return null; // "%" without two hexadecimal digits
       throw error;
     }
     if (names.length !== 4) return null;
@@ -279,7 +279,7 @@
     if (!wanted) {
       if (location.hash.includes("/"))
         element("shown").replaceChildren(
-          make("p", "The address names an item or a pair that is not in this page.", "muted"));
+          make("p", "This page does not contain the item or the pair in the address.", "muted"));
       return;
     }
     await search();
@@ -323,7 +323,7 @@
     });
     await search();
     await follow();
-    addEventListener("hashchange", follow); // a link within the page, or one pasted over it
+    addEventListener("hashchange", follow); // a link within the page, or an edited address
     document.documentElement.dataset.ready = "true";
   }
 

@@ -39,10 +39,8 @@ def tips(figure):
 def test_which_there_are(measured):
     found = figures.build(measured, NAMES)
     each = ("win_rates", "backbones", "comparisons", "difficulty")
-    assert set(found) == {
-        *(f"{name}-{judge}" for name in each for judge in ("strict", "lenient_gpt")),
-        *("judges", "position", "lengths"),
-    }
+    of_judges = {f"{name}-{judge}" for name in each for judge in ("strict", "lenient_gpt")}
+    assert set(found) == of_judges | {"judges", "position", "lengths"}
     assert not any("backbones" in name for name in figures.build(measured, PLAIN))
 
 
