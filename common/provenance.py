@@ -63,7 +63,7 @@ def sha256(path: str | PurePath) -> str:
 def _git_commit() -> str | None:
     """The commit of this code, with "-dirty" if files differ from it; None if it is unknown.
 
-    A copy of the tree on another host has no repository: launch/remote.sh, which makes the copy,
+    A copy of the tree on another host has no repository: launch/lib/hosts.sh, which makes the copy,
     passes the commit in ALPACARE_GIT_COMMIT.
     """
     if commit := os.environ.get("ALPACARE_GIT_COMMIT"):

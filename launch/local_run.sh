@@ -14,8 +14,8 @@
 # The first process that fails ends all others. SIGTERM and SIGINT reach every process, and end it
 # all. Exit code: that of the first failure, 0 where all ended well.
 set -euo pipefail
-# shellcheck source=launch/restart.sh
-. "$(dirname "$0")/restart.sh"
+# shellcheck source=launch/lib/restart.sh
+. "$(dirname "$0")/lib/restart.sh"
 
 processes=2 devices=1 port='' restarts=0
 while [ $# -gt 0 ]; do
@@ -122,8 +122,8 @@ count=0
 while :; do
     start_all "$@"
     wait_for_all
-    if [ "$asked" = 1 ] || [ "$restarts" = 0 ] || ! worth_another_try "$code"; then break; fi
+    if [ "$asked" = 1 ] || [ "$restarts" = 0 ] || ! may_retry "$code"; then break; fi
     count=$((count + 1))
-    another_try "a process ended with code $code" "$count" "--restarts=$restarts" || break
+    announce_retry "a process ended with code $code" "$count" "--restarts=$restarts" || break
 done
 exit "$code"

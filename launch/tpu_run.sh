@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a TPU, runs a command on all its hosts, and does so again after preemption.
+# Creates a TPU, runs a command on all its hosts, and restarts it after preemption.
 #
 #     bash launch/tpu_run.sh create --name=alpaca --zone=us-west4-a --spot \
 #         --accelerator_type=v5litepod-16 --version=v2-alpha-tpuv5-lite
@@ -10,196 +10,177 @@
 #     bash launch/tpu_run.sh stop   --name=alpaca --zone=us-west4-a
 #     bash launch/tpu_run.sh delete --name=alpaca --zone=us-west4-a
 #
-# create  makes the TPU, and waits until it is ready.
-# run     makes it where it does not exist; copies the working tree (what git tracks, and new files
-#         that it does not ignore) to every host; installs; starts COMMAND on all hosts, shows
-#         worker 0's log, and ends with COMMAND's exit code. The TPU stays: delete it when you are
-#         done. Without this terminal COMMAND goes on; the same `run` again watches it again.
-#         A preempted TPU is deleted and made anew, and COMMAND started again, which goes on from
-#         its checkpoint; so write to a bucket (gs://). On a healthy TPU only what a
-#         signal ended (a crash, out of memory, the watchdog) is started again.
-#         All this is done by `run`, as long as it lives. For a run of days start it in tmux on a
-#         machine that stays on (the smallest VM will do): tmux new -s alpaca 'bash launch/...'.
-#         Should it end too, the same `run` takes up where things are.
+# create  creates the TPU and waits until it is ready.
+# run     creates the TPU if it does not exist; copies the working tree (files that git tracks, and
+#         new files that it does not ignore) to every host; installs; starts COMMAND on all hosts,
+#         prints the log of worker 0, and exits with COMMAND's exit code. The TPU is kept: delete it
+#         when you are done. COMMAND continues without this terminal; the same `run` watches it
+#         again. After a preemption `run` deletes and recreates the TPU and restarts COMMAND, which
+#         resumes from its checkpoint; so write to a bucket (gs://). On a healthy TPU COMMAND is
+#         restarted only if a signal ended it (a crash, out of memory, the watchdog).
+#         `run` must stay alive for this. For a run of days start it in tmux on a machine that stays
+#         on (the smallest VM will do): tmux new -s alpaca 'bash launch/...'. If it ends too, the
+#         same `run` picks up the current state.
 # status  the TPU's state and that of COMMAND on every host.
 # logs    what COMMAND printed on one host.
-# stop    sends SIGTERM to COMMAND on all hosts: training saves and ends.
-# delete  deletes the TPU, and with --queued its request.
+# stop    sends SIGTERM to COMMAND on all hosts: training saves a checkpoint and ends.
+# delete  deletes the TPU, and with --queued its queued resource.
 #
 # --name=NAME --zone=ZONE     which TPU
-# --project=PROJECT           default: gcloud's
+# --project=PROJECT           default: that of gcloud
 # --accelerator_type=TYPE     e.g. v5litepod-16, v4-8, v6e-8             (create, run)
 # --version=VERSION           runtime version, e.g. v2-alpha-tpuv5-lite  (create, run)
 # --spot                      cheaper, and may be preempted              (create, run)
-# --queued                    asked for as a queued resource of the same name, and waited for
-# --slices=N                  N such TPUs as one run, in one queued resource; with all actions.
+# --queued                    requests a queued resource of the same name, and waits for it
+# --slices=N                  one run on N such TPUs in one queued resource; give it to all actions.
 #                             sharding.data must be a multiple of N (default 1)
-# --max_retries=N             how often `run` starts again (default 10; 0: it makes no TPU either)
-# --slice=N --worker=N        (logs; 0 where not given)  --follow  (logs: to the end of COMMAND)
-# --dry_run                   prints each command, runs none; needs no gcloud
+# --max_retries=N             how often `run` restarts (default 10; 0: it creates no TPU either)
+# --slice=N --worker=N        which host (logs; default 0)
+# --follow                    until COMMAND ends (logs)
+# --dry_run                   prints each command and runs none; needs no gcloud
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. launch/remote.sh
+. launch/lib/command_line.sh
+. launch/lib/hosts.sh
 
 action=${1:-}
 case $action in
 create | run | status | logs | stop | delete) shift ;;
 --help | -h) usage ;;
-*) misuse "'$action' is none of create, run, status, logs, stop, delete; see tpu_run.sh --help" ;;
+*)
+    usage_error "unknown action '$action'; choose create, run, status, logs, stop or delete;" \
+        "see tpu_run.sh --help"
+    ;;
 esac
 
 name='' zone='' project='' accelerator_type='' version='' spot=0 queued=0 max_retries=10
-slices=1 slice=0 worker=0 follow=0 dry_run=0
-while [ $# -gt 0 ]; do
-    case $1 in
-    --name=*) name=${1#*=} ;;
-    --zone=*) zone=${1#*=} ;;
-    --project=*) project=${1#*=} ;;
-    --accelerator_type=*) accelerator_type=${1#*=} ;;
-    --version=*) version=${1#*=} ;;
-    --max_retries=*) max_retries=${1#*=} ;;
-    --slices=*) slices=${1#*=} ;;
-    --slice=*) slice=${1#*=} ;;
-    --worker=*) worker=${1#*=} ;;
-    --spot) spot=1 ;;
-    --queued) queued=1 ;;
-    --follow) follow=1 ;;
-    --dry_run) dry_run=1 ;;
-    --help | -h) usage ;;
-    --)
-        shift
-        break
-        ;;
-    *) misuse "unexpected '$1'; flags are written --flag=value, COMMAND after --; see --help" ;;
-    esac
-    shift
-done
+slices=1 slice=0 worker=0 follow=0
+parse_flags "name zone project accelerator_type version max_retries slices slice worker" \
+    "spot queued follow dry_run" "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-    misuse "--name='$name' is no TPU name; give lower-case letters, digits and hyphens"
-[[ $zone =~ ^[a-z0-9-]+$ ]] || misuse "--zone='$zone' is no zone; give one, e.g. --zone=us-west4-a"
-number --max_retries "$max_retries"
-number --worker "$worker"
-number --slices "$slices"
-number --slice "$slice"
-if [ "$slices" = 0 ]; then misuse "--slices=0; give 1 or more"; fi
+    usage_error "--name='$name' is not a TPU name; use lower-case letters, digits and hyphens"
+[[ $zone =~ ^[a-z0-9-]+$ ]] || usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"
+check_whole_number --max_retries "$max_retries"
+check_whole_number --worker "$worker"
+check_positive --slices "$slices"
+check_whole_number --slice "$slice"
 if [ "$slice" -ge "$slices" ]; then
-    misuse "--slice=$slice, but --slices=$slices; slices count from 0"
+    usage_error "--slice=$slice, but --slices=$slices; slices are numbered from 0"
 fi
-if [ "$slices" != 1 ]; then queued=1; fi # nothing else makes several
+if [ "$slices" != 1 ]; then queued=1; fi # the only way to get several
 if [ "$action" = create ] || { [ "$action" = run ] && [ "$max_retries" != 0 ]; }; then
     if [ -z "$accelerator_type" ] || [ -z "$version" ]; then
-        misuse "$action may make a TPU; it needs --accelerator_type and --version"
+        usage_error "$action may create a TPU; it requires --accelerator_type and --version"
     fi
 fi
 if [ "$action" = run ]; then
-    check_command "$@"
-elif [ $# != 0 ]; then
-    misuse "$action takes no command"
+    check_command "${COMMAND[@]}"
+elif [ ${#COMMAND[@]} != 0 ]; then
+    usage_error "$action takes no command"
 fi
 if [ "$dry_run" = 0 ] && ! command -v gcloud >/dev/null; then
     fail "gcloud is not installed; install the Google Cloud CLI, or add --dry_run"
 fi
 
-. launch/tpu_vm.sh
+. launch/lib/tpu_vm.sh
 
 attempt() { # RETRIES COMMAND...: sets OUTCOME as `watch` does
     local retries=$1 command
     shift
     OUTCOME=interrupted CODE=1 HOST=$name
     if ! ensure_ready "$retries"; then return; fi
-    if states && grep -q ' running ' "$WORK/states"; then
-        if [ "$retries" != 0 ]; then # what a preemption or a reboot left on the other hosts
+    if query_states && grep -q ' running ' "$WORK/states"; then
+        if [ "$retries" != 0 ]; then # left over from before a preemption or reboot
             on_worker "$ASK_SECONDS" all "bash $WORKER stop 120" || true
         elif grep ' running ' "$WORK/states" | grep -qv " $(run_key "$@")$"; then
-            fail "another command runs on $name; end it first with: tpu_run.sh stop"
+            fail "another command is running on $name; stop it first with: tpu_run.sh stop"
         else
-            say "this command runs already; watching it"
+            say "this command is already running; watching it"
             watch
             return
         fi
     fi
     say "copying the working tree to all hosts"
     if ! copy; then
-        host_gone || fail "cannot copy the working tree: $(because)"
+        host_gone || fail "cannot copy the working tree: $(last_error)"
         return
     fi
-    say "installing on all hosts (minutes, the first time)"
+    say "installing on all hosts (takes minutes the first time)"
     if ! on_worker "$INSTALL_SECONDS" all "$(install_command alpacare-jax.tgz tpu)"; then
-        host_gone || fail "cannot install on all hosts: $(because)"
+        host_gone || fail "cannot install on all hosts: $(last_error)"
         return
     fi
-    # The port is JAX's old one, which is open in Google's networks (jax#35905).
+    # JAX's former default port, which is open in Google's networks (jax#35905).
     command=$(quote env ALPACARE_DISTRIBUTED=1 JAX_COORDINATOR_PORT=8476 \
         ALPACARE_GIT_COMMIT="$COMMIT" "$@")
     say "starting on all hosts"
     if ! on_worker "$ASK_SECONDS" all "bash $WORKER start $(run_key "$@") $command"; then
         if host_gone; then return; fi
         cp "$WORK/stderr" "$WORK/cause"
-        on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # each would wait for all
+        on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # each waits for all others
         cp "$WORK/cause" "$WORK/stderr"
-        fail "not all hosts started the command, so none runs it: $(because)"
+        fail "not all hosts started the command; it was stopped on the others: $(last_error)"
     fi
     watch
 }
 
 leave() { # CODE
-    say "what runs goes on without you; see tpu_run.sh status, logs and stop"
+    say "the command keeps running; see tpu_run.sh status, logs and stop"
     exit "$1"
 }
 
 run() { # COMMAND...
-    local retries=0 why
-    ARCHIVE=$CACHE/$name.tgz # made once: a retry runs what was asked for, not what was edited since
+    local retries=0 reason
+    ARCHIVE=$CACHE/$name.tgz # packed once: a retry runs the same code
     pack "$ARCHIVE"
     trap 'leave 130' INT
     trap 'leave 143' TERM
     while :; do
         attempt "$retries" "$@"
-        why="$name was interrupted"
+        reason="$name was interrupted"
         case $OUTCOME in
         done)
             say "done. $name still costs money; delete it with: tpu_run.sh delete"
             return
             ;;
         stopped)
-            say "stopped with code $CODE, as asked; run again to go on. $name still costs money"
+            say "stopped as requested, with code $CODE; rerun to resume. $name still costs money"
             exit "$CODE"
             ;;
         failed)
-            on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # all wait for the dead one
-            why="the command failed on $HOST with code $CODE"
-            if [ "$max_retries" = 0 ] || ! worth_another_try "$CODE"; then
-                why+="; see tpu_run.sh logs --worker=${HOST##*-}"
-                if [ "$slices" != 1 ]; then why+=" and --slice, by tpu_run.sh status"; fi
-                printf 'error: %s\n' "$why" >&2
+            on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # they wait for the dead one
+            reason="the command failed on $HOST with code $CODE"
+            if [ "$max_retries" = 0 ] || ! may_retry "$CODE"; then
+                reason+="; see tpu_run.sh logs --worker=${HOST##*-}"
+                if [ "$slices" != 1 ]; then reason+=" and --slice, by tpu_run.sh status"; fi
+                printf 'error: %s\n' "$reason" >&2
                 exit "$CODE"
             fi
             ;;
         silent)
-            fail "some hosts of $name do not answer: $(because); run again to watch again" ;;
+            fail "some hosts of $name do not answer: $(last_error); rerun to watch it again" ;;
         esac
         retries=$((retries + 1))
-        another_try "$why" "$retries" "--max_retries=$max_retries" || exit "$CODE"
+        announce_retry "$reason" "$retries" "--max_retries=$max_retries" || exit "$CODE"
         pause "$RETRY_SECONDS"
     done
 }
 
-heed_signals() { :; } # they end this script, not the command
-
 prepare_work
+trap 'end_log_stream; rm -rf "$WORK"' EXIT
 case $action in
 create)
-    create || fail "cannot make $name: $(because)"
+    create || fail "cannot create $name: $(last_error)"
     max_retries=0 ensure_ready 0
     ;;
-run) run "$@" ;;
+run) run "${COMMAND[@]}" ;;
 status)
-    find_state || fail "cannot learn the state of $name: $(because)"
+    find_state || fail "cannot query the state of $name: $(last_error)"
     if [ "$dry_run" = 0 ]; then echo "$name $STATE"; fi
     if [ "$STATE" = READY ]; then
         for i in "${!NODES[@]}"; do
             if [ "$slices" != 1 ]; then SLICE=$i; fi
-            states || fail "not all hosts of ${NODES[$i]} answer: $(because)"
+            query_states || fail "not all hosts of ${NODES[$i]} answer: $(last_error)"
             if [ "$dry_run" = 1 ]; then continue; fi
             if [ "$slices" != 1 ]; then echo "slice $i:"; fi
             awk '{ print $2, $3, "code " $4 }' "$WORK/states"
@@ -207,14 +188,14 @@ status)
     fi
     ;;
 logs)
-    if [ "$follow" = 1 ]; then how=" follow"; else how=; fi
-    at "$slice" "$worker"
-    call "${REACH[@]}" ssh "$name" "${WHERE[@]}" "${AT[@]}" \
-        --command="bash $WORKER log 1$how" || fail "cannot read the log: $(because)"
+    if [ "$follow" = 1 ]; then mode=" follow"; else mode=; fi
+    address "$slice" "$worker"
+    call "${REACH[@]}" ssh "$name" "${LOCATION[@]}" "${ADDRESS[@]}" \
+        --command="bash $WORKER log 1$mode" || fail "cannot read the log: $(last_error)"
     ;;
 stop)
-    on_worker "$ASK_SECONDS" all "bash $WORKER stop" || fail "cannot stop on all hosts: $(because)"
-    say "SIGTERM sent to all hosts; training saves and ends, see: tpu_run.sh status"
+    on_worker "$ASK_SECONDS" all "bash $WORKER stop" || fail "cannot stop on all hosts: $(last_error)"
+    say "sent SIGTERM to all hosts; training saves a checkpoint and ends; see: tpu_run.sh status"
     ;;
-delete) delete || fail "cannot delete $name: $(because)" ;;
+delete) delete || fail "cannot delete $name: $(last_error)" ;;
 esac

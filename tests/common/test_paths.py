@@ -371,7 +371,7 @@ def test_two_processes_and_a_bucket(gcs, place, corpus, tmp_path):
             args = interrupted(args, note, "1 5 SIGKILL 0")
         process = start_together(2, 2, args, log, restarts)
         assert process.wait(timeout=300) == 0, log.read_text()
-    assert "starting again, 1 of at most 1 times" in log.read_text()
+    assert "restarting, 1 of at most 1 times" in log.read_text()
     assert "resuming from step" in log.read_text()
     assert len(curve(local)) == 11
     assert curve(workdir) == curve(local)

@@ -70,7 +70,7 @@ def check_script(name: str, command: str, flags: list[str]) -> None:
         module = command.removesuffix(".py").replace("/", ".")
         check_flags(name, documents.defined_flags(module), flags)
     elif path.name != "test.sh":  # whose arguments go to pytest
-        scripts = sorted((REPOSITORY / "launch").glob("*.sh"))
+        scripts = sorted((REPOSITORY / "launch").rglob("*.sh"))
         text = "".join(script.read_text(encoding="utf-8") for script in scripts)
         for flag in flags:
             assert re.search(rf"--{flag}\b", text), f"{name}: {command} --{flag}"

@@ -52,9 +52,9 @@ def test_what_a_signal_ended_starts_again(fails, tmp_path):
     script = FAILS.format(sleeps=1, fails=fails)
     done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if "starting again" in line]
+    said = [line for line in done.stderr.splitlines() if "restarting" in line]
     assert [re.sub(r"code 1\d\d;", "code C;", line) for line in said] == [
-        f"local_run: a process ended with code C; starting again, {i} of at most 3 times"
+        f"local_run: a process ended with code C; restarting, {i} of at most 3 times"
         for i in (1, 2, 3)
     ]
 
@@ -66,7 +66,7 @@ def test_starting_again_is_bounded(tmp_path):
     assert done.returncode == 137
     assert done.stderr.splitlines()[-1] == (
         "error: a process ended with code 137; interrupted 3 times, over --restarts=2; "
-        "run again to go on from the checkpoint"
+        "rerun the same command to resume from the checkpoint"
     )
     assert len(list(tmp_path.iterdir())) == 3
     other = tmp_path / "other"
@@ -80,7 +80,7 @@ def test_what_would_only_fail_again_does_not_start_again(code, tmp_path):
     script = FAILS.format(sleeps=60, fails=f"exit {code}")
     done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
     assert done.returncode == code
-    assert "again" not in done.stderr
+    assert "restarting" not in done.stderr
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -99,7 +99,7 @@ def test_what_was_asked_to_end_does_not_start_again(tmp_path):
     process.terminate()
     _, said = process.communicate(timeout=20)
     assert process.returncode == 137
-    assert "starting again" not in said
+    assert "restarting" not in said
     assert len(list(tmp_path.iterdir())) == 2
 
 

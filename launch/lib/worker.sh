@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# What tpu_run.sh and gpu_run.sh call on every host. A host holds one run, which outlives the
-# connection that started it.
+# What tpu_run.sh calls on every host. A host has one run, which outlives the connection that
+# started it.
 #
-#     worker.sh install ARCHIVE EXTRA    finishes unpacking ARCHIVE; environment with .[EXTRA]
-#     worker.sh start KEY COMMAND...     starts COMMAND in the tree; KEY tells one run from another
+#     worker.sh install ARCHIVE EXTRA    finishes unpacking ARCHIVE; installs .[EXTRA]
+#     worker.sh start KEY COMMAND...     starts COMMAND in the tree; KEY identifies the run
 #     worker.sh state                    one line: alpacare-state HOST STATE CODE TIME KEY
-#     worker.sh stop [SECONDS]           SIGTERM to COMMAND; SIGKILL where it lives after SECONDS
+#     worker.sh stop [SECONDS]           SIGTERM to COMMAND; SIGKILL if it still runs after SECONDS
 #     worker.sh log BYTE [follow]        the log from that byte on, to its end or to that of COMMAND
 #
 # STATE is running, ended, stopped (by `stop`), interrupted (by a SIGTERM from elsewhere:
-# maintenance or preemption), rebooted, lost (gone without a trace), killed (by `stop SECONDS`) or
+# maintenance or preemption), rebooted, lost (ended without a trace), killed (by `stop SECONDS`) or
 # none.
 #
-# Beside the tree are venv/ and run-HOST/: hosts may share a home.
+# venv/ and run/ are next to the tree.
 set -euo pipefail
 
-BASE=$(cd "$(dirname "$0")/../.." && pwd)
+BASE=$(cd "$(dirname "$0")/../../.." && pwd)
 HOST=${HOSTNAME:-$(uname -n)}
-RUN=$BASE/run-$HOST
+RUN=$BASE/run
 
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
-supervisor() { # prints the supervisor's process id, if it lives
+supervisor() { # prints the supervisor's process id, if it runs
     local pid
     pid=$(cat "$RUN/pid" 2>/dev/null) || return 1
-    # Process ids come back: after a while this one may be somebody else's.
+    # Process ids are reused: after a while this one may be another process.
     grep -qs supervise "/proc/$pid/cmdline" || return 1
     echo "$pid"
 }
 
-make_python() { # TPU images come with a Python that is too old for JAX
+install_python() { # TPU images have a Python that is too old for JAX
     echo "installing Python 3.11 with apt-get" >&2
     sudo -n apt-get -q -o DPkg::Lock::Timeout=600 update >&2 &&
         sudo -n apt-get -q -o DPkg::Lock::Timeout=600 install -y python3.11 python3.11-venv >&2
@@ -38,8 +38,8 @@ make_python() { # TPU images come with a Python that is too old for JAX
 install_tree() { # ARCHIVE EXTRA
     local archive=$PWD/$1 extra=$2
     cd "$BASE"
-    # Files that an earlier archive brought and this one does not would still be imported. Nothing
-    # else goes: a run may have written its results into the tree.
+    # Files of an earlier archive that this one lacks would still be imported. Nothing else is
+    # removed: a run may have written its results into the tree.
     tar --quoting-style=literal -tzf "$archive" | LC_ALL=C sort >files.new
     if [ -f files ]; then
         LC_ALL=C comm -23 files files.new | (cd tree && xargs -r -d '\n' rm -f --)
@@ -48,23 +48,23 @@ install_tree() { # ARCHIVE EXTRA
     rm -f "$archive"
     cd tree
     VENV=$BASE/venv
-    . launch/environment.sh
+    . launch/lib/environment.sh
     if ! find_python >/dev/null 2>&1 && command -v apt-get >/dev/null; then
-        make_python || true # prepare_environment says what is missing
+        install_python || true # prepare_environment reports what is missing
     fi
     prepare_environment "$extra"
 }
 
 start() { # KEY COMMAND...
     if supervisor >/dev/null; then
-        echo "error: $HOST: a command is running already; stop it first" >&2
+        echo "error: $HOST: a command is already running; stop it first" >&2
         return 1
     fi
     mkdir -p "$RUN"
     rm -f "$RUN/exit" "$RUN/stopped" "$RUN/pid"
     if [ -f "$RUN/log" ]; then mv "$RUN/log" "$RUN/log.previous"; fi
     printf '%s %s\n' "$1" "$(boot_id)" >"$RUN/key"
-    # A session of its own, so that a dropped connection takes nothing with it.
+    # A separate session, so that a dropped connection ends nothing.
     setsid nohup bash "$0" supervise "${@:2}" </dev/null >"$RUN/log" 2>&1 &
     for _ in $(seq 200); do
         if [ -s "$RUN/pid" ]; then return; fi
@@ -75,14 +75,14 @@ start() { # KEY COMMAND...
 }
 
 record() { # STATE CODE
-    printf '%s %s %s\n' "$1" "$2" "$(date +%s.%3N)" >"$RUN/exit.new" # who was the first matters
+    printf '%s %s %s\n' "$1" "$2" "$(date +%s.%3N)" >"$RUN/exit.new" # the time shows who was first
     mv "$RUN/exit.new" "$RUN/exit"
 }
 
 supervise() { # COMMAND...
     local signals=0 code=0 state=ended
-    # A signal goes to all of this session. Here it is only noted, once the command is over: so the
-    # command runs in the foreground, where bash tells its true code in every case.
+    # A signal reaches the whole session. This shell only counts it, once the command has ended: the
+    # command runs in the foreground, where bash returns its true exit code in every case.
     trap 'signals=$((signals + 1))' TERM
     cd "$BASE/tree"
     export VIRTUAL_ENV=$BASE/venv PATH=$BASE/venv/bin:$PATH PYTHONUNBUFFERED=1
@@ -95,22 +95,22 @@ supervise() { # COMMAND...
 }
 
 state() {
-    local what="none 1 9999999999" key=- boot=
+    local status="none 1 9999999999" key=- boot=
     if [ -f "$RUN/key" ]; then read -r key boot <"$RUN/key"; fi
     if [ -f "$RUN/exit" ]; then
-        what=$(cat "$RUN/exit")
+        status=$(cat "$RUN/exit")
     elif [ -f "$RUN/pid" ]; then
         if supervisor >/dev/null; then
-            what="running 0 $(stat -c %Y "$RUN/pid")"
-        elif [ -f "$RUN/exit" ]; then # it ended between the two looks
-            what=$(cat "$RUN/exit")
+            status="running 0 $(stat -c %Y "$RUN/pid")"
+        elif [ -f "$RUN/exit" ]; then # it ended in between
+            status=$(cat "$RUN/exit")
         elif [ "$boot" != "$(boot_id)" ]; then
-            what="rebooted 1 9999999999"
+            status="rebooted 1 9999999999"
         else
-            what="lost 137 9999999999" # nothing but SIGKILL leaves no trace
+            status="lost 137 9999999999" # nothing but SIGKILL leaves no trace
         fi
     fi
-    echo "alpacare-state $HOST $what $key"
+    echo "alpacare-state $HOST $status $key"
 }
 
 stop() { # [SECONDS]
