@@ -10,6 +10,8 @@ from pathlib import PurePath
 
 from etils import epath
 
+from common.sections import UsageError
+
 BUCKET = "gs://"
 
 
@@ -29,7 +31,7 @@ def check(*paths: str) -> None:
         if in_bucket(path):
             _check_bucket(path.removeprefix(BUCKET).partition("/")[0])
         elif "://" in path:
-            raise ValueError(f"{path}: give a local folder or gs://BUCKET/...")
+            raise UsageError(f"{path}: give a local folder or gs://BUCKET/...")
 
 
 def _check_bucket(name: str) -> None:

@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from common import cli, jsonl, provenance, sections
+from common.sections import UsageError
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
@@ -47,7 +48,7 @@ def load_judges(sources: str) -> list[Judge]:
     """
     judges = [Judge.load(source.strip()) for source in sources.split(",") if source.strip()]
     if not judges:
-        raise ValueError("config.judges is empty; name at least one judge")
+        raise UsageError("config.judges is empty; name at least one judge")
     _require_unique("judges", [judge.name for judge in judges])
     return judges
 
@@ -60,7 +61,7 @@ def select(items: Sequence[Item], ids: Sequence[str], difficulty: Sequence[int])
     """
     known, wanted = {item.id for item in items}, set(ids)
     if unknown := sorted(wanted - known):
-        raise ValueError(
+        raise UsageError(
             f"--ids: {items[0].benchmark} has no item {unknown[0]!r}; its first is {items[0].id!r}"
         )
     chosen = [
@@ -69,7 +70,7 @@ def select(items: Sequence[Item], ids: Sequence[str], difficulty: Sequence[int])
         if (not wanted or item.id in wanted) and (not difficulty or item.difficulty in difficulty)
     ]
     if not chosen:
-        raise ValueError(
+        raise UsageError(
             f"no item of {items[0].benchmark} matches --ids and --difficulty; omit one of them"
         )
     return chosen
@@ -78,7 +79,7 @@ def select(items: Sequence[Item], ids: Sequence[str], difficulty: Sequence[int])
 def _require_unique(kind: str, names: Sequence[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{kind}: duplicate name {name!r}; names must be unique")
+            raise UsageError(f"{kind}: duplicate name {name!r}; names must be unique")
 
 
 def load_systems(

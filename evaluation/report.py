@@ -16,6 +16,7 @@ from absl import flags
 from common import cli, provenance
 from common.messages import log
 from common.reports.drawing import missing_glyphs
+from common.sections import UsageError
 from evaluation.judging import verdicts, workdirs
 from evaluation.judging.verdicts import JUDGEMENTS_FILE
 from evaluation.reporting import figures, page, systems, tables, transcripts
@@ -58,7 +59,7 @@ def run(
       FileNotFoundError, ValueError: a file is missing or malformed, or `output` is a workdir.
     """
     if (output / JUDGEMENTS_FILE).exists():
-        raise ValueError(
+        raise UsageError(
             f"{output} is a workdir of evaluation.judge, whose run.json would be overwritten; "
             "choose another --output"
         )

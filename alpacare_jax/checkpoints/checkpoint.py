@@ -25,6 +25,7 @@ from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
 from common import paths
+from common.sections import UsageError
 
 CHUNK_BYTES = 2**28
 """A stacked array whose share per device exceeds this is stored layer by layer."""
@@ -81,7 +82,7 @@ def find_step(directory: str | PurePath, step: str = "best") -> int:
         return min(reversed(saved), key=lambda c: _eval_loss(c.metrics)).step
     steps = [c.step for c in saved]
     if not step.isdigit() or int(step) not in steps:
-        raise ValueError(f"no step {step!r} in {directory}; choose from {steps}, best, latest")
+        raise UsageError(f"no step {step!r} in {directory}; choose from {steps}, best, latest")
     return int(step)
 
 

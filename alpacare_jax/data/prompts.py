@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from common.sections import UsageError
+
 
 @dataclasses.dataclass(frozen=True)
 class Template:
@@ -42,5 +44,5 @@ def get(name: str) -> Template:
       ValueError: there is none; the message lists the names.
     """
     if name not in TEMPLATES:
-        raise ValueError(f"unknown template {name!r}; choose from {', '.join(sorted(TEMPLATES))}")
+        raise UsageError(f"unknown template {name!r}; choose from {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common import jsonl, records
 from common.jsonl import Record
+from common.sections import UsageError
 
 FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
@@ -173,7 +174,7 @@ def find(name: str, data: Path) -> Path:
       ValueError: the name is unknown.
     """
     if name not in BENCHMARKS:
-        raise ValueError(
+        raise UsageError(
             f"no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}, or give a .jsonl file"
         )
     if path := next(published(data, BENCHMARKS[name].files), None):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from common.prompt_file import Prompt
+from common.sections import UsageError
 from datagen.chat.config import ChatRequest
 from datagen.chat.store import ChatAnswer
 from evaluation.judging import parsers
@@ -81,7 +82,7 @@ class Judge:
             )
         spec = JUDGES[name]
         if not (file if equals else spec.prompt) or (equals and not file.endswith(".txt")):
-            raise ValueError(f"judge {source!r} lacks its prompt; write {name}=FILE.txt")
+            raise UsageError(f"judge {source!r} lacks its prompt; write {name}=FILE.txt")
         prompt = Prompt.read(file or spec.prompt, JUDGE_PROMPTS)
         for text in JUDGED_TEXTS if spec.marked else ():
             block = rf"^<<< \{{mark\}}\n\{{{text}\}}\n\{{mark\}} >>>$"
