@@ -7,7 +7,7 @@ best 640 a second. Contenders take turns, for each protocol: ours, `Client.strea
 disk; and the plain SDK, `create` under an `asyncio.Semaphore(64)`, which stores nothing. Requests
 are about 1 kB, answers 400 bytes. CPU time is user and system time of the whole client process.
 
-Bare sockets take a turn too: how near to 640 they come, and what the server says of itself, tell
+Bare sockets take a turn too: how near to 640 they come, and the statistics of the server, show
 that it is not the server that is measured.
 """
 
@@ -169,28 +169,28 @@ def milliseconds(_: float, result: race.Result) -> float:
     return 1e3 * result["cpu"] / result["requests"]
 
 
-def values(lane: race.Lane, value: Callable[[float, race.Result], float]) -> list[float]:
-    return list(map(value, lane.seconds, lane.results))
+def values(contender: race.Contender, value: Callable[[float, race.Result], float]) -> list[float]:
+    return list(map(value, contender.seconds, contender.results))
 
 
-def report(lanes: Sequence[race.Lane], server: race.Result) -> None:
+def report(contenders: Sequence[race.Contender], server: race.Result) -> None:
     count = f"{flags.FLAGS.requests:,} requests a round"
     if (load := os.getloadavg()[0]) > 1.5 * race.cores():
         print(f"BUSY MACHINE (load {load:.1f}): repeat it when it is quiet")
     print(f"\n{count}, {DELAY * 1e3:.0f} ms each, {CONCURRENCY} at a time; median [min, max]")
     row = "{:<20} {:>22} {:>24} {:>14}".format
     print(row("", "rate / ideal", "CPU ms a request", "peak memory"))
-    for lane in lanes:
+    for contender in contenders:
         rate, cpu = (
-            race.spread(values(lane, of_ideal), 3),
-            race.spread(values(lane, milliseconds), 3),
+            race.spread(values(contender, of_ideal), 3),
+            race.spread(values(contender, milliseconds), 3),
         )
-        print(row(lane.name, rate, cpu, f"{lane.peak_bytes / 1e9:.2f} GB"))
+        print(row(contender.name, rate, cpu, f"{contender.peak_bytes / 1e9:.2f} GB"))
     print(
         f"the server: {server['requests']:,} requests, {server['cpu_ms']:.3f} ms of CPU each, 99 % "
         f"of replies at most {server['late_ms']:.2f} ms late"
     )
-    for one, other in (lanes[0:2], lanes[2:4]):
+    for one, other in (contenders[0:2], contenders[2:4]):
         ratio = statistics.median(values(one, of_ideal))
         race.verdict(f"{one.name}, rate / ideal", ratio, RATIO, at_most=False)
         cpu = statistics.median(values(one, milliseconds))
@@ -210,9 +210,11 @@ def main(argv: Sequence[str]) -> None:
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as server:
         url = [f"--url={server.stdout.readline().strip()}"]
         name = "benchmarks.chat_overhead"
-        lanes = race.run(name, list(CONTENDERS), rounds=FLAGS.rounds, warm_ups=1, arguments=url)
+        contenders = race.run(
+            name, list(CONTENDERS), rounds=FLAGS.rounds, warm_ups=1, arguments=url
+        )
         server.stdin.close()
-        report(lanes, json.loads(server.stdout.readline()))
+        report(contenders, json.loads(server.stdout.readline()))
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
         if (free := shutil.disk_usage(folder).free) < need:
             raise OSError(f"{folder} has {free / 1e9:.1f} GB free, {need / 1e9:.1f} GB are needed")
         what = f"{FLAGS.variant}, {config.num_hidden_layers} layers, {FLAGS.dtype}"
-        race.tell(f"making {what}")
+        race.log(f"making {what}")
         # In a process of its own: a child's `ru_maxrss` begins at the peak of its parent.
         make = multiprocessing.get_context("spawn").Process(
             target=make_hf, args=(folder / "hf", config, FLAGS.dtype)
@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
         for number in range(1, FLAGS.rounds + 1):
             rounds.append(one_round(folder, keep=number == FLAGS.rounds))
             took = ", ".join(f"{name} {run.seconds:.1f} s" for name, run in rounds[-1].items())
-            race.tell(f"round {number}/{FLAGS.rounds}: {took}")
+            race.log(f"round {number}/{FLAGS.rounds}: {took}")
         print(f"\n{what}: {total / 1e9:.2f} GB of safetensors")
         report(rounds, total, load)
         same = digests(folder / "hf") == digests(folder / "back")

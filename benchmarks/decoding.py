@@ -10,7 +10,7 @@ answer is done. Beside it run, where they work on this machine, its compiled for
 cache and its newer continuous batching, which refills as ours does.
 
 Target: at least 1.5 x the tokens a second alone and 2 x in batches, against generate.
-Ratios within a round count; absolute times tell of the machine and the hour.
+Only ratios within a round count; absolute times depend on the machine and the hour.
 """
 
 import statistics
@@ -94,7 +94,7 @@ def theirs(folder: Path, case: str, compiled: bool) -> race.Work:
         options = {"cache_implementation": "static", "compile_config": compile_config}
 
     class RowsDone(StoppingCriteria):
-        """Tells which rows have their number of new tokens."""
+        """Which rows have their number of new tokens."""
 
         def __init__(self, width: int, limits: Sequence[int]):
             self.ends = width + torch.tensor(limits)
@@ -178,7 +178,7 @@ def same_start(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
-def report_agreement(ours: race.Lane, other: race.Lane) -> None:
+def report_agreement(ours: race.Contender, other: race.Contender) -> None:
     pairs = list(zip(ours.results[-1]["answers"], other.results[-1]["answers"], strict=True))
     whole = sum(a == b for a, b in pairs)
     share = sum(same_start(a, b) for a, b in pairs) / sum(len(a) for a, _ in pairs)
@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
     speed = lambda seconds, result: sum(map(len, result["answers"])) / seconds  # noqa: E731
     with models.both_forms(FLAGS.checkpoint) as folder:
         for case in [FLAGS.case] if FLAGS.case else TARGETS:
-            lanes = race.run(
+            contenders = race.run(
                 "benchmarks.decoding",
                 race.left(CONTENDERS, FLAGS.skip),
                 rounds=FLAGS.rounds,
@@ -206,11 +206,13 @@ def main(argv: Sequence[str]) -> None:
                 optional=OPTIONAL,
                 limit_s=FLAGS.limit_s,
             )
-            race.report(f"greedy decoding, {case}, float32", lanes, "new tokens per second", speed)
-            for lane in lanes[1:]:
-                if not lane.failure:
-                    report_agreement(lanes[0], lane)
-            ratio = statistics.median(race.ratios(lanes[0], lanes[1], speed))
+            race.report(
+                f"greedy decoding, {case}, float32", contenders, "new tokens per second", speed
+            )
+            for contender in contenders[1:]:
+                if not contender.failure:
+                    report_agreement(contenders[0], contender)
+            ratio = statistics.median(race.ratios(contenders[0], contenders[1], speed))
             what = f"{case}: tokens/s against generate"
             race.verdict(what, ratio, TARGETS[case], at_most=False)
 

@@ -12,7 +12,7 @@ the sampled instructions must be the same on both sides.
 
 Targets, on two cores: all pairs in at most 10 s and at least 10,000 x the original's rate, 1 ms for
 a new instruction at a pool of 52,000, 1 GiB of memory. Ratios within a round count; absolute times
-tell of the machine and the hour.
+depend on the machine and the hour.
 """
 
 import functools
@@ -138,14 +138,14 @@ def main(argv: Sequence[str]) -> None:
         return
     if len(texts) <= FLAGS.new * (FLAGS.rounds + 1):
         raise ValueError(f"{path}: {len(texts):,} texts are too few; lower --new or --rounds")
-    lanes = race.run("benchmarks.dedup", list(CONTENDERS), rounds=FLAGS.rounds, warm_ups=1)
-    pairs, online, peer = lanes
+    contenders = race.run("benchmarks.dedup", list(CONTENDERS), rounds=FLAGS.rounds, warm_ups=1)
+    pairs, online, peer = contenders
     if pairs.first["near"] != peer.first["near"]:
         raise ValueError(f"near pairs differ: {pairs.first['near']}, {peer.first['near']}")
     rate = lambda seconds, result: result["pairs"] / seconds  # noqa: E731
     title = f"ROUGE-L F > {THRESHOLD}, {len(texts):,} instructions of {Path(path).name}"
     packages = ("rapidfuzz", "numpy", "rouge_score")
-    race.report(title, lanes, "thousand pairs per second", lambda *x: rate(*x) / 1e3, packages)
+    race.report(title, contenders, "thousand pairs per second", lambda *x: rate(*x) / 1e3, packages)
     seconds = statistics.median(pairs.seconds)
     hours = pairs.first["pairs"] / 3600 / statistics.median(map(rate, peer.seconds, peer.results))
     milliseconds = sorted(ms for result in online.results for ms in result["milliseconds"])

@@ -126,20 +126,20 @@ def sees_gpu(code: str) -> bool:
     return answer.stdout.strip() in ("gpu", "True")
 
 
-def compare(names: Sequence[str]) -> list[race.Lane]:
-    """Ours must get through; what becomes of the others is told."""
+def compare(names: Sequence[str]) -> list[race.Contender]:
+    """Ours must finish; failures of the others are reported."""
     FLAGS = flags.FLAGS
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX refuses both
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # else three quarters
     if not FLAGS.alone:  # the contenders share the memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    lanes = []
+    contenders = []
     for together in [[name] for name in names] if FLAGS.alone else [names]:
-        lanes += race.run(
+        contenders += race.run(
             "benchmarks.gpu", together, rounds=FLAGS.rounds, warm_ups=2, optional=names[1:]
         )
-    return lanes
+    return contenders
 
 
 def main(argv: Sequence[str]) -> None:
@@ -157,22 +157,22 @@ def main(argv: Sequence[str]) -> None:
         names = race.left(CONTENDERS, FLAGS.skip)
     else:
         print("torch sees no GPU: no comparison")
-    lanes = compare(names)
-    facts = lanes[0].first
+    contenders = compare(names)
+    facts = contenders[0].first
     utilisation = lambda seconds, _: 100 * facts["flops"] / seconds / facts["peak_flops"]  # noqa: E731
     title = (
         f"training step, {FLAGS.variant}, {FLAGS.layers or 'all'} layers, {FLAGS.accumulation} x "
         f"{FLAGS.rows} x {FLAGS.length} tokens, bfloat16, {facts['device']}, "
         f"peak {facts['peak_flops'] / 1e12:.0f} TFLOP/s"
     )
-    race.report(title, lanes, "MFU %", utilisation)
-    ended = [lane for lane in lanes if not lane.failure]
+    race.report(title, contenders, "MFU %", utilisation)
+    ended = [contender for contender in contenders if not contender.failure]
     print("last loss:", ", ".join(f"{x.name} {x.results[-1]['loss']:.3f}" for x in ended))
-    share = statistics.median(utilisation(seconds, None) for seconds in lanes[0].seconds) / 100
+    share = statistics.median(utilisation(seconds, None) for seconds in contenders[0].seconds) / 100
     race.verdict("MFU", share, 0.5, at_most=False)
-    if others := [lane for lane in lanes[1:] if not lane.failure]:
-        fastest = min(others, key=lambda lane: statistics.median(lane.seconds))
-        ratio = statistics.median(race.ratios(lanes[0], fastest, utilisation))
+    if others := [contender for contender in contenders[1:] if not contender.failure]:
+        fastest = min(others, key=lambda contender: statistics.median(contender.seconds))
+        ratio = statistics.median(race.ratios(contenders[0], fastest, utilisation))
         race.verdict(f"ours / {fastest.name}", ratio, 1.3, at_most=False)
 
 

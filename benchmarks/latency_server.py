@@ -93,12 +93,12 @@ async def serve(delay: float) -> None:
     before = time.process_time()
     await loop.run_in_executor(None, sys.stdin.read)
     count = max(1, len(late))
-    told = {
+    statistics = {
         "requests": len(late),
         "cpu_ms": 1e3 * (time.process_time() - before) / count,
         "late_ms": 1e3 * sorted(late or [0.0])[int(0.99 * count)],
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(statistics), flush=True)
 
 
 def main(argv: Sequence[str]) -> None:

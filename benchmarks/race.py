@@ -36,7 +36,7 @@ PAUSE_SECONDS = 0.3
 
 
 @dataclasses.dataclass
-class Lane:
+class Contender:
     """What one contender did."""
 
     name: str
@@ -69,7 +69,7 @@ class Worker:
     """The parent's side of one contender."""
 
     def __init__(self, name: str, command: Sequence[str], env: dict[str, str], limit_s: float):
-        self.lane, self.limit_s = Lane(name), limit_s
+        self.contender, self.limit_s = Contender(name), limit_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - held for the race
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
@@ -93,9 +93,9 @@ class Worker:
         code = self._process.wait()
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace").strip().splitlines()[-20:]
-        tell(f"the end of what {self.lane.name!r} wrote on stderr:", *tail, sep="\n    ")
+        log(f"the end of what {self.contender.name!r} wrote on stderr:", *tail, sep="\n    ")
         why = f"no answer in {self.limit_s:.0f} s" if overdue.is_set() else (tail or ["?"])[-1]
-        raise ChildProcessError(f"{self.lane.name!r} died with exit code {code}: {why}")
+        raise ChildProcessError(f"{self.contender.name!r} died with exit code {code}: {why}")
 
     def close(self) -> None:
         """Ends the process; what it had still to flush to a dead one is lost, and may be."""
@@ -116,12 +116,12 @@ def run(
     arguments: Sequence[str] = (),
     optional: Collection[str] = (),
     limit_s: float = 1800.0,
-) -> list[Lane]:
+) -> list[Contender]:
     """Races `python -m MODULE THIS_COMMAND'S_FLAGS ARGUMENTS --worker=NAME` for each name.
 
     Args:
       warm_ups: works before the first round, at least 1.
-      optional: names that may fail while they warm up; their lane tells why.
+      optional: names that may fail while they warm up; the error of their contender says why.
       limit_s: seconds that one answer may take, set-up and compilation included.
     """
     workers: list[Worker] = []
@@ -139,33 +139,35 @@ def run(
 
         try:
             for name in names:
-                tell(f"warming up {name}")
+                log(f"warming up {name}")
                 start = time.perf_counter()
                 workers.append(worker := launch(name))
                 try:
-                    worker.lane.first = worker.ask("work")["result"]
-                    worker.lane.first_seconds = time.perf_counter() - start
+                    worker.contender.first = worker.ask("work")["result"]
+                    worker.contender.first_seconds = time.perf_counter() - start
                     for _ in range(warm_ups - 1):
                         worker.ask("work")
                 except ChildProcessError as error:
                     if name not in optional:
                         raise
-                    worker.lane.failure = str(error)
-            racing = [worker for worker in workers if not worker.lane.failure]
+                    worker.contender.failure = str(error)
+            racing = [worker for worker in workers if not worker.contender.failure]
             for number in range(1, rounds + 1):
                 for worker in racing:
                     time.sleep(PAUSE_SECONDS)
                     answer = worker.ask("work")
-                    worker.lane.seconds.append(answer["seconds"])
-                    worker.lane.results.append(answer["result"])
-                took = ", ".join(f"{w.lane.name} {w.lane.seconds[-1]:.2f} s" for w in racing)
-                tell(f"round {number}/{rounds}: {took}")
+                    worker.contender.seconds.append(answer["seconds"])
+                    worker.contender.results.append(answer["result"])
+                took = ", ".join(
+                    f"{w.contender.name} {w.contender.seconds[-1]:.2f} s" for w in racing
+                )
+                log(f"round {number}/{rounds}: {took}")
             for worker in racing:
-                worker.lane.peak_bytes = worker.ask("memory")["peak_bytes"]
+                worker.contender.peak_bytes = worker.ask("memory")["peak_bytes"]
         finally:
             for worker in workers:
                 worker.close()
-    return [worker.lane for worker in workers]
+    return [worker.contender for worker in workers]
 
 
 def left(names: Iterable[str], skip: Sequence[str]) -> list[str]:
@@ -188,9 +190,11 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{median:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
-def ratios(ours: Lane, theirs: Lane, value: Callable[[float, Result], float]) -> list[float]:
+def ratios(
+    ours: Contender, theirs: Contender, value: Callable[[float, Result], float]
+) -> list[float]:
     """value(ours) / value(theirs) of each round; value takes its seconds and its result."""
-    of = lambda lane: map(value, lane.seconds, lane.results)  # noqa: E731
+    of = lambda contender: map(value, contender.seconds, contender.results)  # noqa: E731
     return [a / b for a, b in zip(of(ours), of(theirs), strict=True)]
 
 
@@ -206,30 +210,32 @@ def headline(title: str, packages: Sequence[str]) -> None:
 
 def report(
     title: str,
-    lanes: Sequence[Lane],
+    contenders: Sequence[Contender],
     unit: str,
     value: Callable[[float, Result], float],
     packages: Sequence[str] = ("jax", "torch"),
 ) -> None:
-    """Prints the table; the first lane is ours, `value` is what is compared, in `unit`."""
+    """Prints the table; the first contender is ours, `value` is what is compared, in `unit`."""
     headline(title, packages)
     row = "{:<21} {:>27} {:>23} {:>13} {:>7} {:>13}".format
     print(row("median [min, max]", unit, "ours / it", "peak memory", "ours/it", "to first step"))
-    ours = lanes[0]
-    for lane in lanes:
-        if lane.failure:
-            print(f"{lane.name:<22}  out of the race: {lane.failure}")
+    ours = contenders[0]
+    for contender in contenders:
+        if contender.failure:
+            print(f"{contender.name:<22}  out of the race: {contender.failure}")
             continue
-        values = [value(*round_) for round_ in zip(lane.seconds, lane.results, strict=True)]
-        other = lane is not ours
+        values = [
+            value(*round_) for round_ in zip(contender.seconds, contender.results, strict=True)
+        ]
+        other = contender is not ours
         print(
             row(
-                lane.name,
+                contender.name,
                 spread(values, 1),
-                spread(ratios(ours, lane, value), 2) if other else "",
-                f"{lane.peak_bytes / 1e9:.2f} GB",
-                f"{ours.peak_bytes / lane.peak_bytes:.2f}" if other else "",
-                f"{lane.first_seconds:.0f} s",
+                spread(ratios(ours, contender, value), 2) if other else "",
+                f"{contender.peak_bytes / 1e9:.2f} GB",
+                f"{ours.peak_bytes / contender.peak_bytes:.2f}" if other else "",
+                f"{contender.first_seconds:.0f} s",
             )
         )
 
@@ -241,5 +247,5 @@ def verdict(what: str, ratio: float, target: float, *, at_most: bool) -> None:
     print(f"{what}: {ratio:.2f}, target {bound} {target:.2f}: {'met' if met else 'MISSED'}")
 
 
-def tell(*lines: str, sep: str = "\n") -> None:
+def log(*lines: str, sep: str = "\n") -> None:
     print(*lines, sep=sep, file=sys.stderr, flush=True)

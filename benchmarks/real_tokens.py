@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     every: list[encoding.EncodedExample] = []
     for path in FLAGS.data:
         examples = records.read_examples(path)
-        encoded = encoding.encode_all(examples, tokenizer, template, config.data, race.tell)
+        encoded = encoding.encode_all(examples, tokenizer, template, config.data, race.log)
         every += encoded
         tokens = sum(len(e.ids) for e in encoded) / len(encoded)
         print(f"{Path(path).name}: {len(encoded):,} examples of {tokens:.0f} tokens")

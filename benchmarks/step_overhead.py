@@ -8,7 +8,7 @@ that time moves by more than 1 ms from round to round. All else is `alpacare_jax
 model of one layer, with the recipe's batches: 128 examples of real lengths (a token for every four
 characters), rows of up to `data.max_row_length`.
 
-A round is `--steps` steps of the loop, from one told step to another. At its end the loop is held
+A round is `--steps` steps of the loop, between two reported steps. At its end the loop is paused
 and the same steps run alone: the compiled step, on the same batches, which lie on the device
 already, one right after the other. The difference is what the loop adds: batches packed and filled,
 put on the device, reports fetched, metrics, progress lines. Not in it are checkpoints, held-out
@@ -130,7 +130,7 @@ def alone(training: models.OurTraining, batches: Sequence[data.Step]) -> Clocks:
 
 
 class Rounds:
-    """Is told of each step of the loop; keeps each round's milliseconds a step."""
+    """Observes each step of the loop; keeps each round's milliseconds a step."""
 
     def __init__(self, training: models.OurTraining):
         self.loop: list[Clocks] = []
@@ -148,11 +148,11 @@ class Rounds:
         self._told.clear()
 
 
-def told(tell_step: Callable, rounds: Rounds) -> Callable:
-    """`TrainingProgress.step`, that tells `rounds` too."""
+def observed(report_step: Callable, rounds: Rounds) -> Callable:
+    """`TrainingProgress.step`, reporting to `rounds` as well."""
 
     def step(self: progress.TrainingProgress, number: int, batch: data.Step, *rest) -> None:
-        tell_step(self, number, batch, *rest)
+        report_step(self, number, batch, *rest)
         rounds.step(batch)
 
     return step
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
         TrainingProgram.make_steps = make_steps
         config = run_config(folder, (SETTLING + FLAGS.steps) * (FLAGS.rounds + 1))
         rounds = Rounds(models.OurTraining(config, model_folder.read_config(folder)))
-        progress.TrainingProgress.step = told(progress.TrainingProgress.step, rounds)
+        progress.TrainingProgress.step = observed(progress.TrainingProgress.step, rounds)
         train.run(config, epath.Path(folder / "run"))
     race.headline(f"training loop, smallest model, {FLAGS.batch_size} examples a step", ["jax"])
     print("ms a step: median [min, max]")

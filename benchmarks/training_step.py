@@ -9,7 +9,7 @@ peer is transformers' LlamaForCausalLM with its own loss (labels -100 where mask
 and clip_grad_norm_, eager and under torch.compile. All must see the same first loss to 1e-4.
 
 Target: at most 1.0 x the time of torch.compile and at most 0.75 x its peak memory.
-Ratios within a round count; absolute times tell of the machine and the hour.
+Only ratios within a round count; absolute times depend on the machine and the hour.
 """
 
 import statistics
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     with models.both_forms(FLAGS.checkpoint, FLAGS.size) as folder:
         for case in [FLAGS.case] if FLAGS.case else PROMPT:
             arguments = [f"--folder={folder}", f"--case={case}"]
-            lanes = race.run(
+            contenders = race.run(
                 "benchmarks.training_step",
                 names,
                 rounds=FLAGS.rounds,
@@ -95,13 +95,13 @@ def main(argv: Sequence[str]) -> None:
             )
             title = f"training step, {case}, {FLAGS.size}, {ROWS} x {LENGTH} tokens, float32"
             cost = lambda seconds, result: 1e6 * seconds / (ROWS * LENGTH)  # noqa: E731
-            race.report(title, lanes, "us per computed token", cost)
-            models.same_loss({lane.name: lane.first["loss"] for lane in lanes})
-            course = [(x.name, x.first["loss"], x.results[-1]["loss"]) for x in lanes]
+            race.report(title, contenders, "us per computed token", cost)
+            models.same_loss({contender.name: contender.first["loss"] for contender in contenders})
+            course = [(x.name, x.first["loss"], x.results[-1]["loss"]) for x in contenders]
             print("first -> last loss:", *(f"{n} {a:.5f} -> {b:.5f};" for n, a, b in course))
-            if lanes[-1].name == "torch.compile":
-                time = statistics.median(race.ratios(lanes[0], lanes[-1], cost))
-                memory = lanes[0].peak_bytes / lanes[-1].peak_bytes
+            if contenders[-1].name == "torch.compile":
+                time = statistics.median(race.ratios(contenders[0], contenders[-1], cost))
+                memory = contenders[0].peak_bytes / contenders[-1].peak_bytes
                 race.verdict(f"{case}: time against torch.compile", time, 1.0, at_most=True)
                 race.verdict(f"{case}: peak memory against it", memory, 0.75, at_most=True)
 

@@ -10,7 +10,7 @@ in transformers and torch, eager and under torch.compile(dynamic=True). A round 
 agree to 1e-4.
 
 Target: at least 1.4 x the useful tokens a second, against eager and against torch.compile.
-Ratios within a round count; absolute times tell of the machine and the hour.
+Only ratios within a round count; absolute times depend on the machine and the hour.
 """
 
 import os
@@ -43,7 +43,7 @@ def ours(folder: Path) -> race.Work:
     )
     shape = model_folder.read_config(path)
     training = models.OurTraining(config, shape)
-    batcher, _ = batching.load_batchers(config, shape, training.mesh, race.tell)
+    batcher, _ = batching.load_batchers(config, shape, training.mesh, race.log)
 
     def work() -> race.Result:
         batches = [batcher.batch(step) for step in range(FLAGS.steps)]
@@ -68,7 +68,7 @@ def data_changes() -> dict[str, object]:
 
 
 def default_data() -> str:
-    """Alpaca's real lengths where the data folder is at hand, else the starter set."""
+    """Alpaca's real lengths where the data folder exists, else the starter set."""
     real = Path(os.environ.get("ALPACARE_DATA", "")) / "training" / "alpaca_5000.json"
     return str(real) if real.is_file() else "datagen/starter/train.jsonl"
 
@@ -87,7 +87,7 @@ def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
         tokenizers.load(folder / "ours"),
         prompts.get(config.template),
         config,
-        race.tell,
+        race.log,
     )
     # Only the order of the examples is taken from it.
     batcher = data.Batcher(
@@ -143,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
     names = race.left(CONTENDERS, FLAGS.skip)
     with models.both_forms(FLAGS.checkpoint) as folder:
         arguments = [f"--folder={folder}"]
-        lanes = race.run(
+        contenders = race.run(
             "benchmarks.useful_tokens",
             names,
             rounds=FLAGS.rounds,
@@ -153,14 +153,15 @@ def main(argv: Sequence[str]) -> None:
     path = FLAGS.data or default_data()
     speed = lambda seconds, result: result["useful"] / seconds  # noqa: E731
     title = f"useful tokens, {Path(path).name}, {FLAGS.steps} steps of {FLAGS.batch_size} examples"
-    race.report(title, lanes, "useful tokens per second", speed)
-    models.same_loss({lane.name: lane.first["loss"] for lane in lanes})
-    for lane in lanes:
-        share = lane.first["useful"] / lane.first["computed"]
-        print(f"{lane.name}: {share:.1%} of {lane.first['computed']:,} computed tokens are real")
-    for lane in lanes[1:]:
-        ratio = statistics.median(race.ratios(lanes[0], lane, speed))
-        race.verdict(f"useful tokens/s against {lane.name}", ratio, 1.4, at_most=False)
+    race.report(title, contenders, "useful tokens per second", speed)
+    models.same_loss({contender.name: contender.first["loss"] for contender in contenders})
+    for contender in contenders:
+        computed = contender.first["computed"]
+        share = contender.first["useful"] / computed
+        print(f"{contender.name}: {share:.1%} of {computed:,} computed tokens are real")
+    for contender in contenders[1:]:
+        ratio = statistics.median(race.ratios(contenders[0], contender, speed))
+        race.verdict(f"useful tokens/s against {contender.name}", ratio, 1.4, at_most=False)
 
 
 if __name__ == "__main__":
