@@ -1,4 +1,4 @@
-"""Converts weights: Hugging Face safetensors both ways, and GGUF in.
+"""Converts weights: Hugging Face safetensors both ways, GGUF in.
 
     python -m alpacare_jax.convert from_hf   --source=HF_FOLDER  --target=MODEL_DIR
     python -m alpacare_jax.convert to_hf     --source=MODEL_DIR  --target=HF_FOLDER

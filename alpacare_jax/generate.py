@@ -1,4 +1,4 @@
-"""Generates a model's answers to records.
+"""Generates answers to records with a model.
 
     python -m alpacare_jax.generate --checkpoint=runs/alpacare-7b --input=test.jsonl \\
         --output=outputs.json

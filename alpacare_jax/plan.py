@@ -1,4 +1,4 @@
-"""Compiles a run for described machines: whether it fits, how fast it could be, what it costs.
+"""Compiles a run for described machines: memory, speed, cost.
 
     python -m alpacare_jax.plan --config=configs/alpacare.py:llama-7b --topology=v5e-16
     python -m alpacare_jax.plan --config=configs/alpacare.py:llama-7b --topology=v5e-16 \\

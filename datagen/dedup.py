@@ -1,4 +1,4 @@
-"""Drops near-duplicates: records whose ROUGE-L F with another record exceeds a threshold.
+"""Drops near-duplicates: records too similar to another one by ROUGE-L.
 
     python -m datagen.dedup --input=tasks.jsonl --output=kept.jsonl \\
         [--against=seeds.jsonl,test.jsonl] [--threshold=0.7] [--mode=greedy|drop_both] \\

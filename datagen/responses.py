@@ -1,4 +1,4 @@
-"""Has a model answer each task; refusals, truncated and empty answers are kept apart.
+"""Has a model answer tasks; sets refused, cut and empty answers aside.
 
     python -m datagen.responses --config=configs/datagen.py --workdir=medinstruct \\
         --input=medinstruct/tasks.jsonl [--config.responses.min_rating=4.5] [--dry_run]

@@ -1,4 +1,4 @@
-"""Describes one or several instruction sets: numbers, a page, figures, a dataset card.
+"""Describes instruction sets: numbers, a page, figures, a dataset card.
 
     python -m datagen.stats --input=examples.jsonl,seeds.jsonl --names=Ours,Seeds --output=report
 

@@ -1,4 +1,4 @@
-"""Has a teacher model write tasks, from a few example tasks per request, until there are enough.
+"""Has a teacher model write tasks, shown a few seed tasks at a time.
 
     python -m datagen.tasks --config=configs/datagen.py --workdir=medinstruct \\
         --config.tasks.num_tasks=52000 --config.budget_usd=400 [--dry_run]

@@ -1,4 +1,4 @@
-"""Tables, figures and a page with transcripts, from the workdirs of evaluation.judge.
+"""Makes tables, figures and a page with transcripts from judged workdirs.
 
     python -m evaluation.report --judgements=D,... --output=DIR [--labels=F,...] [--systems=F]
 

@@ -316,7 +316,7 @@ def run(*args: str) -> subprocess.CompletedProcess:
 
 def test_nothing_converts_into_a_bucket():
     done = run("alpacare_jax.convert", "from_hf", "--source=x", "--target=gs://bucket/x")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "convert to a folder, then copy it" in done.stderr
 
 
