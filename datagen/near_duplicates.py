@@ -65,13 +65,10 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float = 0.7, tokenizer: str = "rouge"):
-        """
-        Args:
-          threshold: texts with F above it are near-duplicates; between 0 and 1, exclusive.
-          tokenizer: key of TOKENIZERS; "rouge" sees a to z and digits only.
+        """Texts with F above the threshold are near-duplicates; `tokenizer` is a key of TOKENIZERS.
 
         Raises:
-          ValueError: the threshold is out of range or the tokenizer is unknown.
+          ValueError: the threshold is not between 0 and 1, exclusive; the tokenizer is unknown.
         """
         if not 0 < threshold < 1:
             raise ValueError(f"threshold {threshold} must be between 0 and 1, exclusive")

@@ -67,48 +67,6 @@ def write_figures(directory: Path, figures: dict[str, page.StatsFigure]) -> dict
     return written
 
 
-def run(
-    *,
-    inputs: dict[str, Path],
-    output: Path,
-    parser: str,
-    spacy_model: str,
-    queries: int,
-    seed: int,
-    tokenizer: str,
-    card_settings: CardSettings | None,
-) -> None:
-    """Measures the sets and writes all outputs; the arguments are the flags'."""
-    sets = {name: read_set(path) for name, path in inputs.items()}
-    parser, find_pairs = verb_objects.choose_parser(parser, spacy_model)
-    settings: dict[str, Any] = {
-        "inputs": {
-            name: {"file": path.name, "sha256": provenance.sha256(path)}
-            for name, path in inputs.items()
-        },
-        "parser": parser,
-        "spacy_model": spacy_model if parser == "spacy" else None,
-        "neighbour_queries": queries,
-        "seed": seed,
-        "tokenizer": tokenizer,
-    }
-    record = provenance.describe(config=settings)
-    stats = measures.measure(
-        sets, find_pairs, parser=parser, queries=queries, seed=seed, tokenizer=tokenizer
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    provenance.write_json(output / "stats.json", stats)
-    provenance.write_text(output / "stats.html", page.page(stats))
-    figures = write_figures(output / "figures", page.figures(stats))
-    if card_settings:
-        name, path = next(iter(inputs.items()))
-        text = card(card_settings, stats, path, sets[name], figures)
-        provenance.write_text(output / "README.md", text)
-        log(f"{output / 'README.md'}: dataset card of {path.name}; upload both together")
-    provenance.write_json(output / "run.json", record | {"end": provenance.now()})
-    log(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
-
-
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_list(
@@ -150,28 +108,52 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Measures the sets and writes all outputs."""
     del argv
     FLAGS = flags.FLAGS
-    inputs = named_inputs(FLAGS.input, FLAGS.names)
+    inputs, output = named_inputs(FLAGS.input, FLAGS.names), Path(FLAGS.output)
+    first = next(iter(inputs))
     card_settings = None
     if FLAGS.card:
         card_settings = CardSettings(
             license=FLAGS.license,
             language=tuple(FLAGS.language),
-            title=FLAGS.title or next(iter(inputs)),
+            title=FLAGS.title or first,
             tags=tuple(FLAGS.tags),
         )
-    run(
-        inputs=inputs,
-        output=Path(FLAGS.output),
-        parser=FLAGS.parser,
-        spacy_model=FLAGS.spacy_model,
+    sets = {name: read_set(path) for name, path in inputs.items()}
+    parser, find_pairs = verb_objects.choose_parser(FLAGS.parser, FLAGS.spacy_model)
+    settings: dict[str, Any] = {
+        "inputs": {
+            name: {"file": path.name, "sha256": provenance.sha256(path)}
+            for name, path in inputs.items()
+        },
+        "parser": parser,
+        "spacy_model": FLAGS.spacy_model if parser == "spacy" else None,
+        "neighbour_queries": FLAGS.neighbour_queries,
+        "seed": FLAGS.seed,
+        "tokenizer": FLAGS.tokenizer,
+    }
+    record = provenance.describe(config=settings)
+    stats = measures.measure(
+        sets,
+        find_pairs,
+        parser=parser,
         queries=FLAGS.neighbour_queries,
         seed=FLAGS.seed,
         tokenizer=FLAGS.tokenizer,
-        card_settings=card_settings,
     )
+    output.mkdir(parents=True, exist_ok=True)
+    provenance.write_json(output / "stats.json", stats)
+    provenance.write_text(output / "stats.html", page.page(stats))
+    figures = write_figures(output / "figures", page.figures(stats))
+    if card_settings:
+        path = inputs[first]
+        text = card(card_settings, stats, path, sets[first], figures)
+        provenance.write_text(output / "README.md", text)
+        log(f"{output / 'README.md'}: dataset card of {path.name}; upload both together")
+    provenance.write_json(output / "run.json", record | {"end": provenance.now()})
+    log(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
 
 
 if __name__ == "__main__":

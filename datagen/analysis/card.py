@@ -8,14 +8,14 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import sections
 from common.jsonl import Record
 from common.sections import UsageError
-from datagen.analysis.tables import Stats, summary_rows
+from datagen.analysis.page import Stats, summary_rows
 
 _SIZE_LIMITS = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"))
 
@@ -71,29 +71,19 @@ def size_category(records: int) -> str:
 
 
 def front_matter(settings: CardSettings, name: str, file: str, records: int) -> str:
-    """The card's YAML for the set `name` in the data file `file`; JSON strings are valid YAML."""
-    lines = [
-        f"license: {json.dumps(settings.license)}",
-        f"pretty_name: {json.dumps(settings.title, ensure_ascii=False)}",
-        *(_list("language", settings.language) if settings.language else ()),
-        *_list("size_categories", [size_category(records)]),
-        *_list("task_categories", ["text-generation"]),
-        *_list("tags", ["instruction-tuning", *settings.tags]),
-        "configs:",
-        f"- config_name: {json.dumps(config_name(name))}",
-        f"  data_files: {json.dumps(file, ensure_ascii=False)}",
-    ]
+    """The card's YAML for the set `name` in the data file `file`; JSON is valid YAML."""
+    # The Hub refuses < > : / \ | ? * and quotation marks in the name of a config.
+    config = {"config_name": re.sub(r"[<>:/\\|?*\"']", "_", name), "data_files": file}
+    language = {"language": settings.language} if settings.language else {}
+    content = {"license": settings.license, "pretty_name": settings.title} | language
+    content |= {
+        "size_categories": [size_category(records)],
+        "task_categories": ["text-generation"],
+        "tags": ["instruction-tuning", *settings.tags],
+        "configs": [config],
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
     return "\n".join(["---", *lines, "---"])
-
-
-def config_name(name: str) -> str:
-    """A name that the Hub accepts: it refuses < > : / \\ | ? * and quotation marks."""
-    return re.sub(r"[<>:/\\|?*\"']", "_", name)
-
-
-def _list(key: str, values: Sequence[str]) -> Iterator[str]:
-    yield f"{key}:"
-    yield from (f"- {json.dumps(value, ensure_ascii=False)}" for value in values)
 
 
 def card(
@@ -112,12 +102,10 @@ def card(
     """
     name, *others = stats["sets"]
     compared = ", ".join(map(_plain, others))
-    rows = summary_rows(stats)
-    head = ["", *map(_plain, stats["sets"])]
-    lines = [_row(head), _row(["---", *("---:" for _ in stats["sets"])])]
-    for label, values in rows:
-        empty = [""] * len(stats["sets"])
-        lines.append(_row([label, *values] if values else [f"**{label}**", *empty]))
+    columns = len(stats["sets"])
+    lines = [_row(["", *map(_plain, stats["sets"])]), _row(["---", *["---:"] * columns])]
+    for label, values in summary_rows(stats):
+        lines.append(_row([label, *values] if values else [f"**{label}**", *[""] * columns]))
     note = f"{_plain(name)} is this data set. For comparison only, not part of it: {compared}."
     body = [
         front_matter(settings, name, path.name, stats["sets"][name]["records"]),

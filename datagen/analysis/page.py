@@ -1,15 +1,24 @@
 """`stats.html`: one self-contained page with every figure and number of `stats.json`."""
 
 from html import escape
+from typing import Any
 
+from common import sections
 from common.reports import charts
 from common.reports.drawing import Drawing
 from common.reports.page import TableRow, document, foldout, number, panels, table
 from common.reports.sunburst import sunburst
 from datagen.analysis.labels import LABEL_FIELDS
-from datagen.analysis.measures import NEAR_DUPLICATE, SUNBURST_OBJECTS, SUNBURST_VERBS
-from datagen.analysis.tables import CHART_FIELDS, Stats, summary_rows
+from datagen.analysis.measures import (
+    NEAR_DUPLICATE,
+    SUNBURST_OBJECTS,
+    SUNBURST_VERBS,
+    TEXT_FIELDS,
+)
 
+Stats = dict[str, Any]
+
+CHART_FIELDS = (*LABEL_FIELDS, "difficulty")
 SHOWN_LABELS = 12  # per field; the others share one bar
 PARSER_NOTES = {
     "rules": "rules for imperative sentences (datagen/analysis/verb_objects.py)",
@@ -41,6 +50,52 @@ def page(stats: Stats) -> str:
     return document(f"Statistics of {names}", body, style=STATS_STYLE)
 
 
+def summary_rows(stats: Stats) -> list[TableRow]:
+    """Rows of a label and one text per set; the page and the dataset card show the same."""
+    sets = [sections.flatten(found) for found in stats["sets"].values()]
+
+    def row(label: str, name: str, counted: str = "", otherwise: str = "") -> TableRow:
+        """A measure by its dotted name; `otherwise` where nothing was counted."""
+        shown = [number(found[name]) if found.get(counted, 1) else otherwise for found in sets]
+        return label, shown
+
+    def part(label: str, name: str, total: str = "records") -> TableRow:
+        return label, [f"{s[name]:,} ({charts.percentage(s[name], s[total])})" for s in sets]
+
+    def label_row(field: str) -> TableRow:
+        name, counted = f"labels.{field}.effective_number", f"labels.{field}.distinct"
+        return row(f"Effective number: {field}", name, counted, "no labels")
+
+    def length_row(field: str) -> TableRow:
+        words = f"words.{field}"
+        return row(field.capitalize(), f"{words}.median", f"{words}.count", "none")
+
+    equal = "vocabulary_of_equal_size"
+    return [
+        row("Records", "records"),
+        part("Unique instructions", "unique_instructions"),
+        part("Repeated up to case, punctuation", "repeated_folded"),
+        part("Repeated with the same input", "repeated_with_the_same_input"),
+        part("With input", "words.input.count"),
+        part("With output", "words.output.count"),
+        ("Words (median)", []),
+        *map(length_row, TEXT_FIELDS),
+        ("Diversity", []),
+        part("With root verb and object", "verb_objects.covered"),
+        row("Distinct verb-object pairs", "verb_objects.distinct"),
+        row("Entropy of the pairs (bits)", "verb_objects.entropy_bits"),
+        row("Effective number of pairs", "verb_objects.effective_number"),
+        *map(label_row, CHART_FIELDS),
+        (f"In {number(sets[0][f'{equal}.tokens'])} words of each set", []),
+        row("Type-token ratio", f"{equal}.type_token_ratio"),
+        *(row(f"Distinct-{n}", f"{equal}.distinct_{n}") for n in (2, 3)),
+        ("ROUGE-L to the nearest other instruction", []),
+        row("Compared instructions", "nearest.queries"),
+        row("Median", "nearest.median"),
+        part(f"Over {NEAR_DUPLICATE}", "nearest.over_near_duplicate", "nearest.queries"),
+    ]
+
+
 StatsFigure = tuple[str, str, list[Drawing], str]  # heading, text, drawings, HTML of the numbers
 
 
@@ -57,20 +112,17 @@ def figures(stats: Stats) -> dict[str, StatsFigure]:
 def _verb_objects(stats: Stats) -> StatsFigure:
     drawings, tables, empty = [], [], []
     for name, found in stats["sets"].items():
-        pairs = found["verb_objects"]
-        share = charts.percentage(pairs["covered"], found["records"])
-        title = f"{name}: {pairs['covered']:,} of {found['records']:,} instructions ({share})"
-        if not pairs["covered"]:
+        pairs, covered = found["verb_objects"], found["verb_objects"]["covered"]
+        if not covered:
             empty.append(name)
             continue
-        drawings.append(sunburst(title, pairs["top"], pairs["covered"]))
-        rows: list[TableRow] = [
-            (
-                verb["verb"],
-                [f"{verb['count']:,}", ", ".join(f"{n} {c:,}" for n, c in verb["objects"].items())],
-            )
-            for verb in pairs["top"]
-        ]
+        share = charts.percentage(covered, found["records"])
+        title = f"{name}: {covered:,} of {found['records']:,} instructions ({share})"
+        drawings.append(sunburst(title, pairs["top"], covered))
+        rows: list[TableRow] = []
+        for verb in pairs["top"]:
+            objects = ", ".join(f"{noun} {count:,}" for noun, count in verb["objects"].items())
+            rows.append((verb["verb"], [f"{verb['count']:,}", objects]))
         tables.append(table(["Verb", "Count", "Objects"], rows, name))
     text = (
         f"The {SUNBURST_VERBS} most frequent root verbs (inner ring) and the {SUNBURST_OBJECTS} "
@@ -143,17 +195,10 @@ def _lengths(stats: Stats) -> StatsFigure:
         found = [s["words"][text] for s in stats["sets"].values()]
         if not any(item["count"] for item in found):
             continue
-        drawings.append(
-            charts.histogram(
-                text.capitalize(),
-                edges,
-                [item["histogram"] for item in found],
-                names,
-                unit="words",
-                open_end=True,
-            )
-        )
-        rows.append((text.capitalize(), []))
+        title, counts = text.capitalize(), [item["histogram"] for item in found]
+        chart = charts.histogram(title, edges, counts, names, unit="words", open_end=True)
+        drawings.append(chart)
+        rows.append((title, []))
         for name, item in zip(names, found, strict=True):
             cells = [number(item[key]) for key in ("count", "mean", "median", "p95", "max")]
             rows.append((name, cells))

@@ -39,6 +39,12 @@ class Page(HTMLParser):
             self.tips.append(data)
 
 
+def test_every_row_has_one_text_a_set_or_is_a_heading():
+    rows = stats_page.summary_rows(measure())
+    assert {len(values) for _, values in rows} == {0, len(SETS)}
+    assert len({label for label, _ in rows}) == len(rows)
+
+
 def test_numbers_of_the_page_are_those_of_the_stats():
     stats = measure()
     page = Page(stats_page.page(stats))
