@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from alpacare_jax.data import prompts
 from alpacare_jax.data.prompts import Template
 from alpacare_jax.data.tokenizers import Tokenizer
 from common.records import Example
@@ -24,6 +25,7 @@ class DataConfig:
     max_row_length: int  # of packed rows in tokens; max_length if that is more
 
     def __post_init__(self):
+        prompts.get(self.template)
         if self.overlong not in ("truncate", "drop", "error"):
             raise ValueError(f"data.overlong is {self.overlong!r}; choose truncate, drop or error")
         if not 0 <= self.eval_share < 1:

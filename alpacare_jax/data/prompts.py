@@ -41,7 +41,7 @@ def get(name: str) -> Template:
     """The template called `name`.
 
     Raises:
-      ValueError: there is none; the message lists the names.
+      UsageError: there is none; the message lists the names.
     """
     if name not in TEMPLATES:
         raise UsageError(f"unknown template {name!r}; choose from {', '.join(sorted(TEMPLATES))}")

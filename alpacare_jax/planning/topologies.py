@@ -12,6 +12,7 @@ from jax.experimental import topologies
 
 from alpacare_jax.planning import gpus
 from alpacare_jax.training import metrics
+from common.sections import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def describe(name: str) -> Topology:
         return _gpus(name, found[1], int(found[2]))
     found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
     if not found:
-        raise ValueError(
+        raise UsageError(
             f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256, h200-8 or local "
             f"(generations: {', '.join((*CHIPS, *gpus.GPUS))})"
         )

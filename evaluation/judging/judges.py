@@ -76,7 +76,7 @@ class Judge:
         """
         name, equals, file = source.partition("=")
         if name not in JUDGES:
-            raise ValueError(
+            raise UsageError(
                 f"no judge {name!r}; choose from {', '.join(JUDGES)}, or NAME=FILE for one of them "
                 "with a custom prompt"
             )
