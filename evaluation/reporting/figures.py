@@ -115,22 +115,28 @@ def _against(reference: str) -> str:
     return "average of the references" if reference == AVERAGE else f"against {reference}"
 
 
+def _rate_groups(
+    results: Results, bars: Iterable[tuple[str, str, Matchup]]
+) -> list[tuple[str, list[RateBar | None]]]:
+    """The (label, tip, matchup) of each bar grouped by label, without labels that have no rate."""
+    groups: dict[str, list[tuple[WinRate | None, str, str]]] = {}
+    for label, tip, matchup in bars:
+        bar = results.rates.get(matchup), tip, matchup.reference
+        groups.setdefault(label, []).append(bar)
+    rated = {label: group for label, group in groups.items() if any(rate for rate, *_ in group)}
+    return [(label, [rate_bar(*bar) for bar in group]) for label, group in rated.items()]
+
+
 def _win_rates(results: Results, systems: Systems, judge: str) -> ReportFigure:
     drawings = []
     for benchmark in results.benchmarks:
         references = results.references_of(judge, benchmark)
-        groups = []
-        for generator, system in systems.items():
-            matchups = [Matchup(judge, benchmark, name, generator) for name in references]
-            if any(matchup in results.rates for matchup in matchups):
-                bars = [
-                    rate_bar(
-                        results.rates.get(m), f"{system.label} against {m.reference}", m.reference
-                    )
-                    for m in matchups
-                ]
-                groups.append((system.label, bars))
-        if groups:
+        bars = (
+            (s.label, f"{s.label} against {name}", Matchup(judge, benchmark, name, generator))
+            for generator, s in systems.items()
+            for name in references
+        )
+        if groups := _rate_groups(results, bars):
             only = references[0] if len(references) == 1 else ""  # no legend names it
             title = _panel_title(benchmark, results, only)
             colours = _colours(references, results.references)
@@ -145,28 +151,24 @@ def _win_rates(results: Results, systems: Systems, judge: str) -> ReportFigure:
 
 def _backbones(results: Results, systems: Systems, judge: str) -> ReportFigure:
     """The headline rates, a group for each backbone and in it a bar for each method."""
-    backbones = list(dict.fromkeys(s.backbone for s in systems.values() if s.backbone))
-    methods = list(dict.fromkeys(s.name for s in systems.values() if s.backbone))
+    generators = {(s.backbone, s.name): name for name, s in systems.items() if s.backbone}
+    backbones = list(dict.fromkeys(backbone for backbone, _ in generators))
+    methods = list(dict.fromkeys(method for _, method in generators))
     text = f"Judge: {judge}. The same methods on different base models; lines are 95 % intervals."
     figure = ReportFigure(f"Backbones, {judge}", text, [])
     if len(backbones) < 2:
         return figure
     _require_colours("methods with a backbone", methods)
-    generators = {(s.backbone, s.name): generator for generator, s in systems.items()}
-    for (panel_judge, benchmark), reference in results.headline.items():
-        if panel_judge != judge:
-            continue
-        groups = []
-        for backbone in backbones:
-            bars = []
-            for method in methods:
-                generator = generators.get((backbone, method), "")
-                rate = results.rates.get(Matchup(judge, benchmark, reference, generator))
-                bars.append(rate_bar(rate, f"{method} on {backbone}", reference))
-            if any(bars):
-                groups.append((backbone, bars))
+    grid = [(backbone, method) for backbone in backbones for method in methods]
+    for benchmark in results.benchmarks:
+        panel = judge, benchmark, results.headline.get((judge, benchmark), "")
+        bars = (
+            (pair[0], f"{pair[1]} on {pair[0]}", Matchup(*panel, generators.get(pair, "")))
+            for pair in grid
+        )
+        groups = [group for group in _rate_groups(results, bars) if any(group[1])]
         if len(groups) >= 2:
-            title = _panel_title(benchmark, results, reference)
+            title = _panel_title(benchmark, results, panel[2])
             colours = _colours(methods, methods)
             figure.drawings.append(charts.rate_bars(title, groups, methods, colours))
     return figure
@@ -176,17 +178,13 @@ def _judges(results: Results, systems: Systems) -> ReportFigure:
     judges = list(results.judges)
     drawings = []
     for benchmark in results.benchmarks if len(judges) > 1 else ():
-        groups = []
-        for generator, system in systems.items():
-            bars, rated = [], False
-            for judge in judges:
-                reference = results.headline.get((judge, benchmark), "")
-                rate = results.rates.get(Matchup(judge, benchmark, reference, generator))
-                bars.append(rate_bar(rate, f"{system.label}, {judge}", reference))
-                rated |= rate is not None
-            if rated:
-                groups.append((system.label, bars))
-        if groups:
+        headline = [(j, benchmark, results.headline.get((j, benchmark), "")) for j in judges]
+        bars = (
+            (system.label, f"{system.label}, {panel[0]}", Matchup(*panel, generator))
+            for generator, system in systems.items()
+            for panel in headline
+        )
+        if groups := _rate_groups(results, bars):
             title = _panel_title(benchmark, results)
             drawings.append(charts.rate_bars(title, groups, judges, _colours(judges, judges)))
     text = (
@@ -234,20 +232,20 @@ def _comparisons(results: Results, systems: Systems, judge: str) -> ReportFigure
         order = [name for name in systems if any(name in pair for pair in differences)]
         if len(order) < 2:
             continue
-        both_ways = {**differences}
-        both_ways |= {(other, one): -found for (one, other), found in differences.items()}
+        negated = {(other, one): -found for (one, other), found in differences.items()}
+        both_ways = negated | {**differences}
+        labels = {name: systems[name].label for name in order}
         rows = []
-        for one in order:
-            label = systems[one].label
+        for one, label in labels.items():
             fields = [
-                _difference_field(both_ways.get((one, other)), f"{label} - {systems[other].label}")
+                _difference_field(both_ways.get((one, other)), f"{label} - {labels[other]}")
                 for other in order
             ]
             rows.append((label, fields))
         counts = [found.items for found in differences.values()]
         compared = _compared_items(counts, results.benchmarks[benchmark].items)
         title = f"{benchmark} ({compared}), {_against(reference)}"
-        drawings.append(charts.heat(title, [systems[name].label for name in order], rows))
+        drawings.append(charts.heat(title, list(labels.values()), rows))
     text = (
         f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on the "
         "same items. Bold and coloured: p below 0.05 by an exact paired permutation test, after "
@@ -292,14 +290,14 @@ def p_text(p: float) -> str:
 def _by_label(results: Results, systems: Systems, judge: str, field: str) -> ReportFigure:
     drawings = []
     for benchmark, summary in results.benchmarks.items():
-        rates = results.rates_by_label[field].get((judge, benchmark), {})
+        reference = results.headline.get((judge, benchmark), "")
+        rates = results.rates_by_label[field].get((judge, benchmark, reference), {})
         rated = {label for _, label in rates}
         labels = [label for label in summary.labels[field] if label in rated]
         if field == "topic":
             labels = labels[:MAX_TOPICS]
         if len(labels) < 2:
             continue
-        reference = results.headline[judge, benchmark]
         rows = []
         for generator, system in systems.items():
             fields = [

@@ -1,6 +1,6 @@
 """The tables of a report: the numbers of its figures, and more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from common.reports.charts import percent
 from evaluation.judging.verdicts import Matchup
@@ -24,7 +24,7 @@ def build(results: Results, systems: Systems) -> dict[str, list[Table]]:
         "lengths": _lengths(results, systems),
         "signals": _signals(results, systems),
     }
-    return {name: tables for name, tables in found.items() if tables}
+    return {name: tables for name, each in found.items() if (tables := list(each))}
 
 
 def interval(rate: WinRate | Stratum | None) -> str:
@@ -56,8 +56,7 @@ def _best(rates: Sequence[Sequence[float | None]]) -> frozenset[tuple[int, int]]
     return frozenset(best)
 
 
-def _win_rates(results: Results, systems: Systems) -> list[Table]:
-    tables = []
+def _win_rates(results: Results, systems: Systems) -> Iterator[Table]:
     for judge, benchmark in results.headline:
         references = results.references_of(judge, benchmark)
         lines, rates = [], []
@@ -72,11 +71,10 @@ def _win_rates(results: Results, systems: Systems) -> list[Table]:
             f"Win rates on {benchmark}, {results.benchmarks[benchmark].items:,} items, "
             f"judged by {judge}: per cent, with 95 % intervals."
         )
-        tables.append(Table(caption, ["System", *references], lines, _best(rates)))
-    return tables
+        yield Table(caption, ["System", *references], lines, _best(rates))
 
 
-def _counts(results: Results, systems: Systems) -> list[Table]:
+def _counts(results: Results, systems: Systems) -> Iterator[Table]:
     """The counts behind each rate with invalid verdicts."""
     lines = [
         [systems[m.generator].label, m.judge, m.benchmark, m.reference]
@@ -90,7 +88,8 @@ def _counts(results: Results, systems: Systems) -> list[Table]:
         "every invalid verdict were lost (worst) or won (best); per cent."
     )
     head = ["System", "Judge", "Benchmark", "Reference", "Valid items", "Rate", "Worst", "Best"]
-    return [Table(caption, head, lines)] if lines else []
+    if lines:
+        yield Table(caption, head, lines)
 
 
 def _judges(results: Results) -> Table:
@@ -98,8 +97,8 @@ def _judges(results: Results) -> Table:
     for judge, summary in results.judges.items():
         position = summary.position
         first = percent(position.first_preference)
-        if summary.interval:
-            first += f" [{', '.join(map(percent, summary.interval))}]"
+        if summary.low is not None:
+            first += f" [{percent(summary.low)}, {percent(summary.high)}]"
         lines.append(
             [judge, summary.prompt_version, f"{position.verdicts:,}"]
             + [percent(position.invalid_rate), percent(position.tie_rate), first]
@@ -144,8 +143,7 @@ def points(found: Difference) -> str:
     return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
-def _comparisons(results: Results, systems: Systems) -> list[Table]:
-    tables = []
+def _comparisons(results: Results, systems: Systems) -> Iterator[Table]:
     for (judge, benchmark), reference in results.headline.items():
         lines = [
             [f"{systems[one].label} – {systems[other].label}", f"{found.items:,}", points(found)]
@@ -159,15 +157,11 @@ def _comparisons(results: Results, systems: Systems) -> list[Table]:
         )
         if lines:
             head = ["Systems", "Items", "Difference", "p", "p (Holm)"]
-            tables.append(Table(caption, head, lines))
-    return tables
+            yield Table(caption, head, lines)
 
 
-def _by_label(results: Results, systems: Systems, field: str) -> list[Table]:
-    tables = []
-    for panel, reference in results.headline.items():
-        judge, benchmark = panel
-        rates = results.rates_by_label[field][panel]
+def _by_label(results: Results, systems: Systems, field: str) -> Iterator[Table]:
+    for (judge, benchmark, reference), rates in results.rates_by_label[field].items():
         rated = {label for _, label in rates}
         counts = results.benchmarks[benchmark].labels[field]
         generators = [name for name in systems if any(name == key[0] for key in rates)]
@@ -182,12 +176,10 @@ def _by_label(results: Results, systems: Systems, field: str) -> list[Table]:
         )
         if lines:
             head = [field.capitalize(), *(systems[name].label for name in generators)]
-            tables.append(Table(caption, head, lines))
-    return tables
+            yield Table(caption, head, lines)
 
 
-def _lengths(results: Results, systems: Systems) -> list[Table]:
-    tables = []
+def _lengths(results: Results, systems: Systems) -> Iterator[Table]:
     for (judge, benchmark), effects in results.lengths.items():
         lines = [
             [systems[name].label if name else "All together"]
@@ -201,12 +193,10 @@ def _lengths(results: Results, systems: Systems) -> list[Table]:
             "per cent in which it is the longer answer."
         )
         head = ["System", *effects[None].strata, "Correlation", "Longer wins"]
-        tables.append(Table(caption, head, lines))
-    return tables
+        yield Table(caption, head, lines)
 
 
-def _signals(results: Results, systems: Systems) -> list[Table]:
-    tables = []
+def _signals(results: Results, systems: Systems) -> Iterator[Table]:
     for benchmark, signals in results.signals.items():
         order = [name for name in (*systems, *results.references) if name in signals]
         references = [name for name in results.references if name in signals]
@@ -226,8 +216,7 @@ def _signals(results: Results, systems: Systems) -> list[Table]:
             "reference, times 100. None of them is quality."
         )
         head = ["Answers of", "Words", "Cut", "Run on", "Refuse", "Empty"]
-        tables.append(Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines))
-    return tables
+        yield Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines)
 
 
 def _rouge(scores: Mapping[str, float] | None) -> str:

@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from evaluation.scoring.results import (
     JudgeSummary,
     Panel,
     Results,
+    SheetKey,
 )
 from evaluation.scoring.score import WinRate
 from evaluation.scoring.signals import benchmark_signals
@@ -30,39 +29,19 @@ from evaluation.scoring.significance import holm, paired
 MIN_TOPIC_ITEMS = 10
 """Items that a topic needs for a rate of its own."""
 
-SheetKey = tuple[str, str, str]  # judge, benchmark, reference
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreSheet:
-    """The scores by one judge on one benchmark against one reference, or their average."""
-
-    parts: dict[str, list[np.ndarray]]  # generator -> bounds [2, items] against each reference
-    references: int = 1
-
-    @property
-    def steps(self) -> int:
-        """Scores are multiples of 1 / steps."""
-        return score.STEPS * self.references
-
-    def scores(self, generator: str) -> np.ndarray:
-        """[items]: averaged over the references, NaN where not judged or invalid."""
-        return score.item_scores(score.average(self.parts[generator]))
+Sheet = dict[str, list[np.ndarray]]
+"""Generator -> bounds [2, items] against each reference: one, or those of an average."""
 
 
 def measure(
     verdicts: Verdicts, people: Verdicts | None, texts: ReportTexts, *, seed: int
 ) -> Results:
-    """All numbers of a report.
-
-    Raises:
-      ValueError: a reference has the name that stands for the average.
-    """
+    """All numbers of a report. Raises: as `score_sheets`."""
     sheets = score_sheets(verdicts)
     rates = {
         Matchup(*key, generator): score.mean_rate(parts, seed=seed)
         for key, sheet in sheets.items()
-        for generator, parts in sheet.parts.items()
+        for generator, parts in sheet.items()
     }
     panels = sorted({key[:2] for key in sheets})
     headline = {panel: _headline(sheets, panel) for panel in panels}
@@ -79,15 +58,15 @@ def measure(
         positions={key: score.position(table) for key, table in verdicts.tables.items()},
         rates_by_label={
             field: {
-                panel: _by_label(
+                (*panel, reference): _by_label(
                     sheets[*panel, reference],
                     _labels(verdicts, texts, panel[1], field),
-                    seed=seed,
-                    min_items=1 if field == "difficulty" else MIN_TOPIC_ITEMS,
+                    seed,
+                    least,
                 )
                 for panel, reference in headline.items()
             }
-            for field in ITEM_LABELS
+            for field, least in zip(ITEM_LABELS, (1, MIN_TOPIC_ITEMS), strict=True)
         },
         differences={key: _differences(sheet) for key, sheet in sheets.items()},
         lengths={panel: _lengths(verdicts, texts, panel, seed) for panel in panels},
@@ -96,28 +75,29 @@ def measure(
     )
 
 
-def score_sheets(verdicts: Verdicts) -> dict[SheetKey, ScoreSheet]:
+def score_sheets(verdicts: Verdicts) -> dict[SheetKey, Sheet]:
     """One for each judge, benchmark and reference, and for the average of several references.
 
     Raises:
       ValueError: a reference has the name that stands for the average.
     """
-    sheets: dict[SheetKey, ScoreSheet] = {}
+    sheets: dict[SheetKey, Sheet] = {}
     for matchup, table in verdicts.tables.items():
         if matchup.reference == AVERAGE:
             raise ValueError(f"a reference is named {AVERAGE!r}; give it another name")
-        sheet = sheets.setdefault(matchup[:3], ScoreSheet({}))
-        sheet.parts[matchup.generator] = [score.item_bounds(table)]
+        sheet = sheets.setdefault(matchup[:3], {})
+        sheet[matchup.generator] = [score.item_bounds(table)]
     for judge, benchmark in sorted({key[:2] for key in sheets}):
-        each = [sheet.parts for key, sheet in sheets.items() if key[:2] == (judge, benchmark)]
+        each = [sheet for key, sheet in sheets.items() if key[:2] == (judge, benchmark)]
         if len(each) > 1:
             everywhere = sorted(set.intersection(*map(set, each)))
-            together = {name: [parts[name][0] for parts in each] for name in everywhere}
-            sheets[judge, benchmark, AVERAGE] = ScoreSheet(together, len(each))
+            sheets[judge, benchmark, AVERAGE] = {
+                name: [sheet[name][0] for sheet in each] for name in everywhere
+            }
     return {key: sheets[key] for key in sorted(sheets)}
 
 
-def _headline(sheets: dict[SheetKey, ScoreSheet], panel: Panel) -> str:
+def _headline(sheets: dict[SheetKey, Sheet], panel: Panel) -> str:
     """The reference that represents all: the average, or the only one."""
     references = [key[2] for key in sheets if key[:2] == panel]
     return AVERAGE if AVERAGE in references else references[0]
@@ -141,22 +121,18 @@ def _labels(verdicts: Verdicts, texts: ReportTexts, benchmark: str, field: str) 
 
 def _benchmark(verdicts: Verdicts, texts: ReportTexts, benchmark: str) -> BenchmarkSummary:
     """Difficulties by value, topics by frequency."""
-    order: dict[str, Callable[[tuple[str, int]], Any]] = {
-        "difficulty": lambda pair: pair[0],
-        "topic": lambda pair: (-pair[1], pair[0]),
-    }
-    counts = {
-        field: Counter(filter(None, _labels(verdicts, texts, benchmark, field)))
-        for field in ITEM_LABELS
-    }
-    return BenchmarkSummary(
-        len(verdicts.ids[benchmark]),
-        {field: dict(sorted(found.items(), key=order[field])) for field, found in counts.items()},
+    difficulties, topics = (
+        Counter(filter(None, _labels(verdicts, texts, benchmark, field))) for field in ITEM_LABELS
     )
+    labels = {
+        "difficulty": dict(sorted(difficulties.items())),
+        "topic": dict(sorted(topics.items(), key=lambda pair: (-pair[1], pair[0]))),
+    }
+    return BenchmarkSummary(len(verdicts.ids[benchmark]), labels)
 
 
 def _by_label(
-    sheet: ScoreSheet, item_labels: list[str], *, seed: int, min_items: int
+    sheet: Sheet, item_labels: list[str], seed: int, min_items: int
 ) -> dict[tuple[str, str], WinRate]:
     """(generator, label) -> win rate, for labels of at least `min_items` items."""
     labels, counts = np.array(item_labels), Counter(item_labels)
@@ -164,21 +140,22 @@ def _by_label(
         (generator, label): score.mean_rate(parts, labels == label, seed=seed)
         for label in sorted(counts, key=natural)
         if label and counts[label] >= min_items
-        for generator, parts in sheet.parts.items()
+        for generator, parts in sheet.items()
     }
 
 
-def _differences(sheet: ScoreSheet) -> dict[tuple[str, str], Difference]:
+def _differences(sheet: Sheet) -> dict[tuple[str, str], Difference]:
     """All pairs of systems of a sheet, which is the family of Holm's correction."""
-    scores = {name: sheet.scores(name) for name in sheet.parts}
+    scores = {name: score.item_scores(score.average(parts)) for name, parts in sheet.items()}
     rows = {}
     for one, other in itertools.combinations(sorted(scores, key=natural), 2):
         both = ~np.isnan(scores[one]) & ~np.isnan(scores[other])
         if not both.any():
             continue
         a, b = scores[one][both], scores[other][both]
-        low, high = difference_interval(a, b, sheet.steps)
-        p = paired(a, b, sheet.steps)
+        steps = score.STEPS * len(sheet[one])  # scores are multiples of 1 / steps
+        low, high = difference_interval(a, b, steps)
+        p = paired(a, b, steps)
         rows[one, other] = Difference(int(both.sum()), float((a - b).mean()), low, high, p, p)
     adjusted = holm([row.p for row in rows.values()])
     return {
@@ -200,11 +177,11 @@ def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
         first.append(for_first)
         decided.append(for_first + for_second)
     sums, counts = np.concatenate(first)[:, None], np.concatenate(decided)[:, None]
-    interval = None
+    low = high = None
     if counts.sum():
         _, ends = bootstrap_ratios(sums, counts, seed=seed)
-        interval = float(ends[0, 0]), float(ends[1, 0])
-    return JudgeSummary(verdicts.prompts[judge], total, interval)
+        low, high = map(float, ends[:, 0])
+    return JudgeSummary(verdicts.prompts[judge], total, low, high)
 
 
 def _lengths(

@@ -18,6 +18,7 @@ ITEM_LABELS = ("difficulty", "topic")
 """Fields of items by whose values win rates are broken down."""
 
 Panel = tuple[str, str]  # (judge, benchmark): the subject of one panel of a figure
+SheetKey = tuple[str, str, str]  # (judge, benchmark, reference)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +35,8 @@ class JudgeSummary:
 
     prompt_version: str
     position: Position
-    interval: tuple[float, float] | None  # of position.first_preference
-
-    def record(self) -> dict[str, Any]:
-        """The entry of report.json."""
-        low, high = self.interval or (None, None)
-        ends = {"first_preference_low": low, "first_preference_high": high}
-        return {
-            "prompt_version": self.prompt_version,
-            "position": self.position.record() | ends,
-        }
+    low: float | None  # 95 % interval of position.first_preference
+    high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +72,9 @@ class Results:
     headline: Mapping[Panel, str]
     rates: Mapping[Matchup, WinRate]  # averages too
     positions: Mapping[Matchup, Position]  # without averages
-    rates_by_label: Mapping[str, Mapping[Panel, Mapping[tuple[str, str], WinRate]]]
-    """Field -> panel -> (generator, label) -> rate against the headline reference."""
-    differences: Mapping[tuple[str, str, str], Mapping[tuple[str, str], Difference]]
-    """(judge, benchmark, reference) -> (one, other) -> difference."""
+    rates_by_label: Mapping[str, Mapping[SheetKey, Mapping[tuple[str, str], WinRate]]]
+    """Field -> panel and its headline reference -> (generator, label) -> rate."""
+    differences: Mapping[SheetKey, Mapping[tuple[str, str], Difference]]  # by (one, other)
     lengths: Mapping[Panel, Mapping[str | None, LengthEffect]]  # by generator; None: all together
     agreement: Mapping[tuple[str, str, str], Agreement]  # (one judge, another, benchmark)
     signals: Mapping[str, Mapping[str, SystemSignals]]  # benchmark -> generator
@@ -94,44 +86,15 @@ class Results:
 
     def record(self) -> dict[str, Any]:
         """The content of report.json: lists of rows, whose fields name what they are about."""
-        asdict = dataclasses.asdict
-        rates = [
-            matchup._asdict()
-            | asdict(rate)
-            | ({"position": found.record()} if (found := self.positions.get(matchup)) else {})
-            for matchup, rate in self.rates.items()
-        ]
+        rates = _rows(self.rates, *Matchup._fields)
+        for matchup, row in zip(self.rates, rates, strict=True):
+            if matchup in self.positions:
+                row["position"] = self.positions[matchup].record()
+        panel = "judge", "benchmark"
         by_label = {
-            field: [
-                Matchup(*panel, self.headline[panel], generator)._asdict()
-                | {field: label}
-                | asdict(rate)
-                for panel, rates in self.rates_by_label[field].items()
-                for (generator, label), rate in rates.items()
-            ]
+            field: _rows(self.rates_by_label[field], *panel, "reference", "generator", field)
             for field in ITEM_LABELS
         }
-        comparisons = [
-            {"judge": judge, "benchmark": benchmark, "reference": reference}
-            | {"one": one, "other": other}
-            | asdict(difference)
-            for (judge, benchmark, reference), pairs in self.differences.items()
-            for (one, other), difference in pairs.items()
-        ]
-        lengths = [
-            {"judge": judge, "benchmark": benchmark, "generator": generator} | asdict(effect)
-            for (judge, benchmark), effects in self.lengths.items()
-            for generator, effect in effects.items()
-        ]
-        agreement = [
-            {"one": one, "other": other, "benchmark": benchmark} | asdict(found)
-            for (one, other, benchmark), found in self.agreement.items()
-        ]
-        signals = [
-            {"benchmark": benchmark, "generator": generator} | found.record()
-            for benchmark, generators in self.signals.items()
-            for generator, found in generators.items()
-        ]
         return {
             "settings": {"seed": self.seed, "level": LEVEL},
             "verdicts": self.verdicts,
@@ -141,12 +104,41 @@ class Results:
             },
             "references": self.references,
             "systems": self.systems,
-            "judges": {name: summary.record() for name, summary in self.judges.items()},
+            "judges": {
+                name: {
+                    "prompt_version": judge.prompt_version,
+                    "position": judge.position.record()
+                    | {"first_preference_low": judge.low, "first_preference_high": judge.high},
+                }
+                for name, judge in self.judges.items()
+            },
             "win_rates": rates,
             "by_difficulty": by_label["difficulty"],
             "by_topic": by_label["topic"],
-            "comparisons": comparisons,
-            "by_length": lengths,
-            "agreement": agreement,
-            "signals": signals,
+            "comparisons": _rows(self.differences, *panel, "reference", "one", "other"),
+            "by_length": _rows(self.lengths, *panel, "generator"),
+            "agreement": _rows(self.agreement, "one", "other", "benchmark"),
+            "signals": [
+                {"benchmark": benchmark, "generator": name, "is_reference": found.is_reference}
+                | dataclasses.asdict(found.texts)
+                | {"rouge": found.rouge}
+                for benchmark, generators in self.signals.items()
+                for name, found in generators.items()
+            ],
         }
+
+
+def _rows(numbers: Mapping[Any, Any], *fields: str) -> list[dict[str, Any]]:
+    """A row for each dataclass in mappings of mappings: its keys, named `fields`, and its fields.
+
+    >>> _rows({("a", "b"): {"x": BenchmarkSummary(9, {})}}, "one", "other", "name")
+    [{'one': 'a', 'other': 'b', 'name': 'x', 'items': 9, 'labels': {}}]
+    """
+    rows = []
+    for key, found in numbers.items():
+        keys = key if isinstance(key, tuple) else (key,)
+        named = dict(zip(fields, keys, strict=False))
+        inside = isinstance(found, Mapping)
+        below = _rows(found, *fields[len(keys) :]) if inside else [dataclasses.asdict(found)]
+        rows += [named | row for row in below]
+    return rows

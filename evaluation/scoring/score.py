@@ -184,16 +184,14 @@ class Position:
 
     def record(self) -> dict[str, Any]:
         """The counts and shares, for report.json."""
-        return (
-            dataclasses.asdict(self)
-            | {
-                "decisive": self.first + self.second,
-                "first_preference": self.first_preference,
-                "tie_rate": self.tie_rate,
-                "invalid_rate": self.invalid_rate,
-            }
-            | self.item_shares
-        )
+        return {
+            **dataclasses.asdict(self),
+            "decisive": self.first + self.second,
+            "first_preference": self.first_preference,
+            "tie_rate": self.tie_rate,
+            "invalid_rate": self.invalid_rate,
+            **self.item_shares,
+        }
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -1,7 +1,6 @@
 """Automatic signals of each system's answers, shown beside the win rates; see text_metrics.py."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -18,14 +17,6 @@ class SystemSignals:
     is_reference: bool
     texts: TextSignals
     rouge: dict[str, dict[str, float]]  # reference -> mean ROUGE F by measure; none with itself
-
-    def record(self) -> dict[str, Any]:
-        """A flat record for report.json."""
-        return (
-            {"is_reference": self.is_reference}
-            | dataclasses.asdict(self.texts)
-            | {"rouge": self.rouge}
-        )
 
 
 def benchmark_signals(

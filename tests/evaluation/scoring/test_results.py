@@ -1,10 +1,12 @@
 """Results: report.json has a row for every entry, and lookups agree with it."""
 
+import doctest
 import json
 
 import pytest
 
 from evaluation.judging.verdicts import Matchup
+from evaluation.scoring import results as results_module
 from evaluation.scoring.results import AVERAGE, Difference
 from tests.support import judge_workdirs
 
@@ -17,6 +19,10 @@ def results():
 @pytest.fixture(scope="module")
 def record(results):
     return results.record()
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(results_module).failed == 0
 
 
 def test_the_record_is_json_without_nan(record):
@@ -33,10 +39,10 @@ def test_a_rate_is_found_by_its_matchup(results, record):
 
 def test_a_label_and_a_comparison_are_found_by_their_names(results, record):
     for row in record["by_difficulty"]:
-        panel = row["judge"], row["benchmark"]
-        rates = results.rates_by_label["difficulty"][panel]
+        key = row["judge"], row["benchmark"], row["reference"]
+        rates = results.rates_by_label["difficulty"][key]
         assert rates[row["generator"], row["difficulty"]].rate == row["rate"]
-        assert row["reference"] == results.headline[panel]
+        assert row["reference"] == results.headline[key[:2]]
     for row in record["comparisons"]:
         pairs = results.differences[row["judge"], row["benchmark"], row["reference"]]
         assert pairs[row["one"], row["other"]].p_holm == row["p_holm"]
