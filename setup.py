@@ -49,7 +49,7 @@ setup(
     packages=find_packages(include=[f"{name}*" for name in PACKAGES]),
     package_data={
         "alpacare_jax": ["py.typed"],
-        "common": ["py.typed"],
+        "common": ["py.typed", "reports/page.css"],
         "datagen": ["py.typed", "starter/*", "prompts/*", "prices.json"],
         "evaluation": ["py.typed", "prompts/*", "reference_prompts/*", "reporting/web/*"],
     },

@@ -17,6 +17,7 @@ error after everything is written.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,11 +42,7 @@ from evaluation.scoring import text_metrics
 
 
 def load_judges(sources: str) -> list[Judge]:
-    """The judges of a comma-separated list.
-
-    Raises:
-      ValueError: the list is empty, or two judges have the same name.
-    """
+    """The judges of a comma-separated list, at least one, each with another name."""
     judges = [Judge.load(source.strip()) for source in sources.split(",") if source.strip()]
     if not judges:
         raise UsageError("config.judges is empty; name at least one judge")
@@ -54,11 +51,7 @@ def load_judges(sources: str) -> list[Judge]:
 
 
 def select(items: Sequence[Item], ids: Sequence[str], difficulty: Sequence[int]) -> list[int]:
-    """Positions of the items to judge: those with one of `ids` and one of `difficulty`, if given.
-
-    Raises:
-      ValueError: an id is unknown, or no item is selected.
-    """
+    """Positions of the items to judge: with one of `ids` and of `difficulty`, if given."""
     known, wanted = {item.id for item in items}, set(ids)
     if unknown := sorted(wanted - known):
         raise UsageError(
@@ -85,11 +78,7 @@ def _require_unique(kind: str, names: Sequence[str]) -> None:
 def load_systems(
     sources: dict[str, Sequence[str]], items: Sequence[Item], chosen: Sequence[int], data: Path
 ) -> list[list[list[ModelOutput]]]:
-    """For each flag, for each of its sources: the outputs to the chosen items.
-
-    Raises:
-      FileNotFoundError, ValueError: as outputs.load; or two systems have the same name.
-    """
+    """For each flag, for each of its sources: the outputs to the chosen items."""
     loaded = []
     for flag_sources in sources.values():
         systems = [outputs.load(source, items, data) for source in flag_sources]
@@ -100,11 +89,7 @@ def load_systems(
 
 
 def require_all_kept(path: Path, compared: Sequence[Comparison], model: str) -> None:
-    """Requires that a run repeats a workdir's judgements or adds to them.
-
-    Raises:
-      ValueError: `path` contains a judgement that this run does not request, or is incomplete.
-    """
+    """Requires that a run repeats a workdir's judgements in `path` or adds to them."""
     requested = {tuple(comparisons.names(comparison, model).values()) for comparison in compared}
     fields = tuple(comparisons.names(compared[0], model))
     for location, record in _read_existing(path):
@@ -117,20 +102,16 @@ def require_all_kept(path: Path, compared: Sequence[Comparison], model: str) -> 
 
 
 def require_same_outputs(path: Path, systems: Sequence[Sequence[ModelOutput]]) -> None:
-    """Requires that a workdir's verdicts are on the same texts.
-
-    Raises:
-      ValueError: `path` contains another output of a system to an item, or is incomplete.
-    """
-    outputs_now = {(o.benchmark, o.generator, o.id): o.output for group in systems for o in group}
+    """Requires that a workdir's verdicts are on the same texts as its `path` contains."""
+    outputs_now: dict[tuple[str, ...], str] = {
+        (o.benchmark, o.generator, o.id): o.output for group in systems for o in group
+    }
     for location, record in _read_existing(path):
-        benchmark, generator, id_ = (
-            str(record.get(field)) for field in ("benchmark", "generator", "id")
-        )
+        key = tuple(str(record.get(field)) for field in ("benchmark", "generator", "id"))
         judged = record.get("output")
-        if outputs_now.get((benchmark, generator, id_), judged) != judged:
+        if outputs_now.get(key, judged) != judged:
             raise ValueError(
-                f"{location}: judged with another answer of {generator} to item {id_!r} than the "
+                f"{location}: judged with another answer of {key[1]} to item {key[2]!r} than the "
                 "present one; choose another --workdir"
             )
 
@@ -203,9 +184,9 @@ class JudgingRun:
 
     def write(self, workdir: Path, run_record: dict[str, Any]) -> None:
         """Writes the workdir."""
-        texts = (output.record() for system in self.systems for output in system)
-        jsonl.write(workdir / workdirs.ITEMS_FILE, (item.record() for item in self.items))
-        jsonl.write(workdir / workdirs.OUTPUTS_FILE, texts)
+        answers = itertools.chain.from_iterable(self.systems)
+        jsonl.write(workdir / workdirs.ITEMS_FILE, map(dataclasses.asdict, self.items))
+        jsonl.write(workdir / workdirs.OUTPUTS_FILE, map(dataclasses.asdict, answers))
         provenance.write_json(workdir / "run.json", run_record)
         model = self.config.chat.model
         pairs = zip(self.compared, self.replies, strict=True)

@@ -53,12 +53,6 @@ class ReferenceSettings:
         return self.generator or self.chat.model
 
 
-def requests(items: Sequence[Item], prompt: Prompt) -> list[ChatRequest]:
-    """The request for each item."""
-    filled = [prompt.fill(question=item.text) for item in items]
-    return [ChatRequest(system, user, prompt.version) for system, user in filled]
-
-
 def output(item: Item, generator: str, outcome: ChatAnswer | Failure) -> ModelOutput:
     """The output for an outcome; empty where there is no answer."""
     if isinstance(outcome, Failure):
@@ -89,11 +83,7 @@ def require_own_workdir(path: Path, benchmark: str, generator: str) -> None:
 def write(
     workdir: Path, items: Sequence[Item], answers: Sequence[ModelOutput], run_record: dict[str, Any]
 ) -> None:
-    """Writes references.jsonl and run.json, and prints the counts.
-
-    Args:
-      run_record: the content of run.json so far, from provenance.describe.
-    """
+    """Writes references.jsonl and run.json, which starts as `run_record`; prints the counts."""
     path = workdir / "references.jsonl"
     workdir.mkdir(parents=True, exist_ok=True)
     signals = measure_texts(answers)
@@ -109,12 +99,9 @@ def run_import(source: str, benchmark: str, data: Path, workdir: Path) -> None:
     items = benchmarks.load(benchmark, data)
     imported = outputs.load(source, items, data)
     require_own_workdir(workdir / "references.jsonl", items[0].benchmark, imported[0].generator)
-    file = outputs.locate(source, items, data)[0]
-    settings = {
-        "import": source,
-        "file": {str(file): provenance.sha256(file)},
-        "benchmark": items[0].benchmark,
-    }
+    file, _ = outputs.locate(source, items, data)
+    hashed = {str(file): provenance.sha256(file)}
+    settings = {"import": source, "file": hashed, "benchmark": items[0].benchmark}
     write(workdir, items, imported, provenance.describe(config=settings))
 
 
@@ -134,24 +121,21 @@ def run_ask(
     path = workdir / "references.jsonl"
     require_own_workdir(path, items[0].benchmark, reference.name)
     prompt = Prompt.read(reference.prompt, REFERENCE_PROMPTS)
-    chat_requests = requests(items, prompt)
+    filled = [prompt.fill(question=item.text) for item in items]
+    requests = [ChatRequest(system, user, prompt.version) for system, user in filled]
     settings = {"benchmark": items[0].benchmark, "asking": dataclasses.asdict(reference)}
     run_record = provenance.describe(config=settings, prompt_version=prompt.version)
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=reference.chat.offline, dry_run=dry_run) as store:
         client = Client(reference.chat, store)
-        client.report(str(client.estimate(chat_requests, TYPICAL_TOKENS)))
+        client.report(str(client.estimate(requests, TYPICAL_TOKENS)))
         if dry_run:
             return
-        outcomes = run_until_done(client, lambda: client.ask_all(chat_requests))
+        outcomes = run_until_done(client, lambda: client.ask_all(requests))
         run_record["spent"] = dataclasses.asdict(store.total_spent())
     pairs = list(zip(items, outcomes, strict=True))
-    write(
-        workdir,
-        items,
-        [output(item, reference.name, outcome) for item, outcome in pairs],
-        run_record,
-    )
+    found = [output(item, reference.name, outcome) for item, outcome in pairs]
+    write(workdir, items, found, run_record)
     failed = [(item, outcome) for item, outcome in pairs if isinstance(outcome, Failure)]
     if failed:
         item, failure = failed[0]

@@ -88,13 +88,10 @@ def rate_bars(
     groups: Sequence[tuple[str, Sequence[RateBar | None]]],
     names: Sequence[str],
     colours: Sequence[str],
-    *,
-    middle: str = "as good as the reference",
 ) -> Drawing:
     """Horizontal bars from 0 to 100 %: a group for each label, and in it a bar for each name.
 
-    A thin line on each bar is its interval; the line at 50 % is labelled `middle`. The place of a
-    bar that is None stays empty.
+    A thin line on each bar is its interval. The place of a bar that is None stays empty.
     """
     shapes, top = legend(names, colours)
     thickness = {1: 16, 2: 13}.get(len(names), 11)
@@ -122,7 +119,8 @@ def rate_bars(
         shapes.append(Line([(across(share), top - 4), (across(share), bottom)], "grid"))
     shapes += rows
     shapes.append(Line([(across(0.5), top - 4), (across(0.5), bottom)], "ink", 1, (3, 3)))
-    shapes.append(Text(across(0.5), top - 8, middle, 10, "muted", "middle"))
+    tie = "as good as the reference"
+    shapes.append(Text(across(0.5), top - 8, tie, 10, "muted", "middle"))
     for share in (0, 0.25, 0.5, 0.75, 1):
         label = f"{100 * share:.0f} %"
         shapes.append(Text(across(share), bottom + 13, label, 10, "muted", "middle"))

@@ -115,14 +115,6 @@ def _colour(name: str) -> str:
     return COLOURS[name][0] if name in COLOURS else name
 
 
-def _plain_paint(kind: str, name: str) -> str:
-    return f'{kind}="{_colour(name)}"'
-
-
-def _page_paint(kind: str, name: str) -> str:
-    return f'style="{kind}:var(--{name})"' if name in COLOURS else f'{kind}="{name}"'
-
-
 def _path(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
@@ -132,7 +124,11 @@ def svg(drawing: Drawing, *, alone: bool = False) -> str:
 
     Drawing programs do not support CSS variables.
     """
-    paint = _plain_paint if alone else _page_paint
+
+    def paint(kind: str, name: str) -> str:
+        inherited = name in COLOURS and not alone
+        return f'style="{kind}:var(--{name})"' if inherited else f'{kind}="{_colour(name)}"'
+
     size = f'width="{drawing.width:g}" height="{drawing.height:g}"'
     parts = [
         f"<svg {f'{NAMESPACE} {size}' if alone else ''} "

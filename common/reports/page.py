@@ -2,41 +2,19 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 from common.reports import drawing
 from common.reports.drawing import Drawing
 
-BASE_STYLE = """
-:root{color-scheme:light dark;LIGHT}
-@media (prefers-color-scheme:dark){:root{DARK}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:1240px;padding:24px 15px 60px;background:var(--paper);
-color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Roboto,"Noto Sans",sans-serif}
-h1{font-size:26px;line-height:1.2;margin:0 0 4px}h2{font-size:19px;margin:40px 0 4px}
-h3{font-size:14px;margin:0 0 6px;overflow-wrap:anywhere}
-p{margin:4px 0 12px;max-width:75ch}.muted,caption,summary{color:var(--muted)}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));
-gap:28px 32px;align-items:start;margin:14px 0}
-figure{margin:0;max-width:430px;break-inside:avoid}
-figcaption{color:var(--muted);font-size:13px}
-svg{display:block;width:100%;height:auto;font-family:inherit}
-svg .gap{stroke:var(--paper);stroke-width:.8}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px;margin:8px 0}
-th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid var(--grid);
-font-variant-numeric:tabular-nums;vertical-align:top}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere;min-width:8em}
-th{font-weight:600}tr.group th{padding-top:14px;border-bottom-color:var(--muted)}
-caption{text-align:left}details{margin:6px 0}summary{cursor:pointer}
-@media print{:root{LIGHT}body{font-size:10.5pt;max-width:none;padding:0}details{display:none}
-.panels{grid-template-columns:repeat(2,1fr);gap:14px 22px}h2,p{break-after:avoid;break-inside:avoid}
-h2{margin-top:22px}th,td{padding-block:1.5px}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-"""
+BASE_STYLE = Path(__file__).with_name("page.css")
+"""The shared rules; LIGHT and DARK stand for the colours of the two modes."""
 
 
 def document(title: str, body: str, *, style: str = "", head: str = "") -> str:
     """A complete HTML page that fetches nothing. `style` follows the shared rules."""
     light, dark = drawing.colour_rules(False), drawing.colour_rules(True)
-    rules = BASE_STYLE.replace("LIGHT", light).replace("DARK", dark) + style
+    rules = BASE_STYLE.read_text("utf-8").replace("LIGHT", light).replace("DARK", dark) + style
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common import jsonl, records
-from common.jsonl import Record
 from common.sections import UsageError
 
 FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -36,16 +35,11 @@ class Item:
         """The prompt to a model: instruction and input as one text, as in the paper."""
         return records.join_text(self.instruction, self.input)
 
-    def record(self) -> Record:
-        """A line of items.jsonl."""
-        return dataclasses.asdict(self)
-
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """A published test set."""
 
-    name: str
     size: int  # items
     published_names: tuple[str, ...]  # used in the names of published files and folders
     files: tuple[str, ...]  # patterns below the data folder; the first match is read
@@ -55,42 +49,36 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        # 216 items, not the paper's 217: ids run from 0 to 216 without 143.
-        Benchmark(
-            name="medinstruct",
-            size=216,
-            published_names=("medinstruct", "medsi"),
-            files=("testsets/MedInstruct-test.jsonl", "MedInstruct-test.jsonl"),
-            columns={
-                "gpt-4": "gpt-4-answer",
-                "gpt-3.5-turbo": "gpt-3.5-turbo-answer",
-                "text-davinci-003": "text-davinci-003-answer",
-                "claude-2": "claude-2",
-            },
+    # 216 items, not the paper's 217: ids run from 0 to 216 without 143.
+    "medinstruct": Benchmark(
+        size=216,
+        published_names=("medinstruct", "medsi"),
+        files=("testsets/MedInstruct-test.jsonl", "MedInstruct-test.jsonl"),
+        columns={
+            "gpt-4": "gpt-4-answer",
+            "gpt-3.5-turbo": "gpt-3.5-turbo-answer",
+            "text-davinci-003": "text-davinci-003-answer",
+            "claude-2": "claude-2",
+        },
+    ),
+    # Patients' posts under one instruction; published references repeat only the posts.
+    "icliniq": Benchmark(
+        size=1000,
+        published_names=("icliniq", "iCliniq"),
+        files=("testsets/iCliniq_1000.json", "model_ouputs/*/iCliniq/seed_0.json"),
+    ),
+    # 208 items have an input, which published outputs merge into the instruction.
+    "alpaca_farm": Benchmark(
+        size=805,
+        published_names=("alpaca_farm", "alpaca_eval"),
+        files=(
+            "testsets/alpaca_farm_805.json",
+            "model_ouputs/medalpaca-7b/alpaca_eval/seed_0.json",  # has dataset and output
+            "model_ouputs/*/alpaca_eval/seed_0.json",
         ),
-        # Patients' posts under one instruction; published references repeat only the posts.
-        Benchmark(
-            name="icliniq",
-            size=1000,
-            published_names=("icliniq", "iCliniq"),
-            files=("testsets/iCliniq_1000.json", "model_ouputs/*/iCliniq/seed_0.json"),
-        ),
-        # 208 items have an input, which published outputs merge into the instruction.
-        Benchmark(
-            name="alpaca_farm",
-            size=805,
-            published_names=("alpaca_farm", "alpaca_eval"),
-            files=(
-                "testsets/alpaca_farm_805.json",
-                "model_ouputs/medalpaca-7b/alpaca_eval/seed_0.json",  # has dataset and output
-                "model_ouputs/*/alpaca_eval/seed_0.json",
-            ),
-            topic_field="dataset",
-            columns={"text-davinci-003": "output"},  # the model's own answers are `response`
-        ),
-    )
+        topic_field="dataset",
+        columns={"text-davinci-003": "output"},  # the model's own answers are `response`
+    ),
 }
 
 
@@ -119,10 +107,7 @@ def official_name(name: str) -> str:
     >>> official_name("medsi"), official_name("alpaca_eval"), official_name("cardiology")
     ('medinstruct', 'alpaca_farm', 'cardiology')
     """
-    for benchmark in BENCHMARKS.values():
-        if name in benchmark.published_names:
-            return benchmark.name
-    return name
+    return next((own for own, b in BENCHMARKS.items() if name in b.published_names), name)
 
 
 def check_name(location: str, name: str) -> str:
@@ -167,12 +152,7 @@ def load(benchmark: str, data: Path) -> list[Item]:
 
 
 def find(name: str, data: Path) -> Path:
-    """The file of a published test set.
-
-    Raises:
-      FileNotFoundError: it is not below `data`.
-      ValueError: the name is unknown.
-    """
+    """The file of a published test set."""
     if name not in BENCHMARKS:
         raise UsageError(
             f"no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}, or give a .jsonl file"
@@ -186,11 +166,7 @@ def find(name: str, data: Path) -> Path:
 
 
 def read(path: Path, name: str) -> list[Item]:
-    """The items of a file, as those of benchmark `name`; the default `id` is the position.
-
-    Raises:
-      FileNotFoundError, ValueError: as `load`.
-    """
+    """The items of a file, as those of benchmark `name`; the default `id` is the position."""
     topic = BENCHMARKS[name].topic_field if name in BENCHMARKS else "topic"
     found = records.read_records(path)
     records.require_unique_ids(path, (r["id"] for r in found), "outputs are matched by id")

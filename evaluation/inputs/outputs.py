@@ -38,10 +38,6 @@ class ModelOutput:
     finish_reason: str = ""  # stop, length (truncated), refusal, ...; "" where unknown
     num_tokens: int | None = None  # None where unknown
 
-    def record(self) -> Record:
-        """A line of outputs.jsonl."""
-        return dataclasses.asdict(self)
-
 
 def model_output_record(item: Item, output: ModelOutput) -> Record:
     """A line of a file of model outputs, as alpaca_eval and `load` read it."""
@@ -105,11 +101,7 @@ class _Answer(NamedTuple):
 
 
 def _row(location: str, record: Record, column: str) -> _Answer:
-    """The answer of a record in any of the module's forms.
-
-    Raises:
-      ValueError: the record has none of the forms.
-    """
+    """The answer of a record in any of the module's forms."""
     is_published = "response" in record
     field = column or ("response" if is_published else "output")
     if field not in record:
@@ -157,66 +149,45 @@ def _generator(path: Path, rows: Sequence[_Answer]) -> str:
     return name
 
 
-class _Items:
-    """Finds the item that a row answers."""
-
-    def __init__(self, items: Sequence[Item]):
-        self.items = items
-        self.benchmark = items[0].benchmark
-        self.texts = [_collapsed(item.text) for item in items]
-        self.inputs = [_collapsed(item.input) for item in items]
-        self._by_id = {item.id: position for position, item in enumerate(items)}
-        self._by_text = _positions(self.texts)
-        self._by_input = _positions(self.inputs)
-
-    def position(self, row: _Answer, number: int) -> int:
-        """Position of the item that row `number` answers.
-
-        Raises:
-          ValueError: it answers none, or several are possible.
-        """
-        return self._with_id(row) if row.id else self._with_text(row, number)
-
-    def _with_id(self, row: _Answer) -> int:
-        position = self._by_id.get(row.id)
-        if position is None:
-            raise ValueError(
-                f"{row.location}: {self.benchmark} has no item {row.id!r} ({_short(row.text)}); "
-                "give the --benchmark of the answers"
-            )
-        text = self.texts[position]
-        if row.text != text and (row.has_instruction or row.text != self.inputs[position]):
-            raise ValueError(
-                f"{row.location}: the text of item {row.id!r} of {self.benchmark} is "
-                f"{_short(text)}, in the record {_short(row.text)}; give the --benchmark of the "
-                "answers, or records without ids, which are matched by text"
-            )
-        return position
-
-    def _with_text(self, row: _Answer, number: int) -> int:
-        positions = (self._by_text if row.has_instruction else self._by_input).get(row.text, [])
-        if len(positions) > 1:
-            ids = " and ".join(repr(self.items[position].id) for position in positions[:2])
-            raise ValueError(
-                f"{row.location}: items {ids} of {self.benchmark} both have the text "
-                f"{_short(row.text)}, so the text is ambiguous; give the records the items' ids"
-            )
-        if not positions:
-            near = min(number, len(self.items) - 1)
-            raise ValueError(
-                f"{row.location}: no item of {self.benchmark} has the text {_short(row.text)}; "
-                f"item {self.items[near].id!r}, at the same position, has "
-                f"{_short(self.texts[near])}; give the --benchmark of the answers"
-            )
-        return positions[0]
-
-
 def _match(path: Path, rows: Sequence[_Answer], items: Sequence[Item]) -> list[_Answer]:
     """The row that answers each item."""
-    finder = _Items(items)
+    benchmark = items[0].benchmark
+    position_of_id = {item.id: position for position, item in enumerate(items)}
+    texts = [_collapsed(item.text) for item in items]
+    inputs = [_collapsed(item.input) for item in items]
+    by_text, by_input = _positions(texts), _positions(inputs)
     answers: dict[int, _Answer] = {}
     for number, row in enumerate(rows):
-        position = finder.position(row, number)
+        if row.id:
+            position = position_of_id.get(row.id)
+            if position is None:
+                raise ValueError(
+                    f"{row.location}: {benchmark} has no item {row.id!r} ({_short(row.text)}); "
+                    "give the --benchmark of the answers"
+                )
+            text = texts[position]
+            if row.text != text and (row.has_instruction or row.text != inputs[position]):
+                raise ValueError(
+                    f"{row.location}: the text of item {row.id!r} of {benchmark} is "
+                    f"{_short(text)}, in the record {_short(row.text)}; give the --benchmark of "
+                    "the answers, or records without ids, which are matched by text"
+                )
+        else:
+            found = (by_text if row.has_instruction else by_input).get(row.text, [])
+            if len(found) > 1:
+                ids = " and ".join(repr(items[position].id) for position in found[:2])
+                raise ValueError(
+                    f"{row.location}: items {ids} of {benchmark} both have the text "
+                    f"{_short(row.text)}, so the text is ambiguous; give the records the items' ids"
+                )
+            if not found:
+                near = min(number, len(items) - 1)
+                raise ValueError(
+                    f"{row.location}: no item of {benchmark} has the text {_short(row.text)}; "
+                    f"item {items[near].id!r}, at the same position, has {_short(texts[near])}; "
+                    "give the --benchmark of the answers"
+                )
+            (position,) = found
         if earlier := answers.get(position):
             raise ValueError(
                 f"{row.location}: answers item {items[position].id!r} ({_short(row.text)}), as "
@@ -226,8 +197,8 @@ def _match(path: Path, rows: Sequence[_Answer], items: Sequence[Item]) -> list[_
     missing = [item for position, item in enumerate(items) if position not in answers]
     if missing:
         raise ValueError(
-            f"{path}: {len(missing):,} of {len(items):,} items of {items[0].benchmark} have no "
-            f"answer, the first {missing[0].id!r} ({_short(missing[0].text)}); give a complete file"
+            f"{path}: {len(missing):,} of {len(items):,} items of {benchmark} have no answer, the "
+            f"first {missing[0].id!r} ({_short(missing[0].text)}); give a complete file"
         )
     return [answers[position] for position in range(len(items))]
 

@@ -9,11 +9,7 @@ from evaluation.inputs.benchmarks import BENCHMARKS
 
 
 def find(name: str, benchmark: str, data: Path) -> tuple[Path, str]:
-    """(file, column) of the answers by model or reference `name`; "" for a separate file.
-
-    Raises:
-      FileNotFoundError: there are none; the error lists the known names.
-    """
+    """(file, column) of the answers by model or reference `name`; "" for a separate file."""
     if path := next(benchmarks.published(data, _patterns(glob.escape(name), benchmark)), None):
         return path, ""
     path, columns = _columns(benchmark, data)

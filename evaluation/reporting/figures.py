@@ -12,10 +12,18 @@ from evaluation.judging.verdicts import Matchup
 from evaluation.reporting.systems import Systems
 from evaluation.scoring.lengths import Stratum
 from evaluation.scoring.results import AVERAGE, Difference, Results
-from evaluation.scoring.score import NO_POSITION, Position, WinRate
+from evaluation.scoring.score import WinRate
 
 MAX_TOPICS = 12
 """Topics in a figure; the tables have all."""
+
+
+OUTCOMES = {  # of an item judged in both orders, a field of Position: name, colour
+    "consistent": ("same winner in both orders", "series2"),
+    "mixed": ("a tie in one order", "rest"),
+    "for_first": ("whichever came first", "series1"),
+    "for_second": ("whichever came second", "series3"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +203,16 @@ def _judges(results: Results, systems: Systems) -> ReportFigure:
 
 
 def _position(results: Results) -> ReportFigure:
+    names, colours = zip(*OUTCOMES.values(), strict=True)
     rows = []
     for judge, summary in results.judges.items():
         if items := summary.position.items:
+            counts = [getattr(summary.position, field) for field in OUTCOMES]
             parts = [
                 (count / items, f"{judge}: {name}, {count:,} of {items:,}")
-                for name, count, _ in _position_outcomes(summary.position)
+                for count, name in zip(counts, names, strict=True)
             ]
             rows.append((judge, parts))
-    names, _, colours = zip(*_position_outcomes(NO_POSITION), strict=True)
     text = (
         "Each pair of answers is judged twice, with the order swapped. A judge that considers only "
         "the answers names the same winner both times; one that is influenced by the order names "
@@ -212,16 +221,6 @@ def _position(results: Results) -> ReportFigure:
     )
     chart = charts.shares("Pairs judged in both orders", rows, names, colours)
     return ReportFigure("Does the order of the answers matter?", text, [chart] if rows else [])
-
-
-def _position_outcomes(position: Position) -> list[tuple[str, int, str]]:
-    """(name, items, colour) of each outcome of an item judged in both orders."""
-    return [
-        ("same winner in both orders", position.consistent, "series2"),
-        ("a tie in one order", position.mixed, "rest"),
-        ("whichever came first", position.for_first, "series1"),
-        ("whichever came second", position.for_second, "series3"),
-    ]
 
 
 def _comparisons(results: Results, systems: Systems, judge: str) -> ReportFigure:

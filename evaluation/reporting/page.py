@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from common.reports.page import document, foldout, panels
 from evaluation.reporting.figures import ReportFigure
@@ -40,22 +39,6 @@ POLICY = (
 )
 """The page fetches nothing and runs one script, identified by its hash, whatever its texts say."""
 
-NOTES = (
-    "The win rate is the paper's (AlpaCare, arXiv 2310.14558): win 1, tie 0.5, loss 0, averaged "
-    "over the two orders, then over the items. Its code silently drops items with an unreadable "
-    "verdict; here such items are counted, the rate is that of the others, and worst and best are "
-    "the bounds of the rate over all items.",
-    "MedInstruct-test has 216 items, where the paper reports 217. Rates are over what was judged.",
-    "Intervals are 95 % percentile bootstrap intervals of the mean over items, both orders of an "
-    "item together. They are exact, except those of averages over references with invalid "
-    "verdicts, which are sampled. Where all items score the same, the interval is Wilson's.",
-    "Differences are tested by an exact permutation test, paired on items; p-values are corrected "
-    "by Holm's method within each table. Averages over references are tested on the items that "
-    "are valid against all of them.",
-    "No rate here is controlled for length. The tables by length show its effect.",
-    "All numbers are in report.json; evaluation/scoring/ names the source of each formula.",
-)
-
 
 def build(
     results: Results,
@@ -64,36 +47,40 @@ def build(
     transcripts: Transcripts,
 ) -> str:
     """The complete page."""
-    sections = {
-        name: _section(heading, [figures[f] for f in _named(figures, prefixes)], tables, shown)
-        for name, (heading, prefixes, shown) in SECTIONS.items()
-    }
-    sections = {name: text for name, text in sections.items() if text}
+    sections = {}
+    for name, (heading, prefixes, shown) in SECTIONS.items():
+        drawn = [figures[f] for p in prefixes for f in figures if f.split("-")[0] == p]
+        if content := _section(heading, drawn, tables, shown):
+            sections[name] = content
     headings = {name: SECTIONS[name][0] for name in sections} | {
         "transcripts": "Transcripts",
         "notes": "Notes",
     }
     links = " ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in headings.items())
-    script = (WEB_FILES / "report.js").read_text(encoding="utf-8")
+    script = _web_file("report.js")
+    # JSON in HTML must not close its element, so each "<" is escaped.
+    index = json.dumps(transcripts.index, ensure_ascii=False).replace("<", "\\u003c")
     body = [
         f"<header><h1>Evaluation report</h1><p class=muted>{escape(_summary(results))}</p>"
         f"{_warnings(results)}<nav>{links}</nav></header>",
         *(f"<section id={name}>{text}</section>" for name, text in sections.items()),
-        _transcripts(transcripts),
-        "<section id=notes><h2>Notes</h2>",
-        *(f"<p>{escape(note)}</p>" for note in NOTES),
-        "</section>",
-        _data(transcripts),
+        _web_file("transcripts.html").replace("COVERAGE", _coverage(transcripts)),
+        _web_file("notes.html"),
+        f"<script type=application/json id=index>{index}</script>",
+        *(
+            f"<script type=application/gzip id={name}>{text}</script>"
+            for name, text in transcripts.packed.items()
+        ),
         f"<script>{script}</script>",
     ]
-    style = (WEB_FILES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     head = POLICY.format(digest)
+    style = _web_file("report.css")
     return document("Evaluation report", "\n".join(body), style=style, head=head)
 
 
-def _named(figures: dict[str, ReportFigure], prefixes: Sequence[str]) -> list[str]:
-    return [name for prefix in prefixes for name in figures if name.split("-")[0] == prefix]
+def _web_file(name: str) -> str:
+    return (WEB_FILES / name).read_text(encoding="utf-8")
 
 
 def _section(
@@ -148,48 +135,10 @@ def _warnings(results: Results) -> str:
     return "".join(f"<p class=warning>{escape(text)}</p>" for text in warnings)
 
 
-def _transcripts(transcripts: Transcripts) -> str:
-    coverage = "All items are included."
-    if transcripts.shown < transcripts.items:
-        coverage = (
-            f"A random sample of {transcripts.shown:,} of {transcripts.items:,} items is included "
-            "to keep the page small; a larger --page_mib includes more."
-        )
-    menus = {
-        "benchmark": "Benchmark",
-        "system": "System",
-        "reference": "Reference",
-        "judge": "Judge",
-        "outcome": "Verdicts",
-    }
-    selects = [f"<label>{label}<select id={id_}></select></label>" for id_, label in menus.items()]
+def _coverage(transcripts: Transcripts) -> str:
+    if transcripts.shown == transcripts.items:
+        return "All items are included."
     return (
-        f"<section id=transcripts><h2>Transcripts</h2><p>Two answers side by side, and each "
-        f"judge's replies in both orders. {coverage}</p>"
-        f"<div class=controls>{''.join(selects)}"
-        "<label class=wide>Search<input type=search id=query autocomplete=off "
-        'placeholder="words of the question"></label>'
-        "<label class=check><input type=checkbox id=deep>also in both answers</label></div>"
-        "<p id=count class=muted aria-live=polite>The transcripts require JavaScript.</p>"
-        "<div class=reader><div id=found><ul id=list></ul>"
-        "<button type=button id=more hidden>Show more</button></div>"
-        "<article id=view><div class=steps><button type=button id=back>List</button>"
-        "<button type=button id=previous disabled>Previous</button>"
-        "<button type=button id=next disabled>Next</button></div>"
-        "<div id=shown><p class=muted>Choose an item from the list.</p></div></article></div>"
-        "</section>"
+        f"A random sample of {transcripts.shown:,} of {transcripts.items:,} items is included "
+        "to keep the page small; a larger --page_mib includes more."
     )
-
-
-def _data(transcripts: Transcripts) -> str:
-    """Elements that hold data. JSON in HTML must not close its element, so each "<" is escaped."""
-    parts = [f"<script type=application/json id=index>{_safe_json(transcripts.index)}</script>"]
-    parts += [
-        f"<script type=application/gzip id={name}>{text}</script>"
-        for name, text in transcripts.packed.items()
-    ]
-    return "\n".join(parts)
-
-
-def _safe_json(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")

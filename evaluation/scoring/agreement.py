@@ -26,11 +26,11 @@ def categories(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scores), -1, sides)
 
 
-def contingency(one: np.ndarray, other: np.ndarray, count: int = CATEGORIES) -> np.ndarray:
-    """[count, count]: how often the first judge chose the row and the second the column."""
+def contingency(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[CATEGORIES, CATEGORIES]: how often the first judge chose the row, the second the column."""
     both = (one >= 0) & (other >= 0)
-    pairs = one[both] * count + other[both]
-    return np.bincount(pairs, minlength=count * count).reshape(count, count)
+    pairs = one[both] * CATEGORIES + other[both]
+    return np.bincount(pairs, minlength=CATEGORIES**2).reshape(CATEGORIES, CATEGORIES)
 
 
 def cohen_kappa(table: np.ndarray) -> np.ndarray:

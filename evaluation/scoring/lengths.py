@@ -75,21 +75,17 @@ def by_length(bounds: np.ndarray, ratio: np.ndarray, *, seed: int = 0) -> Length
     inside = (stratum[..., None] == np.arange(len(STRATA))) & valid[..., None]
     counts = inside.sum(axis=0)  # [items, strata]
     sums = np.where(inside, scores[..., None], 0.0).sum(axis=0)
-    won = valid & (scores != 0.5) & (ratio != 1)
-    longer = (scores[won] > 0.5) == (ratio[won] > 1)
-    return LengthEffect(
-        strata=_strata(sums, counts, seed),
-        correlation=spearman(scores[valid], ratio[valid]),
-        decided=int(won.sum()),
-        longer=float(longer.mean()) if won.any() else None,
-    )
-
-
-def _strata(sums: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, Stratum]:
     rates, (lows, highs) = bootstrap_ratios(sums, counts, seed=seed)
     strata = {}
     for i, name in enumerate(STRATA):
         items = int((counts[:, i] > 0).sum())
         numbers = map(float, (rates[i], lows[i], highs[i])) if items else [None] * 3
         strata[name] = Stratum(int(counts[:, i].sum()), items, *numbers)
-    return strata
+    won = valid & (scores != 0.5) & (ratio != 1)
+    longer = (scores[won] > 0.5) == (ratio[won] > 1)
+    return LengthEffect(
+        strata=strata,
+        correlation=spearman(scores[valid], ratio[valid]),
+        decided=int(won.sum()),
+        longer=float(longer.mean()) if won.any() else None,
+    )

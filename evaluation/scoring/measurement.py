@@ -36,7 +36,7 @@ Sheet = dict[str, list[np.ndarray]]
 def measure(
     verdicts: Verdicts, people: Verdicts | None, texts: ReportTexts, *, seed: int
 ) -> Results:
-    """All numbers of a report. Raises: as `score_sheets`."""
+    """All numbers of a report; ValueError where a reference is named as their average."""
     sheets = score_sheets(verdicts)
     rates = {
         Matchup(*key, generator): score.mean_rate(parts, seed=seed)
@@ -76,11 +76,7 @@ def measure(
 
 
 def score_sheets(verdicts: Verdicts) -> dict[SheetKey, Sheet]:
-    """One for each judge, benchmark and reference, and for the average of several references.
-
-    Raises:
-      ValueError: a reference has the name that stands for the average.
-    """
+    """One for each judge, benchmark and reference, and for the average of several references."""
     sheets: dict[SheetKey, Sheet] = {}
     for matchup, table in verdicts.tables.items():
         if matchup.reference == AVERAGE:

@@ -30,11 +30,6 @@ _NEXT_SECTION = re.compile(
 )
 
 
-def word_count(text: str) -> int:
-    """The number of words, separated by white space."""
-    return len(text.split())
-
-
 def is_cut(output: ModelOutput) -> bool:
     """Whether the answer was truncated.
 
@@ -128,11 +123,7 @@ class TextSignals:
 
 
 def measure_texts(outputs: Sequence[ModelOutput]) -> TextSignals:
-    """The signals of some answers.
-
-    Raises:
-      ValueError: there are no outputs.
-    """
+    """The signals of at least one answer."""
     if not outputs:
         raise ValueError("no outputs to measure; give at least one")
     tokens = [output.num_tokens for output in outputs if output.num_tokens is not None]
@@ -143,7 +134,7 @@ def measure_texts(outputs: Sequence[ModelOutput]) -> TextSignals:
         cut_known=sum(output.finish_reason == "length" for output in outputs),
         run_on=sum(map(runs_on, outputs)),
         refused=sum(map(refuses, outputs)),
-        mean_words=float(np.mean([word_count(output.output) for output in outputs])),
+        mean_words=float(np.mean([len(output.output.split()) for output in outputs])),
         mean_characters=float(np.mean([len(output.output) for output in outputs])),
         mean_tokens=float(np.mean(tokens)) if tokens else None,
     )
