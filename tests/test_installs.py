@@ -30,8 +30,9 @@ class Environment:
 
     def __init__(self, folder: Path, extra: str):
         self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check"]
+        python = [sys.executable, "-m"]
+        subprocess.run([*python, "venv", "--without-pip", str(folder)], check=True)
+        pip = [*python, "pip", "--python", str(folder), "install", "--quiet", "--no-compile"]
         pins = ["--constraint", str(REPOSITORY / "constraints.txt")]
         done = subprocess.run(
             [*pip, *pins, f"{REPOSITORY}[{extra}]"], capture_output=True, text=True
