@@ -194,7 +194,10 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.worker:
         race.serve(lambda: CONTENDERS[FLAGS.worker](Path(FLAGS.folder), FLAGS.case))
         return
-    speed = lambda seconds, result: sum(map(len, result["answers"])) / seconds  # noqa: E731
+
+    def speed(seconds, result):
+        return sum(map(len, result["answers"])) / seconds
+
     with models.both_forms(FLAGS.checkpoint) as folder:
         for case in [FLAGS.case] if FLAGS.case else TARGETS:
             contenders = race.run(

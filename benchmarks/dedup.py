@@ -142,7 +142,10 @@ def main(argv: Sequence[str]) -> None:
     pairs, online, peer = contenders
     if pairs.first["near"] != peer.first["near"]:
         raise ValueError(f"near pairs differ: {pairs.first['near']}, {peer.first['near']}")
-    rate = lambda seconds, result: result["pairs"] / seconds  # noqa: E731
+
+    def rate(seconds, result):
+        return result["pairs"] / seconds
+
     title = f"ROUGE-L F > {THRESHOLD}, {len(texts):,} instructions of {Path(path).name}"
     packages = ("rapidfuzz", "numpy", "rouge_score")
     race.report(title, contenders, "thousand pairs per second", lambda *x: rate(*x) / 1e3, packages)

@@ -159,7 +159,10 @@ def main(argv: Sequence[str]) -> None:
         print("torch sees no GPU: no comparison")
     contenders = compare(names)
     facts = contenders[0].first
-    utilisation = lambda seconds, _: 100 * facts["flops"] / seconds / facts["peak_flops"]  # noqa: E731
+
+    def utilisation(seconds, _):
+        return 100 * facts["flops"] / seconds / facts["peak_flops"]
+
     title = (
         f"training step, {FLAGS.variant}, {FLAGS.layers or 'all'} layers, {FLAGS.accumulation} x "
         f"{FLAGS.rows} x {FLAGS.length} tokens, bfloat16, {facts['device']}, "

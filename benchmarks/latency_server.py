@@ -86,7 +86,10 @@ async def serve(delay: float) -> None:
     loop = asyncio.get_running_loop()
     replies = {path.encode(): as_http(reply) for path, reply in REPLIES.items()}
     late: list[float] = []  # seconds, of all connections
-    connect = lambda: Connection(delay, replies, late)  # noqa: E731
+
+    def connect():
+        return Connection(delay, replies, late)
+
     server = await loop.create_server(connect, "127.0.0.1", 0, backlog=512)
     host, port = server.sockets[0].getsockname()
     print(f"http://{host}:{port}", flush=True)

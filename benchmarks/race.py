@@ -194,8 +194,11 @@ def ratios(
     ours: Contender, theirs: Contender, value: Callable[[float, Result], float]
 ) -> list[float]:
     """value(ours) / value(theirs) of each round; value takes its seconds and its result."""
-    of = lambda contender: map(value, contender.seconds, contender.results)  # noqa: E731
-    return [a / b for a, b in zip(of(ours), of(theirs), strict=True)]
+
+    def values(contender):
+        return map(value, contender.seconds, contender.results)
+
+    return [a / b for a, b in zip(values(ours), values(theirs), strict=True)]
 
 
 def headline(title: str, packages: Sequence[str]) -> None:

@@ -94,7 +94,10 @@ def main(argv: Sequence[str]) -> None:
                 arguments=arguments,
             )
             title = f"training step, {case}, {FLAGS.size}, {ROWS} x {LENGTH} tokens, float32"
-            cost = lambda seconds, result: 1e6 * seconds / (ROWS * LENGTH)  # noqa: E731
+
+            def cost(seconds, result):
+                return 1e6 * seconds / (ROWS * LENGTH)
+
             race.report(title, contenders, "us per computed token", cost)
             models.same_loss({contender.name: contender.first["loss"] for contender in contenders})
             course = [(x.name, x.first["loss"], x.results[-1]["loss"]) for x in contenders]

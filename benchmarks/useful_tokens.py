@@ -151,7 +151,10 @@ def main(argv: Sequence[str]) -> None:
             arguments=arguments,
         )
     path = FLAGS.data or default_data()
-    speed = lambda seconds, result: result["useful"] / seconds  # noqa: E731
+
+    def speed(seconds, result):
+        return result["useful"] / seconds
+
     title = f"useful tokens, {Path(path).name}, {FLAGS.steps} steps of {FLAGS.batch_size} examples"
     race.report(title, contenders, "useful tokens per second", speed)
     models.same_loss({contender.name: contender.first["loss"] for contender in contenders})

@@ -32,6 +32,8 @@ for _signal in (signal.SIGINT, signal.SIGHUP):
         signal.signal(_signal, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).parent.parent
+LIMIT = 600
+"""Seconds until a test that hangs fails: none asserts how fast a machine is."""
 DATA = Path(os.environ.get("ALPACARE_DATA", ""))
 needs_data = pytest.mark.skipif(
     not os.environ.get("ALPACARE_DATA"), reason="needs ALPACARE_DATA, a folder of research data"

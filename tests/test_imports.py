@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -155,40 +154,66 @@ def run_python(args: tuple[str, ...]) -> subprocess.CompletedProcess:
     )
 
 
+HELP = """
+import os, runpy, sys, warnings
+import absl.app, flax.nnx, jax, ml_collections, optax, orbax.checkpoint, tokenizers
+
+warnings.simplefilter("ignore")  # of JAX about forks: no backend has started
+folder, *commands = sys.argv[1:]
+for command in commands:
+    if not (child := os.fork()):
+        for descriptor, name in enumerate(("out", "err"), 1):
+            file = os.open(f"{folder}/{command}.{name}", os.O_CREAT | os.O_WRONLY)
+            os.dup2(file, descriptor)
+        sys.argv = [command, "--help"]
+        runpy.run_module(command, run_name="__main__", alter_sys=True)
+        os._exit(99)
+    print(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""Runs each command as `python -m COMMAND --help` does, but loads the large packages once."""
+
+
 @pytest.fixture(scope="module")
-def processes() -> dict[str, subprocess.CompletedProcess]:
-    """How everything below that needs a process of its own ended; two run at a time."""
-    peers = ["torch", "transformers", "safetensors", "gguf", "tensorboardX"]
-
-    def script(packages: list[str], blocked: list[str]) -> tuple[str, str]:
-        return "-c", BLOCKED.format(packages=packages, blocked=blocked, ours=PACKAGES)
-
-    jobs = {
-        "data packages": script(["common", "datagen", "evaluation"], ["jax", "jaxlib", "torch"]),
-        "train": script(["alpacare_jax.train"], ["openai", "anthropic", *peers]),
-        "init": script(["alpacare_jax.__init__"], ["jax", "numpy", "absl"]),
-    } | {f"{name} --help": ("-m", name, "--help") for name in COMMANDS}
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(run_python, jobs.values()), strict=True))
-
-
-@pytest.mark.parametrize("what", ["data packages", "train", "init"])
-def test_imports_without(processes, what):
-    process = processes[what]
+def helps(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+    """The exit code, output and errors of each command's --help."""
+    folder = tmp_path_factory.mktemp("helps")
+    process = run_python(("-c", HELP, str(folder), *COMMANDS))
     assert process.returncode == 0, process.stderr
-    if what == "train":
+    codes = dict(line.split() for line in process.stdout.splitlines())
+    return {
+        name: (int(code), *((folder / f"{name}.{end}").read_text() for end in ("out", "err")))
+        for name, code in codes.items()
+    }
+
+
+PEERS = ["torch", "transformers", "safetensors", "gguf", "tensorboardX"]
+IMPORTS = {
+    "data packages": (["common", "datagen", "evaluation"], ["jax", "jaxlib", "torch"]),
+    "train": (["alpacare_jax.train"], ["openai", "anthropic", *PEERS]),
+    "init": (["alpacare_jax.__init__"], ["jax", "numpy", "absl"]),
+}
+"""Packages that are imported, and what must not be imported with them."""
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imports_without(name):
+    packages, blocked = IMPORTS[name]
+    script = BLOCKED.format(packages=packages, blocked=blocked, ours=PACKAGES)
+    process = run_python(("-c", script))
+    assert process.returncode == 0, process.stderr
+    if name == "train":
         assert "alpacare_jax.train" in process.stdout
         assert "datagen" not in process.stdout
-    if what == "init":
+    if name == "init":
         assert process.stdout.strip() == (
             "['alpacare_jax', 'alpacare_jax.__init__', 'common', 'common.extras']"
         )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help(processes, command):
-    process = processes[f"{command} --help"]
-    assert process.returncode == 0
-    assert f"python -m {command}" in process.stdout, "the docstring shows the call"
-    assert "\n  --" in process.stdout
-    assert process.stderr == ""
+def test_help(helps, command):
+    code, out, err = helps[command]
+    assert code == 0
+    assert f"python -m {command}" in out, "the docstring shows the call"
+    assert "\n  --" in out
+    assert err == ""

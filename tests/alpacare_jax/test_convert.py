@@ -23,7 +23,7 @@ from alpacare_jax.checkpoints import (
     safetensors_file,
 )
 from alpacare_jax.model.llama import Llama
-from tests.conftest import REPOSITORY
+from tests.conftest import LIMIT, REPOSITORY
 from tests.support.hf_folders import (
     CONFIG,
     DTYPES,
@@ -455,7 +455,7 @@ def test_commands_end_with_their_exit_code(source, tmp_path):
         )
         for name, arguments in commands.items()
     }
-    ended = {name: (*p.communicate(timeout=120), p.returncode) for name, p in processes.items()}
+    ended = {name: (*p.communicate(timeout=LIMIT), p.returncode) for name, p in processes.items()}
 
     out, err, code = ended["done"]
     assert (code, out) == (0, ""), err

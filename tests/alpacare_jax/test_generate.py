@@ -21,7 +21,7 @@ from alpacare_jax.inference.engine import Answer, Engine, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import params
 from common import provenance
-from tests.conftest import COMPILES_QUICKLY, REPOSITORY, make_model
+from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -484,7 +484,7 @@ def command(*arguments):
         env=os.environ | COMPILES_QUICKLY,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
     )
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from common import cli
-from tests.conftest import REPOSITORY
+from tests.conftest import LIMIT, REPOSITORY
 
 SCRIPT = """
 from absl import flags
@@ -57,7 +57,7 @@ def command(tmp_path_factory):
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -148,7 +148,7 @@ def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
     assert done.returncode in (1, 2) and said in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -18,7 +18,7 @@ from alpacare_jax.checkpoints import checkpoint, model_folder
 from common import cli, jsonl, paths, provenance, records
 from launch import sweep, sweep_results, sweep_runs
 from tests.alpacare_jax.distributed.test_processes import start_together
-from tests.conftest import COMPILES_QUICKLY, REPOSITORY, write_examples
+from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, write_examples
 from tests.support.training import (
     TINY,
     TWENTY_STEPS,
@@ -336,7 +336,7 @@ def test_two_processes_killed_restarted_and_generate_with_all_in_a_bucket(
     )
     for restarts, args in enumerate((command(corpus, local, **steps), killed)):
         process = start_together(2, 2, args, log, restarts)
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=LIMIT) == 0, log.read_text()
     assert "restarting, 1 of at most 1 times" in log.read_text()
     assert "resuming from step" in log.read_text()
     assert len(curve(local)) == 11

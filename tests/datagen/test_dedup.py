@@ -13,7 +13,7 @@ import pytest
 from common import messages
 from datagen import dedup
 from datagen.dedup import Nearest, nearest_neighbours
-from tests.conftest import REPOSITORY, needs_data
+from tests.conftest import LIMIT, REPOSITORY, needs_data
 from tests.datagen.test_near_duplicates import CORPUS, expected, score, variants
 
 CHAIN = ["a b c d e f g h", "a b c d e f x h", "a b c d y f x h", "p q r"]
@@ -278,7 +278,7 @@ def command(*arguments: object, program=("-m", "datagen.dedup")) -> subprocess.C
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
 
 

@@ -13,7 +13,7 @@ from datagen.chat.errors import RunStoppedError
 from evaluation import references
 from evaluation.inputs import benchmarks, outputs
 from evaluation.references import ReferenceSettings
-from tests.conftest import REPOSITORY
+from tests.conftest import LIMIT, REPOSITORY
 from tests.support.chat_runs import make_config
 from tests.support.chat_server import ChatServer, openai_reply, question
 from tests.support.published_files import (
@@ -180,7 +180,7 @@ def test_a_config_of_something_else_is_rejected():
         [sys.executable, "-m", "evaluation.references", *(f"--{k}={v}" for k, v in config.items())],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         cwd=REPOSITORY,
     )
     assert process.returncode == 2

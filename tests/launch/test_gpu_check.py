@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import LIMIT, REPOSITORY
 
 PYTHON = """#!/usr/bin/env bash
 if [ "$1" = - ]; then cat >/dev/null; exit "$MISSING"; fi
@@ -28,7 +28,7 @@ def check(tmp_path: Path, *args: str, fails: str = "nothing", missing: int = 0):
         env=env | {"PYTHON": str(stand_in)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.conftest import LIMIT, REPOSITORY
 
 STAND_IN = """\
 #!/bin/bash
@@ -208,7 +208,7 @@ class Cloud:
 
     def __call__(self, *arguments: str, **env: str) -> subprocess.CompletedProcess:
         process = self.start(*arguments, **env)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=LIMIT)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def tpu(self, action: str, *rest: str, **env: str) -> subprocess.CompletedProcess:
@@ -235,7 +235,7 @@ class Cloud:
         return [step for step in every if step not in ("describe", "state", "log")]
 
     def wait_for(self, path: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LIMIT
         while not (self.root / path).exists():
             assert time.monotonic() < deadline, f"{path} did not appear"
             time.sleep(0.02)
@@ -319,7 +319,7 @@ class TestCreate:
         process = cloud.start(*cloud.tpu_arguments("create", "--queued"))
         cloud.wait_for("made")
         (cloud.root / "request").write_text("FAILED")
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 1
         assert "alpaca is FAILED" in err.splitlines()[-1]
         assert cloud.calls("delete") == []
@@ -390,7 +390,10 @@ class TestRun:
         assert result.returncode == 1
         assert "No matching distribution found for jax" in only_error(result)
         assert "start" not in cloud.steps()
-        stamps = lambda: sorted(p.parts[-4] for p in cloud.root.glob("homes/*/*/venv/installed*"))  # noqa: E731
+
+        def stamps():
+            return sorted(p.parts[-4] for p in cloud.root.glob("homes/*/*/venv/installed*"))
+
         assert stamps() == ["t1v-n-1-w-0"]
         (cloud.root / "pip-fails-1").unlink()
         assert cloud.tpu("run", *bash("true")).returncode == 0
@@ -483,7 +486,7 @@ class TestRun:
         process = cloud.start(*cloud.tpu_arguments("run", *bash("touch $CLOUD/started; sleep 60")))
         cloud.wait_for("started")
         cloud.fail("state", "ERROR: no route to host")
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 1
         assert (
             "do not answer: ERROR: no route to host; rerun to watch it again"
@@ -496,7 +499,7 @@ class TestRun:
         process = cloud.ready().start(*cloud.tpu_arguments("run", *command))
         cloud.wait_for("started")
         process.terminate()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 143
         assert "the command keeps running" in err
         other = cloud.tpu("run", *bash("echo other"))
@@ -505,7 +508,7 @@ class TestRun:
         process = cloud.start(*cloud.tpu_arguments("run", *command))
         assert any("already running; watching it" in line for line in process.stderr)
         (cloud.root / "go").touch()
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=LIMIT)
         assert (process.returncode, out) == (0, "one\n"), err
         assert len(cloud.calls("start")) == 1
 
@@ -699,7 +702,7 @@ class TestSlices:
         logs = cloud.tpu("logs", "--slices=2", "--slice=1", "--worker=1")
         assert logs.stdout == "t1v-n-2-w-1\n", logs.stderr
         assert cloud.tpu("stop", "--slices=2").returncode == 0
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
         assert cloud.processes() == []
         assert cloud.tpu("delete", "--slices=2").returncode == 0
@@ -730,7 +733,7 @@ class TestOtherActions:
         )
         assert cloud.tpu("logs", "--worker=1").stdout == "log of 1\n"
         assert cloud.tpu("stop").returncode == 0
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, err
         assert out == "log of 0\nsaved\n"
         assert "stopped as requested, with code 0" in err
@@ -786,8 +789,10 @@ class TestDryRun:
         assert cloud.calls() == []
         assert not list(cloud.root.glob("user/.cache/*/*"))
         printed = [shlex.split(line) for line in dry.stdout.splitlines() if "gcloud " in line]
-        # A log is taken up from where it was.
-        plain = lambda call: [re.sub(r"log \d+( follow)?$", "log", word) for word in call]  # noqa: E731
+
+        def plain(call):  # a log is taken up from where it was
+            return [re.sub(r"log \d+( follow)?$", "log", word) for word in call]
+
         printed = [plain(line[line.index("gcloud") + 1 :]) for line in printed]
         if action not in MAKES:
             for name in ("tpu", "tpu-0", "tpu-1"):
@@ -883,7 +888,7 @@ class TestSbatch:
             env=cloud.env | {"SLURM_JOB_ID": "77"} | env,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=LIMIT,
         )
 
     def test_the_job(self, cloud, submitted):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import LIMIT, REPOSITORY
 
 LOCAL_RUN = ["bash", "launch/local_run.sh"]
 
@@ -96,7 +96,7 @@ def test_what_was_asked_to_end_does_not_start_again(tmp_path):
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.02)
     process.terminate()
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 137
     assert "restarting" not in said
     assert len(list(tmp_path.iterdir())) == 2
@@ -134,8 +134,8 @@ def test_no_process_outlives_the_script(sent, tmp_path):
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.02)
     process.send_signal(sent)
-    assert process.wait(timeout=20) == (0 if sent == signal.SIGTERM else -sent)
-    end = time.monotonic() + 10
+    assert process.wait(timeout=LIMIT) == (0 if sent == signal.SIGTERM else -sent)
+    end = time.monotonic() + LIMIT
     while running(marker) and time.monotonic() < end:
         time.sleep(0.05)
     assert running(marker) == []

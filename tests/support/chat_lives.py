@@ -21,10 +21,10 @@ from tests.support.chat_runs import requests
 
 
 def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
-    """Asks 2,000 questions and writes each number and answer as a line."""
+    """Asks 1,000 questions and writes each number and answer as a line."""
 
     async def work():
-        async for tag, outcome in client.stream(requests(2000)):
+        async for tag, outcome in client.stream(requests(1000)):
             os.write(fifo, f"{tag}\t{outcome.text}\n".encode())
 
     with AnswerStore(store_path) as store:

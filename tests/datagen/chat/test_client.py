@@ -79,17 +79,17 @@ def test_thirty_percent_of_faults_change_nothing(tmp_path, provider):
     server = ChatServer(faults=0.3, seed=1)
     server.stall = 1.5
     config = make_config(server, provider=provider, concurrency=64, timeout_seconds=1.0)
-    got, client, error = ask(config, tmp_path / "s", requests(2000))
+    got, client, error = ask(config, tmp_path / "s", requests(1000))
     server.close()
     assert error is None
     assert {i: a.text for i, a in got.items()} == {
-        i: f"answer to question {i}" for i in range(2000)
+        i: f"answer to question {i}" for i in range(1000)
     }
     assert set(server.answered.values()) == {1}, "none is answered twice"
-    assert len(server.answered) == 2000
-    assert client.counts["answered"] == 2000
+    assert len(server.answered) == 1000
+    assert client.counts["answered"] == 1000
     # On a busy machine an attempt may be out of time before the server has read it.
-    assert client.counts["retried"] >= len(server.bodies) - 2000 > 600
+    assert client.counts["retried"] >= len(server.bodies) - 1000 > 300
     assert client.total.usd == pytest.approx(server.charged * PRICE, rel=1e-9)
     assert client.total.tokens == server.charged * 27
 
@@ -129,7 +129,7 @@ def test_a_refused_request_among_others_is_told(server, tmp_path):
 
 
 class Life:
-    """A client's process that asks 2,000 questions; `lines` reads what it uses."""
+    """A client's process that asks 1,000 questions; `lines` reads what it uses."""
 
     def __init__(self, parent, config, store, fifo):
         self._parent = parent
@@ -171,11 +171,11 @@ def new_life(parent, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(new_life, tmp_path):
+def test_killed_at_ten_moments(new_life, tmp_path):
     server = ChatServer(faults=0.3, seed=2)
     server.stall, server.delay = 1.5, 0.02
     moments, used = random.Random(3), set()
-    for _ in range(20):
+    for _ in range(10):
         life = new_life(server)
         used |= set(itertools.islice(life.lines, moments.randrange(70)))
         if moments.random() < 0.5:  # else right after a line
@@ -186,7 +186,7 @@ def test_killed_at_twenty_moments(new_life, tmp_path):
     with sqlite3.connect(tmp_path / "s") as connection:
         stored = {row[0] for row in connection.execute("SELECT request FROM answers")}
     stored = {question(json.loads(request)) for request in stored}
-    assert 20 < len(stored) < 2000, "all lives but the last were cut short"
+    assert 10 < len(stored) < 1000, "all lives but the last were cut short"
     assert {line.split("\t")[0] for line in used} <= {text.split()[-1] for text in stored}, (
         "what was used is on disk"
     )
@@ -196,7 +196,7 @@ def test_killed_at_twenty_moments(new_life, tmp_path):
     assert life.wait() == 0
     server.close()
     assert sorted(lines, key=lambda x: int(x.split("\t")[0])) == [
-        f"{i}\tanswer to question {i}" for i in range(2000)
+        f"{i}\tanswer to question {i}" for i in range(1000)
     ]
     asked_again = {question(body) for body in server.bodies[before:]}
     assert not asked_again & stored
@@ -207,7 +207,7 @@ def test_killed_at_twenty_moments(new_life, tmp_path):
         (charged,) = connection.execute(
             "SELECT count(*) FROM charges WHERE what = 'answer'"
         ).fetchone()
-    assert (count, distinct, charged) == (2000, 2000, 2000)
+    assert (count, distinct, charged) == (1000, 1000, 1000)
 
 
 def test_sigterm_keeps_what_is_on_its_way(new_life, tmp_path):
@@ -221,7 +221,7 @@ def test_sigterm_keeps_what_is_on_its_way(new_life, tmp_path):
     server.close()
     with sqlite3.connect(tmp_path / "s") as connection:
         (stored,) = connection.execute("SELECT count(*) FROM answers").fetchone()
-    assert stored == len(server.bodies) == 1 + len(rest) < 2000
+    assert stored == len(server.bodies) == 1 + len(rest) < 1000
 
 
 def test_a_second_signal_waits_for_nothing(new_life, tmp_path):
