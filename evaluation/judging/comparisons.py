@@ -65,8 +65,7 @@ def pair(
 ) -> list[Comparison]:
     """Every judge x reference x model x item x order, the last changing fastest.
 
-    Args:
-      models, references: the outputs of each system, in the order of the items.
+    `models` and `references` hold the outputs of each system, in the order of the items.
     """
     return [
         Comparison(judge, item, output, reference_output, order)

@@ -32,21 +32,19 @@ _SIDE_ALONE = re.compile(r"(?:output\s+)?([ab])")
 _DECORATION = " \t\r\n.,:;*_#\"'`“”‘’-"
 
 
-def _vocabulary(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
+_SIDES = {"a": Preference.FIRST, "b": Preference.SECOND, "c": Preference.TIE}
 
 # No sentence made of these words can speak against the side that it names.
-_WORDS_WITH_A_SIDE = _vocabulary(
+_WORDS_WITH_A_SIDE = set(
     "answer best better choice choose final given i instruction is matches my one output prefer "
-    "preferred select the verdict"
+    "preferred select the verdict".split()
 )
-_WORDS_WITH_TIE = _vocabulary(
-    "answer are both choice equal final is it it's my of outputs quality the tie verdict"
+_WORDS_WITH_TIE = set(
+    "answer are both choice equal final is it it's my of outputs quality the tie verdict".split()
 )
-_WORDS_WITH_BRACKETS = _vocabulary(
+_WORDS_WITH_BRACKETS = set(
     "answer assistant better choice decision final hence is judgement judgment my output overall "
-    "response so the therefore thus verdict"
+    "response so the therefore thus verdict".split()
 )
 
 
@@ -68,13 +66,13 @@ def output_label(reply: str) -> Preference:
     """
     text = _plain(reply).strip(_DECORATION)
     if alone := _SIDE_ALONE.fullmatch(text):
-        return _side(alone[1])
+        return _SIDES[alone[1]]
     sides = set(_SIDE.findall(text))
     words = _words(_SIDE.sub(" ", _A_TIE.sub("tie", text)))
     if words is None or len(sides) > 1:
         return Preference.INVALID
     if sides:
-        return _side(sides.pop()) if words <= _WORDS_WITH_A_SIDE else Preference.INVALID
+        return _SIDES[sides.pop()] if words <= _WORDS_WITH_A_SIDE else Preference.INVALID
     return Preference.TIE if "tie" in words and words <= _WORDS_WITH_TIE else Preference.INVALID
 
 
@@ -101,8 +99,7 @@ def brackets(reply: str) -> Preference:
     words = _words(_BRACKETS.sub(" ", last))
     if words is None or not words <= _WORDS_WITH_BRACKETS | {mark}:
         return Preference.INVALID
-    sides = {"a": Preference.FIRST, "b": Preference.SECOND, "c": Preference.TIE}
-    return sides.get(mark, Preference.INVALID)
+    return _SIDES.get(mark, Preference.INVALID)
 
 
 VERDICT_SCHEMA = {
@@ -137,10 +134,6 @@ def structured(reply: str) -> Preference:
     verdict = content.get("verdict") if isinstance(content, dict) else None
     sides = {"A": Preference.FIRST, "B": Preference.SECOND, "tie": Preference.TIE}
     return sides.get(str(verdict), Preference.INVALID)
-
-
-def _side(letter: str) -> Preference:
-    return Preference.FIRST if letter == "a" else Preference.SECOND
 
 
 def _plain(reply: str) -> str:

@@ -100,24 +100,19 @@ def read(
         return verdicts, None
     people = _read([Path(path) for path in labels], ids=verdicts.ids)
     known = {matchup[1:] for matchup in verdicts.tables}
-    for matchup in people.tables:
+    for matchup, spans in people.spans.items():
+        path = people.paths[spans[..., 0].max()]  # one of the matchup's files
         if matchup.judge in verdicts.names("judge"):
             raise ValueError(
-                f"{_file(people, matchup)}: judge {matchup.judge!r} is also a judge of the "
-                "workdirs; give people another name, such as human"
+                f"{path}: judge {matchup.judge!r} is also a judge of the workdirs; give people "
+                "another name, such as human"
             )
         if matchup[1:] not in known:
             raise ValueError(
-                f"{_file(people, matchup)}: no workdir judges {matchup.generator} against "
-                f"{matchup.reference} on {matchup.benchmark}; correct the names or remove these "
-                "labels"
+                f"{path}: no workdir judges {matchup.generator} against {matchup.reference} on "
+                f"{matchup.benchmark}; correct the names or remove these labels"
             )
     return verdicts, people
-
-
-def _file(verdicts: Verdicts, matchup: Matchup) -> Path:
-    """One of the files that hold judgements of the matchup."""
-    return verdicts.paths[verdicts.spans[matchup][..., 0].max()]
 
 
 def replies(verdicts: Verdicts, spans: np.ndarray) -> list[str]:
@@ -262,8 +257,8 @@ def _tabulate(paths: list[Path], matchups: list, items: list, columns: np.ndarra
     for number, (benchmark, name) in enumerate(items):
         row_of_item[number] = len(ids.setdefault(benchmark, []))
         ids[benchmark].append(name)
-    matchup, item, order = columns[:, 0], columns[:, 1], columns[:, 2]
-    _check_unique(paths, matchups, items, columns, (matchup * len(items) + item) * 2 + order)
+    matchup = columns[:, 0]
+    _check_unique(paths, matchups, items, columns)
     tables, spans = {}, {}
     by_matchup = np.argsort(matchup, kind="stable")
     ends = np.cumsum(np.bincount(matchup, minlength=len(matchups)))
@@ -283,10 +278,9 @@ def _tabulate(paths: list[Path], matchups: list, items: list, columns: np.ndarra
     )
 
 
-def _check_unique(
-    paths: list[Path], matchups: list, items: list, columns: np.ndarray, key: np.ndarray
-) -> None:
-    """Requires that no two rows have the same `key`."""
+def _check_unique(paths: list[Path], matchups: list, items: list, columns: np.ndarray) -> None:
+    """Requires that no two rows have the same matchup, item and order."""
+    key = (columns[:, 0] * len(items) + columns[:, 1]) * 2 + columns[:, 2]
     by_key = np.argsort(key, kind="stable")
     same = np.flatnonzero(np.diff(key[by_key]) == 0)
     if not len(same):

@@ -164,7 +164,7 @@ def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
     """A judge over everything it judged; the interval resamples items."""
     model, reference = VerdictCode.MODEL, VerdictCode.REFERENCE
     tables = {key: table for key, table in verdicts.tables.items() if key.judge == judge}
-    total = sum(map(score.position, tables.values()), score.NO_POSITION)
+    total = score.position(np.concatenate(list(tables.values())))
     first, decided = [], []
     for benchmark in sorted({matchup.benchmark for matchup in tables}):
         own = np.stack([table for key, table in tables.items() if key.benchmark == benchmark])

@@ -136,7 +136,7 @@ def mean_rate(
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How verdicts depend on which answer was shown first: counts, which add up over tables.
+    """How verdicts depend on which answer was shown first: counts.
 
     The shares are None where nothing is counted. Those of `items` are "Consistency" and "Biased
     toward first/second" of Zheng et al. 2023 (arXiv 2306.05685, table 2).
@@ -152,10 +152,6 @@ class Position:
     for_first: int  # the answer shown first won, in both orders
     for_second: int
     mixed: int  # a tie in one order, a winner in the other
-
-    def __add__(self, other: "Position") -> "Position":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Position(*(one + more for one, more in pairs))
 
     @property
     def first_preference(self) -> float | None:
@@ -196,9 +192,6 @@ class Position:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-NO_POSITION = Position(*[0] * 10)
 
 
 def position(table: np.ndarray) -> Position:

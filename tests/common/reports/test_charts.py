@@ -1,16 +1,10 @@
 """Charts: lengths, areas and colours are the numbers."""
 
-import doctest
-
 import pytest
 
 from common.reports import charts
 from common.reports.charts import HeatField, RateBar
 from common.reports.drawing import Line, Polygon, Text, text_width
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(charts).failed == 0
 
 
 def polygons(drawing):
@@ -32,11 +26,7 @@ def test_bars_and_their_intervals_are_as_long_as_their_shares():
         ("B", [None, RateBar(1.0, 1.0, 1.0, "other")]),
     ]
     drawing = charts.rate_bars("T", groups, ["x", "y"], ["series0", "series1"])
-    lengths = {
-        shape.tip: shape.points[1][0] - shape.points[0][0]
-        for shape in drawing.shapes
-        if isinstance(shape, Polygon) and shape.tip
-    }
+    lengths = {s.tip: s.points[1][0] - s.points[0][0] for s in polygons(drawing)}
     assert lengths["other"] == pytest.approx(2 * lengths["tip"])
     whisker = next(s for s in drawing.shapes if isinstance(s, Line) and s.tip == "tip")
     (low, _), (high, _) = whisker.points
@@ -61,7 +51,7 @@ def test_a_wide_label_has_two_lines_where_there_is_room():
 def test_shares_fill_the_whole_width():
     parts = [(0.7, "a"), (0.3, "b")]
     drawing = charts.shares("T", [("J", parts)], ["A", "B"], ["series0", "series1"])
-    found = [s for s in drawing.shapes if isinstance(s, Polygon) and s.tip]
+    found = polygons(drawing)
     assert found[0].points[0][0] == 0
     assert found[1].points[1][0] == pytest.approx(charts.WIDTH)
     assert found[0].points[1][0] == pytest.approx(0.7 * charts.WIDTH)

@@ -1,13 +1,7 @@
 """The frame of a page, its tables and numbers: any text may stand in them."""
 
-import doctest
-
 from common.reports import page
 from common.reports.drawing import Drawing
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(page).failed == 0
 
 
 def test_a_table_escapes_its_texts():

@@ -4,21 +4,9 @@ import math
 
 import pytest
 
-from common.reports.drawing import Polygon, Text
+from common.reports.drawing import Text
 from common.reports.sunburst import sunburst
-
-
-def polygons(drawing):
-    return [shape for shape in drawing.shapes if isinstance(shape, Polygon) and shape.tip]
-
-
-def texts(drawing):
-    return [shape.text for shape in drawing.shapes if isinstance(shape, Text)]
-
-
-def area(points) -> float:
-    around = zip(points, [*points[1:], points[0]], strict=True)
-    return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in around)) / 2
+from tests.common.reports.test_charts import area, polygons, texts
 
 
 def test_sunburst_areas_are_the_counts():

@@ -1,6 +1,5 @@
 """Test sets by name from either layout, and by path."""
 
-import doctest
 import json
 
 import pytest
@@ -22,10 +21,6 @@ from tests.support.published_files import (
 )
 
 __all__ = ["flat", "original", "small"]
-
-
-def test_doctests():
-    assert doctest.testmod(benchmarks).failed == 0
 
 
 @pytest.mark.parametrize("layout", ["original", "flat"])

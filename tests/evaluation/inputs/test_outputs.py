@@ -1,6 +1,5 @@
 """Answers of every form, paired by id and text, and errors that name the first wrong record."""
 
-import doctest
 import gzip
 import shutil
 
@@ -56,11 +55,6 @@ def load(path, records, items=ITEMS, name="") -> list[ModelOutput]:
 
 def texts(answers: list[ModelOutput]) -> list[str]:
     return [answer.output for answer in answers]
-
-
-def test_doctests():
-    assert doctest.testmod(outputs).failed == 0
-    assert doctest.testmod(published).failed == 0
 
 
 # Forms.

@@ -1,6 +1,5 @@
 """What judges write, and whether a verdict is read in it."""
 
-import doctest
 import json
 import re
 
@@ -8,12 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.judging import parsers
 from evaluation.judging.parsers import Preference, brackets, output_label, structured
-
-
-def test_doctests():
-    assert doctest.testmod(parsers).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Figures of a report."""
 
 import dataclasses
-import doctest
 
 import pytest
 
@@ -26,10 +25,6 @@ PLAIN = {name: System(name) for name in NAMES}
 @pytest.fixture(scope="module")
 def measured():
     return judge_workdirs.measure_set()
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(figures).failed == 0
 
 
 def tips(figure):

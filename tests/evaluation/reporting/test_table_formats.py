@@ -1,7 +1,5 @@
 """Tables as HTML, Markdown and LaTeX: no text becomes markup."""
 
-import doctest
-
 import pytest
 
 from evaluation.reporting import table_formats
@@ -10,10 +8,6 @@ from evaluation.reporting.table_formats import Table
 HOSTILE = Table(
     "<i> & |x|", ["<b>", "a_b"], [["</td>", "1 [0, 2]"], ["<u>", "x"]], frozenset({(0, 1)})
 )
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(table_formats).failed == 0
 
 
 def test_texts_stay_texts():

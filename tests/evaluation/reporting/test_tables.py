@@ -1,7 +1,5 @@
 """Tables of a report."""
 
-import doctest
-
 import pytest
 
 from evaluation.judging.verdicts import Matchup
@@ -14,10 +12,6 @@ from tests.support import judge_workdirs
 @pytest.fixture(scope="module")
 def measured():
     return judge_workdirs.measure_set()
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(tables).failed == 0
 
 
 def test_which_there_are(measured):

@@ -1,15 +1,9 @@
 """Intervals: the exact bootstrap is what drawing converges to; published values."""
 
-import doctest
-
 import numpy as np
 import pytest
 
 from evaluation.scoring import intervals
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(intervals).failed == 0
 
 
 @pytest.mark.parametrize("shift", [0.0, -1.0])

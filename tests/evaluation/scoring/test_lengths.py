@@ -1,15 +1,9 @@
 """Win rates by length: strata, ties of length, the correlation."""
 
-import doctest
-
 import numpy as np
 import pytest
 
 from evaluation.scoring import lengths
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(lengths).failed == 0
 
 
 def test_each_ratio_has_one_stratum():

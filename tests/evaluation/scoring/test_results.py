@@ -1,12 +1,10 @@
 """Results: report.json has a row for every entry, and lookups agree with it."""
 
-import doctest
 import json
 
 import pytest
 
 from evaluation.judging.verdicts import Matchup
-from evaluation.scoring import results as results_module
 from evaluation.scoring.results import AVERAGE, Difference
 from tests.support import judge_workdirs
 
@@ -19,10 +17,6 @@ def results():
 @pytest.fixture(scope="module")
 def record(results):
     return results.record()
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(results_module).failed == 0
 
 
 def test_the_record_is_json_without_nan(record):

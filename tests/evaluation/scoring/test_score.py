@@ -1,6 +1,5 @@
 """Win rates: the paper's formula and the quirks of its code, judges that do not look, coverage."""
 
-import doctest
 import json
 
 import numpy as np
@@ -13,10 +12,6 @@ from tests.conftest import REPOSITORY
 
 MISSING, MODEL, REFERENCE, TIE, INVALID = VerdictCode
 GOLDEN = REPOSITORY / "tests/golden" / "judgements.jsonl"
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(score).failed == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,11 @@
 """The exact paired test equals counting all signs; Holm's correction keeps its rules."""
 
-import doctest
 import itertools
 
 import numpy as np
 import pytest
 
 from evaluation.scoring import significance
-
-
-def test_examples_of_the_docstrings():
-    assert doctest.testmod(significance).failed == 0
 
 
 @pytest.mark.parametrize("steps", [4, 12])

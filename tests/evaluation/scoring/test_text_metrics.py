@@ -1,7 +1,5 @@
 """Signals of answers: cut, run-on, refused; on the published files the published counts."""
 
-import doctest
-
 import pytest
 
 from common.refusals import is_refusal
@@ -21,10 +19,6 @@ from tests.conftest import DATA, needs_data
 
 def answer(text: str, finish_reason: str = "", num_tokens: int | None = None) -> ModelOutput:
     return ModelOutput("x", "0", "model", text, finish_reason, num_tokens)
-
-
-def test_doctests():
-    assert doctest.testmod(text_metrics).failed == 0
 
 
 LONG_TEXT = "Rest well. " * (LONG_ANSWER // 10)
