@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from evaluation.inputs import benchmarks, outputs, published
+from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
 from tests.conftest import DATA, needs_data
@@ -141,7 +141,7 @@ def test_the_same_question_twice_needs_ids(tmp_path):
 
 
 def test_everything_of_the_original_repository_by_name(original):
-    found = {name: published.names(name, original) for name in benchmarks.BENCHMARKS}
+    found = {name: outputs.names(name, original) for name in benchmarks.BENCHMARKS}
     models, asked = ["AlpaCare-7b", "alpaca-13b"], ["claude-2", "gpt-4"]
     assert found == {
         "medinstruct": sorted([*models, *asked, "gpt-3.5-turbo", "text-davinci-003"]),
@@ -166,7 +166,7 @@ def test_everything_of_the_flat_layout_by_name(flat):
         "icliniq": ["alpacare-7b", "claude-2", "gpt-4"],
         "alpaca_farm": ["alpacare-7b", "gpt-3.5-turbo-0301"],
     }.items():
-        assert published.names(benchmark, flat) == expected
+        assert outputs.names(benchmark, flat) == expected
         items = benchmarks.load(benchmark, flat)
         for name in expected:
             assert len(outputs.load(name, items, flat)) == len(items)
@@ -242,7 +242,7 @@ def test_the_published_files_pair(tmp_path):
     count = 0
     for benchmark in benchmarks.BENCHMARKS:
         items = benchmarks.load(benchmark, DATA)
-        for name in published.names(benchmark, DATA):
+        for name in outputs.names(benchmark, DATA):
             assert len(outputs.load(name, items, DATA)) == len(items)
             count += 1
     assert count == 17
@@ -278,7 +278,7 @@ def test_the_published_files_under_the_originals_names(tmp_path):
         assert [item.text for item in items] == [
             item.text for item in benchmarks.load(benchmark, DATA)
         ]
-        assert published.names(benchmark, tmp_path) == names
+        assert outputs.names(benchmark, tmp_path) == names
         for name in names:
             outputs.load(name, items, tmp_path)
 
@@ -286,4 +286,4 @@ def test_the_published_files_under_the_originals_names(tmp_path):
 @pytest.mark.parametrize("name", ["*", "gpt-?", "gpt-[4]", "**"])
 def test_a_name_is_no_pattern(flat, name):
     with pytest.raises(FileNotFoundError, match="has no answers of"):
-        published.find(name, "medinstruct", flat)
+        outputs.find(name, "medinstruct", flat)

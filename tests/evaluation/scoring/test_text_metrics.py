@@ -3,7 +3,7 @@
 import pytest
 
 from common.refusals import is_refusal
-from evaluation.inputs import benchmarks, outputs, published
+from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.scoring import text_metrics
 from evaluation.scoring.text_metrics import (
@@ -123,7 +123,7 @@ def test_the_published_references_are_cut_as_often_as_known():
     found = {}
     for benchmark in ("medinstruct", "icliniq"):
         items = benchmarks.load(benchmark, DATA)
-        for name in published.names(benchmark, DATA):
+        for name in outputs.names(benchmark, DATA):
             found[benchmark, name] = measure_texts(outputs.load(name, items, DATA))
     cut = {key: signals.cut for key, signals in found.items()}
     models = ("gpt-3.5-turbo", "gpt-4", "text-davinci-003", "claude-2")
