@@ -6,6 +6,14 @@
 # Fine-tunes SmolLM2-135M-Instruct on the starter examples and shows its answers before and after.
 # All output is in quickstart/ (and .venv/); finished steps are skipped.
 set -euo pipefail
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+    exit 0
+fi
+if [ $# -gt 0 ]; then
+    echo "error: unknown argument '$1'; see quickstart.sh --help" >&2
+    exit 2
+fi
 cd "$(dirname "$0")/.."
 . launch/lib/environment.sh
 

@@ -1,4 +1,4 @@
-"""Prints what a quickstart run came to, and writes the same text to summary.md beside it."""
+"""Prints the results of a quickstart run, and writes the same text to its summary.md."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ SHOWN = 3
 
 
 def summary(directory: Path) -> str:
+    """The results in `directory` as Markdown."""
     lines = (directory / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
     losses = [step["eval_loss"] for step in steps if "eval_loss" in step]

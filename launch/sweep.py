@@ -4,12 +4,12 @@
 
 --sweep names a function of the config file, e.g. `def sweep(add)`; in it `add(**overrides)` queues
 one run, with keys like "optimizer.learning_rate". Each run has a folder in --workdir, named after
-its overrides. Finished runs are skipped and unfinished ones go on, so after any interruption the
-same command goes on. Flags --config.KEY=VALUE hold for all runs.
+its overrides. Finished runs are skipped and unfinished ones resume, so after any interruption rerun
+the same command. Flags --config.KEY=VALUE apply to all runs.
 
-In a job array of SLURM each job trains the run of its own index. --launcher='COMMAND --' is put in
-front of each run's command, to train on several processes or other machines. It must end when the
-run ends, and the run must write to --workdir, where results are read.
+In a SLURM job array each job trains the run of its own index. --launcher='COMMAND --' is prepended
+to each run's command, to train with several processes or on other machines. It must end when the
+run ends, and the run must write to --workdir, from which the results are read.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-# As `python -m` from there has it: config files import configs.common.
+# Config files import configs.common, which `python -m` would find.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli, paths, provenance, sections
@@ -36,55 +36,57 @@ from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 
 
-def same_numbers(run: Run) -> bool:
-    """Whether run.json in the run's folder, if it says, is of these settings."""
+def same_settings(run: Run) -> bool:
+    """Whether run.json in the run's folder, if it exists, records the same settings."""
     before = sections.flatten(sweep_results.read_record(run.workdir).get("config", {}))
     keys = (key for key in run.config if not key.startswith(("checkpoint.", "sharding.")))
     return all(before.get(key, run.config[key]) == run.config[key] for key in keys)
 
 
 def is_finished(run: Run) -> bool:
-    """Whether there is nothing to do; of a run of other settings, train says what differs."""
-    return bool(sweep_results.read_record(run.workdir).get("end")) and same_numbers(run)
+    """Whether the run can be skipped; where settings differ, train reports the difference."""
+    return bool(sweep_results.read_record(run.workdir).get("end")) and same_settings(run)
 
 
 def state(run: Run) -> str:
-    """One word or two for people, as in the table."""
+    """The state of a run as the table shows it."""
     found = sweep_results.row(run.name, run.workdir)["state"]
-    return found if same_numbers(run) else f"{found}, of other settings"
+    return found if same_settings(run) else f"{found}, of other settings"
 
 
 def command(run: Run, config: str, launcher: str) -> list[str]:
-    """A launcher's machines have a Python of their own."""
+    """The command that trains a run; a launcher's machines have their own Python."""
     front = shlex.split(launcher)
     python = "python" if front else sys.executable
     return [*front, python, "-m", "alpacare_jax.train", f"--config={config}", *run.flags]
 
 
 class Runner:
-    """Runs commands, and passes on what asks this process to stop.
+    """Runs commands, and forwards signals that request a stop.
 
     A terminal sends Ctrl-C to all its processes, and a second one would end training before it has
-    saved: so a command gets a session of its own, and SIGTERM for whatever came here.
+    saved. So a command runs in its own session, and receives SIGTERM for any of these signals.
     """
 
     def __init__(self):
-        self.asked = False
+        self.stop_requested = False
         self.process: subprocess.Popen | None = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, self._ask)
+                signal.signal(number, self._request_stop)
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _request_stop(self, *_) -> None:
+        self.stop_requested = True
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM)
 
     def run(self, args: Sequence[str]) -> tuple[int, str]:
-        """Exit code and last line of stderr, which is shown too, once all that it started ended.
+        """Runs a command to its end, including every process that holds its stderr.
 
-        Our commands' own "error: ..." goes before what a launcher says after it.
+        Returns:
+          The exit code and the last line of stderr, which is also printed. A line "error: ..." of
+          our commands takes precedence over what a launcher prints later.
         """
         last = error = ""
         with subprocess.Popen(
@@ -96,21 +98,21 @@ class Runner:
             start_new_session=True,
         ) as process:
             self.process = process
-            if self.asked:  # while it was started
-                self._ask()
+            if self.stop_requested:  # while it was started
+                self._request_stop()
             for line in process.stderr:
                 print(line, end="", file=sys.stderr, flush=True)
                 last = line.strip() or last
                 error = last if last.startswith("error: ") else error
             code = process.wait()
             self.process = None
-        if self.asked and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        if self.stop_requested and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
             code = 0  # before it could save, or a launcher that does not wait
         return code, error or last
 
 
 def run_all(runs: Mapping[int, Run], config: str, launcher: str) -> dict[str, tuple[int, str]]:
-    """Runs, by index, what is not finished.
+    """Runs those of `runs` (by index) that are not finished.
 
     Returns:
       Exit code and last line of stderr of each run that failed, by name.
@@ -121,19 +123,19 @@ def run_all(runs: Mapping[int, Run], config: str, launcher: str) -> dict[str, tu
         if is_finished(run):
             say(f"run {index}: {run.name} is finished")
             continue
-        if runner.asked:
+        if runner.stop_requested:
             break
         say(f"run {index}: {run.name}")
         code, last = runner.run(command(run, config, launcher))
         if code:
             failures[run.name] = (code, last)
-    if runner.asked and not all(map(is_finished, runs.values())):
-        say("stopped; run the same command again to go on")
+    if runner.stop_requested and not all(map(is_finished, runs.values())):
+        say("stopped; rerun the same command to resume")
     return failures
 
 
 def write_results(workdir: epath.Path, rows: Sequence[Mapping[str, Any]], **content: Any) -> None:
-    """Writes sweep.json whole; jobs of an array may do so at the same time."""
+    """Writes sweep.json atomically: jobs of an array may write at the same time."""
     result, content = workdir / "sweep.json", {**content, "runs": rows}
     if paths.in_bucket(workdir):
         provenance.write_json(result, content)
@@ -145,7 +147,7 @@ def write_results(workdir: epath.Path, rows: Sequence[Mapping[str, Any]], **cont
 
 
 def choose(runs: Sequence[Run], index: int | None) -> dict[int, Run]:
-    """All runs by index, or the one."""
+    """All runs by index, or only the one of `index`."""
     if index is None:
         return dict(enumerate(runs))
     if not 0 <= index < len(runs):
@@ -154,7 +156,7 @@ def choose(runs: Sequence[Run], index: int | None) -> dict[int, Run]:
 
 
 def array_index(text: str | None) -> int | None:
-    """SLURM_ARRAY_TASK_ID as a number, where this is a job of an array."""
+    """SLURM_ARRAY_TASK_ID as a number; None outside a job array."""
     if text and not text.isdecimal():
         raise ValueError(f"SLURM_ARRAY_TASK_ID is {text!r}, not a number")
     return int(text) if text else None
@@ -196,13 +198,15 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
     flags.DEFINE_string("sweep", "sweep", "Function of the config file that queues the runs.")
     flags.DEFINE_string(
-        "workdir", None, "Folder of the runs' folders (default: runs/CONFIG-SWEEP)."
+        "workdir", None, "Parent of the runs' folders (default: runs/CONFIG-SWEEP)."
     )
     flags.DEFINE_integer(
         "index", None, "Only this run, counted from 0 (default: SLURM_ARRAY_TASK_ID, else all)."
     )
-    flags.DEFINE_string("launcher", "", "Command to put in front of each run's.")
-    flags.DEFINE_bool("dry_run", False, "Print the commands, and what is finished; run nothing.")
+    flags.DEFINE_string("launcher", "", "Command to prepend to each run's.")
+    flags.DEFINE_bool(
+        "dry_run", False, "Print the commands and the state of each run; run nothing."
+    )
     flags.DEFINE_bool("table", False, "Print the table; run nothing.")
     flags.mark_flags_as_required(["config"])
     cli.run(main)

@@ -1,4 +1,4 @@
-"""What training runs have come to, read from their run.json and metrics.jsonl, as one table."""
+"""Results of training runs, read from run.json and metrics.jsonl, as one table."""
 
 import json
 import math
@@ -6,19 +6,19 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils.epath import Path
+from etils import epath
 
 
-def read_record(workdir: Path) -> dict[str, Any]:
+def read_record(workdir: epath.Path) -> dict[str, Any]:
     """A run's run.json; empty where there is none."""
     try:
         return json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return {}  # train says what is wrong with a broken one
+        return {}  # train reports a broken one
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without one cut short by a kill."""
+def read_steps(path: epath.Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; one truncated by a kill is skipped."""
     steps = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -28,10 +28,10 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def row(name: str, workdir: Path, failure: tuple[int, str] | None = None) -> dict[str, Any]:
+def row(name: str, workdir: epath.Path, failure: tuple[int, str] | None = None) -> dict[str, Any]:
     """A row of the table; `failure` is an exit code and a line of stderr."""
     record, steps = read_record(workdir), read_steps(workdir / "metrics.jsonl")
-    # Before the first step every run has the loss of the base model: that is not its own.
+    # At step 0 every run has the loss of the base model.
     values = {
         key: [step[key] for step in steps if step["step"] and key in step]
         for key in ("step", "loss", "eval_loss", "tokens_per_second", "seconds")

@@ -1,4 +1,4 @@
-"""From `def sweep(add)` of a config file to runs: what each changes, and its name."""
+"""The runs that `def sweep(add)` of a config file queues: their overrides and names."""
 
 import dataclasses
 import importlib.util
@@ -11,7 +11,7 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
-from etils.epath import Path
+from etils import epath
 
 from common.messages import suggestion
 
@@ -22,7 +22,7 @@ MAX_NAME = 100
 @dataclasses.dataclass(frozen=True)
 class Run:
     name: str  # of its folder: the packed overrides
-    workdir: Path
+    workdir: epath.Path
     flags: tuple[str, ...]  # of alpacare_jax.train
     config: dict[str, Any]  # every dotted key, overrides applied
 
@@ -40,7 +40,7 @@ def load_function(path: str, name: str) -> Callable[..., None]:
 
 
 def check_value(where: str, key: str, value: Any, config: Mapping[str, Any]) -> Any:
-    """The override as the config's type of number, text or yes/no.
+    """The override, converted to the type of the config's value.
 
     Raises:
       ValueError: the config has no such key, or the value is not of its type.
@@ -49,7 +49,7 @@ def check_value(where: str, key: str, value: Any, config: Mapping[str, Any]) -> 
         hint = suggestion(key, config, otherwise="keys are dotted: 'train.epochs'")
         raise ValueError(f"{where}: config has no key {key!r}; {hint}")
     if hasattr(value, "item"):
-        value = value.item()  # a number of NumPy's
+        value = value.item()  # a NumPy scalar
     kind = type(config[key])
     if kind is float and type(value) is int:
         value = float(value)
@@ -59,7 +59,7 @@ def check_value(where: str, key: str, value: Any, config: Mapping[str, Any]) -> 
 
 
 def as_text(value: Any) -> str:
-    """What a flag reads as this value, and as short as it gets: 0.0002 -> "2e-4"."""
+    """The shortest text that a flag parses as this value: 0.0002 -> "2e-4"."""
     if not isinstance(value, float):
         return str(value)
     sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
@@ -70,13 +70,13 @@ def as_text(value: Any) -> str:
 
 
 def pack(overrides: Mapping[str, Any], keys: Collection[str]) -> str:
-    """Overrides as the name of a folder, another one for other overrides.
+    """The folder name of a run; different overrides have different names.
 
     >>> pack({"optimizer.schedule": "cosine", "optimizer.learning_rate": 2e-4}, config)
     'learning_rate=2e-4,schedule=cosine'
 
-    A key is short where no other of `keys` ends alike. Whatever is no letter, digit or one of _.-~
-    is written as %XX.
+    A key is shortened to its last part where that is unique among `keys`. Characters other than
+    letters, digits and _.-~ are written as %XX.
     """
     last = [key.rsplit(".", 1)[-1] for key in keys]
     items = []
@@ -96,12 +96,12 @@ def make(
     sweep: Callable[..., None],
     config: Mapping[str, Any],
     common: Mapping[str, Any],
-    workdir: Path,
+    workdir: epath.Path,
 ) -> list[Run]:
-    """What the sweep queues, in its order; `common` are the overrides that hold for all runs.
+    """The queued runs, in order; the overrides in `common` apply to all of them.
 
     Raises:
-      ValueError: no run, two of the same, or an override that the config does not have.
+      ValueError: no run, a duplicate run, or an override of a key that the config lacks.
     """
     queued: list[dict[str, Any]] = []
     sweep(lambda **overrides: queued.append(overrides))

@@ -433,6 +433,7 @@ def test_killed_anywhere(source, tmp_path):
     assert not list(folder.glob("*-write-15-partial-*"))
 
 
+@pytest.mark.slow
 def test_commands_end_with_their_exit_code(source, tmp_path):
     """One process each, side by side: most of their time is importing jax."""
     broken = shutil.copytree(source, tmp_path / "broken")

@@ -26,6 +26,7 @@ def plan(output: Path, *flags: str) -> tuple[str, dict]:
     return done.stdout, json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_training(tmp_path):
     flags = ("--example_tokens=60", "--config.train.batch_size=8", "--num_examples=80")
     text, written = plan(tmp_path / "plan.json", *flags)

@@ -300,6 +300,7 @@ def commands(corpus, tmp_path_factory) -> dict:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_bad_command_ends_in_one_line(commands, name):
     code, _, _, part = COMMANDS[name]

@@ -34,6 +34,7 @@ from tests.support.training import (
 )
 
 pytest.importorskip("google_crc32c", reason="the extra [gcs] is not installed")
+pytest.importorskip("gcsfs", reason="the extra [gcs] is not installed")
 from tests.support import gcs_emulator
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -204,7 +205,7 @@ def test_a_sweep_in_a_bucket(place, tmp_path, monkeypatch):
         (run.workdir / "run.json").write_text(json.dumps({"config": {"a": 2}, "end": end}))
         (run.workdir / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5, "seconds": 9}\n')
         assert sweep.is_finished(run) is bool(end)
-    monkeypatch.setattr(sweep, "Runner", lambda: types.SimpleNamespace(asked=False))
+    monkeypatch.setattr(sweep, "Runner", lambda: types.SimpleNamespace(stop_requested=False))
     assert sweep.run_all({0: run}, "config.py", "") == {}, "nothing is started"
     rows = [sweep_results.row(run.name, run.workdir)]
     sweep.write_results(place, rows, sweep="sweep")

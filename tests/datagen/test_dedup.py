@@ -282,6 +282,7 @@ def command(*arguments: object, program=("-m", "datagen.dedup")) -> subprocess.C
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_the_output_is_whole_or_not_there(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"instruction": text} for text in variants(50) if text])
     whole = tmp_path / "whole.jsonl"

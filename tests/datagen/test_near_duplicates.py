@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rouge_score import rouge_scorer, scoring
 
 from common.rouge import rouge_tokens, unicode_tokens
 from datagen import near_duplicates
 from datagen.near_duplicates import NearDuplicates
 from tests.conftest import DATA, needs_data
+
+rouge_scorer = pytest.importorskip(
+    "rouge_score.rouge_scorer", reason="the scores are compared with its own"
+)
+scoring = pytest.importorskip("rouge_score.scoring")
 
 CORPUS = DATA / "corpora" / "instructions_52k.json.gz"
 

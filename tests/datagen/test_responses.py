@@ -171,6 +171,7 @@ def test_bad_input(server, tmp_path):
         responses.run(config(server), tmp_path / "examples.jsonl", tmp_path, dry_run=True)
 
 
+@pytest.mark.slow
 def test_from_seeds_to_a_trained_model(server, tmp_path, tmp_path_factory):
     """Each stage on the file of the one before it: tasks, dedup, responses, training."""
     server.answer = lambda body: (

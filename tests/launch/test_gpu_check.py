@@ -73,3 +73,17 @@ def test_what_looks_for_missing_packages_is_python():
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, ""), "all that it looks for is here"
+
+
+@pytest.mark.parametrize("script", ["gpu_check.sh", "quickstart.sh"])
+def test_help_and_unknown_arguments_run_nothing(script):
+    def run(argument):
+        command = ["bash", f"launch/{script}", argument]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert f"bash launch/{script}" in out
+    message = f"error: unknown argument '--no_such_flag'; see {script} --help\n"
+    assert run("--no_such_flag") == (2, "", message)

@@ -306,7 +306,7 @@ def test_bad_sweeps(sweeps, sweep, message):
         (["--index=one"], "error: flag --index=one", 2),
         (["--config.train.epoch=1"], "error: ", 2),
         (["--config.optimizer.learning_rate=1"], "sets optimizer.learning_rate itself", 1),
-        (["--workdir=s3://bucket/runs"], "give a local folder or gs://", 1),
+        (["--workdir=s3://bucket/runs"], "give a local folder or gs://", 2),
         (["--launcher=no-such-program-here"], "no-such-program-here", 1),
     ],
 )
@@ -518,7 +518,7 @@ def test_a_signal_lets_the_run_save_and_ends_the_sweep(sweeps, number, front):
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert err.splitlines()[-2:] == [
-        *("stopped by SIGTERM", "stopped; run the same command again to go on")
+        *("stopped by SIGTERM", "stopped; rerun the same command to resume")
     ]
     assert sweeps.started == ["learning_rate=1e-3", "epochs=99"]
     assert [row["state"] for row in sweeps.rows()] == [
@@ -534,7 +534,7 @@ def test_a_signal_before_the_run_can_save_is_no_failure(sweeps):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0
-    assert err.endswith("stopped; run the same command again to go on\n")
+    assert err.endswith("stopped; rerun the same command to resume\n")
     assert out.count("not started") == 3
 
 

@@ -53,7 +53,9 @@ def of_layers(weight: params.WeightSpec, array: np.ndarray) -> list[np.ndarray]:
     return [params.to_hf_layout(weight, layer, SHAPE).copy() for layer in layers]
 
 
-@pytest.mark.parametrize("max_norm, decay", [(1.0, 0.0), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    "max_norm, decay", [(1.0, 0.0), pytest.param(0.0, 0.1, marks=pytest.mark.slow)]
+)
 def test_steps_are_those_of_transformers(max_norm, decay):
     torch = pytest.importorskip("torch")
     hf = pytest.importorskip("transformers.optimization")
@@ -96,6 +98,7 @@ def test_steps_are_those_of_transformers(max_norm, decay):
             np.testing.assert_allclose(got - before, moved, rtol=1e-3, atol=3e-6, err_msg=w.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["q_proj", "o_proj", "gate_proj", "down_proj", "lm_head"])
 def test_a_matrix_is_scaled_as_optax_scales_it_alone(path):
     (weight,) = (w for w in params.weight_specs(SHAPE) if w.path.endswith(path))

@@ -93,6 +93,7 @@ def test_packed_gradient_is_the_unpacked_one():
     assert relative(total_gradient(weights, blurred)[1], want) > 1e-2
 
 
+@pytest.mark.slow
 def test_accumulation_of_four_is_accumulation_of_one():
     weights = hand_made_params()
     four = batcher(EXAMPLES, 10, microbatch_tokens=128).batch(0)
@@ -208,9 +209,11 @@ def twenty_steps_of_one_device() -> dict[str, list[float]]:
 @pytest.mark.parametrize(
     "mesh_sizes",
     [
-        {"data": 8},
-        {"fsdp": 8},
-        {"tensor": 8, "rules": {"heads": "", "kv_heads": ""}},  # of which tiny has fewer
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        pytest.param(  # tiny has fewer heads
+            {"tensor": 8, "rules": {"heads": "", "kv_heads": ""}}, marks=pytest.mark.slow
+        ),
         {"data": 2, "fsdp": 2, "tensor": 2},
     ],
     ids=str,
@@ -236,6 +239,7 @@ def test_loss_curve_of_adafactor_is_the_same_on_any_mesh(twenty_steps_of_one_dev
     assert abs(alone["loss"][-1] - twenty_steps_of_one_device["loss"][9]) > 1e-3
 
 
+@pytest.mark.slow
 def test_loss_curve_with_moments_in_the_host_is_the_same(twenty_steps_of_one_device):
     curve = golden_curve(20, {"offload": True}, **MIXED)
     np.testing.assert_allclose(curve["loss"], twenty_steps_of_one_device["loss"], rtol=1e-5)

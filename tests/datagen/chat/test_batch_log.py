@@ -121,6 +121,7 @@ with AnswerStore(Path(sys.argv[3])) as store:
 """
 
 
+@pytest.mark.slow
 def test_killed_before_the_reply_to_a_submission(tmp_path):
     server = BatchServer()
     server.submissions, server.stall = ["silent"], 60.0

@@ -74,7 +74,7 @@ def test_requests_may_wait_for_outcomes(server, tmp_path):
 # Faults.
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", pytest.param("anthropic", marks=pytest.mark.slow)])
 def test_thirty_percent_of_faults_change_nothing(tmp_path, provider):
     server = ChatServer(faults=0.3, seed=1)
     server.stall = 1.5
