@@ -5,8 +5,8 @@ from pathlib import Path
 
 from common import sections
 from datagen.chat.config import Limits, ProviderConfig
-from datagen.writing.config import TasksConfig
 from datagen.writing.filters import FiltersConfig
+from datagen.writing.requests import TasksConfig
 
 DATAGEN_PROMPTS = Path(__file__).with_name("prompts")
 """Folder of the prompts that a config names."""

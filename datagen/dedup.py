@@ -105,11 +105,7 @@ def dropped_path(output: Path) -> Path:
 
 
 def require_separate_files(output: Path, sources: Sequence[Path]) -> None:
-    """Checks the name of the output and that no source would be overwritten.
-
-    Raises:
-      UsageError: the output does not end in .jsonl, or is a source.
-    """
+    """Raises UsageError if the output does not end in .jsonl or would overwrite a source."""
     if output.suffix != ".jsonl":
         raise UsageError(f"--output {output} must end in .jsonl")
     written = {path.resolve() for path in (output, dropped_path(output))}

@@ -105,10 +105,11 @@ class ResponseRun:
         requests = (self.rating_request(self.tasks[i], text) for i, text in answers.items())
         return client.estimate(requests, RATING_TOKENS)
 
-    def set_outcomes(self, outcomes: Sequence[ChatAnswer | Failure]) -> None:
-        """Takes the outcome of each task and finds out which are no examples."""
-        self.outcomes = list(outcomes)
-        self.reasons = [rejection_reason(outcome, self.config.included) for outcome in outcomes]
+    def answer(self, client: Client) -> None:
+        """Has every task answered and finds out which outcomes are no examples."""
+        self.outcomes = run_until_done(client, lambda: client.ask_all(self.requests()))
+        included = self.config.included
+        self.reasons = [rejection_reason(outcome, included) for outcome in self.outcomes]
 
     def rate(self, client: Client) -> None:
         """Has every outcome rated that would be an example, and rejects low ratings."""
@@ -128,11 +129,9 @@ class ResponseRun:
 
     async def _collect_ratings(self, client: Client, answers: dict[int, str]) -> None:
         """Asks for each rating up to `RATING_ATTEMPTS` times."""
-        missing = list(answers)
+        missing, ask = list(answers), self.rating_request
         for sample in range(RATING_ATTEMPTS):
-            requests = (
-                (i, self.rating_request(self.tasks[i], answers[i], sample)) for i in missing
-            )
+            requests = ((i, ask(self.tasks[i], answers[i], sample)) for i in missing)
             async for i, outcome in client.stream(requests, len(missing)):
                 if isinstance(outcome, ChatAnswer):
                     self.ratings[i] = parse_rating(outcome.text)
@@ -189,7 +188,7 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
             client.report(f"ratings: {answering.estimate_ratings(rater, typical)}")
         if dry_run:
             return
-        answering.set_outcomes(run_until_done(client, lambda: client.ask_all(answering.requests())))
+        answering.answer(client)
         if config.responses.min_rating:
             # A new client, whose budget includes the cost of the answers.
             answering.rate(Client(config.within(config.rater), store))

@@ -27,8 +27,7 @@ def named_inputs(inputs: Sequence[str], names: Sequence[str]) -> dict[str, Path]
     """The files by set name, which is taken from --names or from the file name.
 
     Raises:
-      UsageError: names and files do not match one to one, a name is used twice, or there are more
-        sets than a page can show.
+      UsageError: names and files do not match one to one, or there are too many sets for a page.
     """
     paths = [Path(text) for text in inputs]
     if len(paths) > drawing.SERIES:

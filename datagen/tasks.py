@@ -14,7 +14,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,10 +26,9 @@ from datagen.chat.client import Client, run_until_done
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore
 from datagen.config import DATAGEN_PROMPTS, DatagenConfig
-from datagen.writing.config import TasksConfig
 from datagen.writing.filters import Filters
 from datagen.writing.pool import INITIAL_YIELD, Pool, TaskCollector
-from datagen.writing.requests import Teacher
+from datagen.writing.requests import TasksConfig, Teacher
 
 TOKENS_PER_TASK = 150
 """Output tokens per task, for estimates: half of the inputs have some 125 words."""
@@ -90,10 +88,11 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         collector = TaskCollector(teacher, pool, gap=gap)
         run_until_done(client, lambda: collect(collector, client))
         spent = dataclasses.asdict(store.total_spent())
+    replies, rejected = collector.num_read - collector.missing, pool.reasons()
     counts = {
-        "replies": collector.num_read - collector.missing,
+        "replies": replies,
         "kept": len(pool.kept),
-        "rejected": pool.reasons(),
+        "rejected": rejected,
         "tasks not needed": collector.surplus,
         "replies not needed": collector.unused,
     }
@@ -105,23 +104,18 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     provenance.write_json(provenance.run_json(output), description | ended)
     # Last: once tasks.jsonl exists, all three files do.
     jsonl.write(output, (task.record() for task in pool.kept))
-    client.report(summary(counts, output))
+    client.report(
+        f"{output}: {len(pool.kept):,} tasks from {replies:,} replies; "
+        f"{sum(rejected.values()):,} rejected ({format_counts(rejected)}); not needed: "
+        f"{collector.surplus:,} tasks, {collector.unused:,} replies; a higher num_tasks would use "
+        "them"
+    )
 
 
 async def collect(collector: TaskCollector, client: Client) -> None:
     """Sends the collector's requests and gives it their outcomes, until it has enough tasks."""
     async for index, outcome in client.stream(collector.requests(), collector.expected):
         collector.add(index, outcome)
-
-
-def summary(counts: dict[str, Any], output: Path) -> str:
-    """The counts of a run as one line."""
-    kept, rejected = counts["kept"], counts["rejected"]
-    return (
-        f"{output}: {kept:,} tasks from {counts['replies']:,} replies; {sum(rejected.values()):,} "
-        f"rejected ({format_counts(rejected)}); not needed: {counts['tasks not needed']:,} tasks, "
-        f"{counts['replies not needed']:,} replies; a higher num_tasks would use them"
-    )
 
 
 def define_flags() -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from common.jsonl import Record
 from common.sections import UsageError
 from datagen.analysis.page import Stats, summary_rows
 
-_SIZE_LIMITS = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"))
+_SIZES = ("1K", "10K", "100K", "1M", "10M")
+"""Hugging Face's bounds of size categories: 10^3 to 10^7."""
 
 NOTICE = (
     "For research on language models only. Machine-written medical text can be wrong, outdated or "
@@ -62,12 +63,10 @@ def size_category(records: int) -> str:
     >>> size_category(167), size_category(52002)
     ('n<1K', '10K<n<100K')
     """
-    lower = ""
-    for limit, name in _SIZE_LIMITS:
-        if records < limit:
-            return f"{lower}<n<{name}" if lower else f"n<{name}"
-        lower = name
-    return "n>10M"
+    reached = [size for i, size in enumerate(_SIZES) if records >= 10 ** (3 + i)]
+    if len(reached) == len(_SIZES):
+        return f"n>{_SIZES[-1]}"
+    return "<".join([*reached[-1:], "n", _SIZES[len(reached)]])
 
 
 def front_matter(settings: CardSettings, name: str, file: str, records: int) -> str:
@@ -118,7 +117,7 @@ def card(
         "## Provenance",
         f"`{path.name}`:",
         "\n".join(_sources(records)),
-        *map(_run, run_records(path)),
+        *_runs(path),
         "## Figures",
         note if others else "",
         *(f"### {heading}\n\n![{heading}]({file})" for file, heading in figures.items()),
@@ -152,34 +151,24 @@ def _sources(records: Sequence[Record], shown: int = 10) -> list[str]:
     return lines
 
 
-def run_records(path: Path) -> list[dict[str, Any]]:
-    """The run records of a data file: FILE.run.json, and run.json in its folder."""
-    found = []
+def _runs(path: Path) -> Iterator[str]:
+    """The run records of a data file, FILE.run.json and its folder's run.json, each as lines.
+
+    Shown are the times, the settings that explain the records, and the counts.
+    """
     for file in (path.with_name(path.name + ".run.json"), path.with_name("run.json")):
-        if not file.is_file():
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not isinstance(record, dict):
             continue
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            found.append({"file": file.name} | content)
-    return found
-
-
-def _run(record: dict[str, Any]) -> str:
-    """A run record as lines: its times, the settings that explain the records, and its counts."""
-    times = {key: record[key] for key in ("start", "end") if record.get(key)}
-    settings = {
-        name: value
-        for name, value in _flatten(record.get("config")).items()
-        if name.rpartition(".")[2] in _SHOWN_SETTINGS and value not in (None, "", [])
-    }
-    counts = {
-        name: f"{count:,}"
-        for name, count in _flatten(record.get("counts")).items()
-        if isinstance(count, int)
-    }
-    shown = times | settings | counts
-    lines = [f"- {name}: {_plain(value)}" for name, value in shown.items()]
-    return "\n".join([f"From `{record['file']}`:", "", *lines])
+        shown = {key: record[key] for key in ("start", "end") if record.get(key)}
+        for name, value in _flatten(record.get("config")).items():
+            if name.rpartition(".")[2] in _SHOWN_SETTINGS and value not in (None, "", []):
+                shown[name] = value
+        for name, count in _flatten(record.get("counts")).items():
+            if isinstance(count, int):
+                shown[name] = f"{count:,}"
+        lines = [f"- {name}: {_plain(value)}" for name, value in shown.items()]
+        yield "\n".join([f"From `{file.name}`:", "", *lines])
 
 
 def _flatten(content: object) -> dict[str, Any]:

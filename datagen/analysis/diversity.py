@@ -70,11 +70,6 @@ def _first_tokens(texts: Sequence[Sequence[str]], tokens: int) -> list[Sequence[
     return taken
 
 
-def shuffled(items: Sequence, seed: int) -> list:
-    """The items in random order."""
-    return random.Random(seed).sample(items, len(items))
-
-
 def duplicates(tasks: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Numbers of distinct instructions and of repeated records, for (instruction, input) pairs.
 

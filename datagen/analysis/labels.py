@@ -21,7 +21,6 @@ TASK_TYPES = (
 
 EMPTY_WORDS = {
     "type": ("task",),
-    "topic": (),
     "view": ("view", "perspective", "point of view", "viewpoint"),
 }
 """Endings that add nothing: "Expert View" is the view "Expert"."""
@@ -34,8 +33,6 @@ SAME_WORDS = {
         "summary": "summarization",
         "question answering": "q and a",
     },
-    "topic": {},
-    "view": {},
 }
 
 _AMERICAN_SPELLINGS = {
@@ -66,9 +63,9 @@ def key(label: str, field: str) -> str:
     text = " ".join(map(singular, parts))
     for pattern, replacement in _AMERICAN_SPELLINGS.items():
         text = re.sub(pattern, replacement, text)
-    for spelling, common in SAME_WORDS[field].items():
+    for spelling, common in SAME_WORDS.get(field, {}).items():
         text = re.sub(rf"\b{spelling}\b", common, text)
-    for ending in EMPTY_WORDS[field]:
+    for ending in EMPTY_WORDS.get(field, ()):
         text = text.removesuffix(" " + ending)
     return text or label.strip()
 
@@ -134,10 +131,10 @@ _IRREGULAR = dict(
     re.findall(
         r"(\w+):(\w+)",
         """
-        children:child women:woman men:man people:person feet:foot criteria:criterion
-        phenomena:phenomenon bacteria:bacterium lives:life indices:index matrices:matrix
-        appendices:appendix stimuli:stimulus aches:ache headaches:headache movies:movie
-        calories:calorie series:series species:species always:always
-        """,
+    children:child women:woman men:man people:person feet:foot criteria:criterion always:always
+    phenomena:phenomenon bacteria:bacterium lives:life indices:index matrices:matrix series:series
+    appendices:appendix stimuli:stimulus aches:ache headaches:headache movies:movie species:species
+    calories:calorie
+    """,
     )
 )

@@ -1,5 +1,6 @@
 """The content of `stats.json`: measures of one or several instruction sets."""
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -45,10 +46,10 @@ def measure(
         field: diversity.word_edges([n for found in lengths[field].values() for n in found])
         for field in TEXT_FIELDS
     }
-    tokens = {
-        name: diversity.shuffled([unicode_tokens(r["instruction"]) for r in records], seed)
-        for name, records in sets.items()
-    }
+    tokens = {}
+    for name, records in sets.items():
+        texts = [unicode_tokens(record["instruction"]) for record in records]
+        tokens[name] = random.Random(seed).sample(texts, len(texts))
     smallest = min(sum(map(len, texts)) for texts in tokens.values())
     label_counts = _labels(sets)
     measured = {}

@@ -20,6 +20,7 @@ Questions and statements have no pair under either method: AlpaCare's README rep
 instructions with one. The share with a pair is therefore part of every result.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,24 +42,23 @@ IMPERATIVE_VERBS = _word_set(
     """
     act adapt add address advise advocate allocate analyse analyze annotate answer apply argue
     arrange articulate ask assemble assess assign assist assume brainstorm break build calculate
-    categorise categorize change characterise characterize chart check choose cite clarify
-    classify collect combine come comment compare compile complete compose compute condense
-    conduct consider construct contrast convert convey correct counsel count create critique
-    decide deduce define deliver demonstrate depict derive describe design detail detect
-    determine develop devise diagnose differentiate discern discuss display distinguish divide
-    draft draw edit elaborate elucidate emphasize encode engage enumerate establish estimate
-    evaluate examine expand explain explore express extract extrapolate fill find fix format
-    formulate gather generate give group guess guide help highlight hypothesize identify
-    illustrate imagine implement improve include incorporate infer inform integrate interpret
-    introduce investigate judge justify label link list locate make map mark match mention
-    modify name narrate negotiate offer order organise organize outline paraphrase perform pick
-    plan play predict prepare prescribe present prioritise prioritize produce propose prove
-    provide quantify question rank rate read rearrange reason recall recast recommend
-    reconstruct record reduce remove rephrase replace report research respond restate review
-    revise reword rewrite role-play say select separate share show simplify simulate sketch
-    solve sort specify split state structure study substitute suggest summarise summarize supply
-    support take talk teach tell test trace transcribe transform translate turn update use
-    utilize validate verify visualize weigh work write
+    categorise categorize change characterise characterize chart check choose cite clarify classify
+    collect combine come comment compare compile complete compose compute condense conduct consider
+    construct contrast convert convey correct counsel count create critique decide deduce define
+    deliver demonstrate depict derive describe design detail detect determine develop devise
+    diagnose differentiate discern discuss display distinguish divide draft draw edit elaborate
+    elucidate emphasize encode engage enumerate establish estimate evaluate examine expand explain
+    explore express extract extrapolate fill find fix format formulate gather generate give group
+    guess guide help highlight hypothesize identify illustrate imagine implement improve include
+    incorporate infer inform integrate interpret introduce investigate judge justify label link list
+    locate make map mark match mention modify name narrate negotiate offer order organise organize
+    outline paraphrase perform pick plan play predict prepare prescribe present prioritise
+    prioritize produce propose prove provide quantify question rank rate read rearrange reason
+    recall recast recommend reconstruct record reduce remove rephrase replace report research
+    respond restate review revise reword rewrite role-play say select separate share show simplify
+    simulate sketch solve sort specify split state structure study substitute suggest summarise
+    summarize supply support take talk teach tell test trace transcribe transform translate turn
+    update use utilize validate verify visualize weigh work write
     """
 )
 """Verbs that instructions begin with; any other first word means no imperative."""
@@ -86,8 +86,8 @@ _END = _word_set(
     was were involving like near of off on or outlining over per regarding related showing since so
     than that through throughout to toward towards under until upon using versus via vs what when
     where whether which while who whom whose why will with within without be can could should would
-    may might must do does did following it its he she they we you i them their
-    there here not then such
+    may might must do does did following it its he she they we you i them their there here not then
+    such
     """
 )
 """An object ends before any of these."""
@@ -175,34 +175,31 @@ def choose_parser(parser: str, model: str) -> tuple[str, PairFinder]:
     Raises:
       UsageError: spaCy was requested, but it or its model is not installed.
     """
-    if parser == "rules":
-        return "rules", partial(map, by_rules)
-    try:
-        import spacy
+    if parser != "rules":
+        try:
+            import spacy
 
-        return "spacy", partial(by_spacy, spacy.load(model, exclude=["ner"]))
-    except (ImportError, OSError):  # OSError: no such model
-        if parser == "auto":
-            return "rules", partial(map, by_rules)
-    raise UsageError(
-        f"spaCy or its model {model} is not installed; install both or use --parser=rules"
-    )
+            return "spacy", partial(by_spacy, spacy.load(model, exclude=["ner"]))
+        except (ImportError, OSError):  # OSError: no such model
+            if parser == "spacy":
+                raise UsageError(
+                    f"spaCy or its model {model} is not installed; install both or use "
+                    "--parser=rules"
+                ) from None
+    return "rules", partial(map, by_rules)
 
 
 def by_spacy(pipeline: Any, instructions: Iterable[str]) -> Iterator[Pair | None]:
     """(verb, object) of each instruction's first sentence as the parser sees it, or None."""
     for document in pipeline.pipe(instructions):
-        sentence = next(iter(document.sents), None)
-        yield _from_tree(sentence.root) if sentence is not None else None
-
-
-def _from_tree(root: Any) -> Pair | None:
-    if root.pos_ != "VERB":
-        return None
-    for child in root.children:
-        if child.dep_ in ("dobj", "obj") and child.pos_ == "NOUN":
-            return root.lemma_.lower(), child.lemma_.lower()
-    return None
+        roots = (sentence.root for sentence in itertools.islice(document.sents, 1))
+        pairs = (
+            (root.lemma_.lower(), child.lemma_.lower())
+            for root in roots
+            for child in root.children
+            if root.pos_ == "VERB" and child.dep_ in ("dobj", "obj") and child.pos_ == "NOUN"
+        )
+        yield next(pairs, None)
 
 
 def count(pairs: Iterable[Pair | None]) -> Counter[Pair]:

@@ -1,9 +1,7 @@
-"""Batches on disk: recorded before their submission, until all their results are stored.
+"""Batches on disk; a request is in `batch_requests` until its batch is closed or it has a result.
 
-A request is in `batch_requests` from before its batch is submitted until its result is stored;
-while it is there, it is not sent in any other way, in this run or a later one. The transaction that
-stores answer and charge deletes its row, so results can be read again after a kill and are charged
-once.
+The transaction that stores answer and charge deletes its row, so results can be read again after a
+kill and are charged once.
 """
 
 import dataclasses
@@ -119,9 +117,9 @@ class BatchLog:
         query = "SELECT key FROM batch_requests WHERE batch = ? ORDER BY rowid"
         return [key for (key,) in self._store.rows(query, batch.name)]
 
-    def all_keys(self) -> set[str]:
-        """Keys of the requests in any open batch."""
-        return {key for (key,) in self._store.rows("SELECT key FROM batch_requests")}
+    def __contains__(self, key: str) -> bool:
+        """Whether a request is in an open batch."""
+        return bool(self._store.rows("SELECT 1 FROM batch_requests WHERE key = ?", key).fetchall())
 
     def requests(self, batch: Batch) -> Iterator[tuple[str, str]]:
         """(key, JSON) of each request, in order; read them to the end before any other query."""
@@ -166,12 +164,12 @@ class BatchLog:
         """Stores all replies and their charges, each once, however often the results are read.
 
         Args:
-          results: (custom_id, reply or exception) pairs, as from `BatchProtocol.results`.
-          deliver: called with each new reply once it is on disk, including replies that the content
-            filter blocked (see `Charge.is_answer`): a second reading does not yield them again.
+          results: as from `BatchProtocol.results`.
+          deliver: called with each new reply once it is on disk, also if the content filter blocked
+            it (see `Charge.is_answer`); a second reading does not yield it again.
 
         Returns:
-          Key -> why there is no reply, for the requests that failed according to the results.
+          Key -> why there is no reply, for the requests that failed.
 
         Raises:
           RetryableError: the results could not be read to the end; what was read is stored.
@@ -192,8 +190,8 @@ class BatchLog:
                 continue
             if isinstance(reply, Exception):
                 failures[key] = reply
-                continue
-            chunk.append((key, reply))
+            else:
+                chunk.append((key, reply))
             if len(chunk) == CHUNK_SIZE:
                 failures |= await self._store_replies(batch, chunk, deliver)
                 chunk = []
@@ -205,40 +203,33 @@ class BatchLog:
     async def _store_replies(
         self, batch: Batch, replies: list[tuple[str, Any]], deliver: Deliver
     ) -> dict[str, Exception]:
-        answers: dict[str, tuple[Charge, ChatAnswer]] = {}
+        answers: list[tuple[Charge, ChatAnswer, str]] = []
         failures: dict[str, Exception] = {}
         query = "SELECT request FROM batch_requests WHERE key = ?"
         for key, reply in replies:
+            (request,) = self._store.rows(query, key).fetchone()
             try:
-                content = json.loads(self._store.rows(query, key).fetchone()[0])
-                answer = protocols.read_reply(batch.provider, content, reply)
-                answers[key] = prices.charge(key, batch.model, batch.price, answer), answer
+                answer = protocols.read_reply(batch.provider, json.loads(request), reply)
             except RetryableError as error:
                 failures[key] = error
+            else:
+                charge = prices.charge(key, batch.model, batch.price, answer)
+                answers.append((charge, answer, request))
 
-        def change(connection: sqlite3.Connection) -> list[str]:
-            new = []
-            for key, (charge, answer) in answers.items():
-                rows = connection.execute(
-                    "DELETE FROM batch_requests WHERE key = ? AND batch = ? RETURNING request",
-                    (key, batch.name),
-                ).fetchall()
-                for (request,) in rows:  # none if it was stored before
-                    stored = answer if charge.is_answer else None
-                    answer_store.insert(connection, charge, request, stored, None)
-                    new.append(key)
-            return new
+        def change(connection: sqlite3.Connection) -> None:
+            for charge, answer, request in answers:
+                connection.execute("DELETE FROM batch_requests WHERE key = ?", (charge.key,))
+                answer_store.insert(connection, charge, request, answer, None)
 
-        for key in await self._store.write(change):
-            deliver(*answers[key])
+        await self._store.write(change)
+        for charge, answer, _ in answers:
+            deliver(charge, answer)
         return failures
 
     async def close(self, batch: Batch, state: str, lost: Charge | None = None) -> None:
-        """Frees the requests without a result to be sent again.
+        """Frees the requests without a result to be sent again; `state` is how the batch ended.
 
-        Args:
-          state: how the batch ended, in a word or two.
-          lost: the maximum cost of replies that were paid for but never seen.
+        `lost` is the maximum cost of replies that were paid for but never seen.
         """
 
         def change(connection: sqlite3.Connection) -> None:

@@ -80,9 +80,15 @@ class BatchProtocol(abc.ABC):
     async def state(self, batch: Batch) -> BatchState:
         """The current status of a batch with an id."""
 
-    @abc.abstractmethod
     def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
         """(custom_id, JSON of the reply or the exception that it stands for) of a result line."""
+        try:
+            return line["custom_id"], self._reply(line)
+        except (KeyError, TypeError, AttributeError):
+            return "", RetryableError("malformed result line")
+
+    @abc.abstractmethod
+    def _reply(self, line: Mapping[str, Any]) -> Any: ...
 
     async def results(self, state: BatchState) -> AsyncGenerator[tuple[str, Any], None]:
         """The results of an ended batch, each as from `read`."""
@@ -174,9 +180,8 @@ class OpenAIBatches(BatchProtocol):
 
     def _failed(self, errors: list[Mapping[str, Any]]) -> BatchState:
         """The state of a batch whose input was rejected: no request of it was processed."""
-        rejected = {
-            e["line"] - 1: short_text(str(e.get("message"))) for e in errors if e.get("line")
-        }
+        lines = [e for e in errors if e.get("line")]
+        rejected = {e["line"] - 1: short_text(str(e.get("message"))) for e in lines}
         reason = "; ".join(str(e.get("message") or e.get("code")) for e in errors[:3])
         failure = None
         if any(e.get("code") == "token_limit_exceeded" for e in errors):
@@ -186,23 +191,17 @@ class OpenAIBatches(BatchProtocol):
             failure = FatalProviderError(f"openai rejected the batch: {reason}")
         return BatchState(ended=True, failure=failure, rejected=rejected)
 
-    def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
-        """See BatchProtocol."""
-        try:
-            custom_id, response = line["custom_id"], line.get("response")
-            if response and response["status_code"] == 200:
-                return custom_id, response["body"]
-            if response:
-                content = json.dumps(response.get("body"), ensure_ascii=False)
-                status = response["status_code"]
-                config = self._connection.config
-                return custom_id, status_error(config, status, f"{status} {content}")
-            code = line["error"]["code"]
-            if code == "batch_cancelled":
-                return custom_id, FatalProviderError(CANCELLED)
-            return custom_id, RetryableError(short_text(f"{code}: {line['error'].get('message')}"))
-        except (KeyError, TypeError, AttributeError):
-            return "", RetryableError("malformed result line")
+    def _reply(self, line: Mapping[str, Any]) -> Any:
+        if response := line.get("response"):
+            status, content = response["status_code"], response.get("body")
+            if status == 200:
+                return response["body"]
+            message = f"{status} {json.dumps(content, ensure_ascii=False)}"
+            return status_error(self._connection.config, status, message)
+        error = line["error"]
+        if error["code"] == "batch_cancelled":
+            return FatalProviderError(CANCELLED)
+        return RetryableError(short_text(f"{error['code']}: {error.get('message')}"))
 
 
 class AnthropicBatches(BatchProtocol):
@@ -274,23 +273,19 @@ class AnthropicBatches(BatchProtocol):
             results_deleted=bool(found.get("archived_at")),
         )
 
-    def read(self, line: Mapping[str, Any]) -> tuple[str, Any]:
-        """See BatchProtocol."""
-        try:
-            custom_id, result = line["custom_id"], line["result"]
-            if result["type"] == "succeeded":
-                return custom_id, result["message"]
-            if result["type"] == "errored":
-                # As documented, and as shown in the guide.
-                error = result["error"].get("error") or result["error"]
-                status = ANTHROPIC_STATUSES.get(error["type"], 500)
-                message = f"{error['type']}: {error.get('message')}"
-                return custom_id, status_error(self._connection.config, status, message)
-            if result["type"] == "canceled":
-                return custom_id, FatalProviderError(CANCELLED)
-            return custom_id, RetryableError(f"{result['type']} in the batch")
-        except (KeyError, TypeError, AttributeError):
-            return "", RetryableError("malformed result line")
+    def _reply(self, line: Mapping[str, Any]) -> Any:
+        result = line["result"]
+        if result["type"] == "succeeded":
+            return result["message"]
+        if result["type"] == "errored":
+            # As documented, and as shown in the guide.
+            error = result["error"].get("error") or result["error"]
+            status = ANTHROPIC_STATUSES.get(error["type"], 500)
+            message = f"{error['type']}: {error.get('message')}"
+            return status_error(self._connection.config, status, message)
+        if result["type"] == "canceled":
+            return FatalProviderError(CANCELLED)
+        return RetryableError(f"{result['type']} in the batch")
 
 
 BATCH_PROTOCOLS: dict[str, type[BatchProtocol]] = {

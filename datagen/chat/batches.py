@@ -67,7 +67,9 @@ class Batches:
         self._protocol = BATCH_PROTOCOLS[config.provider](connection)
         self._max_requests = min(config.batch_requests, self._protocol.max_requests)
         self._open: dict[str, Batch] = {}  # by name
-        self._in_batches: set[str] = set()  # keys of the requests in open batches
+        # Keys of the requests in open batches, not read from the log: while it is written, a
+        # request must not be queued twice.
+        self._in_batches: set[str] = set()
         self._futures: dict[str, asyncio.Future[ChatAnswer]] = {}  # answers awaited, by key
         self._pending: collections.deque[PendingRequest] = collections.deque()
         self._pending_bytes = 0

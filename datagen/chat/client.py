@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Any, Self, TypeVar
 
 from common import messages
-from datagen.chat import prices, protocols
+from datagen.chat import prices, progress, protocols
 from datagen.chat.batch_log import BatchLog
 from datagen.chat.batches import Batches
 from datagen.chat.config import ChatConfig, ChatRequest
@@ -31,7 +31,7 @@ from datagen.chat.errors import (
     RunStoppedError,
 )
 from datagen.chat.prices import Budget, Price
-from datagen.chat.progress import Estimate, StreamProgress, estimate
+from datagen.chat.progress import Estimate
 from datagen.chat.rate_limit import RateLimit
 from datagen.chat.store import AnswerStore, ChatAnswer
 
@@ -58,10 +58,6 @@ class Failure:
 class Client:
     """Asks one model. Use it as an async context manager, one per store and run.
 
-    Attributes:
-      counts: outcomes of requests by kind, for the summary.
-      stop_reason: why nothing more is sent; "" while the run continues.
-
     Raises:
       ValueError: a budget in USD is set but the price is unknown; no API key.
     """
@@ -84,8 +80,8 @@ class Client:
                 "set price_input and price_output"
             )
         self.budget = Budget(config.budget_usd, config.budget_tokens, store.total_spent())
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.stop_reason = ""
+        self.counts: collections.Counter[str] = collections.Counter()  # outcomes, for the summary
+        self.stop_reason = ""  # why nothing more is sent
         self._limit = RateLimit(config.concurrency)
         self._in_flight: dict[str, asyncio.Task[ChatAnswer]] = {}  # by key
         self._connection: Connection | None = None
@@ -176,7 +172,7 @@ class Client:
         tags: dict[asyncio.Task[ChatAnswer], Tag] = {}
         done: asyncio.Queue[asyncio.Task[ChatAnswer]] = asyncio.Queue()
         stopped: RunStoppedError | None = None
-        progress = StreamProgress(total, lambda: self.counts["stored"], self.describe_spent)
+        shown = progress.StreamProgress(total, lambda: self.counts["stored"], self.describe_spent)
         try:
             while True:
                 while not stopped and len(tags) < self.window and (item := next(remaining, None)):
@@ -192,32 +188,56 @@ class Client:
                     stopped = stopped or error
                 elif isinstance(error, RejectedRequestError):
                     self.counts["failed"] += 1
-                    progress.failed += 1
+                    shown.failed += 1
                     yield tag, Failure(str(error))
                 else:
-                    progress.done += 1
+                    shown.done += 1
                     yield tag, task.result()
         finally:
-            progress.close()
+            shown.close()
             for task in tags:
                 task.cancel()
         if stopped:
             raise stopped
 
     async def ask_all(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | Failure]:
-        """The outcomes in the order of the requests.
-
-        Raises:
-          RunStoppedError: as `ask`, after the outcomes of all requests in flight.
-        """
+        """The outcomes in the order of the requests. Raises: as `stream`."""
         outcomes: list[Any] = [None] * len(requests)
         async for index, outcome in self.stream(enumerate(requests), len(requests)):
             outcomes[index] = outcome
         return outcomes
 
     def estimate(self, requests: Iterable[ChatRequest], output_tokens: int = 0) -> Estimate:
-        """What is left to send; see `progress.estimate`."""
-        return estimate(self.config, self.store, self.price, requests, output_tokens)
+        """Tokens, cost and time of the requests that are not stored, from stored answers if any.
+
+        Args:
+          output_tokens: of a typical answer, until one is stored; 0: `max_tokens` of the config.
+        """
+        config, log, stored, waiting, sizes = self.config, BatchLog(self.store), 0, 0, []
+        for request in requests:
+            content = protocols.body(config, request)
+            key = protocols.key(config, request, content)
+            if self.store.get(key):
+                stored += 1
+            elif not config.offline and key in log:
+                waiting += 1
+            else:
+                sizes.append(protocols.size(content))
+        seconds, output = self.store.typical(config.model)
+        output = output or output_tokens or config.max_tokens
+        seconds = seconds or progress.FIRST_TOKEN_SECONDS + output / progress.TOKENS_PER_SECOND
+        rounds = -(-len(sizes) // config.concurrency)
+        tokens = sum(sizes) // progress.BYTES_PER_TOKEN, round(len(sizes) * output)
+        return Estimate(
+            requests=len(sizes),
+            stored=stored,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+            usd=self.price.usd(*tokens) if self.price else None,
+            seconds=progress.BATCH_SECONDS if config.batch and sizes else rounds * seconds,
+            waiting=waiting,
+            batch=config.batch,
+        )
 
     async def _answer(self, key: str, content: dict[str, Any]) -> ChatAnswer:
         failure = RetryableError("")
@@ -275,14 +295,11 @@ class Client:
             if self.stop_reason:
                 raise RunStoppedError(self.stop_reason)
             reply, headers = await self._connection.send(request)
-        except RetryableError as error:
-            if error.throttled:
+        except BaseException as error:
+            if isinstance(error, RetryableError) and error.throttled:
                 self._limit.throttled(sent, error.retry_after)
             else:
                 self._limit.leave(success=False)
-            raise
-        except BaseException:
-            self._limit.leave(success=False)
             raise
         seconds = time.monotonic() - sent
         self._limit.leave(success=True, headers=headers)
@@ -290,7 +307,7 @@ class Client:
         charge = prices.charge(key, self.config.model, self.price, answer)
         self.budget.charge(charge)
         try:
-            await self.store.put(charge, content, answer if charge.is_answer else None, seconds)
+            await self.store.put(charge, content, answer, seconds)
         except OSError as error:
             self.stop(str(error))
             raise

@@ -4,14 +4,9 @@ import asyncio
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from common import messages
-from datagen.chat import protocols
-from datagen.chat.batch_log import BatchLog
-from datagen.chat.config import ChatConfig, ChatRequest
-from datagen.chat.prices import Price
-from datagen.chat.store import AnswerStore
 
 BYTES_PER_TOKEN = 4
 """English text, in estimates (OpenAI's rule of thumb). Budgets count one token per byte."""
@@ -25,8 +20,8 @@ FIRST_TOKEN_SECONDS = 1.0
 BATCH_SECONDS = 24 * 3600.0
 """The longest a batch takes, at both providers."""
 
-RATE_SECONDS = 60.0
-"""Window of the displayed rate: long enough to be steady, short enough to show a change."""
+RATE_UPDATES = 60
+"""Window of the displayed rate, in seconds: long enough to be steady, short enough to change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,46 +48,6 @@ class Estimate:
         )
 
 
-def estimate(
-    config: ChatConfig,
-    store: AnswerStore,
-    price: Price | None,
-    requests: Iterable[ChatRequest],
-    output_tokens: int = 0,
-) -> Estimate:
-    """Tokens, cost and time of the requests that are not stored, based on stored answers if any.
-
-    Args:
-      output_tokens: of a typical answer, until one is stored; 0: `config.max_tokens`.
-    """
-    stored, waiting, sizes = 0, 0, []
-    in_batches = set() if config.offline else BatchLog(store).all_keys()
-    for request in requests:
-        content = protocols.body(config, request)
-        key = protocols.key(config, request, content)
-        if store.get(key):
-            stored += 1
-        elif key in in_batches:
-            waiting += 1
-        else:
-            sizes.append(protocols.size(content))
-    seconds, output = store.typical(config.model)
-    output = output or output_tokens or config.max_tokens
-    seconds = seconds or FIRST_TOKEN_SECONDS + output / TOKENS_PER_SECOND
-    rounds = -(-len(sizes) // config.concurrency)
-    tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
-    return Estimate(
-        requests=len(sizes),
-        stored=stored,
-        input_tokens=tokens[0],
-        output_tokens=tokens[1],
-        usd=price.usd(*tokens) if price else None,
-        seconds=BATCH_SECONDS if config.batch and sizes else rounds * seconds,
-        waiting=waiting,
-        batch=config.batch,
-    )
-
-
 def status_text(done: int, failed: int, total: int | None, spent: str, rate: float) -> str:
     """The status line; `rate` in requests per second, 0 while it is unknown.
 
@@ -110,28 +65,6 @@ def status_text(done: int, failed: int, total: int | None, spent: str, rate: flo
         if total is not None:
             parts.append(f"{messages.duration((total - done - failed) / rate)} left")
     return " | ".join(parts)
-
-
-class RecentRate:
-    """Events per second over the last `RATE_SECONDS`.
-
-    >>> rate = RecentRate(start=0.0)
-    >>> [rate.update(second, 10 * second) for second in (1.0, 2.0, 60.0)]
-    [10.0, 10.0, 10.0]
-    >>> rate.update(120.0, 600)  # nothing more in the last minute
-    0.0
-    """
-
-    def __init__(self, start: float):
-        self._samples = collections.deque([(start, 0.0)])
-
-    def update(self, now: float, count: float) -> float:
-        """The rate, given that there were `count` events until `now`."""
-        self._samples.append((now, count))
-        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_SECONDS:
-            self._samples.popleft()
-        start, count_at_start = self._samples[0]
-        return (count - count_at_start) / (now - start)
 
 
 class StreamProgress:
@@ -152,7 +85,8 @@ class StreamProgress:
         self.done = self.failed = 0
         self._total, self._stored, self._spent = total, stored, spent
         self._stored_before = stored()
-        self._rate = RecentRate(time.monotonic())
+        # (time, outcomes that were not stored before), one per second
+        self._samples = collections.deque([(time.monotonic(), 0)], maxlen=RATE_UPDATES + 1)
         self._line = messages.StatusLine()
         self._schedule()
 
@@ -167,7 +101,9 @@ class StreamProgress:
 
     def _update(self) -> None:
         finished, stored = self.done + self.failed, self._stored() - self._stored_before
-        rate = self._rate.update(time.monotonic(), max(0, finished - stored))
+        self._samples.append((time.monotonic(), max(0, finished - stored)))
+        (start, count_at_start), (now, count) = self._samples[0], self._samples[-1]
+        rate = (count - count_at_start) / (now - start)
         if self._line.due():
             total = self._total() if callable(self._total) else self._total
             self._line.show(status_text(self.done, self.failed, total, self._spent(), rate))

@@ -185,11 +185,7 @@ class AnswerStore:
     async def put(
         self, charge: Charge, request: dict, answer: ChatAnswer | None, seconds: float | None
     ) -> None:
-        """Returns once the charge, and the answer if there is one, are on disk.
-
-        Raises:
-          OSError: the disk is full or fails.
-        """
+        """Returns once the charge, and any answer, are on disk. Raises: as `write`."""
         text = json.dumps(request, ensure_ascii=False)
         await self.write(lambda connection: insert(connection, charge, text, answer, seconds))
 
@@ -238,12 +234,12 @@ def insert(
     answer: ChatAnswer | None,
     seconds: float | None,
 ) -> None:
-    """Inserts the cost of a reply and, if it is an answer, the answer to `request`."""
+    """Inserts the cost of a reply and, unless the charge is for none, the answer to `request`."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     connection.execute(
         "INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, ?)", (*dataclasses.astuple(charge), now)
     )
-    if answer:
+    if answer and charge.is_answer:
         as_json = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
         connection.execute(
             "INSERT INTO answers VALUES (?, ?, ?, ?, ?)",

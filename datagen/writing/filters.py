@@ -30,14 +30,13 @@ class FiltersConfig:
 
 
 class Filters:
-    """The filters that a config switches on."""
+    """The filters that a config switches on.
+
+    Raises:
+      FileNotFoundError, ValueError: the file `domain_words` does not exist, or contains no words.
+    """
 
     def __init__(self, config: FiltersConfig):
-        """
-        Raises:
-          FileNotFoundError: the file `domain_words` does not exist.
-          ValueError: it contains no words.
-        """
         self.config = config
         phrases = [phrase.strip() for phrase in config.blacklist.split(",") if phrase.strip()]
         self._blacklist = _pattern(phrases, whole=True)

@@ -13,9 +13,8 @@ from datagen.chat.config import ChatRequest
 from datagen.chat.store import ChatAnswer
 from datagen.near_duplicates import NearDuplicates
 from datagen.writing import parser
-from datagen.writing.config import TasksConfig
 from datagen.writing.filters import Filters
-from datagen.writing.requests import Teacher
+from datagen.writing.requests import TasksConfig, Teacher
 
 REPLY_PARSERS = {"text": parser.parse, "json": parser.parse_json}
 
@@ -77,14 +76,13 @@ class TaskCollector:
 
         arrived   0  2  3  1
         read      0  .  .  1, 2, 3
+
+    Args:
+      gap: offline, the longest run of replies that may be missing from the store although later
+        ones are stored; 0: not offline.
     """
 
     def __init__(self, teacher: Teacher, pool: Pool, *, gap: int = 0):
-        """
-        Args:
-          gap: offline, the longest run of replies that may be missing from the store although
-            later ones are stored; 0: not offline.
-        """
         self.config = teacher.config
         self.teacher = teacher
         self.pool = pool
@@ -184,12 +182,11 @@ class TaskCollector:
                 self.pool.reject("no reply", outcome.reason, source)
             return
         source |= {"model": outcome.model, "reply": outcome.id}
-        if outcome.finish_reason not in ("stop", "length"):
-            reason = f"the reply ends with {outcome.finish_reason}"
-            self.pool.reject(reason, outcome.text, source)
+        finish = outcome.finish_reason
+        if finish not in ("stop", "length"):
+            self.pool.reject(f"the reply ends with {finish}", outcome.text, source)
             return
-        parse = REPLY_PARSERS[self.config.reply]
-        tasks, rejected = parse(outcome.text, cut=outcome.finish_reason == "length")
+        tasks, rejected = REPLY_PARSERS[self.config.reply](outcome.text, cut=finish == "length")
         for position, task in enumerate(tasks):
             if self.is_done:
                 self.surplus += 1

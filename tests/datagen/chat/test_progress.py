@@ -60,6 +60,20 @@ def test_the_store_does_not_count_as_speed(frequent, monkeypatch):
     assert rates and set(rates) == {0.0}
 
 
+def test_a_stream_without_recent_answers_has_no_rate(frequent, monkeypatch):
+    rates = []
+    monkeypatch.setattr(progress, "RATE_UPDATES", 3)
+    monkeypatch.setattr(progress, "status_text", lambda *args: rates.append(args[-1]) or "")
+
+    async def stalls():
+        with closing(StreamProgress(50, lambda: 0, lambda: "")) as shown:
+            shown.done = 10
+            await asyncio.sleep(0.3)
+
+    asyncio.run(stalls())
+    assert rates[-1] == 0.0
+
+
 def test_a_run_shows_its_progress(frequent, server, tmp_path, capsys):
     server.delay = 0.05
     ask(make_config(server), tmp_path / "s", requests(20))

@@ -7,8 +7,7 @@ from common.prompt_file import Prompt
 from common.records import Task, read_tasks
 from datagen.config import DATAGEN_PROMPTS
 from datagen.writing import requests
-from datagen.writing.config import TasksConfig
-from datagen.writing.requests import Teacher
+from datagen.writing.requests import TasksConfig, Teacher
 
 SEEDS = "datagen/starter/seeds.jsonl"
 
