@@ -126,8 +126,6 @@ class NearDuplicates:
             dtype=np.int32,
         )[0]
         found = np.flatnonzero(common > self._bound(len(encoded.chars), lengths))
-        if not len(found):
-            return []
         scores = f_measure(common[found], lengths[found], len(encoded.chars))
         above = scores > self._threshold
         chosen = candidates[found[above]].tolist()
