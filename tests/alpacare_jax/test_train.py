@@ -269,7 +269,7 @@ COMMANDS = {
     "no checkpoint": (1, {"model.checkpoint": "nowhere"}, [], "nowhere has no config.json"),
     "bad line": (1, {"data.path": "BAD"}, [], "bad.jsonl:2: field 'output' is missing"),
     "unknown flag": (2, {}, ["--wrokdir=x"], "Did you mean: workdir"),
-    "no place": (1, {}, ["--workdir=s3://bucket/run"], "give a local folder or gs://BUCKET"),
+    "no place": (2, {}, ["--workdir=s3://bucket/run"], "give a local folder or gs://BUCKET"),
     "half a process": (1, {}, ["--coordinator=127.0.0.1:9"], "requires --num_processes (now 0)"),
     "unknown config key": (2, {"train.epoch": 3}, [], "epochs"),
     "bad config argument": (
