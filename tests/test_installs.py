@@ -151,6 +151,7 @@ def test_train_alone_trains_and_converts(tmp_path, capsys):
         "train",
         f"--config={REPOSITORY}/configs/quickstart.py",
         "--config.model.variant=tiny",
+        "--config.data.eval_path=",
         f"--config.model.checkpoint={base}",
         f"--config.data.path={write_examples(tmp_path / 'examples.jsonl', 40)}",
         f"--workdir={tmp_path}/run",
