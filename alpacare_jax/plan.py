@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from alpacare_jax.planning import generation, search, topologies, training
+from alpacare_jax.planning import generation, roofline, search, topologies, training
 from alpacare_jax.planning import table as plan_table
 from alpacare_jax.training.config import RunConfig
 from common import cli, paths, provenance, sections
@@ -57,14 +57,14 @@ def main(argv: Sequence[str]) -> None:
         workload = generation.GenerationWorkload(
             FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.new_tokens, FLAGS.slots
         )
-        candidates = search.generation_plans(run_config, topology, workload, FLAGS.price)
+        candidates = search.generation_plans(run_config, topology, workload)
         one_plan = functools.partial(generation.make_plan, run_config, topology, workload)
         table = plan_table.generation_table
     else:
         workload = training.TrainingWorkload(
             FLAGS.num_examples, FLAGS.example_tokens, FLAGS.answer_share
         )
-        candidates = search.training_plans(run_config, topology, workload, FLAGS.price)
+        candidates = search.training_plans(run_config, topology, workload)
         one_plan = functools.partial(training.make_plan, run_config, topology, workload)
         table = plan_table.training_table
     if FLAGS.search:
@@ -75,7 +75,8 @@ def main(argv: Sequence[str]) -> None:
             )
         print(*map(search.summary, plans), "", sep="\n")
     else:
-        plans = [one_plan(FLAGS.price)]
+        plans = [one_plan()]
+    plans = [plan | roofline.run_cost(plan, FLAGS.price) for plan in plans]
     print(table(plans[0]))
     if FLAGS.output:
         record = provenance.describe(config=dataclasses.asdict(run_config), plan=plans[0])

@@ -6,8 +6,11 @@ Run again with the same flags, it resumes from the last checkpoint of the workdi
 """
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -20,10 +23,37 @@ from alpacare_jax.model import params
 from alpacare_jax.training import batching, optimizers
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
-from alpacare_jax.training.loop import StepReporter, StopRequest
 from alpacare_jax.training.progress import StartupTimer, TrainingProgress, log
-from alpacare_jax.training.train_step import EvalStep, State, TrainingProgram, attention_kernel
+from alpacare_jax.training.train_step import State, TrainingProgram, attention_kernel
 from common import cli, paths, sections
+
+
+class StopRequest:
+    """Records Ctrl-C and SIGTERM, which TPU maintenance and schedulers send before they kill.
+
+    Inside `with`, the first Ctrl-C asks the run to save and stop, as SIGTERM does at any time; the
+    second one ends it immediately, as the first one does outside.
+    """
+
+    def __init__(self):
+        self.requested = self.interrupted = False
+        self._previous_handler = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGTERM, self._request)
+
+    def __enter__(self) -> "StopRequest":
+        if self._previous_handler != signal.SIG_IGN:  # a background job: its script forwards it
+            signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self._previous_handler)
+
+    def _request(self, number: int, _) -> None:
+        self.requested = True
+        if number == signal.SIGINT:
+            print("saving after this step; press Ctrl-C again to quit immediately", file=sys.stderr)
+            self.interrupted = True
+            signal.signal(signal.SIGINT, self._previous_handler)
 
 
 def run(
@@ -71,20 +101,18 @@ def run(
         state = program.initial_state()
         workdir_lib.make(workdir, run_config, description)
     checkpoints = checkpoint.TrainingCheckpoints(workdir, run_config.checkpoint)
-    progress = TrainingProgress(workdir, run_config, model_config, mesh, first, num_steps, startup)
+    train_step, eval_step = program.make_steps()
+    evaluate = held_out_loss(eval_data, eval_step, mesh)
+    progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluate)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
         if state is None:
             log(f"resuming from step {first:,}")
             state = checkpoints.restore(first, program.abstract_state())
         startup.end_phase("weights")
-        # step
-        train_step, eval_step = program.make_steps()
-        evaluate = held_out_loss(eval_data, eval_step, mesh)
-        reporter = StepReporter(progress, watchdog, checkpoints, evaluate)
-        stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
         # loop
+        stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
         if not first:
-            progress.start(reporter.evaluate(0, state))
+            progress.start(state)
             startup.end_phase("held-out loss")
         trace = processes.Trace(workdir / "profile")
         trace_first, trace_last = profiled_steps(run_config.profile) or (0, 0)
@@ -94,23 +122,26 @@ def run(
                 trace.start()
             arrays, num_micro = sharding.put_batch(batch.arrays, mesh), np.int32(batch.num_micro)
             state, report = train_step(state, arrays, num_micro, stop_flags[stop.requested])
-            reporter.add(step, batch, report)
+            progress.add(step, batch, report)
             last = step == num_steps
             if not last:  # prepared while the devices work
                 batch = train_data.batch(step)
             evaluating = last or is_due(step, run_config.train.eval_every)
             saving = last or is_due(step, run_config.checkpoint.every_steps)
             wait = evaluating or saving or step in (trace_first - 1, trace_last)
-            held_out = reporter.drain(step, state, wait=wait, evaluating=evaluating)
-            if trace.running and (step == trace_last or last or reporter.stopping):
+            held_out = progress.drain(step, state, wait=wait, evaluating=evaluating)
+            if trace.running and (step == trace_last or last or progress.stopping):
                 trace.stop()
-            if saving or reporter.stopping:
-                progress.before_save()
-                progress.saved(step, checkpoints.save(step, state, held_out))
-                watchdog.reset()
-            if reporter.stopping and not last:
+            if saving or progress.stopping:
+                progress.save(step, state, held_out)
+            if progress.stopping and not last:
                 checkpoints.wait()
-                return report_stop(step, stop.interrupted)
+                reason = "Ctrl-C" if stop.interrupted else "SIGTERM"
+                log(
+                    f"stopped by {reason}; checkpoint saved at step {step}; rerun the same command "
+                    "to resume"
+                )
+                return 130 if stop.interrupted else 0
         checkpoints.wait()
         workdir_lib.finish(workdir)
         progress.finish()
@@ -135,7 +166,7 @@ def log_data(run_config: RunConfig, train_data: Batcher, num_steps: int, num_dev
 
 
 def held_out_loss(
-    eval_data: Batcher | None, eval_step: EvalStep, mesh: Mesh
+    eval_data: Batcher | None, eval_step: jax.stages.Wrapped, mesh: Mesh
 ) -> Callable[[State], dict[str, float]]:
     """The function of the state that gives {"eval_loss": loss}; {} where nothing is held out."""
     if eval_data is None:
@@ -148,13 +179,6 @@ def held_out_loss(
 def is_due(step: int, every: int) -> bool:
     """Whether `step` is a multiple of `every`; 0 means never."""
     return every > 0 and step % every == 0
-
-
-def report_stop(step: int, interrupted: bool) -> int:
-    """Says that the run stopped and can be resumed; returns the exit code."""
-    reason = "Ctrl-C" if interrupted else "SIGTERM"
-    log(f"stopped by {reason}; checkpoint saved at step {step}; rerun the same command to resume")
-    return 130 if interrupted else 0
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ slices.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,24 +27,9 @@ class Collective:
     num_bytes: float  # sent by one device
     between_slices: bool = False  # over the data-centre network
 
-
-SENT_SHARE = {
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "collective-permute": lambda n: 1.0,
-}
-"""What one of n devices in a ring sends, as a share of the full array."""
-
-MEGASCALE_KINDS = {
-    "ALL_GATHER": "all-gather",
-    "REDUCE_SCATTER": "reduce-scatter",
-    "ALL_TO_ALL": "all-to-all",
-    "ALL_REDUCE": "all-reduce",
-    "ONE_TO_ONE": "collective-permute",
-}
-"""The TPU compiler's names of the collectives that hosts run -> XLA's."""
+    def scaled(self, times: float) -> "Collective":
+        """As much for `times` executions of what this is for one."""
+        return dataclasses.replace(self, count=times * self.count, num_bytes=times * self.num_bytes)
 
 
 def find(program: Program, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
@@ -57,35 +42,44 @@ def find(program: Program, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     Raises:
       ValueError: an unknown kind of transfer between slices.
     """
-    total: dict[tuple[str, str, int, bool], list[float]] = {}
+    total: dict[tuple[str, str, int, bool], Collective] = {}
     # One collective may be fused into several computations, on one channel.
     seen: dict[str, float] = {}
-    for name, instruction in _instructions(program):
-        found = _between_slices(instruction, mesh, slices) or _within_slice(
-            instruction, name, program, mesh, slices
-        )
-        if found is None:
-            continue
-        kind, axes, group, num_bytes, between = found
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-        key = f"{kind} {between} {channel[1]}" if channel else f"{name} {instruction.name}"
-        times = max(0.0, program.runs[name] - seen.get(key, 0.0))
-        seen[key] = max(program.runs[name], seen.get(key, 0.0))
-        if group > 1 and times:
-            entry = total.setdefault((kind, axes, group, between), [0.0, 0.0])
-            entry[0] += times
-            entry[1] += times * num_bytes
-    result = [
-        Collective(kind, axes, group, count, num_bytes, between)
-        for (kind, axes, group, between), (count, num_bytes) in total.items()
-    ]
-    return sorted(result, key=lambda c: -c.num_bytes)
+    for name, runs in program.runs.items():
+        for instruction in program.computations[name]:
+            one = _between_slices(instruction, mesh, slices) or _within_slice(
+                instruction, name, program, mesh, slices
+            )
+            if one is None or one.group == 1:
+                continue
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            own = f"{name} {instruction.name}"
+            key = f"{one.kind} {one.between_slices} {channel[1]}" if channel else own
+            times = runs - seen.get(key, 0.0)
+            if times <= 0:
+                continue
+            seen[key] = runs
+            alike = (one.kind, one.axes, one.group, one.between_slices)
+            before = total.get(alike, one.scaled(0))
+            total[alike] = dataclasses.replace(
+                one,
+                count=before.count + times,
+                num_bytes=before.num_bytes + times * one.num_bytes,
+            )
+    return sorted(total.values(), key=lambda c: -c.num_bytes)
+
+
+def _sent_share(kind: str, n: int) -> float:
+    """What one of n devices in a ring sends, as a share of the full array."""
+    if kind == "collective-permute":
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (n - 1) / n
 
 
 def _within_slice(
     instruction: Instruction, name: str, program: Program, mesh: Mapping[str, int], slices: int
-) -> tuple[str, str, int, float, bool] | None:
-    """A collective within one slice: (kind, axes, group, bytes sent per device, False)."""
+) -> Collective | None:
+    """One execution of a collective within a slice."""
     kind = next((k for k in COLLECTIVES if instruction.opcode in (k, f"{k}-start")), None)
     if kind is None:
         return None
@@ -99,7 +93,7 @@ def _within_slice(
         size *= n  # its result is one shard
     elif kind == "all-reduce" and name in program.fused and _is_scattered(instruction.name, body):
         kind = "reduce-scatter"
-    return kind, _axes(devices, mesh), n, SENT_SHARE[kind](n) * size, False
+    return Collective(kind, _axes(devices, mesh), n, 1.0, _sent_share(kind, n) * size)
 
 
 def _is_scattered(name: str, body: tuple[Instruction, ...]) -> bool:
@@ -114,18 +108,20 @@ def _is_scattered(name: str, body: tuple[Instruction, ...]) -> bool:
 
 def _between_slices(
     instruction: Instruction, mesh: Mapping[str, int], slices: int
-) -> tuple[str, str, int, float, bool] | None:
-    """A collective that the hosts run: its part between slices."""
-    named = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-    if instruction.opcode != "send" or not named:
+) -> Collective | None:
+    """One execution of a collective that the hosts run: its part between slices."""
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.opcode != "send" or not found:
         return None
-    if named[1] not in MEGASCALE_KINDS:
-        raise ValueError(f"unknown transfer between slices: {named[1]!r}")
-    kind = MEGASCALE_KINDS[named[1]]
+    named = "COLLECTIVE_PERMUTE" if found[1] == "ONE_TO_ONE" else found[1]
+    kind = named.lower().replace("_", "-")
+    if kind not in COLLECTIVES:
+        raise ValueError(f"unknown transfer between slices: {found[1]!r}")
     size = instruction.arrays[0].num_bytes
     if kind == "all-gather":
         size *= slices  # what is sent is one shard
-    return kind, next(iter(mesh)), slices, SENT_SHARE[kind](slices) * size, True
+    sent = _sent_share(kind, slices) * size
+    return Collective(kind, next(iter(mesh)), slices, 1.0, sent, between_slices=True)
 
 
 def _devices(instruction: Instruction, count: int) -> list[int]:
@@ -134,11 +130,9 @@ def _devices(instruction: Instruction, count: int) -> list[int]:
     if instruction.opcode.startswith("collective-permute"):
         listed = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
         found = re.findall(r"\{(\d+),(\d+)\}", listed[1] if listed else "")
-        pairs = [(int(a), int(b)) for a, b in found]
-        group, grew = {pairs[0][0]} if pairs else {0}, True
-        while grew:
-            more = {b for a, b in pairs if a in group} | {a for a, b in pairs if b in group}
-            grew = not more <= group
+        pairs = [{int(source), int(target)} for source, target in found]
+        group = set(pairs[0]) if pairs else {0}
+        while more := {device for pair in pairs if pair & group for device in pair - group}:
             group |= more
         return sorted(group)
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
@@ -168,9 +162,3 @@ def _axes(devices: list[int], mesh: Mapping[str, int]) -> str:
     return "+".join(
         name for name, place in zip(mesh, places, strict=True) if len(set(place.tolist())) > 1
     )
-
-
-def _instructions(program: Program) -> Iterator[tuple[str, Instruction]]:
-    for name, times in program.runs.items():
-        if times:
-            yield from ((name, instruction) for instruction in program.computations[name])

@@ -69,21 +69,6 @@ def loop_trips(op_name: str) -> float | None:
     return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
 
 
-def per_step(burst: dict[str, Any]) -> dict[str, Any]:
-    """One decode step's share of a burst."""
-    share = 1 / BURST
-    moved = [
-        c | {"count": c["count"] * share, "num_bytes": c["num_bytes"] * share}
-        for c in burst["collectives"]
-    ]
-    numbers = ("hardware_flops", "hbm_traffic_bytes", "step_seconds")
-    return burst | {
-        "collectives": moved,
-        "seconds": {name: share * s for name, s in burst["seconds"].items()},
-        **{name: share * burst[name] for name in numbers},
-    }
-
-
 def peak_memory(
     prefill: dict[str, Any], decode: dict[str, Any], available: float
 ) -> dict[str, Any]:
@@ -93,26 +78,19 @@ def peak_memory(
     those of a prefill, and its result; or the cache of half the length while it is copied into its
     replacement.
     """
-    weights = prefill["argument_bytes"]
-    cache = decode["argument_bytes"] - weights
-    working = max(
-        decode["temporary_bytes"], prefill["temporary_bytes"] + prefill["result_bytes"], cache // 2
+    cache = decode["argument_bytes"] - prefill["argument_bytes"]
+    prefill_bytes = prefill["temporary_bytes"] + prefill["result_bytes"]
+    return roofline.memory_use(
+        available,
+        weight=prefill["argument_bytes"],
+        cache=cache,
+        temporary=max(decode["temporary_bytes"], prefill_bytes, cache // 2),
+        code=prefill["code_bytes"] + decode["code_bytes"],
     )
-    code = prefill["code_bytes"] + decode["code_bytes"]
-    needed = weights + cache + working + code
-    return {
-        "fits": needed <= available,
-        "available_bytes": available,
-        "needed_bytes": needed,
-        "weight_bytes": weights,
-        "cache_bytes": cache,
-        "temporary_bytes": working,
-        "code_bytes": code,
-    }
 
 
 def make_plan(
-    run_config: RunConfig, topology: Topology, workload: GenerationWorkload, price: float | None
+    run_config: RunConfig, topology: Topology, workload: GenerationWorkload
 ) -> dict[str, Any]:
     """Compiles one prompt's prefill and a burst of decode steps; returns what answering needs.
 
@@ -121,18 +99,20 @@ def make_plan(
     model_config = VARIANTS[run_config.model.variant]
     mesh = sharding.make_mesh(run_config.sharding, topology.devices)
     engine = abstract_engine(run_config, model_config, mesh, workload)
-    programs = engine.trace(workload.prompt_tokens)
+    prefill_program, decode_program = engine.trace(workload.prompt_tokens)
     plan = roofline.device_summary(topology, mesh) | {
         "parameters": params.count(model_config),
         **dataclasses.asdict(workload),
     }
-    num_sharing = (mesh.size // mesh.shape["data"], mesh.size)
     found = []
-    for program, devices in zip(programs, num_sharing, strict=True):
-        found.append(roofline.measure(program, topology, mesh, loop_trips, devices))
+    for program, num_sharing, steps in (
+        (prefill_program, mesh.size // mesh.shape["data"], 1),
+        (decode_program, mesh.size, BURST),
+    ):
+        found.append(roofline.measure(program, topology, mesh, loop_trips, num_sharing, steps))
         if "needed_bytes" not in found[-1]:
             return plan | found[-1]
-    prefill, decode = found[0], per_step(found[1])
+    prefill, decode = found
     # Prefill makes the first token.
     decode_seconds = (workload.new_tokens - 1) * decode["step_seconds"]
     answer_seconds = prefill["step_seconds"] + decode_seconds / workload.slots
@@ -145,5 +125,5 @@ def make_plan(
         "decode": decode,
         "tokens_per_second": workload.new_tokens / answer_seconds,
         "prefill_share": prefill["step_seconds"] / answer_seconds,
-        **roofline.run_cost(topology, seconds, price),
+        "hours": seconds / 3600,
     }

@@ -35,24 +35,21 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _START = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 
 
-def _element_bytes(dtype: str) -> int:
-    """Bytes per element of an HLO dtype: pred 1, bf16 2, f8e4m3fn 1, c64 8; token 0."""
-    bits = re.match(r"(?:s|u|f|bf|c)(\d+)", dtype)
-    return 1 if dtype == "pred" else int(bits[1]) // 8 if bits else 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Array:
     """One array of an instruction's result."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    num_bytes: int  # tokens and opaque types count nothing
+    is_scalar: bool
     in_hbm: bool  # else on-chip memory: S(1) and up in TPU layouts
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the array; tokens and opaque types count nothing."""
-        return math.prod(self.shape) * _element_bytes(self.dtype)
+
+def _array(dtype: str, dimensions: str, layout: str) -> Array:
+    """The array `f32[4,100]{1,0:S(1)}`, of pred 1 byte per element, bf16 2, f8e4m3fn 1, c64 8."""
+    bits = re.match(r"(?:s|u|f|bf|c)(\d+)", dtype)
+    element_bytes = 1 if dtype == "pred" else int(bits[1]) // 8 if bits else 0
+    shape = [int(length) for length in dimensions.split(",") if length]
+    return Array(math.prod(shape) * element_bytes, not shape, "S(" not in layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +77,9 @@ class Instruction:
     def called(self) -> list[str]:
         """Computations that it runs once."""
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
-        named = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
-        names = ("calls", "to_apply", "true_computation", "false_computation")
-        return named + [called for name in names if (called := self.attribute(name))]
+        found = re.findall(r"%([\w.\-]+)", branches[1]) if branches else []
+        names = "calls|to_apply|true_computation|false_computation"
+        return found + re.findall(rf"\b(?:{names})=%?([\w.\-]+)", self.attributes)
 
     @property
     def op_name(self) -> str:
@@ -126,10 +123,7 @@ def _instruction(line: str) -> Instruction | None:
         return None
     rest = line[start.end() :]
     end = _balanced(rest, 0) if rest.startswith("(") else rest.find(" ")
-    arrays = tuple(
-        Array(dtype, tuple(map(int, filter(None, dims.split(",")))), "S(" not in (layout or ""))
-        for dtype, dims, layout in _SHAPE.findall(rest[:end])
-    )
+    arrays = tuple(_array(*found) for found in _SHAPE.findall(rest[:end]))
     rest = rest[end:].lstrip()
     bracket = rest.find("(")
     close = _balanced(rest, bracket)
@@ -189,9 +183,7 @@ def _trips(
         return float(known[1])
     if (caller_trips := trips(loop.op_name)) is not None:
         return caller_trips
-    constants = [
-        i.arguments for i in condition if i.opcode == "constant" and i.arrays[0].shape == ()
-    ]
+    constants = [i.arguments for i in condition if i.opcode == "constant" and i.arrays[0].is_scalar]
     if len(constants) == 1 and constants[0].isdigit():
         return float(constants[0])  # counters start at 0
     raise ValueError(f"unknown trip count of the loop {loop.op_name or loop.name!r}")
@@ -220,7 +212,7 @@ def _traffic(
 ) -> float:
     if instruction.opcode in ("copy-start", "slice-start"):
         # Its result is source, destination and a flag; as much moves as the destination holds.
-        ends = [array for array in instruction.arrays if array.shape]
+        ends = [array for array in instruction.arrays if not array.is_scalar]
         return min(array.num_bytes for array in ends) * sum(array.in_hbm for array in ends)
     sizes: list[float] = [results[o].hbm_bytes if o in results else 0 for o in instruction.operands]
     written: float = instruction.hbm_bytes

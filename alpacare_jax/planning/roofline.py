@@ -25,12 +25,14 @@ def measure(
     mesh: Mesh,
     trips: Callable[[str], float | None],
     num_sharing: int,
+    steps: int = 1,
 ) -> dict[str, Any]:
-    """Compiles a traced program; returns what one run of it needs.
+    """Compiles a traced program; returns what one step needs.
 
     Args:
       trips: trip counts of loops that depend on data; see `hlo.parse`.
       num_sharing: devices that share the matrix products; the others repeat them.
+      steps: steps in a run of the program, which share its FLOPs and traffic.
 
     Returns:
       The bytes of `memory_needs`, FLOPs of all devices that share, HBM and network bytes of one
@@ -48,13 +50,13 @@ def measure(
         return {"fits": False, "reason": text.splitlines()[0]}
     needs = {"compile_seconds": time.perf_counter() - start}
     needs |= memory_needs(compiled.memory_analysis(), topology.hbm_bytes)
-    needs["hardware_flops"] = matmul_flops(traced.jaxpr.jaxpr, trips)
+    needs["hardware_flops"] = matmul_flops(traced.jaxpr.jaxpr, trips) / steps
     try:
         program = hlo.parse(compiled.as_text() or "", trips)
         moved = collectives.find(program, mesh.shape, topology.slices)
         needs |= {
-            "hbm_traffic_bytes": hlo.hbm_bytes(program),
-            "collectives": [dataclasses.asdict(c) for c in moved],
+            "hbm_traffic_bytes": hlo.hbm_bytes(program) / steps,
+            "collectives": [dataclasses.asdict(c.scaled(1 / steps)) for c in moved],
         }
     except (ValueError, LookupError, TypeError) as error:  # another version of XLA writes it so
         messages.log(
@@ -92,31 +94,31 @@ def device_summary(topology: Topology, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def run_cost(topology: Topology, seconds: float, price: float | None) -> dict[str, float]:
-    """Hours, and what they cost if a price per chip-hour is given."""
-    hours = seconds / 3600
-    return {"hours": hours} | ({} if price is None else {"cost": hours * topology.chips * price})
+def run_cost(plan: Mapping[str, Any], price: float | None) -> dict[str, float]:
+    """What a planned run costs, if its hours and a price per chip-hour are known."""
+    if price is None or "hours" not in plan:
+        return {}
+    return {"cost": plan["hours"] * plan["chips"] * price}
 
 
 def memory_needs(analysis: Any, available: float) -> dict[str, Any]:
     """Bytes on one device; results that reuse the memory of donated arguments need none."""
-    result = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    needed = (
-        analysis.argument_size_in_bytes
-        + result
-        + analysis.temp_size_in_bytes
-        + analysis.generated_code_size_in_bytes
+    device = memory_use(
+        available,
+        argument=analysis.argument_size_in_bytes,
+        result=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        temporary=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
     )
-    return {
-        "fits": needed <= available,
-        "available_bytes": available,
-        "needed_bytes": needed,
-        "argument_bytes": analysis.argument_size_in_bytes,
-        "result_bytes": result,
-        "temporary_bytes": analysis.temp_size_in_bytes,
-        "code_bytes": analysis.generated_code_size_in_bytes,
-        "host_bytes": analysis.host_argument_size_in_bytes + analysis.host_temp_size_in_bytes,
-    }
+    host = analysis.host_argument_size_in_bytes + analysis.host_temp_size_in_bytes
+    return device | {"host_bytes": host}
+
+
+def memory_use(available: float, **parts: int) -> dict[str, Any]:
+    """Whether parts of a device's memory, in bytes, fit together; each as `NAME_bytes`."""
+    needed = sum(parts.values())
+    sizes = {"available": available, "needed": needed} | parts
+    return {"fits": needed <= available} | {f"{name}_bytes": n for name, n in sizes.items()}
 
 
 CUDNN_PRODUCTS = {

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.planning import generation as plan_generation
 from alpacare_jax.planning import training as plan_training
+from alpacare_jax.planning.generation import GenerationWorkload
 from alpacare_jax.planning.topologies import Topology
+from alpacare_jax.planning.training import TrainingWorkload
 from alpacare_jax.training import optimizers as optimizer_lib
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.optimizers import OptimizerConfig
@@ -31,10 +32,7 @@ another optimizer."""
 
 
 def training_plans(
-    run_config: RunConfig,
-    topology: Topology,
-    workload: plan_training.TrainingWorkload,
-    price: float | None,
+    run_config: RunConfig, topology: Topology, workload: TrainingWorkload
 ) -> Iterator[Plan]:
     """Plans of meshes, remat policies, micro-batch sizes and optimizers around a config's.
 
@@ -46,35 +44,32 @@ def training_plans(
     # Of each layout one program fits, and an optimizer fails at most once per remat policy.
     limit = sum(min(len(s) * len(o), len(s) + len(REMAT) * len(o)) for s, o in meshes)
     log(f"at most {limit} programs to compile")
-    too_large: list[RunConfig] = []
     for layouts, optimizers in meshes:
-        for layout in layouts:
+        too_large: set[tuple[str, OptimizerConfig]] = set()  # (remat, optimizer)
+        for layout in layouts:  # micro-batches never become smaller
+            remat = layout.model.remat
             for optimizer in optimizers:
-                candidate = replace(layout, optimizer=optimizer)
-                if any(_needs_more(candidate, other) for other in too_large):
+                if (remat, optimizer) in too_large:
                     continue
-                rest = topology, workload, price
-                plan = attempt(_changes(candidate), plan_training.make_plan, candidate, *rest)
+                candidate = replace(layout, optimizer=optimizer)
+                make_plan = plan_training.make_plan
+                plan = attempt(_changes(candidate), make_plan, candidate, topology, workload)
                 if plan:
                     yield plan
                 if not plan or plan["fits"]:
                     break
-                too_large.append(candidate)
+                too_large |= {(larger, optimizer) for larger in REMAT[REMAT.index(remat) :]}
 
 
 def _candidates(
-    run_config: RunConfig,
-    topology: Topology,
-    workload: plan_training.TrainingWorkload,
-    tensor: int,
+    run_config: RunConfig, topology: Topology, workload: TrainingWorkload, tensor: int
 ) -> tuple[list[RunConfig], list[OptimizerConfig]]:
     """What to try on one mesh: layouts, each batch shape once, and optimizers that may fit."""
-    model_config = VARIANTS[run_config.model.variant]
     sizes = replace(run_config.sharding, fsdp=-1, tensor=tensor)
     run_config = replace(run_config, sharding=sizes)
     try:
-        mesh = sharding.make_mesh(run_config.sharding, topology.devices)
-        sharding.param_shardings(model_config, mesh, run_config.sharding)
+        program = plan_training.make_program(run_config, topology.devices)
+        sharding.param_shardings(program.model_config, program.mesh, sizes)
     except ValueError as error:  # heads that do not divide, and the like
         log(f"tensor {tensor}: {error}")
         return [], []
@@ -85,7 +80,7 @@ def _candidates(
             model=replace(run_config.model, remat=remat),
             train=replace(run_config.train, microbatch_tokens=tokens),
         )
-        batch = plan_training.typical_batch(layout, model_config, mesh, workload)
+        batch = plan_training.typical_batch(replace(program, run_config=layout), workload)
         layouts.setdefault((batch.arrays["tokens"].shape, remat), layout)
     configs = [replace(run_config.optimizer, **changes) for changes in ({}, *OPTIMIZER_CHANGES)]
     optimizers = []
@@ -93,7 +88,7 @@ def _candidates(
         name = f"tensor {tensor}, {optimizer_lib.describe(optimizer)}"
         try:
             changed = replace(run_config, optimizer=optimizer)
-            least = plan_training.least_bytes(changed, model_config, mesh)
+            least = plan_training.least_bytes(replace(program, run_config=changed))
         except ValueError as error:  # no host memory that the devices reach
             log(f"{name}: {error}")
             continue
@@ -120,21 +115,8 @@ def _changes(run_config: RunConfig) -> dict[str, Any]:
     return found | ({"offload": True} if run_config.optimizer.offload else {})
 
 
-def _needs_more(a: RunConfig, b: RunConfig) -> bool:
-    """Whether a program of `a` needs at least the memory of one of `b`."""
-    return (
-        a.sharding == b.sharding
-        and a.optimizer == b.optimizer
-        and REMAT.index(a.model.remat) >= REMAT.index(b.model.remat)
-        and a.train.microbatch_tokens >= b.train.microbatch_tokens
-    )
-
-
 def generation_plans(
-    run_config: RunConfig,
-    topology: Topology,
-    workload: plan_generation.GenerationWorkload,
-    price: float | None,
+    run_config: RunConfig, topology: Topology, workload: GenerationWorkload
 ) -> Iterator[Plan]:
     """Plans of meshes of `data` and `tensor`, and numbers of slots from the given one up."""
     for tensor, factor in itertools.product((1, 2, 4, 8, 16, 32), (1, 4, 16)):
@@ -148,7 +130,6 @@ def generation_plans(
             replace(run_config, sharding=mesh),
             topology,
             replace(workload, slots=slots),
-            price,
         )
         if plan:
             yield plan

@@ -1,4 +1,4 @@
-"""Accelerators by name: `v5e-16` -> described devices to compile for, and what they can do."""
+"""Accelerators by name: `v5e-16` -> described devices to compile for, and their rates."""
 
 import dataclasses
 import importlib.util
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from alpacare_jax.planning import gpus
 from alpacare_jax.training import metrics
 from common.sections import UsageError
 
@@ -60,7 +59,7 @@ of a v5e chip."""
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """The devices of one or more slices, and the rates of one device."""
+    """The devices of one or more slices, and the rates of one device; infinite where unknown."""
 
     name: str
     devices: list[Any]
@@ -69,9 +68,9 @@ class Topology:
     hbm_bytes: float
     hbm_rate: float
     ici_rate: float  # of all links of one device, one way
+    host_rate: float = math.inf  # of one device to its host's memory, one way
     slices: int = 1
     dcn_rate: float = math.inf  # of one device to other slices, one way
-    host_rate: float = math.inf  # of one device to its host's memory, one way
 
 
 def describe(name: str) -> Topology:
@@ -91,7 +90,7 @@ def describe(name: str) -> Topology:
     if not found:
         raise UsageError(
             f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256, h200-8 or local "
-            f"(generations: {', '.join((*CHIPS, *gpus.GPUS))})"
+            f"(generations: {', '.join((*CHIPS, *GPU_MEMORY))})"
         )
     slices, generation, count = int(found[1] or 1), found[2], int(found[3])
     chip = CHIPS[generation]
@@ -99,15 +98,14 @@ def describe(name: str) -> Topology:
         sizes = ", ".join(f"{generation}-{n * chip.cores}" for n in chip.bounds)
         raise ValueError(f"there is no slice {generation}-{count}; choose from {sizes}")
     bounds = chip.bounds[count // chip.cores]
-    # Else libtpu spends minutes querying a metadata server that only TPU machines have.
+    # Else libtpu spends minutes querying a metadata server that only TPU machines have. Nothing is
+    # run, so two processes may compile.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_WORKER_ID", "0")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    os.environ.setdefault(
-        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-    )  # nothing is run, so two processes may compile
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "compiling for a TPU needs libtpu: pip install 'alpacare-jax[tpu]' (no TPU is needed)"
@@ -144,40 +142,72 @@ GPU_RATES = {
 """Bytes per second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
 data sheets."""
 
+GPU_MEMORY = {"h100": 79 * 2**30, "h200": 139 * 2**30}
+"""Bytes of a card, as CUDA reports them."""
+
+GPU_COUNTS = (1, 2, 4, 8)
+"""GPUs of one host, all connected to each other."""
+
+# stream_executor.GpuTargetConfigProto; limits of compute capability 9.0 from the CUDA programming
+# guide, sizes of the SXM cards from NVIDIA's "H100 Tensor Core GPU Architecture".
+HOPPER = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 l2_cache_size: 52428800
+  device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{kind}"
+"""
+
 
 def _gpus(name: str, generation: str, count: int) -> Topology:
-    gpu = gpus.GPUS[generation]
-    if count not in gpus.GPU_COUNTS:
-        sizes = ", ".join(f"{generation}-{n}" for n in gpus.GPU_COUNTS)
+    """Cards of one host, described for compilation.
+
+    Autotuning needs a card, so kernels differ from those of a real run, and the workspace of cuBLAS
+    and cuDNN is not counted. The descriptions have no host memory, so optimizer.offload cannot be
+    planned.
+    """
+    if count not in GPU_COUNTS:
+        sizes = ", ".join(f"{generation}-{n}" for n in GPU_COUNTS)
         raise ValueError(f"there is no host {name}; choose from {sizes}")
-    hbm_rate, ici_rate, host_rate = GPU_RATES[gpu.kind]
-    return Topology(
-        name=name,
-        devices=gpus.devices(gpu, count, hbm_rate),
-        chips=count,
-        flops=metrics.PEAK_BF16_FLOPS[gpu.kind],
-        hbm_bytes=gpus.usable_bytes(gpu),
-        hbm_rate=hbm_rate,
-        ici_rate=ici_rate,
-        host_rate=host_rate,
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        raise ValueError(
+            "compiling for a GPU needs JAX's CUDA packages: pip install 'alpacare-jax[gpu]' (no "
+            "GPU is needed)"
+        )
+    if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "cpu")  # else the packages look for a GPU driver
+    kind, memory = f"NVIDIA {generation.upper()}", GPU_MEMORY[generation]
+    description = topologies.get_topology_desc(
+        platform="cuda",
+        topology=f"1x1x{count}",
+        target_config=HOPPER.format(memory=memory, bandwidth=GPU_RATES[kind][0], kind=kind),
     )
+    flops, usable = metrics.PEAK_BF16_FLOPS[kind], memory_fraction() * memory
+    return Topology(name, list(description.devices), count, flops, usable, *GPU_RATES[kind])
+
+
+def memory_fraction() -> float:
+    """Share of a GPU's memory that JAX allocates, given the environment of this process."""
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    return float(next((os.environ[name] for name in names if os.environ.get(name)), 0.75))
 
 
 def _local() -> Topology:
     devices = jax.devices()
     kind, limits = devices[0].device_kind, devices[0].memory_stats() or {}
-    device_summary = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-    # Unknown rates bound nothing.
-    hbm_rate, ici_rate, host_rate = next(
-        (rates for name, rates in GPU_RATES.items() if kind.startswith(name)), [math.inf] * 3
-    )
-    return Topology(
-        name="local",
-        devices=devices,
-        chips=len(devices),
-        flops=metrics.peak_flops()[0],
-        hbm_bytes=limits.get("bytes_limit", device_summary),
-        hbm_rate=hbm_rate,
-        ici_rate=ici_rate,
-        host_rate=host_rate,
-    )
+    memory_share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    usable = limits.get("bytes_limit", memory_share)
+    known = [rates for name, rates in GPU_RATES.items() if kind.startswith(name)]
+    rates = known[0] if known else (math.inf, math.inf, math.inf)
+    flops, _ = metrics.peak_flops()
+    return Topology("local", devices, len(devices), flops, usable, *rates)

@@ -3,17 +3,16 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from alpacare_jax.data import batches, encoding
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import loss, params
-from alpacare_jax.model.config import VARIANTS, LlamaConfig
+from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training import batching, metrics, offload, optimizers
@@ -30,10 +29,19 @@ class TrainingWorkload:
     answer_share: float  # share of tokens that carry loss
 
 
-def typical_batch(
-    run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, workload: TrainingWorkload
-) -> batches.Step:
+def make_program(run_config: RunConfig, devices: Sequence[Any]) -> TrainingProgram:
+    """The program of a config, for as many steps as any: programs differ in a constant only.
+
+    Raises:
+      ValueError: the mesh does not divide the devices.
+    """
+    mesh = sharding.make_mesh(run_config.sharding, devices)
+    return TrainingProgram(VARIANTS[run_config.model.variant], run_config, 1000, mesh)
+
+
+def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> batches.Step:
     """One step's batch, laid out as in training, of examples with the workload's lengths."""
+    run_config = program.run_config
     count = run_config.train.batch_size
     lengths = np.linspace(0.5, 1.5, count) * workload.example_tokens
     lengths = np.clip(lengths.round().astype(int), 2, run_config.data.max_length)
@@ -42,14 +50,11 @@ def typical_batch(
         encoding.EncodedExample(np.zeros(n, np.int32), max(1, round(n * prompt_share)))
         for n in lengths.tolist()
     ]
-    return batching.make_batcher(examples, count, run_config, model_config, mesh).batch(0)
+    batcher = batching.make_batcher(examples, count, run_config, program.model_config, program.mesh)
+    return batcher.batch(0)
 
 
-NUM_STEPS = 1000
-"""Any number: programs differ in a constant only."""
-
-
-def least_bytes(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) -> int:
+def least_bytes(program: TrainingProgram) -> int:
     """Bytes that a device needs whatever the compiler does, known without compiling.
 
     Parameters, moments that are not in host memory, and all gradients: no parameter is updated
@@ -58,7 +63,7 @@ def least_bytes(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) ->
     Raises:
       ValueError: a length does not divide over the mesh, or offloading is not supported.
     """
-    state = TrainingProgram(model_config, run_config, NUM_STEPS, mesh).abstract_state()
+    state = program.abstract_state()
 
     def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
         if leaf.sharding.memory_kind == offload.HOST_MEMORY:
@@ -68,13 +73,10 @@ def least_bytes(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) ->
     return sum(map(device_bytes, jax.tree.leaves(state) + jax.tree.leaves(state["params"])))
 
 
-def trace_step(
-    run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, batch: batches.Step
-) -> jax.stages.Traced:
+def trace_step(program: TrainingProgram, batch: batches.Step) -> jax.stages.Traced:
     """The real training step, traced for abstract arguments."""
-    program = TrainingProgram(model_config, run_config, NUM_STEPS, mesh)
     step, _ = program.make_steps()
-    rows = sharding.batch_sharding(mesh)
+    rows, flags = sharding.batch_sharding(program.mesh), sharding.flag_sharding(program.mesh)
     arrays = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
         for name, array in batch.arrays.items()
@@ -83,16 +85,14 @@ def trace_step(
         program.abstract_state(),
         arrays,
         jax.ShapeDtypeStruct((), np.int32),
-        jax.ShapeDtypeStruct((mesh.size,), np.float32, sharding=sharding.flag_sharding(mesh)),
+        jax.ShapeDtypeStruct((program.mesh.size,), np.float32, sharding=flags),
     )
 
 
-def loop_trips(
-    run_config: RunConfig, mesh: Mesh, batch: batches.Step
-) -> Callable[[str], float | None]:
+def loop_trips(program: TrainingProgram, batch: batches.Step) -> Callable[[str], float | None]:
     """Trip counts that depend on the data, as a function of a loop's name in the program."""
-    rows = batch.arrays["tokens"].shape[1] // sharding.batch_groups(mesh)
-    chunk = max(1, run_config.model.loss_tokens // rows)
+    rows = batch.arrays["tokens"].shape[1] // sharding.batch_groups(program.mesh)
+    chunk = max(1, program.run_config.model.loss_tokens // rows)
     targets = np.count_nonzero(batch.arrays["weights"][: batch.num_micro], axis=-1).max()
     known = {ACCUMULATE: batch.num_micro, loss.CHUNKS: -(-int(targets) // chunk)}
 
@@ -105,13 +105,12 @@ def loop_trips(
 
 
 def make_plan(
-    run_config: RunConfig, topology: Topology, workload: TrainingWorkload, price: float | None
+    run_config: RunConfig, topology: Topology, workload: TrainingWorkload
 ) -> dict[str, Any]:
     """Compiles one training step; returns what it needs and how fast it could be."""
-    model_config = VARIANTS[run_config.model.variant]
-    mesh = sharding.make_mesh(run_config.sharding, topology.devices)
-    batch = typical_batch(run_config, model_config, mesh, workload)
-    traced = trace_step(run_config, model_config, mesh, batch)
+    program = make_program(run_config, topology.devices)
+    model_config, mesh = program.model_config, program.mesh
+    batch = typical_batch(program, workload)
     A, R, T = batch.arrays["tokens"].shape
     plan = roofline.device_summary(topology, mesh) | {
         "rows": f"{A} x {R} x {T}",
@@ -120,8 +119,8 @@ def make_plan(
         "parameters": params.count(model_config),
         "optimizer": optimizers.describe(run_config.optimizer),
     }
-    trips = loop_trips(run_config, mesh, batch)
-    plan |= roofline.measure(traced, topology, mesh, trips, mesh.size)
+    trips = loop_trips(program, batch)
+    plan |= roofline.measure(trace_step(program, batch), topology, mesh, trips, mesh.size)
     if "needed_bytes" not in plan:
         return plan
     step = plan["step_seconds"]
@@ -129,13 +128,10 @@ def make_plan(
         model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
     )
     steps = workload.num_examples // run_config.train.batch_size * run_config.train.epochs
-    return (
-        plan
-        | {
-            "model_flops": model_flops,
-            "mfu_ceiling": model_flops / (step * mesh.size * topology.flops),
-            "tokens_per_second": batch.num_tokens / step,
-            "steps": steps,
-        }
-        | roofline.run_cost(topology, steps * step, price)
-    )
+    return plan | {
+        "model_flops": model_flops,
+        "mfu_ceiling": model_flops / (step * mesh.size * topology.flops),
+        "tokens_per_second": batch.num_tokens / step,
+        "steps": steps,
+        "hours": steps * step / 3600,
+    }

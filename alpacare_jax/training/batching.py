@@ -30,10 +30,14 @@ def load_batchers(
             f"max_position_embeddings {limit:,}; lower it"
         )
 
-    def encode(examples: Sequence[records.Example], name: str) -> list[encoding.EncodedExample]:
-        return encoding.encode_all(
+    def batcher(
+        examples: Sequence[records.Example], name: str, batch_size: int | None = None
+    ) -> batches.Batcher:
+        encoded = encoding.encode_all(
             examples, tokenizer, template, run_config.data, lambda text: log(f"{name}: {text}")
         )
+        size = batch_size or len(encoded)
+        return make_batcher(encoded, size, run_config, model_config, mesh)
 
     examples = records.read_examples(run_config.data.path)
     if run_config.data.eval_path:
@@ -41,12 +45,8 @@ def load_batchers(
     else:
         share = run_config.data.eval_share
         examples, held_out = batches.split_examples(examples, share, run_config.train.seed)
-    encoded = encode(examples, "training data")
-    train = make_batcher(encoded, run_config.train.batch_size, run_config, model_config, mesh)
-    if not held_out:
-        return train, None
-    encoded = encode(held_out, "held-out data")
-    return train, make_batcher(encoded, len(encoded), run_config, model_config, mesh)
+    train = batcher(examples, "training data", run_config.train.batch_size)
+    return train, batcher(held_out, "held-out data") if held_out else None
 
 
 def make_batcher(

@@ -128,12 +128,6 @@ class MetricsWriter:
         """Uploads what was written so far, if the workdir is in a bucket."""
         self._lines.sync()
 
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
     def close(self) -> None:
         """Writes and uploads what is buffered."""
         self._lines.close()

@@ -1,11 +1,13 @@
 """Optimizer moments in host memory, fetched to the devices one layer at a time."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from alpacare_jax.model.llama import Params
 
@@ -47,11 +49,17 @@ def update_by_layer(
       shardings: of `opt_state`; their memory kind says what is on the host.
     """
 
+    def moved(space: Any, opt_state: Any, locations: Any) -> Any:
+        def move(array, sharding):
+            return jax.device_put(array, space) if sharding.memory_kind == HOST_MEMORY else array
+
+        return _map_moments(move, opt_state, locations)
+
     def update(names, grads, opt_state, params):
         locations = _select(names, shardings)
-        opt_state = _map_moments(_move_hosted(jax.memory.Space.Device), opt_state, locations)
+        opt_state = moved(jax.memory.Space.Device, opt_state, locations)
         updates, opt_state = optimizer.update(grads, opt_state, params, grad_norm=grad_norm)
-        opt_state = _map_moments(_move_hosted(jax.memory.Space.Host), opt_state, locations)
+        opt_state = moved(jax.memory.Space.Host, opt_state, locations)
         return optax.apply_updates(params, updates), opt_state
 
     layers, rest = ["layers"], [name for name in params if name != "layers"]
@@ -66,55 +74,36 @@ def update_by_layer(
         def write(stacked, new):
             return jax.lax.dynamic_update_slice_in_dim(stacked, new, i, 0)
 
-        new_params, new_state = update(
-            layers,
-            jax.tree.map(read, layer_grads),
-            _map_moments(read, state),
-            jax.tree.map(read, params),
-        )
+        layer = jax.tree.map(read, (layer_grads, params))
+        new_params, new_state = update(layers, layer[0], _map_moments(read, state), layer[1])
         return jax.tree.map(write, params, new_params), _map_moments(write, state, new_state)
 
     num_layers = len(jax.tree.leaves(layer_grads)[0])
     stacked = (_select(layers, params), _select(layers, opt_state))
     stacked_params, stacked_state = jax.lax.fori_loop(0, num_layers, update_layer, stacked)
-    new_params, new_state = update(
-        rest, _select(rest, grads), _select(rest, opt_state), _select(rest, params)
-    )
+    others = [_select(rest, tree) for tree in (grads, opt_state, params)]
+    new_params, new_state = update(rest, *others)
     # Counts are incremented in `new_state`, and not in `stacked_state`.
-    joined = jax.tree.map(
-        lambda a, b: a | b if _is_moments(a) else a, new_state, stacked_state, is_leaf=_is_moments
-    )
-    return new_params | stacked_params, joined
+    return new_params | stacked_params, _map_trees(operator.or_, new_state, stacked_state)
 
 
-def _move_hosted(
-    space: jax.memory.Space,  # pyright: ignore[reportInvalidTypeForm]
-) -> Callable[[jax.Array, NamedSharding], jax.Array]:
-    def move(array, sharding):
-        return jax.device_put(array, space) if sharding.memory_kind == HOST_MEMORY else array
+def _map_trees(f: Callable[..., Any], state: Any, *others: Any) -> Any:
+    """Applies `f` to the trees of moments, and leaves counts as they are.
 
-    return move
-
-
-def _is_moments(node: Any) -> bool:
-    """In an optax state every dict is a tree like the parameters; all else is counts."""
-    return isinstance(node, dict)
-
-
-def _select(names: Sequence[str], state: Any) -> Any:
-    """These parameters only, in each tree of a state."""
+    In an optax state every dict is a tree like the parameters; all else is counts.
+    """
     return jax.tree.map(
-        lambda node: {name: node[name] for name in names} if _is_moments(node) else node,
+        lambda node, *rest: f(node, *rest) if isinstance(node, dict) else node,
         state,
-        is_leaf=_is_moments,
+        *others,
+        is_leaf=lambda node: isinstance(node, dict),
     )
 
 
 def _map_moments(f: Callable[..., jax.Array], state: Any, *others: Any) -> Any:
-    """Applies `f` to moments and leaves counts as they are."""
-    return jax.tree.map(
-        lambda node, *rest: jax.tree.map(f, node, *rest) if _is_moments(node) else node,
-        state,
-        *others,
-        is_leaf=_is_moments,
-    )
+    return _map_trees(functools.partial(jax.tree.map, f), state, *others)
+
+
+def _select(names: Sequence[str], state: Any) -> Any:
+    """These parameters only, in each tree of a state."""
+    return _map_trees(lambda tree: {name: tree[name] for name in names}, state)

@@ -129,27 +129,25 @@ def scale_by_factored_moment(matrix_axes: MatrixAxes) -> optax.GradientTransform
     def axes(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return matrix_axes[".".join(key.key for key in path)]
 
+    def mean_squares(grads: optax.Updates, reduced: int) -> Params:
+        """Over the rows of each matrix (0) or over its columns (1)."""
+
+        def leaf(path, g):
+            squares = g * g + ADAFACTOR_EPSILON
+            return jnp.mean(squares, axis=axes(path)[reduced], keepdims=True)
+
+        return jax.tree.map_with_path(leaf, grads)
+
     def init(params: optax.Params) -> FactoredState:
-        def zeros(reduced: int) -> Params:
-            def leaf(path, w):
-                shape = [1 if i in axes(path)[reduced] else n for i, n in enumerate(w.shape)]
-                return jnp.zeros(shape, jnp.float32)
-
-            return jax.tree.map_with_path(leaf, params)
-
-        return FactoredState(jnp.zeros([], jnp.int32), row=zeros(1), column=zeros(0))
+        row, column = (optax.tree.zeros_like(mean_squares(params, i)) for i in (1, 0))
+        return FactoredState(jnp.zeros([], jnp.int32), row, column)
 
     def update(updates: optax.Updates, state: Any, params: optax.Params | None = None):
         del params
         old = 1 - (state.count + 1.0) ** -ADAFACTOR_DECAY
 
-        def moment(reduced: int, before: Params) -> Params:
-            def leaf(path, g, m):
-                squares = g * g + ADAFACTOR_EPSILON
-                mean = jnp.mean(squares, axis=axes(path)[reduced], keepdims=True)
-                return old * m + (1 - old) * mean
-
-            return jax.tree.map_with_path(leaf, updates, before)
+        def moment(before: Params, mean: Params) -> Params:
+            return jax.tree.map(lambda m, new: old * m + (1 - old) * new, before, mean)
 
         def scale(path, g, row, column):
             rows, columns = axes(path)
@@ -158,7 +156,8 @@ def scale_by_factored_moment(matrix_axes: MatrixAxes) -> optax.GradientTransform
             rms = jnp.sqrt(jnp.mean(u * u, axis=rows + columns, keepdims=True))
             return u / jnp.maximum(1.0, rms / ADAFACTOR_CLIP)
 
-        row, column = moment(1, state.row), moment(0, state.column)
+        row = moment(state.row, mean_squares(updates, 1))
+        column = moment(state.column, mean_squares(updates, 0))
         scaled = jax.tree.map_with_path(scale, updates, row, column)
         return scaled, FactoredState(state.count + 1, row, column)
 

@@ -3,19 +3,21 @@
 Every process makes these calls; only the first one writes.
 """
 
+import collections
 import contextlib
+import math
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
+from alpacare_jax.checkpoints.checkpoint import TrainingCheckpoints
 from alpacare_jax.data.batches import Step
 from alpacare_jax.distributed import processes
-from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.training import metrics, optimizers
-from alpacare_jax.training.config import RunConfig
+from alpacare_jax.training.train_step import State, StepReport, TrainingProgram
 from common import messages, paths
 
 
@@ -25,31 +27,11 @@ def log(text: str) -> None:
         messages.log(text)
 
 
-def progress_line(
-    step: int, num_steps: int, values: dict[str, float], peak_source: str, left: float | None
-) -> str:
-    """One line for people; `left` is in seconds, None while there is no estimate yet."""
-    parts = [
-        f"step {step:,}/{num_steps:,}",
-        f"loss {values['loss']:.4f}",
-        f"lr {values['learning_rate']:.2e}",
-        f"grad norm {values['grad_norm']:.2f}",
-        f"{values['tokens_per_second']:,.0f} tokens/s",
-        f"real tokens {values['real_token_share']:.0%}",
-        f"MFU {values['mfu']:.0%} of {peak_source} peak",
-    ]
-    if left is not None:
-        parts.append(f"{messages.duration(left)} left")
-    if "eval_loss" in values:
-        parts.append(f"held-out loss {values['eval_loss']:.4f}")
-    return " | ".join(parts)
-
-
 class StartupTimer:
     """Measures the phases from the start of the process to the end of the first step."""
 
     def __init__(self):
-        self._phases: list[tuple[str, float]] = []
+        self._phases: dict[str, float] = {}
         self._compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add_compilation)
 
@@ -59,46 +41,55 @@ class StartupTimer:
 
     def end_phase(self, name: str) -> None:
         """Names the phase that ends here."""
-        before = sum(seconds for _, seconds in self._phases)
-        self._phases.append((name, processes.seconds_since_start() - before))
+        self._phases[name] = processes.seconds_since_start() - sum(self._phases.values())
 
     def summary(self) -> str:
         """All phases in one line."""
-        total = sum(seconds for _, seconds in self._phases)
-        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._phases)
+        total = sum(self._phases.values())
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._phases.items())
         return f"first step after {total:.0f} s: {phases}; compiling took {self._compiling:.1f} s"
 
 
 class TrainingProgress:
-    """Reports the steps of a run.
+    """Reads the reports of finished steps, and passes them to metrics.jsonl and progress lines.
 
-    Order of calls inside `with`: `start`, then for each step in order `lap`, `step` and, where a
-    checkpoint is due, `before_save` and `saved`; at the end `finish`.
+    Reading waits for the devices, so one dispatched step stays unread: the devices never wait for
+    Python. `stopping` is set once a report says that some process was asked to stop.
+
+    Order of calls inside `with`: for a new run `start`; then for each step in order `add`, `drain`
+    and, where a checkpoint is due, `save`; at the end `finish`.
     """
 
     def __init__(
         self,
         workdir: epath.Path,
-        run_config: RunConfig,
-        model_config: LlamaConfig,
-        mesh: Mesh,
+        program: TrainingProgram,
         first_step: int,
-        num_steps: int,
         startup: StartupTimer,
+        watchdog: processes.Watchdog,
+        checkpoints: TrainingCheckpoints,
+        evaluate: Callable[[State], dict[str, float]],
     ):
-        """Opens metrics.jsonl. `first_step`: of the restored checkpoint, 0 for a new run."""
-        self._workdir, self._run_config, self._model_config = workdir, run_config, model_config
-        self._first_step, self._num_steps, self._startup = first_step, num_steps, startup
+        """Opens metrics.jsonl.
+
+        Args:
+          first_step: of the restored checkpoint, 0 for a new run.
+          evaluate: returns {"eval_loss": loss} of the held-out examples; {} if there are none.
+        """
+        self.stopping = False
+        self._workdir, self._program, self._first_step = workdir, program, first_step
+        self._startup, self._watchdog, self._checkpoints = startup, watchdog, checkpoints
+        self._evaluate = evaluate
+        self._unread: collections.deque[tuple[int, Step, StepReport]] = collections.deque()
         # All at once: a device would compute each one only after the steps queued before it.
-        schedule = optimizers.schedule(run_config.optimizer, num_steps)
-        self._rates = np.asarray(schedule(np.arange(num_steps)))
+        schedule = optimizers.schedule(program.run_config.optimizer, program.num_steps)
+        self._rates = np.asarray(schedule(np.arange(program.num_steps)))
         self._peak, self._peak_source = metrics.peak_flops()
-        self._devices = mesh.size
         self._save_seconds: float | None = None
-        self._start = self._lap = self._second_step = time.perf_counter()
+        self._start = self._lap_start = self._second_step = time.perf_counter()
         self._writer = None
         if processes.is_first():
-            tensorboard = run_config.train.tensorboard
+            tensorboard = program.run_config.train.tensorboard
             self._writer = metrics.MetricsWriter(workdir, first_step, tensorboard)
 
     def __enter__(self) -> "TrainingProgress":
@@ -114,17 +105,63 @@ class TrainingProgress:
         if self._writer:
             self._writer.write(step, **values)
 
-    def start(self, values: dict[str, float]) -> None:
-        """Starts the clock of the first step; `values` are those of the model before it, if any."""
-        if values:
-            self._write(0, values)
-            log(f"step 0/{self._num_steps} | held-out loss {values['eval_loss']:.4f}")
-        self._start = self._lap = time.perf_counter()
-
-    def lap(self) -> float:
+    def _lap(self) -> float:
         """Seconds since the last call."""
-        before, self._lap = self._lap, time.perf_counter()
-        return self._lap - before
+        before, self._lap_start = self._lap_start, time.perf_counter()
+        return self._lap_start - before
+
+    def start(self, state: State) -> None:
+        """Reports the held-out loss of the base model, and starts the clock of the first step."""
+        if values := self._held_out_loss(0, state):
+            self._write(0, values)
+            log(f"step 0/{self._program.num_steps} | held-out loss {values['eval_loss']:.4f}")
+        self._start = self._lap_start = time.perf_counter()
+
+    def add(self, step: int, batch: Step, report: StepReport) -> None:
+        """Queues the report of a step that was dispatched to the devices."""
+        self._unread.append((step, batch, report))
+
+    def drain(
+        self, step: int, state: State, *, wait: bool, evaluating: bool = False
+    ) -> dict[str, float]:
+        """Reads all reports but the last; that of `step` too if `wait` is set or the run stops.
+
+        Returns:
+          The held-out loss after `step` under `eval_loss` where `evaluating`, which needs `wait`.
+
+        Raises:
+          FloatingPointError: a loss or norm is NaN or infinite.
+        """
+        held_out: dict[str, float] = {}
+        while len(self._unread) > (0 if wait or self.stopping else 1):
+            done, batch, report = self._unread.popleft()
+            values = {name: float(value) for name, value in report.items()}
+            seconds = self._lap()
+            self._watchdog.reset()
+            self.stopping |= values.pop("stop") > 0
+            self._require_finite(values, done)
+            if evaluating and done == step:
+                held_out = self._held_out_loss(step, state)
+            self.step(done, batch, values | held_out, seconds)
+        return held_out
+
+    def _held_out_loss(self, step: int, state: State) -> dict[str, float]:
+        values = self._evaluate(state)
+        self._require_finite(values, step)
+        self._watchdog.reset()
+        return values
+
+    def _require_finite(self, values: dict[str, float], step: int) -> None:
+        """Raises FloatingPointError, after any save in progress, if a value is NaN or infinite."""
+        if all(math.isfinite(value) for value in values.values()):
+            return
+        self._checkpoints.wait()
+        found = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise FloatingPointError(
+            f"{found} at step {step}; the last good step is {step - 1}, the last checkpoint "
+            f"{self._checkpoints.latest or 'none'}; lower optimizer.learning_rate or look at the "
+            "data of this step"
+        )
 
     def step(self, step: int, batch: Step, report: dict[str, float], seconds: float) -> None:
         """Writes the metrics of a step, and every train.log_every steps a progress line.
@@ -133,14 +170,15 @@ class TrainingProgress:
           report: what the step returned, and the held-out loss where it was evaluated.
           seconds: from the end of the step before to its own.
         """
-        needed = metrics.train_flops(
-            self._model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
+        program = self._program
+        flops = metrics.train_flops(
+            program.model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
         )
         values = report | {
             "learning_rate": float(self._rates[step - 1]),
             "tokens_per_second": batch.num_tokens / seconds,
             "real_token_share": batch.num_tokens / batch.num_computed,
-            "mfu": needed / (seconds * self._devices * self._peak),
+            "mfu": flops / (seconds * program.mesh.size * self._peak),
             "seconds": seconds,
         }
         if self._save_seconds is not None:
@@ -153,26 +191,42 @@ class TrainingProgress:
             self._second_step = time.perf_counter()
         else:
             since = time.perf_counter() - self._second_step
-            left = since / (step - self._first_step - 1) * (self._num_steps - step)
-        every = self._run_config.train.log_every
-        if left is None or step == self._num_steps or step % every == 0:
-            log(progress_line(step, self._num_steps, values, self._peak_source, left))
+            left = since / (step - self._first_step - 1) * (program.num_steps - step)
+        every = program.run_config.train.log_every
+        if left is None or step == program.num_steps or step % every == 0:
+            log(self._line(step, values, left))
         if "eval_loss" in values:
-            self.lap()  # evaluating is not part of the next step
+            self._lap()  # evaluating is not part of the next step
 
-    def saved(self, step: int, seconds: float) -> None:
-        """Reports a save that paused training for `seconds`; the rest runs in the background.
+    def _line(self, step: int, values: dict[str, float], left: float | None) -> str:
+        """One line for people; `left` is in seconds, None while there is no estimate yet."""
+        parts = [
+            f"step {step:,}/{self._program.num_steps:,}",
+            f"loss {values['loss']:.4f}",
+            f"lr {values['learning_rate']:.2e}",
+            f"grad norm {values['grad_norm']:.2f}",
+            f"{values['tokens_per_second']:,.0f} tokens/s",
+            f"real tokens {values['real_token_share']:.0%}",
+            f"MFU {values['mfu']:.0%} of {self._peak_source} peak",
+        ]
+        if left is not None:
+            parts.append(f"{messages.duration(left)} left")
+        if "eval_loss" in values:
+            parts.append(f"held-out loss {values['eval_loss']:.4f}")
+        return " | ".join(parts)
 
-        metrics.jsonl has them in the line of the next step, which was delayed.
+    def save(self, step: int, state: State, held_out: dict[str, float]) -> None:
+        """Saves a checkpoint, and reports how long that paused training.
+
+        metrics.jsonl is complete up to here, as a run resumed from this save reads no further. It
+        has the pause in the line of the next step, which was delayed.
         """
-        log(f"step {step:,}: saving in the background; training paused for {seconds:.2f} s")
-        self._save_seconds = seconds
-        self.lap()
-
-    def before_save(self) -> None:
-        """Completes metrics.jsonl up to here: a run resumed from this save reads no further."""
         if self._writer:
             self._writer.sync()
+        self._save_seconds = seconds = self._checkpoints.save(step, state, held_out)
+        log(f"step {step:,}: saving in the background; training paused for {seconds:.2f} s")
+        self._lap()
+        self._watchdog.reset()
 
     def finish(self) -> None:
         """Reports the end of the run."""

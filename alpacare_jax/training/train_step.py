@@ -29,12 +29,6 @@ Batch = dict[str, jax.Array]
 StepReport = dict[str, jax.Array]
 """{"loss", "grad_norm", "stop"}: float32 scalars that a training step returns."""
 
-TrainStep = jax.stages.Wrapped
-"""(state, arrays, num_micro, stops) -> (state, report), jitted; state is donated."""
-
-EvalStep = jax.stages.Wrapped
-"""(params, arrays, num_micro) -> loss, jitted."""
-
 ACCUMULATE = "accumulate"
 """Name of the loop over micro-batches in compiled programs; `plan` looks for it."""
 
@@ -153,15 +147,16 @@ class TrainingProgram:
             hidden, module.head_VD, micro["targets"], micro["weights"], chunk
         )
 
-    def make_steps(self) -> tuple[TrainStep, EvalStep]:
-        """The two compiled programs of a run.
+    def make_steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+        """The two compiled programs of a run: `train_step`, which donates the state, `eval_step`.
 
         `stops` [devices] are the flags of `sharding.put_flag`; "stop" of the report is their
         maximum.
         """
+        shardings = self.state_shardings
 
         def train_step(state: State, arrays: Batch, num_micro, stops) -> tuple[State, StepReport]:
-            params = state["params"]
+            params, opt_state = state["params"], state["opt_state"]
 
             def add(micro, total):
                 # Gradients of the layers go in as `sums` and come back with this micro-batch's
@@ -177,9 +172,15 @@ class TrainingProgram:
             zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
             loss, grads = accumulate(add, arrays, num_micro, zero)
             norm = optax.tree.norm(grads)
-            params, opt_state = self._update(grads, state["opt_state"], params, norm)
+            if self.run_config.optimizer.offload:
+                new_params, opt_state = offload.update_by_layer(
+                    self.optimizer, grads, opt_state, params, norm, shardings["opt_state"]
+                )
+            else:
+                updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
+                new_params = optax.apply_updates(params, updates)
             report = {"loss": loss, "grad_norm": norm, "stop": jnp.max(stops)}
-            return {"params": params, "opt_state": opt_state}, report
+            return {"params": new_params, "opt_state": opt_state}, report
 
         def eval_step(params: Params, arrays: Batch, num_micro) -> jax.Array:
             def add(micro, total):
@@ -187,7 +188,7 @@ class TrainingProgram:
 
             return accumulate(add, arrays, num_micro, jnp.zeros((), jnp.float32))
 
-        shardings, replicated = self.state_shardings, sharding.replicated(self.mesh)
+        replicated = sharding.replicated(self.mesh)
         rows, flags = sharding.batch_sharding(self.mesh), sharding.flag_sharding(self.mesh)
         return (
             jax.jit(
@@ -202,11 +203,3 @@ class TrainingProgram:
                 out_shardings=replicated,
             ),
         )
-
-    def _update(self, grads: Params, opt_state: Any, params: Params, norm: jax.Array) -> Any:
-        if self.run_config.optimizer.offload:
-            return offload.update_by_layer(
-                self.optimizer, grads, opt_state, params, norm, self.state_shardings["opt_state"]
-            )
-        updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
-        return optax.apply_updates(params, updates), opt_state

@@ -7,7 +7,7 @@ import pytest
 
 from alpacare_jax.inference.engine import BURST
 from alpacare_jax.model import params
-from alpacare_jax.planning import generation, table, topologies
+from alpacare_jax.planning import generation, roofline, table, topologies
 from alpacare_jax.training import metrics
 from alpacare_jax.training.config import RunConfig
 from tests.alpacare_jax.planning.test_training import TINY, of_variant, tiny_config
@@ -34,7 +34,8 @@ def topology() -> topologies.Topology:
 
 @pytest.fixture(scope="module")
 def plan(topology):
-    return generation.make_plan(on_mesh(4, 1, 2), topology, WORK, price=2.0)
+    found = generation.make_plan(on_mesh(4, 1, 2), topology, WORK)
+    return found | roofline.run_cost(found, 2.0)
 
 
 def test_memory_is_weights_cache_and_what_is_worked_with(plan):
@@ -115,15 +116,13 @@ def test_the_table_says_it_all(plan):
 
 def test_what_does_not_fit(topology):
     small = dataclasses.replace(topology, hbm_bytes=1000.0)
-    found = generation.make_plan(on_mesh(-1, 1, 2), small, WORK, None)
+    found = generation.make_plan(on_mesh(-1, 1, 2), small, WORK)
     assert not found["fits"] and "cost" not in found
     assert "fits                  NO" in table.generation_table(found)
 
 
 def test_more_slots_need_more_cache_and_no_more_weights(topology, plan):
-    more = generation.make_plan(
-        on_mesh(4, 1, 2), topology, dataclasses.replace(WORK, slots=16), None
-    )
+    more = generation.make_plan(on_mesh(4, 1, 2), topology, dataclasses.replace(WORK, slots=16))
     assert more["weight_bytes"] == plan["weight_bytes"]
     assert more["cache_bytes"] == pytest.approx(2 * plan["cache_bytes"], rel=0.05)
 
@@ -131,17 +130,17 @@ def test_more_slots_need_more_cache_and_no_more_weights(topology, plan):
 def test_nothing_is_allocated(topology):
     before = {id(array) for array in jax.live_arrays()}
     config = of_variant("llama3.2-1b", **{"sharding.fsdp": 1, "sharding.tensor": 8})
-    generation.make_plan(config, topology, WORK, None)
+    generation.make_plan(config, topology, WORK)
     assert not [a for a in jax.live_arrays() if id(a) not in before and a.nbytes > 10**6]
 
 
 def test_it_must_be_possible():
     with pytest.raises(ValueError, match="are 528 together"):
         limits = dataclasses.replace(WORK, prompt_tokens=500)
-        generation.make_plan(on_mesh(-1, 1, 1), topologies.describe("local"), limits, None)
+        generation.make_plan(on_mesh(-1, 1, 1), topologies.describe("local"), limits)
     with pytest.raises(ValueError, match="6 slots cannot be split evenly over 8 groups of devices"):
         few = dataclasses.replace(WORK, slots=6)
-        generation.make_plan(on_mesh(-1, 1, 1), topologies.describe("local"), few, None)
+        generation.make_plan(on_mesh(-1, 1, 1), topologies.describe("local"), few)
 
 
 @pytest.mark.slow
@@ -149,7 +148,7 @@ def test_a_tpu_slice():
     pytest.importorskip("libtpu", reason="needs libtpu: the extra [tpu]")
     config = of_variant("llama-7b", **{"sharding.fsdp": 1, "sharding.tensor": 16})
     workload = generation.GenerationWorkload(1000, 256, 512, slots=16)
-    found = generation.make_plan(config, topologies.describe("v5e-16"), workload, None)
+    found = generation.make_plan(config, topologies.describe("v5e-16"), workload)
     assert found["fits"] and found["decode"]["bound"] == "memory"
     cache = 2 * 32 * 16 * 1024 * 32 * 128 * 2 / 16
     assert found["cache_bytes"] == pytest.approx(cache, rel=0.01)

@@ -6,8 +6,6 @@ import re
 import jax
 import pytest
 
-from alpacare_jax.distributed import sharding
-from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.planning import generation, topologies, training
 from alpacare_jax.planning import search as plan_search
 from tests.alpacare_jax.planning.test_training import WORK, tiny_config
@@ -30,7 +28,7 @@ def config():
 def search(config, room: float, monkeypatch) -> list[dict]:
     """Ranked plans of made-up programs, of `room` for a program of a tensor axis of 1."""
 
-    def plan(config, topology, workload, price):
+    def plan(config, topology, workload):
         found = config.optimizer
         size = config.train.microbatch_tokens * (3 if config.model.remat == "dots" else 1)
         size += {"adamw": 8000, "adafactor": 0}[found.name]
@@ -39,7 +37,7 @@ def search(config, room: float, monkeypatch) -> list[dict]:
 
     monkeypatch.setattr(training, "make_plan", plan)
     workload = dataclasses.replace(WORK, example_tokens=512)
-    return plan_search.rank(plan_search.training_plans(config, TOPOLOGY, workload, None))
+    return plan_search.rank(plan_search.training_plans(config, TOPOLOGY, workload))
 
 
 def test_meshes_remat_micro_batches_and_optimizers_of_training(config, monkeypatch, capsys):
@@ -79,28 +77,27 @@ def test_programs_are_as_few_as_said(config, room, monkeypatch, capsys):
 
 
 def test_what_cannot_fit_is_not_compiled(config, monkeypatch, capsys):
-    mesh = sharding.make_mesh(config.sharding, TOPOLOGY.devices)
-    least = training.least_bytes(config, VARIANTS["tiny"], mesh)
+    least = training.least_bytes(training.make_program(config, TOPOLOGY.devices))
     topology = dataclasses.replace(TOPOLOGY, hbm_bytes=least - 1)
     monkeypatch.setattr(training, "make_plan", lambda *a: planned(1.0, 1.0, mfu_ceiling=0.5))
-    ranked = plan_search.rank(plan_search.training_plans(config, topology, WORK, None))
+    ranked = plan_search.rank(plan_search.training_plans(config, topology, WORK))
     of_one = [p["changes"] for p in ranked if p["changes"]["tensor"] == 1]
     assert {changes["first_moment"] for changes in of_one} == {"bfloat16"}
     line = "tensor 1, adamw, first moment in float32, moments in device memory: does not fit"
     assert line in capsys.readouterr().err
     topology = dataclasses.replace(TOPOLOGY, hbm_bytes=100)
-    assert plan_search.rank(plan_search.training_plans(config, topology, WORK, None)) == []
+    assert plan_search.rank(plan_search.training_plans(config, topology, WORK)) == []
 
 
 def test_what_plans_alike_is_planned_once(monkeypatch):
     monkeypatch.setattr(training, "make_plan", lambda *a: planned(1.0, 1.0, mfu_ceiling=0.5))
-    ranked = plan_search.rank(plan_search.training_plans(tiny_config(), TOPOLOGY, WORK, None))
+    ranked = plan_search.rank(plan_search.training_plans(tiny_config(), TOPOLOGY, WORK))
     assert {found["changes"]["microbatch_tokens"] for found in ranked} == {2048}
 
 
 def test_meshes_and_slots_of_generation(monkeypatch, capsys):
-    def plan(config, topology, workload, price):
-        assert config.sharding.fsdp == 1 and price == 3.0
+    def plan(config, topology, workload):
+        assert config.sharding.fsdp == 1
         if config.sharding.tensor == 8:
             raise ValueError("heads do not divide")
         step = {"step_seconds": 0.01, "bound": "memory"}
@@ -108,7 +105,7 @@ def test_meshes_and_slots_of_generation(monkeypatch, capsys):
 
     monkeypatch.setattr(generation, "make_plan", plan)
     workload = generation.GenerationWorkload(100, 10, 20, slots=16)
-    ranked = plan_search.rank(plan_search.generation_plans(tiny_config(), TOPOLOGY, workload, 3.0))
+    ranked = plan_search.rank(plan_search.generation_plans(tiny_config(), TOPOLOGY, workload))
     assert [found["changes"] for found in ranked if found["fits"]] == [
         {"tensor": tensor, "slots": slots} for tensor, slots in ((4, 64), (2, 64))
     ] + [{"tensor": 1, "slots": 64}, {"tensor": 4, "slots": 16}] + [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alpacare_jax.planning import gpus, topologies
+from alpacare_jax.planning import topologies
 from alpacare_jax.training import metrics
 
 
@@ -21,27 +21,28 @@ def test_slices_that_do_not_exist(name, message):
         topologies.describe(name)
 
 
-def test_without_libtpu_the_remedy_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("v5e-16", r"needs libtpu: pip install 'alpacare-jax\[tpu\]'"),
+        ("h200-1", r"CUDA packages: pip install 'alpacare-jax\[gpu\]'"),
+    ],
+)
+def test_without_the_compiler_the_remedy_is_named(monkeypatch, name, remedy):
     monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs libtpu: pip install 'alpacare-jax\[tpu\]'"):
-        topologies.describe("v5e-16")
-
-
-def test_without_the_cuda_packages_the_remedy_is_named(monkeypatch):
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"CUDA packages: pip install 'alpacare-jax\[gpu\]'"):
-        topologies.describe("h200-1")
+    with pytest.raises(ValueError, match=remedy):
+        topologies.describe(name)
 
 
 def test_what_jax_takes_of_a_gpu(monkeypatch):
-    card = gpus.GPUS["h200"]
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)
-    assert gpus.usable_bytes(card) == 0.75 * 139 * 2**30
+    assert topologies.memory_fraction() == 0.75
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".95")
-    assert gpus.usable_bytes(card) == 0.95 * 139 * 2**30
+    assert topologies.memory_fraction() == 0.95
 
 
 def test_every_gpu_has_its_rates():
-    for card in gpus.GPUS.values():
-        assert card.kind in topologies.GPU_RATES and card.kind in metrics.PEAK_BF16_FLOPS
+    for generation in topologies.GPU_MEMORY:
+        kind = f"NVIDIA {generation.upper()}"
+        assert kind in topologies.GPU_RATES and kind in metrics.PEAK_BF16_FLOPS

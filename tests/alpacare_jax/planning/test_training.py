@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.planning import hlo, roofline, table, topologies, training
@@ -20,6 +19,7 @@ from tests.support.training import run_config
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 WORK = training.TrainingWorkload(num_examples=100, example_tokens=60, answer_share=0.5)
+MEDICAL = training.TrainingWorkload(52_002, 300, 0.6)
 TINY = VARIANTS["tiny"]
 
 
@@ -47,11 +47,11 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
     if shape.num_key_value_heads % 2:
         limit |= {"sharding.rules.heads": "", "sharding.rules.kv_heads": ""}
     config = of_variant(variant, **limit | {"sharding.tensor": 2})
-    mesh = sharding.make_mesh(config.sharding)
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    program = training.make_program(config, jax.devices())
+    assert dict(program.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     before = {id(array) for array in jax.live_arrays()}
-    batch = training.typical_batch(config, shape, mesh, training.TrainingWorkload(52_002, 200, 0.5))
-    compiled = training.trace_step(config, shape, mesh, batch).lower().compile()
+    batch = training.typical_batch(program, training.TrainingWorkload(52_002, 200, 0.5))
+    compiled = training.trace_step(program, batch).lower().compile()
     assert not [a for a in jax.live_arrays() if id(a) not in before and a.nbytes > 10**6]
     state = 3 * 4 * params.count(shape)  # weights and two moments in float32
     held = compiled.memory_analysis().argument_size_in_bytes
@@ -66,7 +66,8 @@ def local_plan():
         patch.setattr(metrics, "peak_flops", lambda: (1e10, "table"))
         topology = topologies.describe("local")
     config = tiny_config(train__batch_size=32)
-    return training.make_plan(config, topology, WORK, price=2.0), topology
+    found = training.make_plan(config, topology, WORK)
+    return found | roofline.run_cost(found, 2.0), topology
 
 
 def test_a_plan_for_the_devices_that_are_there(local_plan):
@@ -107,7 +108,7 @@ def test_the_table_says_it_all(local_plan):
 
 def test_adafactor_leaves_little_beside_the_weights(local_plan):
     config = tiny_config(train__batch_size=32, optimizer__name="adafactor")
-    small = training.make_plan(config, local_plan[1], WORK, None)
+    small = training.make_plan(config, local_plan[1], WORK)
     moments = 2 * 4 * params.count(TINY) / 8
     saved = local_plan[0]["argument_bytes"] - small["argument_bytes"]
     assert 0.9 * moments < saved < moments
@@ -124,7 +125,7 @@ def test_adafactor_leaves_little_beside_the_weights(local_plan):
 )
 def test_what_a_device_needs_at_least(local_plan, changes, of_a_weight):
     config = tiny_config(train__batch_size=32, **changes)
-    least = training.least_bytes(config, TINY, sharding.make_mesh(config.sharding))
+    least = training.least_bytes(training.make_program(config, jax.devices()))
     assert least == pytest.approx(of_a_weight * params.count(TINY) / 8, rel=0.1)
     if not changes:
         assert least < local_plan[0]["needed_bytes"]
@@ -151,7 +152,7 @@ def test_what_the_host_holds_is_told_and_takes_its_time(local_plan):
 
 def test_what_does_not_fit(local_plan):
     topology = dataclasses.replace(local_plan[1], hbm_bytes=1000.0)
-    found = training.make_plan(tiny_config(), topology, WORK, price=None)
+    found = training.make_plan(tiny_config(), topology, WORK)
     assert not found["fits"]
     assert "fits                  NO" in table.training_table(found)
     assert "cost" not in found
@@ -163,8 +164,8 @@ def test_programs_that_cannot_be_parsed_leave_memory_and_flops(local_plan, monke
 
     monkeypatch.setattr(hlo, "parse", parse)
     config = tiny_config(train__batch_size=32)
-    found = training.make_plan(config, local_plan[1], WORK, price=2.0)
-    same = ("needed_bytes", "hardware_flops", "model_flops", "mfu_ceiling", "cost", "fits")
+    found = training.make_plan(config, local_plan[1], WORK)
+    same = ("needed_bytes", "hardware_flops", "model_flops", "mfu_ceiling", "hours", "fits")
     assert {key: found[key] for key in same} == {key: local_plan[0][key] for key in same}
     assert found["seconds"].keys() == {"compute"} and found["collectives"] == []
     line = "the compiled program could not be parsed (unknown trip count of the loop 'x')"
@@ -186,8 +187,7 @@ def test_the_recipes_fit_where_their_config_says(size, slice_or_host):
     pytest.importorskip(compiler, reason="needs the extra [tpu], or [gpu] for GPUs")
     topology = topologies.describe(slice_or_host)
     config = of_variant(f"llama-{size}", **alpacare.PLANNED[size][slice_or_host])
-    workload = training.TrainingWorkload(52_002, 300, 0.6)
-    found = training.make_plan(config, topology, workload, None)
+    found = training.make_plan(config, topology, MEDICAL)
     assert found["fits"] and found["mfu_ceiling"] > 0.4
 
 
@@ -196,7 +196,7 @@ def test_a_tpu_slice():
     pytest.importorskip("libtpu", reason="needs libtpu: the extra [tpu]")
     topology = topologies.describe("v5e-16")
     config = of_variant("llama3.2-1b")
-    found = training.make_plan(config, topology, training.TrainingWorkload(52_002, 300, 0.6), None)
+    found = training.make_plan(config, topology, MEDICAL)
     assert found["fits"] and found["mfu_ceiling"] > 0.5
     assert found["collectives"][0]["axes"] == "fsdp"
 
@@ -207,7 +207,7 @@ def test_two_tpu_slices_send_gradients_over_the_data_centre_network():
     topology = topologies.describe("2xv5e-4")
     assert (topology.slices, topology.chips, topology.dcn_rate) == (2, 8, 3.125e9)
     config = of_variant("llama3.2-1b", **{"sharding.data": 2, "train.microbatch_tokens": 8192})
-    found = training.make_plan(config, topology, training.TrainingWorkload(52_002, 300, 0.6), None)
+    found = training.make_plan(config, topology, MEDICAL)
     between = [c for c in found["collectives"] if c["between_slices"]]
     sent = sum(c["num_bytes"] for c in between)
     assert {c["axes"] for c in between} == {"data"} and {c["group"] for c in between} == {2}
@@ -225,12 +225,11 @@ def test_two_tpu_slices_send_gradients_over_the_data_centre_network():
 def test_7b_on_one_gpu():
     pytest.importorskip("jax_cuda13_plugin", reason="needs JAX's CUDA packages: the extra [gpu]")
     topology = topologies.describe("h200-1")
-    workload = training.TrainingWorkload(52_002, 300, 0.6)
-    found = training.make_plan(of_variant("llama-7b"), topology, workload, None)
+    found = training.make_plan(of_variant("llama-7b"), topology, MEDICAL)
     assert found["fits"] and found["mfu_ceiling"] > 0.5
     state = 12 * found["parameters"]  # float32 weights and moments
     assert state < found["argument_bytes"] < 1.01 * state
     xla = training.make_plan(
-        of_variant("llama-7b", **{"model.attention": "xla"}), topology, workload, None
+        of_variant("llama-7b", **{"model.attention": "xla"}), topology, MEDICAL
     )
     assert found["hardware_flops"] == pytest.approx(xla["hardware_flops"], rel=0.02)

@@ -28,6 +28,11 @@ def test_steps_that_cannot_be_traced(corpus, profile):
         dataclasses.replace(ten_steps(corpus), profile=profile)
 
 
+def test_an_unknown_template(corpus):
+    with pytest.raises(ValueError, match="'alpacca'; choose from alpaca"):
+        run_config(corpus, data__template="alpacca")
+
+
 BAD_SETTINGS = {
     "checkpoint of another variant": (
         {"model.variant": "smollm2-135m"},
@@ -37,7 +42,6 @@ BAD_SETTINGS = {
         {"model.checkpoint": "nowhere"},
         ["nowhere has no config.json: not a model directory; give", "convert"],
     ),
-    "unknown template": ({"data.template": "alpacca"}, ["'alpacca'; choose from alpaca"]),
     "rows over the model's positions": (
         {"data.max_length": 513},
         ["data.max_length 513 is over the model's max_position_embeddings 512; lower it"],

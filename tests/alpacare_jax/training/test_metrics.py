@@ -194,6 +194,3 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
     writer.write(4, loss=1.5, note="text")
     writer.close()
     assert board == [(str(tmp_path / "tensorboard"), 4), ("loss", 1.5, 4), "closed"]
-
-
-# Durations

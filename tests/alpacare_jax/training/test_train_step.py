@@ -18,6 +18,7 @@ from alpacare_jax.model import params
 from alpacare_jax.training import optimizers
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.train_step import TrainingProgram, accumulate
+from tests.alpacare_jax.training.test_optimizers import RECIPE
 from tests.conftest import REPOSITORY
 from tests.support.training import TINY, hand_made_params, run_config
 
@@ -135,21 +136,8 @@ def golden_examples() -> list[EncodedExample]:
 
 
 def golden_config() -> RunConfig:
-    config = run_config(Path())
-    recipe = optimizers.OptimizerConfig(
-        name="adamw",
-        learning_rate=GOLDEN_RATE,
-        schedule="cosine",
-        warmup_ratio=0.1,
-        beta1=0.9,
-        beta2=0.999,
-        epsilon=1e-8,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        first_moment="float32",
-        offload=False,
-    )
-    return dataclasses.replace(config, optimizer=recipe)
+    changes = {"learning_rate": GOLDEN_RATE, "warmup_ratio": 0.1, "weight_decay": 0.01}
+    return dataclasses.replace(run_config(Path()), optimizer=dataclasses.replace(RECIPE, **changes))
 
 
 def golden_curve(
