@@ -9,10 +9,11 @@ later). Layouts, names and shapes all come from `params.WEIGHTS`. A target appea
 complete.
 """
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 import jax.numpy as jnp
@@ -34,6 +35,9 @@ MAX_SHARD_BYTES = 5_000_000_000
 IGNORED_KEYS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 """Buffers saved by old LLaMA 1 conversions; the config determines them."""
 
+AssignedTensor = tuple[WeightSpec, int | None, Tensor]
+"""A tensor, its weight and its layer (None if not stacked)."""
+
 
 def weights_by_hf_key(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
     """Hugging Face key -> weight and layer (None if not stacked), in Hugging Face's order."""
@@ -45,9 +49,7 @@ def weights_by_hf_key(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | 
     }
 
 
-def check(
-    tensors: Iterable[Tensor], config: LlamaConfig
-) -> list[tuple[WeightSpec, int | None, Tensor]]:
+def check(tensors: Iterable[Tensor], config: LlamaConfig) -> list[AssignedTensor]:
     """Assigns every tensor to its weight and layer, before any of them is read.
 
     Raises:
@@ -83,20 +85,28 @@ def check(
     return [(*expected[key], tensor) for key, tensor in found.items()]
 
 
-def _write_weights(
-    directory: Path, checked: list[tuple[WeightSpec, int | None, Tensor]], config: LlamaConfig
-) -> None:
-    """Writes tensors in Hugging Face's layout as step 0 of a model directory, dtypes unchanged."""
+@contextlib.contextmanager
+def _new_model(
+    direction: str,
+    source: PurePath,
+    target: Path,
+    checked: Sequence[AssignedTensor],
+    config: LlamaConfig,
+) -> Iterator[Path]:
+    """A model directory; the weights, dtypes unchanged, are added to what the block writes."""
     dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
-    with layerwise.Writer(directory, config, dtypes) as store:
+    sizes = [tensor.nbytes for *_, tensor in checked]
+    with model_folder.new_directory(target, sum(sizes)) as partial:
+        yield partial
+        with layerwise.Writer(partial, config, dtypes) as store:
 
-        def convert(assigned: tuple[WeightSpec, int | None, Tensor]) -> None:
-            weight, layer, tensor = assigned
-            array = params.from_hf_layout(weight, tensor.read(), config)
-            store.write(weight, layer, layerwise.contiguous(array))
+            def convert(assigned: AssignedTensor) -> None:
+                weight, layer, tensor = assigned
+                array = params.from_hf_layout(weight, tensor.read(), config)
+                store.write(weight, layer, layerwise.contiguous(array))
 
-        largest = max(tensor.nbytes for *_, tensor in checked)
-        layerwise.for_each(convert, checked, largest)
+            layerwise.for_each(convert, checked, max(sizes))
+        _record(partial, direction, source)
 
 
 def from_hf(source: Path, target: Path) -> None:
@@ -108,12 +118,27 @@ def from_hf(source: Path, target: Path) -> None:
     config = model_folder.read_config(source)
     checked = check(safetensors_file.folder_tensors(source), config)
     model_folder.load_tokenizer(source)
-    with model_folder.new_directory(
-        target, sum(tensor.nbytes for *_, tensor in checked)
-    ) as partial:
+    with _new_model("from_hf", source, target, checked, config) as partial:
         model_folder.copy_model_files(source, partial)
-        _write_weights(partial, checked, config)
-        _record(partial, "from_hf", source)
+
+
+def from_gguf(source: Path, target: Path) -> None:
+    """Converts a GGUF file to a model directory: weights dequantised to float32, tokenizer rebuilt.
+
+    Raises: as `from_hf`.
+    """
+    from alpacare_jax.checkpoints import gguf_file
+
+    model = gguf_file.open_gguf(source)
+    config = LlamaConfig.from_hf(model.config)
+    checked, files = check(model.tensors(), config), model.files()
+    with _new_model("from_gguf", source, target, checked, config) as partial:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (partial / name).write_bytes(content)
+            else:
+                provenance.write_json(partial / name, content)
+        model_folder.load_tokenizer(partial)
 
 
 def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
@@ -123,9 +148,7 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
       source: may be in a bucket.
       dtype: dtype to cast to; "" keeps that of each weight.
 
-    Raises:
-      ValueError, OSError: source and target are checked before anything is written; only a number
-        too large for `dtype` is found while converting.
+    Raises: as `from_hf`, but a number too large for `dtype` is found while converting.
     """
     config = model_folder.read_config(source)
     arrays = layerwise.open_arrays(source, config, step)
@@ -174,30 +197,6 @@ def _set_dtype(config_path: Path, dtype: str) -> None:
 def _record(directory: Path, direction: str, source: PurePath) -> None:
     record = provenance.describe(command=f"convert {direction}", source=str(source))
     provenance.write_json(directory / "run.json", record | {"end": provenance.now()})
-
-
-def from_gguf(source: Path, target: Path) -> None:
-    """Converts a GGUF file to a model directory: weights dequantised to float32, tokenizer rebuilt.
-
-    Raises:
-      ValueError, OSError: source and target are checked before anything is written.
-    """
-    from alpacare_jax.checkpoints import gguf_file
-
-    model = gguf_file.open_gguf(source)
-    config = LlamaConfig.from_hf(model.config)
-    checked, files = check(model.tensors(), config), model.files()
-    with model_folder.new_directory(
-        target, sum(tensor.nbytes for *_, tensor in checked)
-    ) as partial:
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                (partial / name).write_bytes(content)
-            else:
-                provenance.write_json(partial / name, content)
-        model_folder.load_tokenizer(partial)
-        _write_weights(partial, checked, config)
-        _record(partial, "from_gguf", source)
 
 
 def main(argv: Sequence[str]) -> None:

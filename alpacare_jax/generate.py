@@ -9,6 +9,7 @@ Answers are collected in OUTPUT.partial; rerunning the same command generates on
 """
 
 import bisect
+import dataclasses
 import json
 import os
 import sys
@@ -42,6 +43,32 @@ GENERATION_RULES = {
 }
 """Sharding rules: every large weight has one of the first four axes, so that none is all-gathered
 for each token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """The arguments of a run; they are documented as flags."""
+
+    checkpoint: epath.Path
+    step: str
+    input: epath.Path
+    output: epath.Path
+    template: str
+    max_length: int
+    max_new_tokens: int
+    batch_size: int
+    devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] - no stub
+    tensor: int
+    sampling: Sampling
+    stop: Sequence[str]
+    dtype: str
+    generator: str
+
+    def __post_init__(self):
+        if self.output.suffix not in (".json", ".jsonl"):
+            raise UsageError(f"--output {self.output} must end in .json or .jsonl")
+        if not all(self.stop):
+            raise UsageError("--stop is empty; give a text that ends an answer")
 
 
 def eos_ids(directory: epath.Path, tokenizer: Tokenizer) -> list[int]:
@@ -84,11 +111,7 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 def encode_prompts(
     examples: Sequence[Example], tokenizer: Tokenizer, template: prompts.Template, max_length: int
 ) -> list[list[int]]:
-    """Token ids of every record's prompt.
-
-    Raises:
-      ValueError: a prompt leaves no room for an answer.
-    """
+    """Token ids of every record's prompt; ValueError if one leaves no room for an answer."""
     encoded = [encode_prompt(example, tokenizer, template) for example in examples]
     for example, ids in zip(examples, encoded, strict=True):
         if len(ids) >= max_length:
@@ -100,62 +123,44 @@ def encode_prompts(
 
 
 def load_engine(
-    directory: epath.Path,
+    config: GenerationConfig,
     step: int,
-    config: LlamaConfig,
-    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm] - no stub
-    tensor: int,
-    *,
+    model_config: LlamaConfig,
     dtype: jnp.dtype,
-    slots: int,
-    **settings: Any,
+    eos_ids: Sequence[int],
 ) -> Engine:
     """The engine of a checkpoint: weights sharded over `tensor` devices, slots over such groups.
 
-    `slots` is rounded up to a multiple of the number of groups; `settings` are those of `Engine`.
-
-    Raises:
-      UsageError: `tensor` does not divide the number of devices.
+    It has `batch_size` slots, rounded up to a multiple of the number of groups.
     """
-    if len(devices) % tensor:
+    if len(config.devices) % config.tensor:
         raise UsageError(
-            f"--tensor={tensor} does not divide the number of devices, {len(devices)}; choose a "
-            "divisor"
+            f"--tensor={config.tensor} does not divide the number of devices, "
+            f"{len(config.devices)}; choose a divisor"
         )
-    sharding_config = sharding.ShardingConfig(-1, 1, tensor, GENERATION_RULES, allow_replicated="")
-    mesh = sharding.make_mesh(sharding_config, devices)
+    sharding_config = sharding.ShardingConfig(
+        -1, 1, config.tensor, GENERATION_RULES, allow_replicated=""
+    )
+    mesh = sharding.make_mesh(sharding_config, config.devices)
     groups = sharding.batch_groups(mesh)
     params = checkpoint.load_params(
-        directory,
-        config,
+        config.checkpoint,
+        model_config,
         step=str(step),
         dtype=dtype,
-        shardings=sharding.param_shardings(config, mesh, sharding_config),
+        shardings=sharding.param_shardings(model_config, mesh, sharding_config),
     )
     return Engine(
         params,
-        config,
+        model_config,
         dtype=dtype,
-        slots=-(-slots // groups) * groups,
+        eos_ids=eos_ids,
+        max_length=config.max_length,
+        slots=-(-config.batch_size // groups) * groups,
+        sampling=config.sampling,
         mesh=mesh if mesh.size > 1 else None,
         rules=GENERATION_RULES,
-        **settings,
     )
-
-
-def check_flags(
-    output: epath.Path, stops: Sequence[str], max_length: int, config: LlamaConfig
-) -> None:
-    """Raises UsageError if a flag is invalid in itself or for this model."""
-    if output.suffix not in (".json", ".jsonl"):
-        raise UsageError(f"--output {output} must end in .json or .jsonl")
-    if not all(stops):
-        raise UsageError("--stop is empty; give a text that ends an answer")
-    if max_length > config.max_position_embeddings:
-        raise UsageError(
-            f"--max_length {max_length:,} exceeds the model's max_position_embeddings "
-            f"{config.max_position_embeddings:,}; lower it"
-        )
 
 
 def answers(
@@ -197,75 +202,54 @@ def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]
     } | answer
 
 
-def run(
-    *,
-    directory: epath.Path,
-    step: str,
-    input_path: epath.Path,
-    output: epath.Path,
-    template: str,
-    max_length: int,
-    max_new_tokens: int,
-    batch_size: int,
-    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm] - no stub
-    tensor: int,
-    sampling: Sampling,
-    stops: Sequence[str],
-    dtype: str,
-    generator: str,
-) -> None:
-    """Answers every record of `input_path`; the arguments are documented as flags.
+def run(config: GenerationConfig) -> None:
+    """Answers every record of the input.
 
     Raises:
-      ValueError: a flag, record or checkpoint does not fit, or `output` is of another run.
+      ValueError: a flag, record or checkpoint does not fit, or the output is of another run.
     """
-    config = model_folder.read_config(directory)
-    check_flags(output, stops, max_length, config)
-    tokenizer = model_folder.load_tokenizer(directory)
-    examples = read_examples(input_path, answered=False)
-    require_unique_ids(input_path, (e.id for e in examples), "answers are matched by id")
-    encoded = encode_prompts(examples, tokenizer, prompts.get(template), max_length)
-    number = checkpoint.find_step(directory, step)
-    compute_dtype = llama.compute_dtype(dtype, jax.default_backend())
+    model_config = model_folder.read_config(config.checkpoint)
+    if config.max_length > model_config.max_position_embeddings:
+        raise UsageError(
+            f"--max_length {config.max_length:,} exceeds the model's max_position_embeddings "
+            f"{model_config.max_position_embeddings:,}; lower it"
+        )
+    tokenizer = model_folder.load_tokenizer(config.checkpoint)
+    examples = read_examples(config.input, answered=False)
+    require_unique_ids(config.input, (e.id for e in examples), "answers are matched by id")
+    template = prompts.get(config.template)
+    encoded = encode_prompts(examples, tokenizer, template, config.max_length)
+    step = checkpoint.find_step(config.checkpoint, config.step)
+    dtype = llama.compute_dtype(config.dtype, jax.default_backend())
     settings = {
-        "checkpoint": str(paths.absolute(directory)),
-        "step": number,
-        "input": provenance.sha256(input_path),
-        "dataset": input_path.name.split(".")[0],
-        "template": template,
-        "max_length": max_length,
-        "max_new_tokens": max_new_tokens,
-        "sampling": vars(sampling),
-        "stop": list(stops),
-        "dtype": str(compute_dtype),  # "auto" differs between machines
-        "generator": generator,
+        "checkpoint": str(paths.absolute(config.checkpoint)),
+        "step": step,
+        "input": provenance.sha256(config.input),
+        "dataset": config.input.name.split(".")[0],
+        "template": config.template,
+        "max_length": config.max_length,
+        "max_new_tokens": config.max_new_tokens,
+        "sampling": vars(config.sampling),
+        "stop": list(config.stop),
+        "dtype": str(dtype),  # "auto" differs between machines
+        "generator": config.generator,
     }
-    if provenance.is_finished(output, settings):
-        print(f"{output} is already complete", file=sys.stderr)
+    if provenance.is_finished(config.output, settings):
+        print(f"{config.output} is already complete", file=sys.stderr)
         return
     record = provenance.describe(config=settings)
-    partial = answer_file.resume(output, settings)
-    engine = load_engine(
-        directory,
-        number,
-        config,
-        devices,
-        tensor,
-        dtype=compute_dtype,
-        eos_ids=eos_ids(directory, tokenizer),
-        max_length=max_length,
-        slots=batch_size,
-        sampling=sampling,
-    )
+    partial = answer_file.PartialOutput(config.output, settings)
+    eos = eos_ids(config.checkpoint, tokenizer)
+    engine = load_engine(config, step, model_config, dtype, eos)
     requests = [
-        Request(i, ids, max_new_tokens or max_length)
+        Request(i, ids, config.max_new_tokens or config.max_length)
         for i, ids in enumerate(encoded)
         if i not in partial.answers
     ]
-    for index, answer in answers(engine, requests, tokenizer, stops):
+    for index, answer in answers(engine, requests, tokenizer, config.stop):
         partial.add(index, as_record(examples[index], answer, settings))
-    provenance.write_json(provenance.run_json(output), record | {"end": provenance.now()})
-    partial.finish(output)
+    provenance.write_json(provenance.run_json(config.output), record | {"end": provenance.now()})
+    partial.finish()
 
 
 def define_flags() -> None:
@@ -303,22 +287,24 @@ def main(argv: Sequence[str]) -> None:
     paths.check(FLAGS.checkpoint, FLAGS.input, FLAGS.output)
     directory = epath.Path(FLAGS.checkpoint)
     run(
-        directory=directory,
-        step=FLAGS.step,
-        input_path=epath.Path(FLAGS.input),
-        output=epath.Path(FLAGS.output),
-        template=FLAGS.template,
-        max_length=FLAGS.max_length,
-        max_new_tokens=FLAGS.max_new_tokens,
-        batch_size=FLAGS.batch_size,
-        devices=jax.local_devices(),
-        tensor=FLAGS.tensor,
-        sampling=Sampling(
-            FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
-        ),
-        stops=FLAGS.stop,
-        dtype=FLAGS.dtype,
-        generator=FLAGS.generator or paths.absolute(directory).name,
+        GenerationConfig(
+            checkpoint=directory,
+            step=FLAGS.step,
+            input=epath.Path(FLAGS.input),
+            output=epath.Path(FLAGS.output),
+            template=FLAGS.template,
+            max_length=FLAGS.max_length,
+            max_new_tokens=FLAGS.max_new_tokens,
+            batch_size=FLAGS.batch_size,
+            devices=jax.local_devices(),
+            tensor=FLAGS.tensor,
+            sampling=Sampling(
+                FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
+            ),
+            stop=FLAGS.stop,
+            dtype=FLAGS.dtype,
+            generator=FLAGS.generator or paths.absolute(directory).name,
+        )
     )
 
 

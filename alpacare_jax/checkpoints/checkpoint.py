@@ -12,6 +12,7 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -120,14 +121,11 @@ def load_params(
     dtype: jnp.dtype | None = None,
     shardings: Params | None = None,
 ) -> Params:
-    """Restores the weights of a model directory.
+    """Restores the weights of a model directory; raises as `stored_weights`.
 
     Args:
       dtype: dtype to cast to while reading; None keeps the stored dtype of each array.
       shardings: tree of NamedSharding; None places everything on the first device.
-
-    Raises:
-      ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
     """
     path, stored = stored_weights(directory, config, step)
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -149,18 +147,20 @@ def save_params(directory: str | PurePath, params: Params) -> None:
     ocp.save_checkpointables(path, {"params": params})
 
 
-class TrainingCheckpoints:
+class TrainingCheckpoints(contextlib.AbstractContextManager["TrainingCheckpoints"]):
     """Saves {params, opt_state} by step, in the background, and restores it.
 
     A context manager: leaving it waits for the save in progress.
     """
 
     def __init__(self, directory: epath.Path, config: CheckpointConfig):
+        save_policy = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             paths.absolute(directory) / "checkpoints",
-            save_decision_policy=_SaveWhenAsked(),
-            # Declared for a supertype of what Orbax passes to a policy.
+            # Policies are declared for a supertype of what Orbax passes to them. The training loop
+            # decides when to save.
+            save_decision_policy=save_policy,  # pyright: ignore[reportArgumentType]
             preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
                 [
                     policies.LatestN(config.keep),
@@ -206,13 +206,11 @@ class TrainingCheckpoints:
                 f"are free; the last complete checkpoint is step {self.latest}; free space and "
                 "rerun the command"
             )
-        try:
+        with self._describing_failure(step):
             # A copy of the state: Orbax adds the metrics to the dict it is given.
             response = self._checkpointer.save_checkpointables_async(
                 step, dict(state), metrics={**metrics}
             )
-        except _save_errors() as error:
-            raise self._save_error(step, error) from error
         self._pending = (step, response) if response else None
         return time.perf_counter() - began
 
@@ -220,37 +218,32 @@ class TrainingCheckpoints:
         """Waits for the save in progress; raises OSError if it failed."""
         if self._pending:
             (step, response), self._pending = self._pending, None
-            try:
+            with self._describing_failure(step):
                 response.result()
-            except _save_errors() as error:
-                raise self._save_error(step, error) from error
             self._last_complete = step
 
-    def _save_error(self, step: int, error: Exception) -> OSError:
-        self._failed = True
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        remedy = "once the bucket responds," if self._bucket else "free disk space and"
-        return OSError(
-            f"step {step} not saved ({reason}); the last complete checkpoint is step "
-            f"{self._last_complete}; {remedy} rerun the command"
-        )
+    @contextlib.contextmanager
+    def _describing_failure(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except _save_errors() as error:
+            self._failed = True
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            remedy = "once the bucket responds," if self._bucket else "free disk space and"
+            raise OSError(
+                f"step {step} not saved ({reason}); the last complete checkpoint is step "
+                f"{self._last_complete}; {remedy} rerun the command"
+            ) from error
 
     def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
         """The state saved at `step`, in the dtypes and shardings of `abstract_state`."""
         return self._checkpointer.load_checkpointables(step, abstract_state)
 
-    def __enter__(self) -> "TrainingCheckpoints":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
     def close(self) -> None:
-        """Waits for the save in progress and closes the folder; may be called again.
-
-        Raises:
-          OSError: that save failed; earlier checkpoints stay usable.
-        """
+        """Waits for the save in progress, as `wait`, and closes the folder; may be called again."""
         if self._closed:
             return
         self._closed = True
@@ -281,11 +274,3 @@ def _storage_context() -> ocp.Context:
     context = ocp.Context()
     context.array.saving.scoped_storage_options_creator = options
     return context
-
-
-class _SaveWhenAsked:
-    """The training loop decides when to save, not Orbax."""
-
-    def should_save(self, *_, **__) -> bool:
-        """Always: a save is requested only when it is due."""
-        return True

@@ -72,8 +72,7 @@ class GgufModel:
     def files(self) -> dict[str, Any]:
         """Content of the files that transformers expects next to the weights: JSON, or bytes.
 
-        Raises:
-          ValueError: the tokenizer is not supported, or its vocabulary is damaged.
+        Raises ValueError if the tokenizer is not supported, or its vocabulary is damaged.
         """
         tokens = _required(self.reader, "tokenizer.ggml.tokens")
         bos, eos = self.config["bos_token_id"], self.config["eos_token_id"]
@@ -160,33 +159,29 @@ def open_gguf(path: Path) -> GgufModel:
     if architecture != "llama":
         raise ValueError(f"{path} has architecture {architecture!r}, not 'llama'")
 
-    def get(key: str) -> Any:
-        return _field(reader, f"llama.{key}")
-
-    def require(key: str) -> Any:
-        return _required(reader, f"llama.{key}")
-
-    heads, hidden = require("attention.head_count"), require("embedding_length")
+    heads = _required(reader, "llama.attention.head_count")
+    hidden = _required(reader, "llama.embedding_length")
     names = {tensor.name for tensor in reader.tensors}
+    scaling = _field(reader, "llama.rope.scaling.type")
     # llama.cpp writes Llama 3.1's scaling as a table of divisors, without its settings.
-    if get("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in names:
+    if scaling not in (None, "none") or "rope_freqs.weight" in names:
         raise ValueError(f"{path} uses RoPE scaling, which is not read from GGUF; convert from_hf")
     # float32 metadata: 9.999999747378752e-06 is 1e-5
-    eps = float(f"{require('attention.layer_norm_rms_epsilon'):.6g}")
+    eps = float(f"{_required(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         "vocab_size": len(_required(reader, "tokenizer.ggml.tokens")),
         "hidden_size": hidden,
-        "intermediate_size": require("feed_forward_length"),
-        "num_hidden_layers": require("block_count"),
+        "intermediate_size": _required(reader, "llama.feed_forward_length"),
+        "num_hidden_layers": _required(reader, "llama.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": get("attention.head_count_kv") or heads,
-        "head_dim": get("rope.dimension_count") or hidden // heads,
-        "max_position_embeddings": require("context_length"),
+        "num_key_value_heads": _field(reader, "llama.attention.head_count_kv") or heads,
+        "head_dim": _field(reader, "llama.rope.dimension_count") or hidden // heads,
+        "max_position_embeddings": _required(reader, "llama.context_length"),
         "rms_norm_eps": eps,
-        "rope_theta": float(get("rope.freq_base") or 10_000.0),
+        "rope_theta": float(_field(reader, "llama.rope.freq_base") or 10_000.0),
         "tie_word_embeddings": "output.weight" not in names,
         "bos_token_id": _required(reader, "tokenizer.ggml.bos_token_id"),
         "eos_token_id": _required(reader, "tokenizer.ggml.eos_token_id"),

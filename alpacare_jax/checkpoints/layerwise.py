@@ -7,6 +7,7 @@ which `checkpoint.load_params` and training restore like any other.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import os
@@ -68,7 +69,7 @@ def _spec(checkpoint_path: PurePath, weight_path: str) -> dict[str, Any]:
     return {"driver": "zarr3", "kvstore": store}
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes step 0 of a model directory, which appears once the `with` block succeeds.
 
     Args:
@@ -89,11 +90,7 @@ class Writer:
         }
 
     def write(self, weight: WeightSpec, layer: int | None, array: np.ndarray) -> None:
-        """Writes one layer, or an unstacked weight (layer None); thread-safe.
-
-        Raises:
-          OSError: the disk is full or failed.
-        """
+        """Writes one layer, or an unstacked weight (layer None); thread-safe. Raises OSError."""
         target = self._arrays[weight.path]
         target = target if layer is None else target[layer]
         try:
@@ -101,9 +98,6 @@ class Writer:
             target.write(array, can_reference_source_data_indefinitely=True).result()
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(f"writing weights failed: {str(error).splitlines()[0]}") from error
-
-    def __enter__(self) -> "Writer":
-        return self
 
     def __exit__(self, kind: type | None, *_) -> None:
         if kind is None:
@@ -136,11 +130,7 @@ def _create(
 def open_arrays(
     directory: PurePath, config: LlamaConfig, step: str
 ) -> dict[str, tensorstore.TensorStore]:
-    """The arrays of a checkpoint by weight path; no data is read yet.
-
-    Raises:
-      ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
-    """
+    """A checkpoint's arrays by weight path; no data is read yet. Raises: as `stored_weights`."""
     path, stored = checkpoint.stored_weights(directory, config, step)
     return {name: tensorstore.open(_spec(path, name), open=True).result() for name in stored}
 

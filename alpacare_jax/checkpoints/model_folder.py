@@ -38,19 +38,9 @@ def read_config(directory: str | PurePath) -> LlamaConfig:
 
 
 def load_tokenizer(directory: str | PurePath) -> tokenizers.Tokenizer:
-    """The tokenizer of a model folder.
-
-    Raises:
-      FileNotFoundError: the folder has no tokenizer.
-      ValueError: the tokenizer does not match `config.json`.
-    """
+    """The tokenizer of a model folder. Raises: as `tokenizers.load` and `check_matches`."""
     config, tokenizer = read_config(directory), tokenizers.load(directory)
-    tokenizers.check_matches(
-        tokenizer,
-        vocab_size=config.vocab_size,
-        eos_token_ids=config.eos_token_ids,
-        bos_token_id=config.bos_token_id,
-    )
+    tokenizers.check_matches(tokenizer, config)
     return tokenizer
 
 

@@ -1,9 +1,9 @@
 """Safetensors files: read by the package of that name, and written, one tensor at a time.
 
-The package only writes whole files, from tensors that are all in memory; `FileWriter` takes them
-one at a time. The format (github.com/huggingface/safetensors, "Format"): 8 bytes with the length of
-the header, little-endian; the header, JSON {key: {dtype, shape, data_offsets}}; the tensors without
-gaps, at offsets counted from the end of the header.
+The package only writes whole files, from tensors that are all in memory. The format
+(github.com/huggingface/safetensors, "Format"): 8 bytes with the length of the header,
+little-endian; the header, JSON {key: {dtype, shape, data_offsets}}; the tensors without gaps, at
+offsets counted from the end of the header.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -104,60 +104,15 @@ def folder_tensors(folder: Path) -> list[Tensor]:
     return [tensor for name in names for tensor in tensors(folder / name)]
 
 
-class FileWriter:
-    """Writes one file, whose tensors may be given in any order.
+class FolderWriter(contextlib.AbstractContextManager["FolderWriter"]):
+    """Writes tensors, in any order, as transformers does: one file, or shards and their index.
 
-    The file has its full length from the start; it is complete once the `with` block succeeds.
+    Files have their full length from the start; they are complete once the `with` block succeeds.
 
     Raises:
-      OSError: the disk has no room for it.
+      OSError: the disk has no room for them.
       ValueError: the block ends without an error, but a tensor was never written.
     """
-
-    def __init__(self, path: Path, specs: Mapping[str, Spec]):
-        names, end = {dtype: name for name, dtype in DTYPES.items()}, 0
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        self._specs, self._offsets, self._missing = specs, {}, set(specs)
-        for key, (dtype, shape) in specs.items():
-            begin, end = end, end + nbytes((dtype, shape))
-            self._offsets[key] = begin
-            header[key] = {"dtype": names[dtype], "shape": shape, "data_offsets": [begin, end]}
-        content = json.dumps(header, separators=(",", ":")).encode()
-        content += b" " * (-len(content) % 8)  # the data is aligned
-        self._start = 8 + len(content)
-        self._file = open(path, "wb")  # noqa: SIM115 - open until the block ends
-        self._file.write(len(content).to_bytes(8, "little") + content)
-        self._file.flush()
-        # Allocates blocks, not only length: a disk that is too small fails here, and writing out of
-        # order would cost a fifth.
-        os.posix_fallocate(self._file.fileno(), 0, self._start + end)
-
-    def write(self, key: str, array: np.ndarray) -> None:
-        """Writes a C-contiguous tensor at its offset; thread-safe.
-
-        Raises:
-          ValueError: its dtype or shape is not the declared one.
-        """
-        if (array.dtype, array.shape) != self._specs[key]:
-            raise ValueError(f"{key} is {array.dtype} {array.shape}, not {self._specs[key]}")
-        rest = array.reshape(-1).view(np.uint8).data
-        offset = self._start + self._offsets[key]
-        while rest:
-            written = os.pwrite(self._file.fileno(), rest, offset)
-            rest, offset = rest[written:], offset + written
-        self._missing.discard(key)
-
-    def __enter__(self) -> "FileWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        self._file.close()
-        if kind is None and self._missing:
-            raise ValueError(f"never written: {', '.join(sorted(self._missing))}")
-
-
-class FolderWriter:
-    """Writes tensors, in any order, as transformers does: one file, or shards and their index."""
 
     def __init__(self, folder: Path, specs: Mapping[str, Spec], max_bytes: int):
         """Tensors are assigned to files in the order of `specs`, up to `max_bytes` per file."""
@@ -169,26 +124,57 @@ class FolderWriter:
                 room = max_bytes
             shards[-1][key] = spec
             room -= nbytes(spec)
-        self._folder, self._total = folder, sum(map(nbytes, specs.values()))
-        self._writers: dict[str, FileWriter] = {}
+        self._folder, self._specs, self._missing = folder, specs, set(specs)
+        self._positions: dict[str, tuple[BinaryIO, int]] = {}  # file and offset in it
         self._weight_map: dict[str, str] = {}
         self._files = contextlib.ExitStack()
         for i, shard in enumerate(shards, start=1):
             suffix = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
             name = f"model{suffix}.safetensors"
-            writer = self._files.enter_context(FileWriter(folder / name, shard))
-            self._writers |= dict.fromkeys(shard, writer)
-            self._weight_map |= dict.fromkeys(shard, name)
+            file = self._files.enter_context((folder / name).open("wb"))
+            for key, offset in _allocate(file, shard).items():
+                self._positions[key] = (file, offset)
+                self._weight_map[key] = name
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Writes a C-contiguous tensor to its file; thread-safe."""
-        self._writers[key].write(key, array)
+        """Writes a C-contiguous tensor at its offset; thread-safe.
 
-    def __enter__(self) -> "FolderWriter":
-        return self
+        Raises:
+          ValueError: its dtype or shape is not the declared one.
+        """
+        if (array.dtype, array.shape) != self._specs[key]:
+            raise ValueError(f"{key} is {array.dtype} {array.shape}, not {self._specs[key]}")
+        rest = array.reshape(-1).view(np.uint8).data
+        file, offset = self._positions[key]
+        while rest:
+            written = os.pwrite(file.fileno(), rest, offset)
+            rest, offset = rest[written:], offset + written
+        self._missing.discard(key)
 
-    def __exit__(self, kind: type | None, *error) -> None:
-        self._files.__exit__(kind, *error)
+    def __exit__(self, kind: type | None, *_) -> None:
+        self._files.close()
+        if kind is None and self._missing:
+            raise ValueError(f"never written: {', '.join(sorted(self._missing))}")
         if kind is None and len(set(self._weight_map.values())) > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": self._weight_map}
+            total = sum(map(nbytes, self._specs.values()))
+            index = {"metadata": {"total_size": total}, "weight_map": self._weight_map}
             provenance.write_json(self._folder / "model.safetensors.index.json", index)
+
+
+def _allocate(file: BinaryIO, specs: Mapping[str, Spec]) -> dict[str, int]:
+    """Writes the header of a file and gives it its full length; key -> offset of the tensor."""
+    names, end = {dtype: name for name, dtype in DTYPES.items()}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
+    for key, (dtype, shape) in specs.items():
+        begins[key], end = end, end + nbytes((dtype, shape))
+        offsets = [begins[key], end]
+        header[key] = {"dtype": names[dtype], "shape": shape, "data_offsets": offsets}
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)  # the data is aligned
+    file.write(len(content).to_bytes(8, "little") + content)
+    file.flush()
+    # Allocates blocks, not only length: a disk that is too small fails here, and writing out of
+    # order would cost a fifth.
+    os.posix_fallocate(file.fileno(), 0, file.tell() + end)
+    return {key: file.tell() + begin for key, begin in begins.items()}

@@ -38,11 +38,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get(name: str) -> Template:
-    """The template called `name`.
-
-    Raises:
-      UsageError: there is none; the message lists the names.
-    """
+    """The template called `name`; UsageError lists the names if there is none."""
     if name not in TEMPLATES:
         raise UsageError(f"unknown template {name!r}; choose from {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]

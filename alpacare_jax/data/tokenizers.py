@@ -2,11 +2,13 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from etils import epath
+
+from alpacare_jax.model.config import LlamaConfig
 
 # Every file that defines how a model reads text; conversion and checkpoints copy them.
 TOKENIZER_FILES: tuple[str, ...] = tuple(
@@ -20,6 +22,10 @@ MAX_UNUSED_ROWS = 1024
 # `ModelProto{normalizer_spec{add_dummy_prefix: false}}` on the wire. Protocol buffers merge a
 # message appended to another, so these bytes disable SentencePiece's leading space.
 NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
+
+
+SPECIAL_KINDS = ("bos_token", "eos_token", "unk_token", "pad_token")
+"""The special tokens that a tokenizer's files name."""
 
 
 class Tokenizer(ABC):
@@ -39,6 +45,7 @@ class Tokenizer(ABC):
     adds_bos: bool  # whether prompts start with BOS; then bos_id is not None
     control_ids: frozenset[int]  # special tokens, which represent no text
     _forbidden_ids: frozenset[int]  # never a result of encoding: control ids except unk
+    _pieces: dict[int, str]  # the vocabulary's spelling of every id
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS.
@@ -67,10 +74,7 @@ class Tokenizer(ABC):
 
     def piece(self, token_id: int) -> str:
         """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
-        return self._piece(token_id)
-
-    @abstractmethod
-    def _piece(self, token_id: int) -> str: ...
+        return self._pieces[token_id]
 
     @abstractmethod
     def _encode(self, text: str, continuation: bool) -> list[int]: ...
@@ -78,16 +82,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def _decode(self, ids: list[int], continuation: bool) -> str: ...
 
-    def _set_special_ids(
-        self,
-        declared: Mapping[str, str],
-        lookup: Callable[[str], int | None],
-        directory: epath.Path,
-    ) -> None:
+    def _set_special_ids(self, declared: Mapping[str, str], directory: epath.Path) -> None:
         """Sets the ids of the declared special tokens; `control_ids` holds the built-in ones."""
-        kinds = ("bos_token", "eos_token", "unk_token", "pad_token")
-        ids = {kind: lookup(declared[kind]) for kind in kinds if kind in declared}
-        found = {kind: token_id for kind, token_id in ids.items() if token_id is not None}
+        ids = {piece: token_id for token_id, piece in self._pieces.items()}
+        found = {kind: ids[declared[kind]] for kind in SPECIAL_KINDS if declared.get(kind) in ids}
         for kind in ("bos_token", "eos_token"):
             if kind not in found and (kind in declared or kind == "eos_token"):
                 raise ValueError(
@@ -128,12 +126,8 @@ class SentencePieceTokenizer(Tokenizer):
         )
         ids = {kind: getattr(model, f"{kind}_id")() for kind in ("bos", "eos", "unk", "pad")}
         own = {f"{kind}_token": pieces[i] for kind, i in ids.items() if i >= 0}
-        lookup = {name: i for i, name in self._pieces.items()}.get
-        self._set_special_ids(own | special, lookup, directory)
+        self._set_special_ids(own | special, directory)
         self.adds_bos = self.bos_id is not None and adds_bos is not False
-
-    def _piece(self, token_id: int) -> str:
-        return self._pieces[token_id]
 
     def _encode(self, text: str, continuation: bool) -> list[int]:
         return self._models[continuation].encode(text)
@@ -158,16 +152,15 @@ class HuggingFaceTokenizer(Tokenizer):
         continuing = spec | {name: _without_leading_space(spec.get(name)) for name in sections}
         model = _build(spec)
         self._models = {False: model, True: model if continuing == spec else _build(continuing)}
-        self.vocab_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
+        vocabulary = model.get_vocab(with_added_tokens=True)
+        self._pieces = {token_id: piece for piece, token_id in vocabulary.items()}
+        self.vocab_size = max(self._pieces) + 1
         added = model.get_added_tokens_decoder().items()
         self.control_ids = frozenset(i for i, token in added if token.special)
-        self._set_special_ids(special, model.token_to_id, directory)
+        self._set_special_ids(special, directory)
         if adds_bos is None:  # the file's post-processor decides
             adds_bos = model.encode("a").ids[:1] == [self.bos_id]
         self.adds_bos = self.bos_id is not None and adds_bos
-
-    def _piece(self, token_id: int) -> str:
-        return self._models[False].id_to_token(token_id)
 
     def _encode(self, text: str, continuation: bool) -> list[int]:
         return self._models[continuation].encode(text, add_special_tokens=False).ids
@@ -194,13 +187,7 @@ def load(directory: str | PurePath) -> Tokenizer:
     )
 
 
-def check_matches(
-    tokenizer: Tokenizer,
-    *,
-    vocab_size: int,
-    eos_token_ids: Sequence[int],
-    bos_token_id: int | None,
-) -> None:
+def check_matches(tokenizer: Tokenizer, config: LlamaConfig) -> None:
     """Checks that a tokenizer belongs to the model of a `config.json`.
 
     An id beyond the embedding would read a wrong row without an error, and a model stops only at
@@ -210,15 +197,15 @@ def check_matches(
       ValueError: the vocabulary sizes, EOS or BOS differ.
     """
     remedy = "copy the tokenizer files from the model's folder"
-    if not 0 <= vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
+    if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
         raise ValueError(
-            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {vocab_size:,} embedding "
-            f"rows (at least as many are required, at most {MAX_UNUSED_ROWS:,} may be unused); "
-            f"{remedy}"
+            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {config.vocab_size:,} "
+            "embedding rows (at least as many are required, at most "
+            f"{MAX_UNUSED_ROWS:,} may be unused); {remedy}"
         )
-    stated_bos = [] if None in (bos_token_id, tokenizer.bos_id) else [bos_token_id]
+    stated_bos = [] if None in (config.bos_token_id, tokenizer.bos_id) else [config.bos_token_id]
     for name, token_id, stated in (
-        ("eos_token_id", tokenizer.eos_id, eos_token_ids),
+        ("eos_token_id", tokenizer.eos_id, config.eos_token_ids),
         ("bos_token_id", tokenizer.bos_id, stated_bos),
     ):
         if stated and token_id not in stated:
@@ -241,7 +228,7 @@ def _read_settings(directory: epath.Path) -> tuple[dict[str, str], dict[str, int
 
     config, special, added = read("tokenizer_config.json"), {}, read("added_tokens.json")
     for source in (config, read("special_tokens_map.json")):
-        for kind in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        for kind in SPECIAL_KINDS:
             token = source.get(kind)
             text = token["content"] if isinstance(token, dict) else token
             if text:

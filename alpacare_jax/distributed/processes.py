@@ -51,13 +51,11 @@ def define_flags() -> None:
 def join(
     *, distributed: bool, coordinator: str, num_processes: int, process_id: int, join_seconds: int
 ) -> None:
-    """Joins this process to its run; does nothing for a single process.
-
-    Must be called before any device is used.
+    """Joins this process to its run, before any device is used; does nothing for a single process.
 
     Raises:
       ValueError: the flags are inconsistent.
-      ConnectionError: some processes did not arrive within `join_seconds`; they are named.
+      ConnectionError: as `wait_for_processes`.
     """
     devices = None
     if coordinator:

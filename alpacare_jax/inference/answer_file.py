@@ -15,13 +15,20 @@ class PartialOutput:
 
     A partial file of another run raises ValueError, because its answers would be mixed with these.
     If that run had not produced any answer, nothing is lost and its file is replaced.
+
+    Args:
+      settings: what the answers depend on; a run with the same settings is resumed.
     """
 
-    def __init__(self, output: epath.Path, fingerprint: str):
-        self.path = output.with_name(output.name + ".partial")
+    def __init__(self, output: epath.Path, settings: dict[str, Any]):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self.output, self.path = output, output.with_name(output.name + ".partial")
         self.answers: dict[int, dict[str, Any]] = {}
+        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         if self.path.exists():
             self._read(fingerprint)
+        if self.answers:
+            print(f"resuming: {len(self.answers)} answers already generated", file=sys.stderr)
         header = json.dumps({"fingerprint": fingerprint})
         self._lines = jsonl.LineFile(self.path, [header, *map(self._line, self.answers.items())])
 
@@ -51,29 +58,15 @@ class PartialOutput:
         self.answers[index] = record
         self._lines.add(self._line((index, record)))
 
-    def finish(self, output: epath.Path) -> None:
+    def finish(self) -> None:
         """Writes the complete output, in input order, and removes the partial file."""
         self._lines.close()
         records = [self.answers[i] for i in sorted(self.answers)]
-        write = provenance.write_json if output.suffix == ".json" else jsonl.write
-        write(output, records)
+        write = provenance.write_json if self.output.suffix == ".json" else jsonl.write
+        write(self.output, records)
         self.path.unlink()
         cut = sum(record["finish_reason"] == "length" for record in records)
         print(
-            f"{output}: {len(records)} answers, {cut} of them truncated at the length limit",
+            f"{self.output}: {len(records)} answers, {cut} of them truncated at the length limit",
             file=sys.stderr,
         )
-
-
-def resume(output: epath.Path, settings: dict[str, Any]) -> PartialOutput:
-    """Opens the partial output of a run with these settings, a new one if there is none.
-
-    Raises:
-      ValueError: the partial output has answers of a run with different settings.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    partial = PartialOutput(output, fingerprint)
-    if partial.answers:
-        print(f"resuming: {len(partial.answers)} answers already generated", file=sys.stderr)
-    return partial

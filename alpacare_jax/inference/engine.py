@@ -106,8 +106,7 @@ class Engine:
             )
         if mesh and not rules:
             raise ValueError("an engine on a mesh requires the sharding rules of its params")
-        shardings = _state_shardings(mesh, rules) if mesh and rules else None
-        self._shardings = shardings
+        self._shardings = shardings = _state_shardings(mesh, rules) if mesh and rules else None
         self._empty = jax.jit(self._empty_state, static_argnums=(0, 1), out_shardings=shardings)
         self._prefill = jax.jit(self._prefill_step)
         self._insert = jax.jit(
@@ -157,10 +156,11 @@ class Engine:
                     slots[slot] = admitted = queue.popleft()
                     state = self._admit(state, slot, admitted)
             state, slots = self._shrink(state, slots)
-            state = self._grow(state, slots, burst)
+            busy = [i for i, request in enumerate(slots) if request]
+            last = int(np.asarray(state["positions"])[busy].max())
+            state = self._lengthen(state, last + burst + 1)
             state = self._decode(self.params, state, burst, bool(queue))
-            state, slots, answers = self._collect(state, slots, stop_early)
-            yield from answers
+            yield from self._collect(state, slots, stop_early)
 
     def trace(self, prompt_tokens: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Traces the prefill of one prompt and `BURST` decode steps with all slots in use.
@@ -240,8 +240,7 @@ class Engine:
         return token_B, seen_BV
 
     def _is_eos(self, tokens: jax.Array) -> jax.Array:
-        none = jnp.zeros(tokens.shape, bool)
-        return functools.reduce(jnp.logical_or, [tokens == eos for eos in self.eos_ids], none)
+        return jnp.isin(tokens, jnp.array(self.eos_ids, jnp.int32))
 
     def _decode_steps(self, params, state, burst, waiting):
         """Up to `burst` tokens for each active row; ends early when a slot can be refilled."""
@@ -271,9 +270,9 @@ class Engine:
             return jax.lax.while_loop(unfinished, step, (0, state))[1]
 
     def _collect(self, state, slots, stop_early):
-        """Removes finished answers from their slots and returns them."""
+        """Removes finished answers from their slots, and from the active rows; returns them."""
         active, count, output = jax.device_get((state["active"], state["count"], state["output"]))
-        answers, kept = [], np.ones(len(slots), bool)
+        answers, active = [], active.copy()
         for i, request in enumerate(slots):
             if request is None:
                 continue
@@ -284,10 +283,9 @@ class Engine:
                 continue
             reason = "stop" if stopped or early else "length"
             answers.append(Answer(request.index, ids[:-1] if stopped else ids, reason))
-            slots[i] = None
-            kept[i] = False
-        state["active"] = jnp.asarray(active & kept)
-        return state, slots, answers
+            slots[i], active[i] = None, False
+        state["active"] = jnp.asarray(active)
+        return answers
 
     def _shrink(self, state, slots):
         """Halves the rows while at most half of them are busy: the queue is empty by then."""
@@ -300,14 +298,9 @@ class Engine:
         chosen = (busy + [i for i, request in enumerate(slots) if not request])[:rows]
         return self._place(_take_rows(state, np.array(chosen))), [slots[i] for i in chosen]
 
-    def _grow(self, state, slots, burst):
-        """Lengthens the cache for the next `burst` tokens of every busy row."""
-        positions = np.asarray(state["positions"])
-        last = max(int(positions[i]) for i, request in enumerate(slots) if request)
-        return self._lengthen(state, min(last + burst + 1, self.max_length))
-
-    def _lengthen(self, state, need: int):
-        missing = min(_bucket(need), _bucket(self.max_length)) - state["k"].shape[2]
+    def _lengthen(self, state, length: int):
+        """Lengthens the cache to hold `length` tokens of each row, at most `max_length`."""
+        missing = _bucket(min(length, self.max_length)) - state["k"].shape[2]
         return self._place(_pad_cache(state, missing)) if missing > 0 else state
 
     def _place(self, state):
@@ -317,11 +310,10 @@ class Engine:
 
 def _state_shardings(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
     """The cache is sharded; everything else is small, read by every process, and replicated."""
-    replicated = NamedSharding(mesh, PartitionSpec())
     heads = rules["kv_heads"] or None
     cache = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES, None, heads, None))
     names = ("tokens", "positions", "active", "output", "count", "limit", "requests", "seen")
-    return {"k": cache, "v": cache} | dict.fromkeys(names, replicated)
+    return {"k": cache, "v": cache} | dict.fromkeys(names, sharding.replicated(mesh))
 
 
 def _insert_row(state, slot, row):

@@ -22,13 +22,8 @@ KERNELS = ("auto", "xla", "splash", "cudnn")
 MASKED_SCORE = -1e30  # finite, so that a query with no visible key gives a mean, not NaN
 
 
-def attention_mask(
-    segments_BT: jax.Array,
-    positions_BT: jax.Array,
-    key_segments_BS: jax.Array,
-    key_positions_BS: jax.Array,
-) -> jax.Array:
-    """Which keys each query attends to, bool [B, T, S]: its own segment's, up to its position.
+def attention_mask(segments_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """Which keys each query attends to, bool [B, T, T]: its own segment's, up to its position.
 
     Segments number the examples packed into a row from 1; 0 is padding. Positions alone define the
     order, so prompts may be padded on either side.
@@ -37,8 +32,8 @@ def attention_mask(
         segments  = [ 1,  1,  1,  2,  2,  0]
         positions = [ 0,  1,  2,  0,  1,  0]
     """
-    same = segments_BT[:, :, None] == key_segments_BS[:, None, :]
-    return same & (key_positions_BS[:, None, :] <= positions_BT[:, :, None])
+    same = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return same & (positions_BT[:, None, :] <= positions_BT[:, :, None])
 
 
 def attend(
@@ -90,13 +85,12 @@ def choose_kernel(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> 
 
 def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     """Plain XLA operations, on any device."""
-    mask_BTT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)
-    return functools.partial(attend, mask_BTS=mask_BTT)
+    return functools.partial(attend, mask_BTS=attention_mask(segments_BT, positions_BT))
 
 
 def cudnn(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     """cuDNN's fused attention with an explicit mask: lengths alone cannot separate examples."""
-    mask_B1TT = attention_mask(segments_BT, positions_BT, segments_BT, positions_BT)[:, None]
+    mask_B1TT = attention_mask(segments_BT, positions_BT)[:, None]
 
     def attend_rows(q_BTNH, k_BTKH, v_BTKH):
         return jax.nn.dot_product_attention(

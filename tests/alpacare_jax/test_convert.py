@@ -274,8 +274,8 @@ def test_key_in_two_shards_is_named(tmp_path):
         ({"model_type": "mistral"}, ["mistral"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ["yarn"]),
         # The tokenizer has ids 0 to 357 and EOS 2.
-        ({"eos_token_id": 7}, ["eos_token_id 2", "says 7", "tokenizer files"]),
-        ({"bos_token_id": 7}, ["bos_token_id 1", "says 7"]),
+        ({"eos_token_id": 7}, ["eos_token_id 2", "has 7", "tokenizer files"]),
+        ({"bos_token_id": 7}, ["bos_token_id 1", "has 7"]),
     ],
 )
 def test_config_of_another_model_is_named(change, named, source, tmp_path):
@@ -341,7 +341,7 @@ def fail_at(monkeypatch, owner: type, count: int, error: type[BaseException]) ->
 def test_failure_half_way_leaves_nothing(error, count, source, tmp_path, monkeypatch):
     convert.from_hf(source, tmp_path / "ours")
     fail_at(monkeypatch, layerwise.Writer, count, error)
-    fail_at(monkeypatch, safetensors_file.FileWriter, count, error)
+    fail_at(monkeypatch, safetensors_file.FolderWriter, count, error)
     with fails_and_leaves_nothing(tmp_path, error, "disk went away"):
         convert.from_hf(source, tmp_path / "never")
     with fails_and_leaves_nothing(tmp_path, error, "disk went away"):
@@ -369,8 +369,8 @@ from alpacare_jax import convert
 from alpacare_jax.checkpoints import layerwise, safetensors_file
 
 source, ours, folder = map(Path, sys.argv[1:])
-owners = {"Writer": layerwise.Writer, "FileWriter": safetensors_file.FileWriter,
-          "FolderWriter": safetensors_file.FolderWriter, "os": os, "shutil": shutil}
+owners = {"Writer": layerwise.Writer, "FolderWriter": safetensors_file.FolderWriter, "os": os,
+          "shutil": shutil}
 for point in sys.stdin.read().split():
     direction, owner, name, count = point.split("-")
     if pid := os.fork():
@@ -394,7 +394,7 @@ for point in sys.stdin.read().split():
 KILL_POINTS = """
 from_hf-Writer-write-1 from_hf-Writer-write-15 from_hf-Writer-__exit__-1 from_hf-os-replace-1
 from_hf-os-replace-2 from_hf-os-replace-3
-to_hf-FileWriter-write-1 to_hf-FileWriter-write-15 to_hf-FolderWriter-__exit__-1
+to_hf-FolderWriter-write-1 to_hf-FolderWriter-write-15 to_hf-FolderWriter-__exit__-1
 to_hf-shutil-copyfile-2 to_hf-os-replace-2
 """
 """direction-owner-function-call; the last os.replace of each gives the target its name."""
@@ -428,7 +428,7 @@ def test_killed_anywhere(source, tmp_path):
     convert.from_hf(source, folder / "from_hf-Writer-write-15")
     found = checkpoint.load_params(folder / "from_hf-Writer-write-15", CONFIG)
     assert_same_bits(dict(params_to_hf(found, CONFIG)), tensors)
-    again = to_hf(tmp_path / "ours", folder / "to_hf-FileWriter-write-15")
+    again = to_hf(tmp_path / "ours", folder / "to_hf-FolderWriter-write-15")
     assert_same_bits(read_tensors(again), tensors)
     assert not list(folder.glob("*-write-15-partial-*"))
 

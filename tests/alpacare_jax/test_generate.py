@@ -87,9 +87,9 @@ def answer(model, records, tmp_path):
 
     def run(name="out/answers.json", **changes):
         arguments = {
-            "directory": model,
+            "checkpoint": model,
             "step": "best",
-            "input_path": records,
+            "input": records,
             "output": tmp_path / name,
             "template": "alpaca",
             "max_length": 360,
@@ -98,11 +98,11 @@ def answer(model, records, tmp_path):
             "devices": jax.devices()[:1],
             "tensor": 1,
             "sampling": SAMPLING,
-            "stops": [],
+            "stop": [],
             "dtype": "float32",
             "generator": "tiny",
         } | changes
-        generate.run(**arguments)
+        generate.run(generate.GenerationConfig(**arguments))
         return arguments["output"]
 
     return run
@@ -202,7 +202,7 @@ def test_nothing_is_left_beside_the_output_but_its_run_json(answer):
 
 
 def test_run_json_explains_the_output(answer, model, records):
-    output = answer(stops=["xyz"])
+    output = answer(stop=["xyz"])
     record = read(output.with_name("answers.json.run.json"))
     config = record["config"]
     assert config["checkpoint"] == str(model)
@@ -232,7 +232,7 @@ def test_relative_paths(answer, model, records, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "inside")
     directory = epath.Path(os.path.relpath(model))
     assert ".." in directory.parts
-    inputs = {"directory": directory, "input_path": epath.Path("../clinic.jsonl")}
+    inputs = {"checkpoint": directory, "input": epath.Path("../clinic.jsonl")}
     assert answer(output=epath.Path("../cut.json"), **inputs).read_bytes() == whole
     assert answer("whole.json", **inputs).read_bytes() == whole, "the same run"
 
@@ -265,7 +265,7 @@ def test_a_stop_string_cuts_the_text(answer):
     whole = read(answer("whole.json"))
     longest = max(whole, key=lambda row: len(row["output"]))["output"]
     stop = longest[10:12]
-    rows = read(answer("cut.json", stops=["never said", stop]))
+    rows = read(answer("cut.json", stop=["never said", stop]))
     cut = 0
     for before, row in zip(whole, rows, strict=True):
         if stop in before["output"]:
@@ -282,7 +282,7 @@ def test_a_stopped_answer_does_not_depend_on_its_neighbours(answer):
     """The engine looks for stop strings between bursts, whose ends depend on the other rows."""
     whole = read(answer("whole.json"))
     letters = random.Random(0).sample(sorted(set("".join(row["output"] for row in whole))), 12)
-    results = {slots: answer(f"{slots}.json", stops=letters, batch_size=slots) for slots in (1, 3)}
+    results = {slots: answer(f"{slots}.json", stop=letters, batch_size=slots) for slots in (1, 3)}
     assert results[1].read_bytes() == results[3].read_bytes()
 
 
@@ -293,7 +293,7 @@ def test_of_two_stop_strings_the_one_said_first_counts(answer, model, monkeypatc
     monkeypatch.setattr(
         Engine, "run", lambda self, requests, *_: [Answer(r.index, ids, "length") for r in requests]
     )
-    row = read(answer(stops=[" the heart pain and", "pain"]))[0]
+    row = read(answer(stop=[" the heart pain and", "pain"]))[0]
     assert row["output"] == "fever of the heart"
     assert row["num_tokens"] == len(tokenizer.encode("fever of the heart pain"))
     assert row["finish_reason"] == "stop"
@@ -301,7 +301,7 @@ def test_of_two_stop_strings_the_one_said_first_counts(answer, model, monkeypatc
 
 def test_an_empty_stop_string_is_an_error(answer):
     with pytest.raises(ValueError, match="--stop"):
-        answer(stops=["x", ""])
+        answer(stop=["x", ""])
 
 
 # Resuming
@@ -333,7 +333,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(answer, asked, tmp_path, 
 def test_a_run_killed_before_the_output_was_written_only_writes_it(answer, asked, monkeypatch):
     whole = answer("whole.json").read_bytes()
 
-    def full_disk(self, output):
+    def full_disk(self):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
@@ -371,12 +371,12 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
         {"max_length": 350},
         {"max_new_tokens": 39},
         {"sampling": Sampling()},
-        {"stops": ["x"]},
+        {"stop": ["x"]},
         {"dtype": "bfloat16"},
         {"generator": "other"},
-        {"input_path": other_input},
-        {"input_path": renamed},
-        {"directory": other_model},
+        {"input": other_input},
+        {"input": renamed},
+        {"checkpoint": other_model},
     ):
         with pytest.raises(ValueError, match=r"cut\.json\.partial .*different flags.*delete"):
             answer("cut.json", **changes)
@@ -391,7 +391,7 @@ def test_records_that_share_an_id_are_an_error(answer, tmp_path):
     with pytest.raises(
         ValueError, match=r"records 1 and 3 .from 0. share the id '2'; .* unique id"
     ):
-        answer("same.json", input_path=path)
+        answer("same.json", input=path)
     assert not (tmp_path / "same.json").exists()
 
 

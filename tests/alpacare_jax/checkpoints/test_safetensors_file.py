@@ -52,7 +52,7 @@ def test_a_tensor_that_was_forgotten_or_misshapen(tmp_path):
     spec = {"a": (np.dtype(np.float32), (2,)), "b": (np.dtype(np.float32), (2,))}
     with (
         pytest.raises(ValueError, match="never written: b"),
-        safetensors_file.FileWriter(tmp_path / "x", spec) as writer,
+        safetensors_file.FolderWriter(tmp_path, spec, 1000) as writer,
     ):
         writer.write("a", np.zeros(2, np.float32))
         for wrong in (np.zeros(3, np.float32), np.zeros(2, np.float16)):

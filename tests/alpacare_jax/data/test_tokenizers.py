@@ -1,5 +1,6 @@
 """Tokenizers: ids equal to the reference libraries', the leading space, special tokens, view."""
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from alpacare_jax.data import tokenizers as module
 from alpacare_jax.data.tokenizers import TOKENIZER_FILES, check_matches, load
+from alpacare_jax.model.config import VARIANTS
 from tests.alpacare_jax.conftest import (
     CORPUS,
     LEADING_SPACE,
@@ -387,12 +389,16 @@ def test_the_files_carried_along_make_the_same_tokenizer(sentencepiece_dir, tmp_
     assert ours.pad_id == 400
 
 
+RIGHT = dataclasses.replace(VARIANTS["tiny"], vocab_size=400, eos_token_ids=(2,), bos_token_id=1)
+
+
 def test_check_matches_accepts_what_belongs_together(sentencepiece_dir, byte_level_dir):
     llama = load(sentencepiece_dir)
-    check_matches(llama, vocab_size=400, eos_token_ids=[2], bos_token_id=1)
-    check_matches(llama, vocab_size=400 + 1024, eos_token_ids=[7, 2], bos_token_id=None)
-    check_matches(llama, vocab_size=400, eos_token_ids=[], bos_token_id=1)
-    check_matches(load(byte_level_dir), vocab_size=400, eos_token_ids=(2,), bos_token_id=1)
+    check_matches(llama, RIGHT)
+    wider = {"vocab_size": 400 + 1024, "eos_token_ids": (7, 2), "bos_token_id": None}
+    check_matches(llama, dataclasses.replace(RIGHT, **wider))
+    check_matches(llama, dataclasses.replace(RIGHT, eos_token_ids=()))
+    check_matches(load(byte_level_dir), RIGHT)
 
 
 @pytest.mark.parametrize(
@@ -405,8 +411,7 @@ def test_check_matches_accepts_what_belongs_together(sentencepiece_dir, byte_lev
     ],
 )
 def test_check_matches_names_the_difference_and_the_remedy(sentencepiece_dir, model, message):
-    right = {"vocab_size": 400, "eos_token_ids": [2], "bos_token_id": 1}
     with pytest.raises(ValueError, match=message) as error:
-        check_matches(load(sentencepiece_dir), **right | model)
+        check_matches(load(sentencepiece_dir), dataclasses.replace(RIGHT, **model))
     assert "copy the tokenizer files from the model's folder" in str(error.value)
     assert "\n" not in str(error.value)

@@ -22,14 +22,14 @@ def partial_of(output):
 def output(tmp_path):
     """The output of a run that was killed after four answers."""
     output = tmp_path / "out" / "answers.json"
-    partial = answer_file.resume(output, SETTINGS)
+    partial = answer_file.PartialOutput(output, SETTINGS)
     for index in ORDER:
         partial.add(index, RECORDS[index])
     return output
 
 
 def test_a_killed_run_resumes(output, capsys):
-    partial = answer_file.resume(output, SETTINGS)
+    partial = answer_file.PartialOutput(output, SETTINGS)
     assert partial.answers == dict(enumerate(RECORDS))
     assert capsys.readouterr().err == "resuming: 4 answers already generated\n"
     assert not output.exists()
@@ -48,21 +48,21 @@ def test_a_line_cut_short_by_a_kill_is_lost_alone(output, cut, lost):
         "all": 0,
     }[cut]
     partial_of(output).write_bytes(content[:end])
-    partial = answer_file.resume(output, SETTINGS)
+    partial = answer_file.PartialOutput(output, SETTINGS)
     kept = ORDER[: 4 - lost]
     assert partial.answers == {index: RECORDS[index] for index in kept}
     for index in set(ORDER) - set(kept):
         partial.add(index, RECORDS[index])
-    assert answer_file.resume(output, SETTINGS).answers == dict(enumerate(RECORDS))
+    assert answer_file.PartialOutput(output, SETTINGS).answers == dict(enumerate(RECORDS))
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_finish_writes_input_order(tmp_path, suffix, capsys):
     output = tmp_path / f"answers{suffix}"
-    partial = answer_file.resume(output, SETTINGS)
+    partial = answer_file.PartialOutput(output, SETTINGS)
     for index in ORDER:
         partial.add(index, RECORDS[index])
-    partial.finish(output)
+    partial.finish()
     text = output.read_text(encoding="utf-8")
     assert (
         json.loads(text) if suffix == ".json" else [json.loads(x) for x in text.split("\n")[:-1]]
@@ -76,16 +76,16 @@ def test_finish_writes_input_order(tmp_path, suffix, capsys):
 def test_answers_of_another_run_are_left_alone(output):
     before = partial_of(output).read_bytes()
     with pytest.raises(ValueError, match=r"answers\.json\.partial .*different flags.*delete"):
-        answer_file.resume(output, {"step": 8})
+        answer_file.PartialOutput(output, {"step": 8})
     assert partial_of(output).read_bytes() == before
     foreign = output.with_name("foreign.json")
     partial_of(foreign).write_text('{"index": 0, "record": {}}\n')
     with pytest.raises(ValueError, match=r"foreign\.json\.partial .*different flags.*delete"):
-        answer_file.resume(foreign, SETTINGS)
+        answer_file.PartialOutput(foreign, SETTINGS)
 
 
 def test_a_run_without_answers_is_replaced(tmp_path, capsys):
     output = tmp_path / "answers.json"
     partial_of(output).write_text('{"fingerprint": "of a run that came to no answer"}\n')
-    assert answer_file.resume(output, SETTINGS).answers == {}
+    assert answer_file.PartialOutput(output, SETTINGS).answers == {}
     assert capsys.readouterr().err == ""

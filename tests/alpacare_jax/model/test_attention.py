@@ -47,7 +47,7 @@ POSITIONS = np.array([[0, 1, 2, 0, 1, 2, 3, 0, 1], [0, 1, 0, 1, 2, 0, 0, 0, 0]])
 def test_columns_of_visible():
     segments = np.array([[1, 1, 1, 2, 2, 0]])
     positions = np.array([[0, 1, 2, 0, 1, 0]])
-    seen = attention.attention_mask(segments, positions, segments, positions)
+    seen = attention.attention_mask(segments, positions)
     assert seen[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -61,7 +61,7 @@ def test_columns_of_visible():
 @pytest.mark.parametrize("N, K", [(4, 4), (4, 2), (6, 2), (4, 1)])
 def test_every_head_against_the_definition(N, K):
     q, k, v = heads(N, K)
-    visible = attention.attention_mask(PACKED, POSITIONS, PACKED, POSITIONS)
+    visible = attention.attention_mask(PACKED, POSITIONS)
     got = attend(q, k, v, visible)
     np.testing.assert_allclose(got, by_definition(q, k, v, visible), rtol=0, atol=2e-6)
 
@@ -76,7 +76,7 @@ def test_a_cache_longer_than_the_queries():
 
 def test_gradients_against_the_plain_form():
     q, k, v = heads(4, 2)
-    visible = attention.attention_mask(PACKED, POSITIONS, PACKED, POSITIONS)
+    visible = attention.attention_mask(PACKED, POSITIONS)
 
     def plain(q, k, v):
         k, v = (jnp.repeat(x, 2, axis=2) for x in (k, v))
@@ -95,16 +95,16 @@ def test_gradients_against_the_plain_form():
 
 def test_packed_examples_do_not_see_each_other():
     q, k, v = heads(4, 2)
-    whole = attend(q, k, v, attention.attention_mask(PACKED, POSITIONS, PACKED, POSITIONS))
+    whole = attend(q, k, v, attention.attention_mask(PACKED, POSITIONS))
     part = slice(3, 7)  # the second example of the first row, alone in a row of its own
     segments, positions = PACKED[:1, part], POSITIONS[:1, part]
     alone = attend(
         *(x[:1, part] for x in (q, k, v)),
-        attention.attention_mask(segments, positions, segments, positions),
+        attention.attention_mask(segments, positions),
     )
     np.testing.assert_allclose(whole[:1, part], alone, rtol=0, atol=1e-6)
     swapped = [x.at[0, :3].set(7.0) for x in (q, k, v)]  # another first example changes nothing
-    visible = attention.attention_mask(PACKED, POSITIONS, PACKED, POSITIONS)
+    visible = attention.attention_mask(PACKED, POSITIONS)
     np.testing.assert_array_equal(attend(*swapped, visible)[0, 3:], whole[0, 3:])
 
 
@@ -113,8 +113,8 @@ def test_padding_may_be_on_either_side():
     right = np.array([[1] * 6 + [0] * 3] * B), np.array([[*range(6), 0, 0, 0]] * B)
     left = tuple(np.roll(x, 3, axis=1) for x in right)
     rolled = [jnp.roll(x, 3, axis=1) for x in (q, k, v)]
-    on_right = attend(q, k, v, attention.attention_mask(*right, *right))
-    on_left = attend(*rolled, attention.attention_mask(*left, *left))
+    on_right = attend(q, k, v, attention.attention_mask(*right))
+    on_left = attend(*rolled, attention.attention_mask(*left))
     np.testing.assert_allclose(on_left[:, 3:], on_right[:, :6], rtol=0, atol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_a_query_that_sees_nothing_is_finite():
 
 def test_bfloat16_keeps_a_float32_softmax():
     q, k, v = heads(4, 2, jnp.bfloat16)
-    visible = attention.attention_mask(PACKED, POSITIONS, PACKED, POSITIONS)
+    visible = attention.attention_mask(PACKED, POSITIONS)
     got = attend(q, k, v, visible)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got, by_definition(q, k, v, visible), rtol=0, atol=2**-7)
@@ -194,7 +194,7 @@ def test_a_kernel_equals_the_definition_and_so_do_its_gradients(name):
 
     gradients = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)
     (_, out), grads = gradients(name, *qkv)
-    want = by_definition(*qkv, attention.attention_mask(segments, positions, segments, positions))
+    want = by_definition(*qkv, attention.attention_mask(segments, positions))
     out, want = np.asarray(out, np.float32), np.where(real, want, 0)
     np.testing.assert_allclose(out, want, atol=2e-5 if exact else 0.02)
     _, wanted = gradients("xla", *(x.astype(jnp.float32) for x in qkv))
