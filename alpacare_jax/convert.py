@@ -123,10 +123,7 @@ def from_hf(source: Path, target: Path) -> None:
 
 
 def from_gguf(source: Path, target: Path) -> None:
-    """Converts a GGUF file to a model directory: weights dequantised to float32, tokenizer rebuilt.
-
-    Raises: as `from_hf`.
-    """
+    """As `from_hf`, of a GGUF file: weights dequantised to float32, the tokenizer is rebuilt."""
     from alpacare_jax.checkpoints import gguf_file
 
     model = gguf_file.open_gguf(source)

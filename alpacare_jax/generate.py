@@ -203,11 +203,7 @@ def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]
 
 
 def run(config: GenerationConfig) -> None:
-    """Answers every record of the input.
-
-    Raises:
-      ValueError: a flag, record or checkpoint does not fit, or the output is of another run.
-    """
+    """Answers every record of the input, those of an unfinished output excepted."""
     model_config = model_folder.read_config(config.checkpoint)
     if config.max_length > model_config.max_position_embeddings:
         raise UsageError(

@@ -80,7 +80,8 @@ class GgufModel:
         # never teach the model to stop.
         unknown = _field(self.reader, "tokenizer.ggml.unknown_token_id")
         pad = next(i for i in (unknown, bos, 0) if i is not None and i != eos)
-        names = {"bos_token": tokens[bos], "eos_token": tokens[eos], "pad_token": tokens[pad]}
+        ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+        names = {kind.removesuffix("_id"): tokens[i] for kind, i in ids.items()}
         if unknown is not None:
             names["unk_token"] = tokens[unknown]
         kind = _field(self.reader, "tokenizer.ggml.model")
@@ -107,12 +108,8 @@ class GgufModel:
                 "the model's Hugging Face folder with from_hf"
             )
         return tokenizer | {
-            "config.json": self.config | {"pad_token_id": pad},
-            "generation_config.json": {
-                "bos_token_id": bos,
-                "eos_token_id": eos,
-                "pad_token_id": pad,
-            },
+            "config.json": self.config | ids,
+            "generation_config.json": ids,
             "tokenizer_config.json": tokenizer_config,
         }
 

@@ -137,11 +137,7 @@ class FolderWriter(contextlib.AbstractContextManager["FolderWriter"]):
                 self._weight_map[key] = name
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Writes a C-contiguous tensor at its offset; thread-safe.
-
-        Raises:
-          ValueError: its dtype or shape is not the declared one.
-        """
+        """Writes a C-contiguous tensor of the declared dtype and shape; thread-safe."""
         if (array.dtype, array.shape) != self._specs[key]:
             raise ValueError(f"{key} is {array.dtype} {array.shape}, not {self._specs[key]}")
         rest = array.reshape(-1).view(np.uint8).data

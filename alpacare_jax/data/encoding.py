@@ -8,6 +8,7 @@ import numpy as np
 from alpacare_jax.data import prompts
 from alpacare_jax.data.prompts import Template
 from alpacare_jax.data.tokenizers import Tokenizer
+from common import sections
 from common.records import Example
 
 
@@ -26,8 +27,7 @@ class DataConfig:
 
     def __post_init__(self):
         prompts.get(self.template)
-        if self.overlong not in ("truncate", "drop", "error"):
-            raise ValueError(f"data.overlong is {self.overlong!r}; choose truncate, drop or error")
+        sections.choice("data.overlong", self.overlong, ("truncate", "drop", "error"))
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"data.eval_share is {self.eval_share}; it must be in [0, 1)")
         if self.eval_share and self.eval_path:

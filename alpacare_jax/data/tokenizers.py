@@ -188,13 +188,10 @@ def load(directory: str | PurePath) -> Tokenizer:
 
 
 def check_matches(tokenizer: Tokenizer, config: LlamaConfig) -> None:
-    """Checks that a tokenizer belongs to the model of a `config.json`.
+    """Raises ValueError if a tokenizer does not belong to the model of a `config.json`.
 
     An id beyond the embedding would read a wrong row without an error, and a model stops only at
     the EOS it was trained on. An id missing from `config.json` or the tokenizer is not compared.
-
-    Raises:
-      ValueError: the vocabulary sizes, EOS or BOS differ.
     """
     remedy = "copy the tokenizer files from the model's folder"
     if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:

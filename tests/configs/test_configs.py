@@ -314,7 +314,7 @@ def changed(key: str, value) -> dict:
         ("train.log_every", 0, r"train\.log_every must be at least 1, not 0"),
         ("train.eval_every", -1, r"train\.eval_every must be at least 0"),
         ("optimizer.schedule", "wsd", r"optimizer\.schedule is 'wsd'; choose from cosine"),
-        ("data.overlong", "cut", r"data\.overlong is 'cut'; choose truncate, drop or error"),
+        ("data.overlong", "cut", r"data\.overlong is 'cut'; choose from truncate, drop, error"),
         ("checkpoint.keep", 0, r"checkpoint\.keep at least 1"),
         ("sharding.fsdp", 0, "give positive sizes, one may be -1"),
     ],

@@ -151,7 +151,7 @@ def test_nothing_left_is_an_error(policy, lengths):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"overlong": "cut"}, "data.overlong is 'cut'; choose truncate, drop or error"),
+        ({"overlong": "cut"}, "data.overlong is 'cut'; choose from truncate, drop, error"),
         ({"eval_share": 1.0}, r"data.eval_share is 1.0; it must be in \[0, 1\)"),
         ({"eval_share": -0.1}, "data.eval_share is -0.1"),
         ({"eval_share": 0.1, "eval_path": "x"}, "data.eval_path or data.eval_share, not both"),
