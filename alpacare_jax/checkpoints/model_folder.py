@@ -17,6 +17,9 @@ from alpacare_jax.model.config import LlamaConfig
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizers.TOKENIZER_FILES)
 """Files that are copied along with the weights, unchanged."""
 
+MAX_UNUSED_ROWS = 1024
+"""Vocabularies are rounded up for the hardware; a wider gap means another model's tokenizer."""
+
 
 def read_config(directory: str | PurePath) -> LlamaConfig:
     """The model's configuration, from `config.json`.
@@ -40,8 +43,33 @@ def read_config(directory: str | PurePath) -> LlamaConfig:
 def load_tokenizer(directory: str | PurePath) -> tokenizers.Tokenizer:
     """The tokenizer of a model folder. Raises: as `tokenizers.load` and `check_matches`."""
     config, tokenizer = read_config(directory), tokenizers.load(directory)
-    tokenizers.check_matches(tokenizer, config)
+    check_matches(tokenizer, config)
     return tokenizer
+
+
+def check_matches(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> None:
+    """Raises ValueError if a tokenizer does not belong to the model of a `config.json`.
+
+    An id beyond the embedding would read a wrong row without an error, and a model stops only at
+    the EOS it was trained on. An id missing from `config.json` or the tokenizer is not compared.
+    """
+    remedy = "copy the tokenizer files from the model's folder"
+    if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
+        raise ValueError(
+            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {config.vocab_size:,} "
+            "embedding rows (at least as many are required, at most "
+            f"{MAX_UNUSED_ROWS:,} may be unused); {remedy}"
+        )
+    stated_bos = [] if None in (config.bos_token_id, tokenizer.bos_id) else [config.bos_token_id]
+    for name, token_id, stated in (
+        ("eos_token_id", tokenizer.eos_id, config.eos_token_ids),
+        ("bos_token_id", tokenizer.bos_id, stated_bos),
+    ):
+        if stated and token_id not in stated:
+            raise ValueError(
+                f"tokenizer has {name} {token_id} but config.json has "
+                f"{' or '.join(map(str, stated))}; {remedy}, or correct config.json"
+            )
 
 
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:

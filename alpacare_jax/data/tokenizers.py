@@ -8,16 +8,11 @@ from typing import Any
 
 from etils import epath
 
-from alpacare_jax.model.config import LlamaConfig
-
 # Every file that defines how a model reads text; conversion and checkpoints copy them.
 TOKENIZER_FILES: tuple[str, ...] = tuple(
     "tokenizer.json tokenizer.model vocab.json merges.txt tokenizer_config.json "
     "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json".split()
 )
-
-# Vocabularies are rounded up for the hardware; a wider gap means another model's tokenizer.
-MAX_UNUSED_ROWS = 1024
 
 # `ModelProto{normalizer_spec{add_dummy_prefix: false}}` on the wire. Protocol buffers merge a
 # message appended to another, so these bytes disable SentencePiece's leading space.
@@ -185,31 +180,6 @@ def load(directory: str | PurePath) -> Tokenizer:
         f"{directory} has neither tokenizer.json nor tokenizer.model; copy one from the model's "
         "folder, together with tokenizer_config.json"
     )
-
-
-def check_matches(tokenizer: Tokenizer, config: LlamaConfig) -> None:
-    """Raises ValueError if a tokenizer does not belong to the model of a `config.json`.
-
-    An id beyond the embedding would read a wrong row without an error, and a model stops only at
-    the EOS it was trained on. An id missing from `config.json` or the tokenizer is not compared.
-    """
-    remedy = "copy the tokenizer files from the model's folder"
-    if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
-        raise ValueError(
-            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {config.vocab_size:,} "
-            "embedding rows (at least as many are required, at most "
-            f"{MAX_UNUSED_ROWS:,} may be unused); {remedy}"
-        )
-    stated_bos = [] if None in (config.bos_token_id, tokenizer.bos_id) else [config.bos_token_id]
-    for name, token_id, stated in (
-        ("eos_token_id", tokenizer.eos_id, config.eos_token_ids),
-        ("bos_token_id", tokenizer.bos_id, stated_bos),
-    ):
-        if stated and token_id not in stated:
-            raise ValueError(
-                f"tokenizer has {name} {token_id} but config.json has "
-                f"{' or '.join(map(str, stated))}; {remedy}, or correct config.json"
-            )
 
 
 def _read_settings(directory: epath.Path) -> tuple[dict[str, str], dict[str, int], bool | None]:

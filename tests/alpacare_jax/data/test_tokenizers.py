@@ -13,8 +13,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpacare_jax.checkpoints.model_folder import check_matches
 from alpacare_jax.data import tokenizers as module
-from alpacare_jax.data.tokenizers import TOKENIZER_FILES, check_matches, load
+from alpacare_jax.data.tokenizers import TOKENIZER_FILES, load
 from alpacare_jax.model.config import VARIANTS
 from tests.alpacare_jax.conftest import (
     CORPUS,
