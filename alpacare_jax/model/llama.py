@@ -90,18 +90,26 @@ def apply_rope(x_BTNH: jax.Array, rope: Rope) -> jax.Array:
     return rotated.astype(x_BTNH.dtype)
 
 
-def _project(equation: str, x: jax.Array, params: Params, name: str) -> jax.Array:
-    """The product with weight `name`_proj in the dtype of `x`, plus `name`_bias if there is one."""
-    y = jnp.einsum(equation, x, params[f"{name}_proj"].astype(x.dtype))
-    bias = params.get(f"{name}_bias")
-    return y if bias is None else y + bias.astype(x.dtype)
+def _optional_param(params: Params, name: str) -> nnx.Param | None:
+    return nnx.Param(params[name]) if name in params else None
+
+
+def _add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + bias[...].astype(x.dtype)
 
 
 class Attention(nnx.Module):
     """Self-attention of one layer."""
 
     def __init__(self, params: Params):
-        self.params = nnx.data(params)
+        self.q_proj = nnx.Param(params["q_proj"])  # DNH
+        self.k_proj = nnx.Param(params["k_proj"])  # DKH
+        self.v_proj = nnx.Param(params["v_proj"])  # DKH
+        self.o_proj = nnx.Param(params["o_proj"])  # NHD
+        self.q_bias = _optional_param(params, "q_bias")  # NH
+        self.k_bias = _optional_param(params, "k_bias")  # KH
+        self.v_bias = _optional_param(params, "v_bias")  # KH
+        self.o_bias = _optional_param(params, "o_bias")  # D
 
     def project_qkv(
         self, x_MD: jax.Array, rope: Rope, B: int
@@ -111,28 +119,39 @@ class Attention(nnx.Module):
         def split_rows(x):
             return x.reshape(B, -1, *x.shape[1:])
 
-        q_BTNH = split_rows(_project("MD,DNH->MNH", x_MD, self.params, "q"))
-        k_BTKH = split_rows(_project("MD,DKH->MKH", x_MD, self.params, "k"))
-        v_BTKH = split_rows(_project("MD,DKH->MKH", x_MD, self.params, "v"))
-        return apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope), v_BTKH
+        dtype = x_MD.dtype
+        q_MNH = jnp.einsum("MD,DNH->MNH", x_MD, self.q_proj[...].astype(dtype))
+        k_MKH = jnp.einsum("MD,DKH->MKH", x_MD, self.k_proj[...].astype(dtype))
+        v_MKH = jnp.einsum("MD,DKH->MKH", x_MD, self.v_proj[...].astype(dtype))
+        q_BTNH = apply_rope(split_rows(_add_bias(q_MNH, self.q_bias)), rope)
+        k_BTKH = apply_rope(split_rows(_add_bias(k_MKH, self.k_bias)), rope)
+        return q_BTNH, k_BTKH, split_rows(_add_bias(v_MKH, self.v_bias))
 
     def project_output(self, o_BTNH: jax.Array) -> jax.Array:
         """The attended values of all heads, projected back to x_MD."""
         o_MNH = o_BTNH.reshape(-1, *o_BTNH.shape[2:])
-        return _project("MNH,NHD->MD", o_MNH, self.params, "o")
+        x_MD = jnp.einsum("MNH,NHD->MD", o_MNH, self.o_proj[...].astype(o_MNH.dtype))
+        return _add_bias(x_MD, self.o_bias)
 
 
 class Mlp(nnx.Module):
     """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, params: Params):
-        self.params = nnx.data(params)
+        self.gate_proj = nnx.Param(params["gate_proj"])  # DF
+        self.up_proj = nnx.Param(params["up_proj"])  # DF
+        self.down_proj = nnx.Param(params["down_proj"])  # FD
+        self.gate_bias = _optional_param(params, "gate_bias")  # F
+        self.up_bias = _optional_param(params, "up_bias")  # F
+        self.down_bias = _optional_param(params, "down_bias")  # D
 
     def __call__(self, x_MD: jax.Array) -> jax.Array:
         """x_MD -> x_MD."""
-        gate_MF = _project("MD,DF->MF", x_MD, self.params, "gate")
-        h_MF = jax.nn.silu(gate_MF) * _project("MD,DF->MF", x_MD, self.params, "up")
-        return _project("MF,FD->MD", h_MF, self.params, "down")
+        dtype = x_MD.dtype
+        gate_MF = _add_bias(x_MD @ self.gate_proj[...].astype(dtype), self.gate_bias)
+        up_MF = _add_bias(x_MD @ self.up_proj[...].astype(dtype), self.up_bias)
+        h_MF = jax.nn.silu(gate_MF) * up_MF
+        return _add_bias(h_MF @ self.down_proj[...].astype(dtype), self.down_bias)
 
 
 class Block(nnx.Module):
@@ -175,7 +194,7 @@ class Llama(nnx.Module):
         self.embed_tokens = nnx.Param(params["embed_tokens"])
         self.layers = nnx.data(params["layers"])  # stacked; the scan makes a Block of each layer
         self.norm = nnx.Param(params["norm"])
-        self.lm_head = nnx.Param(params["lm_head"]) if "lm_head" in params else None
+        self.lm_head = _optional_param(params, "lm_head")
 
     @property
     def head_VD(self) -> jax.Array:
