@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import race
+from benchmarks.support import race
 from common import cli
 from datagen.chat.client import Client
 from datagen.chat.config import ChatConfig, ChatRequest
@@ -205,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.worker:
         race.serve(CONTENDERS[FLAGS.worker])
         return
-    command = [sys.executable, "-m", "benchmarks.latency_server", f"--delay={DELAY}"]
+    command = [sys.executable, "-m", "benchmarks.support.latency_server", f"--delay={DELAY}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as server:
         url = [f"--url={server.stdout.readline().strip()}"]

@@ -34,7 +34,7 @@ from alpacare_jax import convert
 from alpacare_jax.checkpoints import safetensors_file
 from alpacare_jax.model import config as llama_config
 from alpacare_jax.model import params
-from benchmarks import race
+from benchmarks.support import race
 from common import cli
 
 PEAK_TARGET, SPEED_TARGET = 6 * 2**30, 0.5

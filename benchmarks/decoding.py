@@ -22,7 +22,7 @@ from absl import flags
 
 from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.data import encoding
-from benchmarks import models, race
+from benchmarks.support import models, race
 from common import cli
 
 TARGETS = {"single": 1.5, "batch": 2.0}

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import race
+from benchmarks.support import race
 from common import cli
 from common.records import read_records
 from datagen.near_duplicates import NearDuplicates

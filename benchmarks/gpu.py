@@ -27,7 +27,7 @@ from absl import flags
 
 from alpacare_jax.data import encoding
 from alpacare_jax.model.config import VARIANTS
-from benchmarks import models, race
+from benchmarks.support import models, race
 from common import cli
 
 

@@ -25,7 +25,7 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.training import batching
 from alpacare_jax.training.config import RunConfig
-from benchmarks import race
+from benchmarks.support import race
 from common import cli, records, sections
 
 TARGETS = {1: 0.97, 8: 0.92, 16: 0.92}

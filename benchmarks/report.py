@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks import race
+from benchmarks.support import race
 from common import cli, jsonl
 from evaluation.judging import verdicts, workdirs
 

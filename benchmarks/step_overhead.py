@@ -43,7 +43,8 @@ from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.training import progress
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.train_step import TrainingProgram
-from benchmarks import models, race, useful_tokens
+from benchmarks import useful_tokens
+from benchmarks.support import models, race
 from common import cli, records
 
 SETTLING = 3

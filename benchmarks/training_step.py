@@ -21,7 +21,7 @@ from absl import flags
 
 from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.data import encoding
-from benchmarks import models, race
+from benchmarks.support import models, race
 from common import cli
 
 ROWS, LENGTH = 4, 256

@@ -23,7 +23,7 @@ from absl import flags
 
 from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.data import encoding
-from benchmarks import models, race
+from benchmarks.support import models, race
 from common import cli
 
 COLLATED = 4

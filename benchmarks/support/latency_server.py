@@ -1,6 +1,6 @@
 """A chat server that answers every request after the same delay, and costs next to nothing itself.
 
-    python -m benchmarks.latency_server --delay=0.1
+    python -m benchmarks.support.latency_server --delay=0.1
 
 Prints its address, serves both protocols on it over plain HTTP/1.1 until its stdin closes, then
 prints what it did as a line of JSON: `requests`, `cpu_ms` a request, `late_ms` (by how much a reply
