@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ class Environment:
     """A virtual environment that holds the project with one extra."""
 
     def __init__(self, folder: Path, extra: str):
-        self.folder = folder
+        self.folder, self.extra = folder, extra
         python = [sys.executable, "-m"]
         subprocess.run([*python, "venv", "--without-pip", str(folder)], check=True)
         pip = [*python, "pip", "--python", str(folder), "install", "--quiet", "--no-compile"]
@@ -45,9 +46,10 @@ class Environment:
         found = self.folder.glob("lib/python*/site-packages/*.dist-info")
         return {re.sub(r"-[^-]*$", "", path.stem).lower().replace("-", "_") for path in found}
 
-    def megabytes(self) -> int:
+    def report_size(self) -> None:
+        """As a warning, which pytest prints at the end whether or not tests share processes."""
         files = (path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return round(sum(files) / 1e6)
+        warnings.warn(f"[{self.extra}] alone: {sum(files) / 1e6:.0f} MB", stacklevel=2)
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         """`alpacare COMMAND`, from a folder that is not the repository."""
@@ -75,11 +77,10 @@ def openai(server: ChatServer) -> dict[str, str]:
     return {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": f"{server.url}/v1"}
 
 
-def test_evaluation_alone_judges_and_reports(tmp_path, server, capsys):
+def test_evaluation_alone_judges_and_reports(tmp_path, server):
     environment = Environment(tmp_path / "env", "evaluation")
     assert not environment.installed() & (TRAINER | {"py3langid"})
-    with capsys.disabled():
-        print(f"\n[evaluation] alone: {environment.megabytes()} MB")
+    environment.report_size()
     items = write_examples(tmp_path / "set.jsonl", 3)
     for name in ("ours", "theirs"):
         records = [json.loads(line) for line in items.read_text().splitlines()]
@@ -105,11 +106,10 @@ def test_evaluation_alone_judges_and_reports(tmp_path, server, capsys):
     )
 
 
-def test_datagen_alone_goes_from_tasks_to_stats(tmp_path, server, capsys):
+def test_datagen_alone_goes_from_tasks_to_stats(tmp_path, server):
     environment = Environment(tmp_path / "env", "datagen")
     assert not environment.installed() & TRAINER
-    with capsys.disabled():
-        print(f"\n[datagen] alone: {environment.megabytes()} MB")
+    environment.report_size()
     server.answer = lambda body: (
         teacher.write_tasks(body) if teacher.is_for_tasks(body) else "Rest, fluids and time."
     )
@@ -140,11 +140,10 @@ def test_datagen_alone_goes_from_tasks_to_stats(tmp_path, server, capsys):
     assert json.loads((tmp_path / "stats/stats.json").read_text())
 
 
-def test_train_alone_trains_and_converts(tmp_path, capsys):
+def test_train_alone_trains_and_converts(tmp_path):
     environment = Environment(tmp_path / "env", "train")
     assert not environment.installed() & CLIENTS
-    with capsys.disabled():
-        print(f"\n[train] alone: {environment.megabytes()} MB")
+    environment.report_size()
     config = VARIANTS["tiny"]
     base = make_model(tmp_path / "base", config, init(config, jax.random.key(0)))
     environment.succeed(
