@@ -240,7 +240,10 @@ def test_relative_paths(answer, model, records, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("most", "limit"), [(0, 360), (17, 17)])
 def test_max_new_tokens_reaches_the_engine_and_0_is_no_limit(answer, monkeypatch, most, limit):
     requests = []
-    canned = lambda self, wanted, *_: requests.extend(wanted) or map(say_nothing, wanted)  # noqa: E731
+
+    def canned(self, wanted, *_):
+        return requests.extend(wanted) or map(say_nothing, wanted)
+
     monkeypatch.setattr(Engine, "run", canned)
     rows = read(answer(max_new_tokens=most))
     assert [request.index for request in requests] == list(range(7))

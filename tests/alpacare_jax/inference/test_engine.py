@@ -125,7 +125,10 @@ def recompute(weights, requests, sampling=GREEDY, config=CONFIG) -> dict[int, li
         factor = jnp.where(logits_BV < 0, penalty, 1 / penalty)
         logits_BV = jnp.where(seen_BV, logits_BV * factor, logits_BV)
         root = jax.random.key(sampling.seed)
-        fold = lambda i, n: jax.random.fold_in(jax.random.fold_in(root, i), n)  # noqa: E731
+
+        def fold(i, n):
+            return jax.random.fold_in(jax.random.fold_in(root, i), n)
+
         return sample(logits_BV, jax.vmap(fold)(indices, lengths_B), sampling)
 
     while any(len(row) < end for row, end in zip(rows, ends, strict=True)):

@@ -85,7 +85,9 @@ def test_gradients_against_the_plain_form():
         return jnp.einsum("bnts,bsnh->btnh", weights, v)
 
     def gradients(function):
-        total = lambda *args: jnp.sum(jnp.sin(function(*args)))  # noqa: E731
+        def total(*args):
+            return jnp.sum(jnp.sin(function(*args)))
+
         return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, k, v)
 
     ours = gradients(lambda *args: attend(*args, visible))
@@ -121,7 +123,10 @@ def test_padding_may_be_on_either_side():
 def test_a_query_that_sees_nothing_is_finite():
     q, k, v = heads(4, 2)
     nothing = np.zeros((B, T, T), bool)
-    total = lambda *args: jnp.sum(attend(*args, nothing))  # noqa: E731
+
+    def total(*args):
+        return jnp.sum(attend(*args, nothing))
+
     value, grads = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
     assert np.isfinite(value)
     assert all(np.isfinite(grad).all() for grad in grads)
@@ -156,7 +161,10 @@ def packed_rows(name="xla", K=2, N=4, width=128):
     positions = np.zeros_like(segments)
     for row, start, end in ((0, 0, 100), (0, 100, 128), (0, 128, 218), (1, 0, 256)):
         positions[row, start:end] = np.arange(end - start)
-    make = lambda heads, shift: jnp.asarray(wave(2, LONG, heads, width, shift=shift), dtype)  # noqa: E731
+
+    def make(heads, shift):
+        return jnp.asarray(wave(2, LONG, heads, width, shift=shift), dtype)
+
     return jnp.asarray(segments), jnp.asarray(positions), make(N, 0.0), make(K, 1.0), make(K, 2.0)
 
 

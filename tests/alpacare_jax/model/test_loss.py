@@ -34,7 +34,10 @@ def plain(hidden_BTD, head_VD, targets_BT, weights_BT):
 
 def inputs(pattern: str, dtype=jnp.float32, shape=(B, T, D, V)):
     B, T, D, V = shape
-    wave = lambda *dims: np.sin(np.linspace(0, 3 * math.prod(dims), math.prod(dims))).reshape(dims)  # noqa: E731
+
+    def wave(*dims):
+        return np.sin(np.linspace(0, 3 * math.prod(dims), math.prod(dims))).reshape(dims)
+
     b, t = np.indices((B, T))
     counted = PATTERNS[pattern](b, t)
     return (
