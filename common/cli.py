@@ -92,11 +92,14 @@ def run(
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         if given := config_flag(argv):  # it may import its neighbours, as `configs.common`
-            sys.path.append(str(Path(given.partition(":")[0]).resolve().parents[1]))
+            sys.path.append(str(Path(given.partition(":")[0]).resolve().parent.parent))
         if HELP_FLAGS & set(argv[1:]):  # before parsing, which requires the required flags
             app.usage(writeto_stdout=True)
-            if keys:
-                print(config_help(keys, argv))
+            try:
+                if keys:
+                    print(config_help(keys, argv))
+            except UsageError as error:
+                sys.exit(fail(error))
             sys.exit(0)
         try:
             rest = flags.FLAGS(argv)

@@ -2,11 +2,14 @@
 
 import dataclasses
 import doctest
+import subprocess
+import sys
 
 import pytest
 
 from common import sections
 from common.sections import UsageError
+from tests.conftest import REPOSITORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +74,12 @@ def test_comments_are_found_wherever_they_are():
 
 def test_the_examples_in_the_docstrings_are_true():
     assert doctest.testmod(sections).failed == 0
+
+
+@pytest.mark.parametrize("given", ["absent.py", "/absent.py", "LICENSE"])
+def test_help_with_a_config_that_cannot_be_loaded_is_one_line(given):
+    command = [sys.executable, "-m", "datagen.tasks", "--help", f"--config={given}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --config={given} could not be loaded: ")
+    assert done.stderr.count("\n") == 1
