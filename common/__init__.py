@@ -9,8 +9,6 @@ paths           folders of this machine and gs:// buckets
 jsonl           JSONL files, read and written whole or line by line
 records         Tasks and Examples, the records of instruction data
 provenance      run.json, and files that are replaced whole
-prompt_file     prompts as text files
-refusals        answers that decline to answer
-rouge           ROUGE-L and the tokens it compares
 reports/        drawings as SVG and PNG, and the frame of a page
+text/           prompts as text files, ROUGE-L, answers that decline to answer
 """

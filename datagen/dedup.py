@@ -23,8 +23,8 @@ from common import cli, jsonl, provenance
 from common.jsonl import Record
 from common.messages import StatusLine, log, suggestion
 from common.records import join_text, read_records
-from common.rouge import TOKENIZERS
 from common.sections import UsageError
+from common.text.rouge import TOKENIZERS
 from datagen.near_duplicates import NearDuplicates
 
 MODES = ("greedy", "drop_both")

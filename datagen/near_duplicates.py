@@ -32,7 +32,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
 from common.messages import suggestion
-from common.rouge import TOKENIZERS, TokenCharacters, f_measure
+from common.text.rouge import TOKENIZERS, TokenCharacters, f_measure
 
 ROUNDING = 1e-6
 """Far above the rounding error of a bound, in tokens, and far below one token."""

@@ -20,10 +20,10 @@ from ml_collections import config_flags
 from common import cli, jsonl, provenance, sections
 from common.jsonl import Record
 from common.messages import format_counts
-from common.prompt_file import Prompt
 from common.records import Task, read_records, read_tasks, require_unique_ids
-from common.refusals import is_refusal
 from common.sections import UsageError
+from common.text.prompt_file import Prompt
+from common.text.refusals import is_refusal
 from datagen.chat.client import Client, Failure, run_until_done
 from datagen.chat.config import ChatRequest
 from datagen.chat.progress import Estimate

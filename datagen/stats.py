@@ -17,8 +17,8 @@ from common.jsonl import Record
 from common.messages import log
 from common.records import read_records
 from common.reports import drawing
-from common.rouge import TOKENIZERS
 from common.sections import UsageError
+from common.text.rouge import TOKENIZERS
 from datagen.analysis import measures, page, verb_objects
 from datagen.analysis.card import CardSettings, card
 

@@ -20,8 +20,8 @@ from ml_collections import config_flags
 
 from common import cli, jsonl, provenance, sections
 from common.messages import format_counts
-from common.prompt_file import Prompt
 from common.records import Task, read_tasks
+from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore

@@ -23,7 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from common import cli, jsonl, provenance, sections
-from common.prompt_file import Prompt
+from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, Failure, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest
 from datagen.chat.store import AnswerStore, ChatAnswer

@@ -9,7 +9,7 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
-from common.rouge import TokenCharacters, Tokenizer, unicode_tokens
+from common.text.rouge import TokenCharacters, Tokenizer, unicode_tokens
 
 # Scripts written without spaces: each character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003fffd"

@@ -10,7 +10,7 @@ import numpy as np
 from common.jsonl import Record
 from common.messages import log
 from common.records import MAX_DIFFICULTY, difficulty
-from common.rouge import TOKENIZERS, unicode_tokens
+from common.text.rouge import TOKENIZERS, unicode_tokens
 from datagen.analysis import diversity, labels, verb_objects
 
 TEXT_FIELDS = ("instruction", "input", "output")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from common import sections
-from common.prompt_file import Prompt
 from common.records import MAX_DIFFICULTY, Task
-from common.rouge import TOKENIZERS
+from common.text.prompt_file import Prompt
+from common.text.rouge import TOKENIZERS
 from datagen.chat.config import ChatRequest
 
 LAYOUTS = {

@@ -5,7 +5,7 @@
     judge.preference(answer)               # a parsers.Preference
 
 Prompts have the placeholders {instruction}, {output_1}, {output_2} and {mark}; see
-common.prompt_file.
+common.text.prompt_file.
 
 Protection against texts that address the judge: the instruction and both outputs are enclosed in
 lines that hold {mark}, a hash of the three texts which none of them contains. No text can therefore
@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from common.prompt_file import Prompt
 from common.sections import UsageError
+from common.text.prompt_file import Prompt
 from datagen.chat.config import ChatRequest
 from datagen.chat.store import ChatAnswer
 from evaluation.judging import parsers

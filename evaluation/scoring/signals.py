@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from common import rouge
+from common.text import rouge
 from evaluation.judging.verdicts import Verdicts, natural
 from evaluation.judging.workdirs import ReportTexts
 from evaluation.scoring.text_metrics import TextSignals, measure_texts

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.refusals import is_refusal
+from common.text.refusals import is_refusal
 from evaluation.inputs.outputs import ModelOutput
 
 LONG_ANSWER = 600

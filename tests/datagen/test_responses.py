@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alpacare_jax import train
-from common import refusals
 from common.records import read_records
+from common.text import refusals
 from datagen import dedup, responses, tasks
 from datagen.chat.client import Failure
 from datagen.chat.errors import RunStoppedError

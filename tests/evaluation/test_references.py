@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common.prompt_file import Prompt
+from common.text.prompt_file import Prompt
 from datagen.chat import client
 from datagen.chat.errors import RunStoppedError
 from evaluation import references

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.rouge import rouge_tokens
+from common.text.rouge import rouge_tokens
 from datagen.analysis import diversity
 
 

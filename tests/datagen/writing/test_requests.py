@@ -3,8 +3,8 @@
 import dataclasses
 import doctest
 
-from common.prompt_file import Prompt
 from common.records import Task, read_tasks
+from common.text.prompt_file import Prompt
 from datagen.config import DATAGEN_PROMPTS
 from datagen.writing import requests
 from datagen.writing.requests import TasksConfig, Teacher

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.refusals import is_refusal
+from common.text.refusals import is_refusal
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.scoring import text_metrics

@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from common import prompt_file
-from common.prompt_file import Prompt
+from common.text import prompt_file
+from common.text.prompt_file import Prompt
 
 
 def write(folder, text, name="p.txt"):

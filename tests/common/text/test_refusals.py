@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from common import refusals
+from common.text import refusals
 
 
 def test_the_examples_in_the_docstrings_are_true():

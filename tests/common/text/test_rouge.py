@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import rouge as rouge_module
-from common.rouge import NAMES, Rouge, TokenCharacters, rouge_tokens, unicode_tokens
+from common.text import rouge as rouge_module
+from common.text.rouge import NAMES, Rouge, TokenCharacters, rouge_tokens, unicode_tokens
 
 rouge_scorer = pytest.importorskip(
     "rouge_score.rouge_scorer", reason="the scores are compared with its own"

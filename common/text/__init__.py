@@ -1,0 +1,1 @@
+"""Texts that packages share: prompts as files, ROUGE-L, refusals."""
