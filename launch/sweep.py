@@ -27,6 +27,7 @@ from typing import Any
 
 from absl import flags
 from etils import epath
+from ml_collections import config_flags
 
 # Config files import configs.common, which `python -m` would find.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -100,6 +101,7 @@ class Runner:
             self.process = process
             if self.stop_requested:  # while it was started
                 self._request_stop()
+            assert process.stderr
             for line in process.stderr:
                 print(line, end="", file=sys.stderr, flush=True)
                 last = line.strip() or last
@@ -166,13 +168,13 @@ def main(argv: Sequence[str]) -> int:
     del argv
     FLAGS = flags.FLAGS
     config = sections.flatten(FLAGS.config.to_dict())
-    given = FLAGS["config"].config_filename
+    given = config_flags.get_config_filename(FLAGS["config"])
     path, _, argument = given.partition(":")
     parts = (Path(path).stem, urllib.parse.quote(argument, safe="=,"), FLAGS.sweep)
     workdir = FLAGS.workdir or "runs/" + "-".join(filter(None, parts))
     paths.check(workdir)
     sweep = sweep_runs.load_function(path, FLAGS.sweep)
-    common = FLAGS["config"].override_values
+    common = config_flags.get_override_values(FLAGS["config"])
     runs = sweep_runs.make(f"{FLAGS.sweep} of {path}", sweep, config, common, epath.Path(workdir))
     index = FLAGS.index
     if index is None and not FLAGS.table:
@@ -193,8 +195,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from ml_collections import config_flags
-
     config_flags.DEFINE_config_file("config", help_string="Config file, with its argument.")
     flags.DEFINE_string("sweep", "sweep", "Function of the config file that queues the runs.")
     flags.DEFINE_string(

@@ -1,10 +1,10 @@
 """The runs that `def sweep(add)` of a config file queues: their overrides and names."""
 
 import dataclasses
-import importlib.util
 import inspect
 import json
 import math
+import runpy
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
@@ -29,11 +29,10 @@ class Run:
 
 def load_function(path: str, name: str) -> Callable[..., None]:
     """The function `name(add)` of a config file."""
-    spec = importlib.util.spec_from_file_location("sweep_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    functions = inspect.getmembers(module, inspect.isfunction)
-    sweeps = {n: f for n, f in functions if list(inspect.signature(f).parameters) == ["add"]}
+    functions = {n: f for n, f in runpy.run_path(path).items() if inspect.isfunction(f)}
+    sweeps = {
+        n: f for n, f in functions.items() if list(inspect.signature(f).parameters) == ["add"]
+    }
     if name not in sweeps:
         raise ValueError(f"{path} has no `def {name}(add)`; it has {', '.join(sweeps) or 'none'}")
     return sweeps[name]
@@ -62,10 +61,7 @@ def as_text(value: Any) -> str:
     """The shortest text that a flag parses as this value: 0.0002 -> "2e-4"."""
     if not isinstance(value, float):
         return str(value)
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-    first, *others = map(str, digits)
-    fraction = "." + "".join(others) if others else ""
-    scientific = f"{'-' * sign}{first}{fraction}e{exponent + len(others)}"
+    scientific = f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")
     return min(repr(value), scientific, key=len)
 
 

@@ -1,6 +1,5 @@
 """The `alpacare` command: it lists every command, and runs each as `python -m` does."""
 
-import os
 import subprocess
 import sys
 
@@ -65,20 +64,3 @@ def test_a_command_runs_as_python_m_does(tmp_path):
         through = run("dedup", *wrong)
         itself = subprocess.run([*direct, *wrong], cwd=REPOSITORY, capture_output=True, text=True)
         assert (through.returncode, through.stderr) == (itself.returncode, itself.stderr)
-
-
-def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path):
-    """In both doors; a module of that name that fails to import stands for a missing package."""
-    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name='matplotlib')")
-    (tmp_path / "rapidfuzz.py").write_text("raise ModuleNotFoundError(name='rapidfuzz')")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    expected = "error: the package rapidfuzz is not installed; run: pip install '.[datagen]'\n"
-    direct = subprocess.run(
-        [sys.executable, "-m", "datagen.dedup", "--help"],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    for done in (run("dedup", "--help", env=environment), direct):
-        assert (done.returncode, done.stderr) == (1, expected)

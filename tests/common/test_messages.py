@@ -3,14 +3,11 @@
 import doctest
 import io
 
-import pytest
-
-from common import extras, messages
+from common import messages
 
 
-@pytest.mark.parametrize("module", [messages, extras])
-def test_the_examples_in_the_docstrings_are_true(module):
-    result = doctest.testmod(module)
+def test_the_examples_in_the_docstrings_are_true():
+    result = doctest.testmod(messages)
     assert result.attempted and not result.failed
 
 
