@@ -1,5 +1,7 @@
 """Self-contained HTML pages: the shared style, the document, its tables and numbers."""
 
+import base64
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -11,15 +13,30 @@ BASE_STYLE = Path(__file__).with_name("page.css")
 """The shared rules; LIGHT and DARK stand for the colours of the two modes."""
 
 
-def document(title: str, body: str, *, style: str = "", head: str = "") -> str:
-    """A complete HTML page that fetches nothing. `style` follows the shared rules."""
+POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
+    "form-action 'none'; style-src 'unsafe-inline'; script-src {}\">"
+)
+"""A page fetches nothing and runs at most one script, known by its hash, whatever its texts say."""
+
+
+def document(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A complete HTML page that fetches nothing.
+
+    Args:
+      style: rules that follow the shared ones.
+      script: JavaScript that runs after the body.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = POLICY.format(f"'sha256-{digest}'" if script else "'none'")
+    element = f"<script>{script}</script>" if script else ""
     light, dark = drawing.colour_rules(False), drawing.colour_rules(True)
     rules = BASE_STYLE.read_text("utf-8").replace("LIGHT", light).replace("DARK", dark) + style
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"{head}<title>{escape(title)}</title><style>{rules}</style></head>\n"
-        f"<body>{body}</body></html>\n"
+        f"{policy}<title>{escape(title)}</title><style>{rules}</style></head>\n"
+        f"<body>{body}{element}</body></html>\n"
     )
 
 

@@ -80,7 +80,8 @@ def test_nothing_of_a_text_becomes_markup():
 
 def test_nothing_is_fetched():
     text = stats_page.page(measure())
-    assert not re.search(r"""(src|href|url|@import)\s*[=(]|https?://""", text)
+    assert "default-src 'none'" in text and "script-src 'none'" in text
+    assert not re.search(r"""(\bsrc|href|url|@import)\s*[=(]|https?://""", text)
 
 
 def test_the_tail_of_500_topics_is_one_bar_and_no_count_vanishes():
