@@ -15,7 +15,7 @@ def test_the_example_in_the_docstring_is_true():
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path):
-    """Also through `alpacare`; a module of that name that fails to import stands for a missing package."""
+    """Also through `alpacare`; a module that fails to import stands for a missing package."""
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name='matplotlib')")
     (tmp_path / "rapidfuzz.py").write_text("raise ModuleNotFoundError(name='rapidfuzz')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
