@@ -29,9 +29,10 @@ class Run:
 
 def load_function(path: str, name: str) -> Callable[..., None]:
     """The function `name(add)` of a config file."""
-    functions = {n: f for n, f in runpy.run_path(path).items() if inspect.isfunction(f)}
     sweeps = {
-        n: f for n, f in functions.items() if list(inspect.signature(f).parameters) == ["add"]
+        key: value
+        for key, value in runpy.run_path(path).items()
+        if inspect.isfunction(value) and list(inspect.signature(value).parameters) == ["add"]
     }
     if name not in sweeps:
         raise ValueError(f"{path} has no `def {name}(add)`; it has {', '.join(sweeps) or 'none'}")

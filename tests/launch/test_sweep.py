@@ -287,7 +287,7 @@ def test_numbers_are_short_and_exact(value):
         ("infinite", "optimizer.learning_rate must be float, not inf"),
         ("twice", "queues the same run twice: learning_rate=1.0,seed=3 and learning_rate=1.0"),
         ("default_again", "queues the same run twice: unchanged and seed=42"),
-        ("helper", "has no `def helper(add)`; it has default_again, empty, endless, fraction_"),
+        ("helper", "has no `def helper(add)`; it has sweep, with_failures, endless"),
     ],
 )
 def test_bad_sweeps(sweeps, sweep, message):
