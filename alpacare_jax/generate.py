@@ -10,7 +10,6 @@ Answers are collected in OUTPUT.partial; rerunning the same command generates on
 
 import bisect
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -69,16 +68,6 @@ class GenerationConfig:
             raise UsageError(f"--output {self.output} must end in .json or .jsonl")
         if not all(self.stop):
             raise UsageError("--stop is empty; give a text that ends an answer")
-
-
-def eos_ids(directory: epath.Path, tokenizer: Tokenizer) -> list[int]:
-    """All EOS ids: of the tokenizer, config.json and generation_config.json, ascending."""
-    ids = {tokenizer.eos_id, *model_folder.read_config(directory).eos_token_ids}
-    path = directory / "generation_config.json"
-    if path.is_file():
-        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
-        ids |= set(more if isinstance(more, list) else [more])
-    return sorted(ids)
 
 
 def answer_text(
@@ -235,7 +224,7 @@ def run(config: GenerationConfig) -> None:
         return
     record = provenance.describe(config=settings)
     partial = answer_file.PartialOutput(config.output, settings)
-    eos = eos_ids(config.checkpoint, tokenizer)
+    eos = model_folder.eos_ids(config.checkpoint, tokenizer)
     engine = load_engine(config, step, model_config, dtype, eos)
     requests = [
         Request(i, ids, config.max_new_tokens or config.max_length)

@@ -72,6 +72,16 @@ def check_matches(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> None:
             )
 
 
+def eos_ids(directory: str | PurePath, tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """All EOS ids: of the tokenizer, config.json and generation_config.json, ascending."""
+    ids = {tokenizer.eos_id, *read_config(directory).eos_token_ids}
+    path = epath.Path(directory) / "generation_config.json"
+    if path.is_file():
+        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
+        ids |= set(more if isinstance(more, list) else [more])
+    return sorted(ids)
+
+
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:
     """Copies config and tokenizer files; `target` must exist."""
     for name in MODEL_FILES:

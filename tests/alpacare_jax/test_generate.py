@@ -445,15 +445,15 @@ def test_a_wrong_run_writes_nothing(answer, tmp_path, changes, said):
 
 def test_every_file_that_names_an_eos_is_heard(model, tiny, tmp_path):
     tokenizer = model_folder.load_tokenizer(model)
-    assert generate.eos_ids(model, tokenizer) == EOS_IDS
+    assert model_folder.eos_ids(model, tokenizer) == EOS_IDS
     (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf()))
-    assert generate.eos_ids(tmp_path, tokenizer) == [2]
+    assert model_folder.eos_ids(tmp_path, tokenizer) == [2]
     for stated, ids in ((5, [2, 5]), ([7, 2, 6], [2, 6, 7]), (None, [2])):
         content = json.dumps({"eos_token_id": stated})
         (tmp_path / "generation_config.json").write_text(content)
-        assert generate.eos_ids(tmp_path, tokenizer) == ids
+        assert model_folder.eos_ids(tmp_path, tokenizer) == ids
     (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf() | {"eos_token_id": [2, 9]}))
-    assert generate.eos_ids(tmp_path, tokenizer) == [2, 9]
+    assert model_folder.eos_ids(tmp_path, tokenizer) == [2, 9]
 
 
 # Several devices
