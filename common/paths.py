@@ -5,6 +5,7 @@ whole when its upload ends, replaces the old one at that moment, and cannot be a
 """
 
 import os
+import re
 import sys
 from pathlib import PurePath
 
@@ -13,6 +14,12 @@ from etils import epath
 from common.sections import UsageError
 
 BUCKET = "gs://"
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+"""How models of the Hugging Face Hub are named: owner/name."""
+
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+"""The first words of a git-lfs pointer, which stands for a file that was not downloaded."""
 
 
 def in_bucket(path: str | PurePath) -> bool:
@@ -32,6 +39,31 @@ def check(*paths: str) -> None:
             _check_bucket(path.removeprefix(BUCKET).partition("/")[0])
         elif "://" in path:
             raise UsageError(f"{path}: give a local folder or gs://BUCKET/...")
+
+
+def require(path: str | PurePath) -> None:
+    """Raises FileNotFoundError if nothing is at `path`; it may have been meant as a Hub id."""
+    if epath.Path(path).exists():
+        return
+    advice = ""
+    if HUB_ID.fullmatch(name := os.fspath(path)):
+        folder = f"hf/{name.partition('/')[2]}"
+        advice = (
+            "; a model of the Hugging Face Hub is downloaded and converted first: hf download "
+            f"{name} --local-dir {folder}, then python -m alpacare_jax.convert from_hf "
+            f"--source={folder} --target=models/{name.partition('/')[2]}"
+        )
+    raise FileNotFoundError(f"no such file or folder: {path}{advice}")
+
+
+def require_content(path: str | PurePath) -> None:
+    """Raises ValueError if a file is only the git-lfs pointer to its content."""
+    with epath.Path(path).open("rb") as file:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
+            raise ValueError(
+                f"{path} is a git-lfs pointer, not the file; run `git lfs pull` in its folder, or "
+                "download the model with `hf download`"
+            )
 
 
 def _check_bucket(name: str) -> None:

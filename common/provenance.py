@@ -51,6 +51,23 @@ def write_json(path: str | PurePath, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: str | PurePath) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, holds no object, or is a git-lfs pointer; the file is named.
+    """
+    paths.require_content(path)
+    try:
+        content = json.loads(epath.Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); restore it or download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
 def sha256(path: str | PurePath) -> str:
     """Hex digest of a file; it identifies the data that a run read."""
     digest = hashlib.sha256()

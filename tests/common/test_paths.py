@@ -132,6 +132,15 @@ def test_a_place_that_cannot_be_used_is_told_first(gcs, path, error, part):
         paths.check("", "runs/a", path)
 
 
+def test_a_hub_id_is_recognised(tmp_path):
+    paths.require(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"hf download org/Model-7B.v2 --local-dir hf/Mod"):
+        paths.require("org/Model-7B.v2")
+    for path in (tmp_path / "absent", "../absent", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=r"no such file or folder: [^;]*$"):
+            paths.require(path)
+
+
 def test_without_gcsfs_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs.retry", None)
     with pytest.raises(ValueError, match=r".\[gcs\]"):

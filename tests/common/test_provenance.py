@@ -13,7 +13,7 @@ import subprocess
 import jax
 import pytest
 
-from common import provenance
+from common import paths, provenance
 
 
 def test_write_text_replaces_a_file(tmp_path):
@@ -88,6 +88,29 @@ def test_write_json_is_for_people_too(tmp_path):
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == (
         '{\n  "name": "患者",\n  "values": [\n    1,\n    null\n  ]\n}\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"{", ["not JSON", "line 1"]),
+        (b"", ["not JSON"]),
+        (b'{"a": 1,}', ["not JSON", "line 1 column 9"]),
+        (b"\xff", ["not JSON", "utf-8"]),
+        (b"\xef\xbb\xbf{}", ["not JSON", "BOM"]),
+        (b"[" * 100_000, ["not JSON", "recursion"]),
+        (b'{"a": %s}' % (b"9" * 5000), ["not JSON", "digits"]),
+        (b"[]", ["must hold a JSON object, not a list"]),
+        (b"null", ["must hold a JSON object"]),
+        (paths.GIT_LFS + b"v1\noid sha256:00\nsize 3\n", ["git-lfs pointer", "git lfs pull"]),
+    ],
+)
+def test_a_json_file_that_cannot_be_read_is_named(content, named, tmp_path):
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        provenance.read_json(tmp_path / "settings.json")
+    for text in ["settings.json", *named]:
+        assert text in str(caught.value)
 
 
 def test_sha256(tmp_path):
