@@ -23,7 +23,8 @@ from alpacare_jax.model import params
 from alpacare_jax.training import batching, optimizers
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
-from alpacare_jax.training.progress import StartupTimer, TrainingProgress, log
+from alpacare_jax.training.console import Compilations, StartupTimer, log, waiting
+from alpacare_jax.training.progress import TrainingProgress
 from alpacare_jax.training.train_step import State, TrainingProgram, attention_kernel
 from common import cli, paths, sections
 
@@ -82,7 +83,8 @@ def run(
     log(f"{num_params:,} parameters on {sharding.describe(mesh)}; attention kernel: {kernel}")
     startup.end_phase("imports and devices")
     # data
-    train_data, eval_data = batching.load_batchers(run_config, model_config, mesh, log)
+    with waiting("encoding the data"):
+        train_data, eval_data = batching.load_batchers(run_config, model_config, mesh, log)
     num_steps = train_data.steps_per_epoch * run_config.train.epochs
     log_data(run_config, train_data, num_steps, mesh.size)
     startup.end_phase("data")
@@ -98,16 +100,21 @@ def run(
         return 0
     state = None
     if not first:
-        state = program.initial_state()
+        with waiting("loading the weights"):
+            state = program.initial_state()
         workdir_lib.make(workdir, run_config, description)
     checkpoints = checkpoint.TrainingCheckpoints(workdir, run_config.checkpoint)
     train_step, eval_step = program.make_steps()
+    compilations = Compilations(model_config, run_config.model, run_config.optimizer, mesh.shape)
+    train_step = compilations.announced(train_step, "the training step")
+    eval_step = compilations.announced(eval_step, "the held-out loss")
     evaluate = held_out_loss(eval_data, eval_step, mesh)
     progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluate)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
         if state is None:
             log(f"resuming from step {first:,}")
-            state = checkpoints.restore(first, program.abstract_state())
+            with waiting("loading the checkpoint"):
+                state = checkpoints.restore(first, program.abstract_state())
         startup.end_phase("weights")
         # loop
         stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
@@ -166,7 +173,7 @@ def log_data(run_config: RunConfig, train_data: Batcher, num_steps: int, num_dev
 
 
 def held_out_loss(
-    eval_data: Batcher | None, eval_step: jax.stages.Wrapped, mesh: Mesh
+    eval_data: Batcher | None, eval_step: Callable[..., jax.Array], mesh: Mesh
 ) -> Callable[[State], dict[str, float]]:
     """The function of the state that gives {"eval_loss": loss}; {} where nothing is held out."""
     if eval_data is None:

@@ -1,10 +1,12 @@
-"""What commands print while they work: counts, times, suggestions, and the status line."""
+"""What commands print while they work: counts, times, suggestions, status line and heartbeat."""
 
+import contextlib
 import difflib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 TERMINAL_INTERVAL, LOG_INTERVAL = 1.0, 30.0
 """Seconds between two status lines on a terminal, which replace each other, and in a log."""
@@ -63,12 +65,12 @@ class StatusLine:
 
     def __init__(self):
         self._rewrites = sys.stderr.isatty()
+        self.interval = TERMINAL_INTERVAL if self._rewrites else LOG_INTERVAL
         self._shown = time.monotonic()
 
     def due(self) -> bool:
         """Whether the interval since the last line has passed."""
-        interval = TERMINAL_INTERVAL if self._rewrites else LOG_INTERVAL
-        return time.monotonic() - self._shown >= interval
+        return time.monotonic() - self._shown >= self.interval
 
     def show(self, text: str) -> None:
         """Shows `text` now."""
@@ -83,3 +85,22 @@ class StatusLine:
         """Erases the line, so that what follows starts on an empty one."""
         if self._rewrites:
             print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def heartbeat(text: str) -> Iterator[None]:
+    """While the block works in silence, a status line shows `text` and the time so far."""
+    began, ended, status = time.monotonic(), threading.Event(), StatusLine()
+
+    def beat() -> None:
+        while not ended.wait(status.interval):
+            status.show(f"{text}: {duration(time.monotonic() - began)} so far")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        status.close()

@@ -83,6 +83,11 @@ def peak_flops() -> tuple[float, str]:
     return measure_peak_flops() / share, "measured"
 
 
+def known_peak() -> tuple[float, str] | None:
+    """`peak_flops`; None on CPU, whose measured peak is mostly noise: no MFU is reported there."""
+    return None if jax.default_backend() == "cpu" else peak_flops()
+
+
 class MetricsWriter:
     """Appends one JSON object a line to `metrics.jsonl`, and optionally writes to TensorBoard.
 

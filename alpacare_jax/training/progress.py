@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -17,37 +16,9 @@ from alpacare_jax.checkpoints.checkpoint import TrainingCheckpoints
 from alpacare_jax.data.batches import Step
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics, optimizers
+from alpacare_jax.training.console import StartupTimer, log
 from alpacare_jax.training.train_step import State, StepReport, TrainingProgram
 from common import messages, paths
-
-
-def log(text: str) -> None:
-    """Prints a line on stderr."""
-    if processes.is_first():
-        messages.log(text)
-
-
-class StartupTimer:
-    """Measures the phases from the start of the process to the end of the first step."""
-
-    def __init__(self):
-        self._phases: dict[str, float] = {}
-        self._compiling = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._add_compilation)
-
-    def _add_compilation(self, event: str, duration_secs: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiling += duration_secs
-
-    def end_phase(self, name: str) -> None:
-        """Names the phase that ends here."""
-        self._phases[name] = processes.seconds_since_start() - sum(self._phases.values())
-
-    def summary(self) -> str:
-        """All phases in one line."""
-        total = sum(self._phases.values())
-        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._phases.items())
-        return f"first step after {total:.0f} s: {phases}; compiling took {self._compiling:.1f} s"
 
 
 class TrainingProgress:
@@ -84,7 +55,7 @@ class TrainingProgress:
         # All at once: a device would compute each one only after the steps queued before it.
         schedule = optimizers.schedule(program.run_config.optimizer, program.num_steps)
         self._rates = np.asarray(schedule(np.arange(program.num_steps)))
-        self._peak, self._peak_source = metrics.peak_flops()
+        self._peak = metrics.known_peak()
         self._save_seconds: float | None = None
         self._start = self._lap_start = self._second_step = time.perf_counter()
         self._writer = None
@@ -171,16 +142,17 @@ class TrainingProgress:
           seconds: from the end of the step before to its own.
         """
         program = self._program
-        flops = metrics.train_flops(
-            program.model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
-        )
         values = report | {
             "learning_rate": float(self._rates[step - 1]),
             "tokens_per_second": batch.num_tokens / seconds,
             "real_token_share": batch.num_tokens / batch.num_computed,
-            "mfu": flops / (seconds * program.mesh.size * self._peak),
             "seconds": seconds,
         }
+        if self._peak:
+            flops = metrics.train_flops(
+                program.model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
+            )
+            values["mfu"] = flops / (seconds * program.mesh.size * self._peak[0])
         if self._save_seconds is not None:
             values["save_stall_seconds"], self._save_seconds = self._save_seconds, None
         self._write(step, values)
@@ -207,8 +179,9 @@ class TrainingProgress:
             f"grad norm {values['grad_norm']:.2f}",
             f"{values['tokens_per_second']:,.0f} tokens/s",
             f"real tokens {values['real_token_share']:.0%}",
-            f"MFU {values['mfu']:.0%} of {self._peak_source} peak",
         ]
+        if self._peak:
+            parts.append(f"MFU {values['mfu']:.0%} of {self._peak[1]} peak")
         if left is not None:
             parts.append(f"{messages.duration(left)} left")
         if "eval_loss" in values:

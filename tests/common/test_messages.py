@@ -2,6 +2,7 @@
 
 import doctest
 import io
+import threading
 
 from common import messages
 
@@ -45,3 +46,18 @@ def test_a_log_gets_a_line_every_thirty_seconds(monkeypatch):
     line.show("half done")
     line.close()
     assert stream.getvalue() == "half done\n"
+
+
+def test_a_heartbeat_counts_the_time_of_a_silent_block(monkeypatch):
+    stream, shown = io.StringIO(), threading.Event()
+    monkeypatch.setattr(messages.sys, "stderr", stream)
+    monkeypatch.setattr(messages, "LOG_INTERVAL", 0.001)
+    show = messages.StatusLine.show
+    monkeypatch.setattr(
+        messages.StatusLine, "show", lambda line, text: (show(line, text), shown.set())
+    )
+    before = threading.active_count()
+    with messages.heartbeat("reading the stars"):
+        assert shown.wait(60)
+    assert stream.getvalue().startswith("reading the stars: 0s so far\n")
+    assert threading.active_count() == before, "it ends with the block"

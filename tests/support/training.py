@@ -71,11 +71,10 @@ def make_corpus(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def small_machine():
-    """One device, a peak that needs no measuring, and SIGTERM as it was afterwards."""
+    """One device, and SIGTERM as it was afterwards."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)  # the mesh covers the first device only
-        patch.setattr(metrics, "peak_flops", lambda: (1e12, "table"))
         yield patch
     signal.signal(signal.SIGTERM, handler)
 

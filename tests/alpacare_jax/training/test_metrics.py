@@ -112,6 +112,13 @@ def test_an_unknown_device_is_measured(monkeypatch):
     assert peak_flops() == (8e9, "measured")
 
 
+def test_a_cpu_has_no_peak_to_report_utilisation_of(monkeypatch):
+    monkeypatch.setattr(metrics, "peak_flops", lambda: (1e12, "table"))
+    assert metrics.known_peak() is None, "these tests run on CPU"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert metrics.known_peak() == (1e12, "table")
+
+
 @pytest.mark.parametrize(("backend", "products"), [("cpu", 1), ("gpu", 8)])
 def test_the_measured_peak_is_that_of_the_best_time(monkeypatch, backend, products):
     """With a clock of our own: products take 4, 2 and 3 s of the 9 s there are."""

@@ -14,7 +14,7 @@ def test_metrics_are_all_there_and_finite(finished):
     steps = lines(finished.workdir)
     assert [line["step"] for line in steps] == list(range(11))
     always = {"loss", "grad_norm", "learning_rate", "tokens_per_second", "real_token_share"}
-    always |= {"mfu", "seconds"}
+    always |= {"seconds"}  # and no MFU: these tests run on CPU
     rate = optimizers.schedule(finished.config.optimizer, 10)
     assert finished.steps_of_schedule == [10], "what is logged is what is applied"
     for line in steps:
@@ -43,7 +43,7 @@ def test_tensorboard_files(finished):
     pytest.importorskip("tensorboardX")
     (file,) = (finished.workdir / "tensorboard").iterdir()
     content = file.read_bytes()
-    for name in (b"loss", b"eval_loss", b"mfu", b"learning_rate"):
+    for name in (b"loss", b"eval_loss", b"seconds", b"learning_rate"):
         assert name in content
 
 
@@ -52,5 +52,8 @@ def test_the_log_says_where_the_time_went(finished):
     phases = ("imports and devices", "data", "weights", "held-out loss", "first step")
     assert all(f"{name} " in line for name in phases) and "compiling took" in line
     assert "attention kernel: xla" in finished.err
+    assert "compiling the held-out loss (no estimate yet)\n" in finished.err
+    assert "compiling the training step (no estimate yet)\n" in finished.err
+    assert "MFU" not in finished.err
     saves = finished.err.count(": saving in the background; training paused for ")
     assert saves == 3, "steps 4, 8, 10"
