@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -20,6 +21,9 @@ PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint numpy tokenizers openai anthropic rapidfuzz matplotlib"
 ).split()
 """Packages whose versions a `run.json` records."""
+
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+"""A SHA-256 in hexadecimal; its first 12 digits are enough to recognise it in a message."""
 
 
 def write_text(path: str | PurePath, text: str) -> None:
@@ -130,18 +134,43 @@ def run_json(output: Path | epath.Path) -> Path | epath.Path:
     return output.with_name(output.name + ".run.json")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of `now` that differ from those `before`, by dotted name, as JSON holds them.
+def read_record(path: str | PurePath) -> dict[str, Any]:
+    """The content of a `run.json`; {} if it does not exist.
 
-    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": ()})
-    {'a.b': '1 before, 2 now', 'c': 'None before, [] now'}
+    Raises:
+      ValueError: it is damaged, by a full disk or an incomplete copy.
+    """
+    try:
+        content = json.loads(epath.Path(path).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("config", {}), dict):
+        raise ValueError(
+            f"{path} is damaged: not a run record, perhaps cut short; restore it from a copy, or "
+            "delete it together with the output it describes"
+        )
+    return content
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ between two records, by dotted name, as JSON holds them.
+
+    >>> differences({"a": {"b": 1}, "d": "x"}, {"a": {"b": 2}, "c": ()})
+    {'a.b': '1 before, 2 now', 'd': "'x' before, None now", 'c': 'None before, [] now'}
     """
     old, new = sections.flatten(before), sections.flatten(json.loads(json.dumps(now)))
     return {
-        name: f"{old.get(name)!r} before, {value!r} now"
-        for name, value in new.items()
-        if old.get(name) != value
+        name: DIGEST.sub(r"\1...", f"{old.get(name)!r} before, {new.get(name)!r} now")
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     }
+
+
+def as_text(found: Mapping[str, str]) -> str:
+    """`differences` in one line."""
+    return "; ".join(f"{name}: {change}" for name, change in found.items())
 
 
 def replaced(output: Path, config: Mapping[str, Any]) -> str:
@@ -149,9 +178,8 @@ def replaced(output: Path, config: Mapping[str, Any]) -> str:
     record = run_json(output)
     if not (output.exists() and record.exists()):
         return ""
-    found = differences(json.loads(record.read_text(encoding="utf-8")).get("config", {}), config)
-    changes = "; ".join(f"{name}: {change}" for name, change in found.items())
-    return f"replacing {output}, which was made with other settings ({changes})" if found else ""
+    found = as_text(differences(read_record(record).get("config", {}), config))
+    return f"replacing {output}, which was made with other settings ({found})" if found else ""
 
 
 def is_finished(output: Path | epath.Path, settings: dict[str, Any]) -> bool:
@@ -162,11 +190,12 @@ def is_finished(output: Path | epath.Path, settings: dict[str, Any]) -> bool:
     """
     if not output.exists():
         return False
-    record = run_json(output)
-    made_with = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    if made_with.get("config") == settings:
+    made_with = read_record(run_json(output)).get("config")
+    if made_with is None:
+        found = f"there is no {run_json(output).name}"
+    elif not (found := as_text(differences(made_with, settings))):
         return True
     raise ValueError(
-        f"{output} exists and was made with other flags or other input; choose another "
+        f"{output} exists and was made with other settings or input ({found}); choose another "
         "--output or delete it"
     )

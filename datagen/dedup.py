@@ -132,9 +132,9 @@ def run(
         )
     records = read_records(input_path)
     outside = [(path, record) for path in against for record in read_records(path)]
-    settings = {
-        "input": {str(input_path): provenance.sha256(input_path)},
-        "against": {str(path): provenance.sha256(path) for path in against},
+    settings = {  # files by content: they may have moved
+        "input": provenance.sha256(input_path),
+        "against": [provenance.sha256(path) for path in against],
         "threshold": threshold,
         "mode": mode,
         "tokenizer": tokenizer,
@@ -143,7 +143,8 @@ def run(
     if provenance.is_finished(output, settings):
         log(f"{output} is complete; nothing to do")
         return
-    description = provenance.describe(config=settings)
+    files = {"input": str(input_path), "against": [str(path) for path in against]}
+    description = provenance.describe(config=settings, files=files)
     texts = [compared_text(record, fields) for record in records]
     nearest = nearest_neighbours(
         texts,
@@ -166,12 +167,12 @@ def run(
             "score": neighbour.score,
         }
         dropped.append(record | {"nearest": found})
-    files = collections.Counter(record["nearest"]["file"] for record in dropped)
+    dropped_by = collections.Counter(record["nearest"]["file"] for record in dropped)
     counts = {
         "read": len(records),
         "kept": len(kept),
-        "near_duplicates": files[str(input_path)],
-        "against": {str(path): files[str(path)] for path in against},
+        "near_duplicates": dropped_by[str(input_path)],
+        "against": {str(path): dropped_by[str(path)] for path in against},
         "without_tokens": sum(not TOKENIZERS[tokenizer](text) for text in texts),
     }
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The file of a model's answers: OUTPUT.partial while the run lasts, OUTPUT at its end."""
 
-import hashlib
+import collections
 import json
 import sys
 from typing import Any
@@ -8,6 +8,11 @@ from typing import Any
 from etils import epath
 
 from common import jsonl, provenance
+
+TOO_LONG = "too_long"
+"""`finish_reason` of a record whose prompt leaves no room for an answer; its output is empty."""
+
+HEADER = b'{"settings": '
 
 
 class PartialOutput:
@@ -24,34 +29,43 @@ class PartialOutput:
         output.parent.mkdir(parents=True, exist_ok=True)
         self.output, self.path = output, output.with_name(output.name + ".partial")
         self.answers: dict[int, dict[str, Any]] = {}
-        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         if self.path.exists():
-            self._read(fingerprint)
+            self._read(settings)
         if self.answers:
             print(f"resuming: {len(self.answers)} answers already generated", file=sys.stderr)
-        header = json.dumps({"fingerprint": fingerprint})
+        header = json.dumps({"settings": settings})  # begins with HEADER
         self._lines = jsonl.LineFile(self.path, [header, *map(self._line, self.answers.items())])
 
     @staticmethod
     def _line(item: tuple[int, dict[str, Any]]) -> str:
         return json.dumps({"index": item[0], "record": item[1]}, ensure_ascii=False)
 
-    def _read(self, fingerprint: str) -> None:
-        lines = self.path.read_bytes().split(b"\n")
-        if not any(lines[1:]) and lines[0].startswith(b'{"fingerprint"'):
+    def _read(self, settings: dict[str, Any]) -> None:
+        first, *lines = self.path.read_bytes().split(b"\n")
+        if not any(lines) and HEADER.startswith(first[: len(HEADER)]):
             return
-        for number, line in enumerate(lines):
+        try:
+            found = provenance.differences(json.loads(first)["settings"], settings)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ValueError(
+                f"{self.path}:1 does not contain the settings of a run, so its answers cannot be "
+                "used; delete it or choose another --output"
+            ) from None
+        if found:
+            raise ValueError(
+                f"{self.path} was made with other settings, input or weights "
+                f"({provenance.as_text(found)}); delete it or choose another --output"
+            )
+        for number, line in enumerate(lines, start=2):
             try:
-                content = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                break  # the end, or a line cut short by a kill: its answer is generated again
-            if number == 0 and content.get("fingerprint") != fingerprint:
-                raise ValueError(
-                    f"{self.path} was made with different flags, input or weights; delete it or "
-                    "choose another --output"
-                )
-            if number:
+                content = json.loads(line or b"null")
                 self.answers[content["index"]] = content["record"]
+            except (ValueError, LookupError, TypeError):
+                if number <= len(lines):  # the last line may be cut short by a kill
+                    print(
+                        f"{self.path}:{number} is damaged; its answer is generated again",
+                        file=sys.stderr,
+                    )
 
     def add(self, index: int, record: dict[str, Any]) -> None:
         """Appends the answer to record number `index` of the input."""
@@ -65,8 +79,9 @@ class PartialOutput:
         write = provenance.write_json if self.output.suffix == ".json" else jsonl.write
         write(self.output, records)
         self.path.unlink()
-        cut = sum(record["finish_reason"] == "length" for record in records)
+        reasons = collections.Counter(record["finish_reason"] for record in records)
         print(
-            f"{self.output}: {len(records)} answers, {cut} of them truncated at the length limit",
+            f"{self.output}: {len(records)} answers, {reasons['length']} of them truncated at the "
+            f"length limit, {reasons[TOO_LONG]} empty because the prompt is too long",
             file=sys.stderr,
         )

@@ -140,6 +140,33 @@ def test_describe_says_what_made_a_result():
     assert json.loads(json.dumps(record)) == record
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b'{"config": {"a"', b"\xff\xfe", b"[]", b'{"config": 3}', b"[" * 100_000]
+)
+def test_a_damaged_run_json_is_named_with_the_remedy(tmp_path, content):
+    output = tmp_path / "answers.json"
+    output.write_text("[]")
+    path = tmp_path / "answers.json.run.json"
+    path.write_bytes(content)
+    for read in (provenance.is_finished, provenance.replaced):
+        with pytest.raises(ValueError, match=r"answers\.json\.run\.json is damaged.*delete it"):
+            read(output, {"a": 1})
+
+
+def test_an_output_is_finished_where_its_settings_are_the_same(tmp_path):
+    output = tmp_path / "kept.jsonl"
+    assert not provenance.is_finished(output, {})
+    output.write_text("")
+    with pytest.raises(ValueError, match=r"kept\.jsonl exists .*there is no kept\.jsonl\.run\.json"):
+        provenance.is_finished(output, {"input": "a" * 64})
+    made_with = {"input": "a" * 64, "old": 1}
+    provenance.write_json(provenance.run_json(output), {"config": made_with})
+    assert provenance.is_finished(output, made_with)
+    changes = r"\(input: 'a{12}\.\.\.' before, 'b{12}\.\.\.' now; old: 1 before, None now\)"
+    with pytest.raises(ValueError, match=changes):
+        provenance.is_finished(output, {"input": "b" * 64})
+
+
 def test_a_package_that_is_not_there_has_no_version(monkeypatch):
     monkeypatch.setattr(provenance, "PACKAGES", ("jax", "no-such-package-anywhere"))
     packages = provenance.describe()["packages"]

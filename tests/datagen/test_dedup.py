@@ -211,7 +211,7 @@ def test_run_json_explains_the_output(run, tmp_path):
     record = json.loads((tmp_path / "out" / "kept.jsonl.run.json").read_text())
     assert record["config"]["mode"] == "drop_both"
     assert record["config"]["threshold"] == 0.7
-    assert list(record["config"]["against"]) == [str(test)]
+    assert record["files"]["against"] == [str(test)]
     assert record["packages"]["rapidfuzz"]
     assert record["end"] >= record["start"]
     assert record["counts"] == {
@@ -236,11 +236,18 @@ def test_run_again_it_is_finished_and_other_flags_do_not_overwrite(run, tmp_path
     output = tmp_path / "out" / "kept.jsonl"
     before = output.stat().st_mtime_ns
     assert run(RECORDS)[2] == [f"{output} is complete; nothing to do"]
-    with pytest.raises(ValueError, match=r"kept\.jsonl exists and was made with other flags"):
+    with pytest.raises(ValueError, match=r"kept\.jsonl exists .*\(threshold: 0.7 before, 0.5 now"):
         run(RECORDS, threshold=0.5)
-    with pytest.raises(ValueError, match="other input"):
+    with pytest.raises(ValueError, match=r"\(input: '[0-9a-f]{12}\.\.\.' before, "):
         run(RECORDS[:4])
     assert output.stat().st_mtime_ns == before
+
+
+def test_input_that_was_only_moved_is_the_same_input(run, tmp_path):
+    run(RECORDS)
+    moved = (tmp_path / "in.jsonl").rename(tmp_path / "moved.jsonl")
+    output = tmp_path / "out" / "kept.jsonl"
+    assert run(None, input_path=moved)[2] == [f"{output} is complete; nothing to do"]
 
 
 def test_progress_is_shown(capsys, monkeypatch):
