@@ -141,15 +141,15 @@ def read_record(path: str | PurePath) -> dict[str, Any]:
       ValueError: it is damaged, by a full disk or an incomplete copy.
     """
     try:
-        content = json.loads(epath.Path(path).read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or not isinstance(content.get("config", {}), dict):
+    except ValueError:
+        content = {"config": None}
+    if not isinstance(content.get("config", {}), dict):
         raise ValueError(
-            f"{path} is damaged: not a run record, perhaps cut short; restore it from a copy, or "
-            "delete it together with the output it describes"
+            f"{path} is damaged, perhaps cut short; restore it from a copy, or delete it together "
+            "with the output it describes"
         )
     return content
 

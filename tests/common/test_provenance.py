@@ -157,7 +157,7 @@ def test_an_output_is_finished_where_its_settings_are_the_same(tmp_path):
     output = tmp_path / "kept.jsonl"
     assert not provenance.is_finished(output, {})
     output.write_text("")
-    with pytest.raises(ValueError, match=r"kept\.jsonl exists .*there is no kept\.jsonl\.run\.json"):
+    with pytest.raises(ValueError, match=r"kept\.jsonl exists .*no kept\.jsonl\.run\.json"):
         provenance.is_finished(output, {"input": "a" * 64})
     made_with = {"input": "a" * 64, "old": 1}
     provenance.write_json(provenance.run_json(output), {"config": made_with})
