@@ -1,48 +1,11 @@
 """The configuration of a LLaMA: read from Hugging Face's `config.json`, or a published size."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are scaled for longer contexts.
-
-    `linear` divides every frequency by `factor`, `llama3` only the low ones
-    (Llama 3.1, `_compute_llama3_parameters` in transformers).
-    """
-
-    rope_type: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-    def __post_init__(self):
-        if self.rope_type not in ("linear", "llama3"):
-            raise ValueError(
-                f"rope scaling {self.rope_type!r} is not implemented; choose linear or llama3"
-            )
-
-
-def _rope_scaling(rope: dict[str, Any], context_length: int | None) -> RopeScaling | None:
-    """The scaling in a `config.json`; None for plain rotary embedding."""
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    settings = {k: v for k, v in rope.items() if k not in ("rope_type", "type")}
-    if settings.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("rope scaling sets partial_rotary_factor: not implemented")
-    if rope_type == "default":
-        return None
-    required = ["factor"]
-    if rope_type == "llama3":
-        required += ["low_freq_factor", "high_freq_factor"]
-        if context_length:  # as in transformers
-            settings.setdefault("original_max_position_embeddings", context_length)
-    if missing := [key for key in required if key not in settings]:
-        raise ValueError(f"rope scaling of type {rope_type} lacks {', '.join(missing)}")
-    if unknown := set(settings) - {field.name for field in dataclasses.fields(RopeScaling)}:
-        raise ValueError(f"rope scaling sets {', '.join(sorted(unknown))}: not implemented")
-    return RopeScaling(rope_type=rope_type, **settings)
+from alpacare_jax.model import rope
+from alpacare_jax.model.rope import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +31,7 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...] = (2,)
 
     def __post_init__(self):
+        rope.require_numbers(self, "config.json: ")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads or 0
         object.__setattr__(self, "num_key_value_heads", kv_heads or heads)
         if not self.head_dim:
@@ -113,25 +77,28 @@ class LlamaConfig:
         """
         if hf.get("model_type") != "llama":
             raise ValueError(f"config.json has model_type {hf.get('model_type')!r}, not 'llama'")
+        for key in ("quantization_config", "compression_config"):
+            if group := hf.get(key):
+                method = group.get("quant_method") if isinstance(group, Mapping) else None
+                raise ValueError(
+                    f"config.json has a {key} with quant_method {method!r:.80}: quantised weights "
+                    "are not read; take the model that was quantised, in float or bfloat16"
+                )
         for key, only in _ONLY_IMPLEMENTED.items():
             if hf.get(key, only) not in (only, None):
                 raise ValueError(
-                    f"config.json sets {key}={hf[key]!r}; only {only!r} is implemented"
+                    f"config.json sets {key}={hf[key]!r:.80}; only {only!r} is implemented"
                 )
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         if missing := [key for key in required if key not in hf]:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
         known = {f.name for f in dataclasses.fields(cls)} - {"rope_scaling"}
         kwargs = {k: v for k, v in hf.items() if k in known and v is not None}
-        kwargs["bos_token_id"] = hf.get("bos_token_id")
-        eos = hf.get("eos_token_id")
-        kwargs["eos_token_ids"] = (
-            tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-        )
-        # transformers 5 writes a group "rope_parameters", 4 top-level "rope_theta", "rope_scaling".
-        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-        kwargs["rope_theta"] = float(rope.pop("rope_theta", hf.get("rope_theta") or 10_000.0))
-        kwargs["rope_scaling"] = _rope_scaling(rope, hf.get("max_position_embeddings"))
+        if isinstance(hf.get("bos_token_id"), list):
+            raise ValueError("config.json: bos_token_id is a list; give the id that starts a text")
+        kwargs["bos_token_id"] = next(iter(token_ids(hf, "bos_token_id")), None)
+        kwargs["eos_token_ids"] = token_ids(hf, "eos_token_id")
+        kwargs["rope_theta"], kwargs["rope_scaling"] = rope.read(hf)
         return cls(**kwargs)
 
     def to_hf(self) -> dict[str, Any]:
@@ -155,8 +122,20 @@ _ONLY_IMPLEMENTED = {
     "rope_interleaved": False,
     "partial_rotary_factor": 1.0,
     "sliding_window": None,
-    "quantization_config": None,
 }
+
+
+def token_ids(content: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The ids in a config.json or generation_config.json: one, a list of them, or null.
+
+    Raises ValueError if it is something else.
+    """
+    value = content.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(token_id) is not int or token_id < 0 for token_id in ids):
+        raise ValueError(f"{key} is {value!r:.80}, not a token id or a list of them")
+    return tuple(ids)
+
 
 _LLAMA1: dict[str, Any] = {
     "vocab_size": 32_000,

@@ -17,8 +17,9 @@ from alpacare_jax.inference import engine as engine_module
 from alpacare_jax.inference.engine import Answer, Engine, Request
 from alpacare_jax.inference.sampling import Sampling, sample
 from alpacare_jax.model import params
-from alpacare_jax.model.config import LlamaConfig, RopeScaling
+from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama
+from alpacare_jax.model.rope import RopeScaling
 from configs import common
 from tests.alpacare_jax.inference.test_sampling import assert_drawn_from, shares_of
 from tests.support.hf_folders import params_to_hf

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from alpacare_jax.model.config import VARIANTS, LlamaConfig, RopeScaling
+from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.model.llama import rope_frequencies
+from alpacare_jax.model.rope import RopeScaling
 from tests.alpacare_jax.model.conftest import BASE, LLAMA3, SHAPES, make_config
 
 # Heads, KV heads, head_dim, context length, eps, theta, tied, EOS; as in the released config.json
