@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -37,9 +38,15 @@ def write_text(path: str | PurePath, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it replaces `path` at the end, or is deleted on failure."""
+    """A temporary path to write to; it replaces `path` at the end, or is deleted on failure.
+
+    The file that it becomes has the mode of the one it replaces, else that of the umask.
+    """
     partial = path.with_name(path.name + ".tmp")
     try:
+        if path.exists():
+            partial.touch()
+            shutil.copymode(path, partial)
         yield partial
         os.replace(partial, path)
     except OSError as error:

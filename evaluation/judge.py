@@ -180,7 +180,11 @@ class JudgingRun:
             system[0].generator: sum(map(text_metrics.is_cut, system)) for system in self.references
         }
         counts = comparisons.count(self.compared, self.replies)
-        return counts | {"items": len(self.items), "cut_references": cut}
+        empty = {
+            system[0].generator: sum(not output.output.strip() for output in system)
+            for system in self.systems
+        }
+        return counts | {"items": len(self.items), "cut_references": cut, "empty_answers": empty}
 
     def write(self, workdir: Path, run_record: dict[str, Any]) -> None:
         """Writes the workdir."""

@@ -1,11 +1,13 @@
 """Tiny models and tokenizers, and eight virtual devices to spread them over."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -105,6 +107,16 @@ def tiny() -> LlamaConfig:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny"), tiny)
+
+
+@contextlib.contextmanager
+def umask_of(mask: int) -> Iterator[None]:
+    """Sets the umask of this process while the block runs."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def fetch(package: str, variable: str, folder: Path) -> Path:

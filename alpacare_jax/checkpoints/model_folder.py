@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -108,10 +108,10 @@ def new_directory(target: Path, need_bytes: int) -> Iterator[Path]:
             f"{target.parent} has {free / 1e9:.1f} GB free, the result needs "
             f"{need_bytes / 1e9:.1f} GB; free space or choose another --target"
         )
-    partial = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    partial = target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+    partial.mkdir()  # the umask decides who may read it: mkdtemp would not ask it
     try:
         yield partial
-        partial.chmod(0o755)
         os.replace(partial, target)  # an empty folder at the target is replaced
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -163,4 +163,9 @@ def summary(counts: dict[str, Any]) -> str:
         for name, cut in counts["cut_references"].items()
         if cut
     ]
+    lines += [
+        f"{name}: {empty:,} of {counts['items']:,} answers are empty, and judged as they are"
+        for name, empty in counts["empty_answers"].items()
+        if empty
+    ]
     return "\n".join(lines)

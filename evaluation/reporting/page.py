@@ -120,6 +120,15 @@ def _warnings(results: Results) -> str:
         warnings.append(
             f"References that appear truncated, which favours the models: {'; '.join(cut)}."
         )
+    empty = [
+        f"{generator} on {benchmark}: {found.texts.empty:,} of {found.texts.outputs:,}"
+        + f" ({found.texts.too_long:,} because the prompt is too long)" * bool(found.texts.too_long)
+        for benchmark, signals in results.signals.items()
+        for generator, found in signals.items()
+        if found.texts.empty
+    ]
+    if empty:
+        warnings.append(f"Empty answers, judged as they are: {'; '.join(empty)}.")
     return "".join(f"<p class=warning>{escape(text)}</p>" for text in warnings)
 
 

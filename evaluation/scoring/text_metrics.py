@@ -104,6 +104,7 @@ class TextSignals:
 
     outputs: int
     empty: int
+    too_long: int  # of these, because the prompt left no room for an answer
     cut: int  # truncated
     cut_known: int  # of these, by finish_reason
     run_on: int  # did not stop
@@ -119,6 +120,8 @@ class TextSignals:
             f" truncated at the length limit, {guessed:,} more appear truncated (long, without "
             f"final punctuation), {self.run_on:,} ran on, {self.refused:,} refused, "
             f"{self.empty:,} empty"
+            + f", {self.too_long:,} of them because the prompt is too long"
+            * bool(self.too_long)
         )
 
 
@@ -130,6 +133,7 @@ def measure_texts(outputs: Sequence[ModelOutput]) -> TextSignals:
     return TextSignals(
         outputs=len(outputs),
         empty=sum(not output.output.strip() for output in outputs),
+        too_long=sum(output.finish_reason == "too_long" for output in outputs),
         cut=sum(map(is_cut, outputs)),
         cut_known=sum(output.finish_reason == "length" for output in outputs),
         run_on=sum(map(runs_on, outputs)),

@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from common import paths, provenance
+from tests.conftest import umask_of
 
 
 def test_write_text_replaces_a_file(tmp_path):
@@ -138,6 +139,17 @@ def test_describe_says_what_made_a_result():
     assert before <= datetime.datetime.fromisoformat(record["start"]) <= after
     assert record["end"] is None
     assert json.loads(json.dumps(record)) == record
+
+
+def test_who_may_read_a_file_is_not_changed(tmp_path):
+    path = tmp_path / "run.json"
+    for umask, mode in ((0o077, 0o600), (0o022, 0o600)):  # replaced: as it was
+        with umask_of(umask):
+            provenance.write_json(path, {})
+        assert path.stat().st_mode & 0o777 == mode
+    path.chmod(0o664)
+    provenance.write_json(path, {})
+    assert path.stat().st_mode & 0o777 == 0o664
 
 
 @pytest.mark.parametrize(

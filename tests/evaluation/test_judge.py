@@ -212,6 +212,17 @@ def test_what_the_server_refuses_is_invalid_and_reported(server, files, tmp_path
     assert "2 without reply" in capsys.readouterr().err
 
 
+def test_empty_answers_are_judged_and_reported(server, files, tmp_path, capsys):
+    records = [item | {"output": "", "finish_reason": "too_long"} for item in ITEMS[:1]]
+    records += [item | {"output": "x"} for item in ITEMS[1:]]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    judge.run(make(make_config(server), files, [f"7b={path}"], ["gpt"]), tmp_path / "w")
+    assert len(read(tmp_path / "w")) == 2 * len(ITEMS), "an empty answer is not left out"
+    assert counts(tmp_path / "w")["empty_answers"]["7b"] == 1
+    assert "7b: 1 of 3 answers are empty, and judged as they are" in capsys.readouterr().err
+
+
 def test_truncated_references_are_reported(server, files, tmp_path, capsys):
     records = [item | {"output": "x", "finish_reason": "length"} for item in ITEMS]
     cut = tmp_path / "cut.jsonl"

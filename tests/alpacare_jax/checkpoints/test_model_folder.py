@@ -10,6 +10,7 @@ import pytest
 
 from alpacare_jax import convert
 from alpacare_jax.checkpoints import layerwise, model_folder, safetensors_file
+from tests.conftest import umask_of
 from tests.support.hf_folders import (
     CONFIG,
     PLAIN,
@@ -52,12 +53,15 @@ def test_target_that_exists_is_left_alone(source, tmp_path):
             to_hf(tmp_path / "ours", tmp_path / name)
 
 
-def test_empty_target_and_missing_parents_are_fine(source, tmp_path):
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_empty_target_and_missing_parents_are_fine(source, tmp_path, umask):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "a" / "b" / "ours"):
-        convert.from_hf(source, target)
+        with umask_of(umask):
+            convert.from_hf(source, target)
         assert (target / "config.json").is_file()
-        assert os.stat(target).st_mode & 0o777 == 0o755
+        assert os.stat(target).st_mode & 0o777 == 0o777 - umask
+        assert not [path for path in target.rglob("*") if path.stat().st_mode & umask]
         assert [p.name for p in target.parent.iterdir() if "partial" in p.name] == []
 
 

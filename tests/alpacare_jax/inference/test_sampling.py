@@ -91,6 +91,15 @@ def test_sampling_draws_from_what_transformers_draws_from(sampling, monkeypatch)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("top_p, kept", [(0.5, 1), (0.75, 2), (0.875, 3), (0.76, 3), (0.49, 1)])
+def test_top_p_that_a_sum_of_probabilities_meets_exactly(top_p, kept, monkeypatch):
+    """The fewest tokens whose total reaches p, as in transformers: one more would be too many."""
+    logits = np.log(2) * np.array([[1.0, 0.0, 2.0, 0.0]], np.float32)  # 1/4, 1/8, 1/2, 1/8
+    assert jax.nn.softmax(logits)[0].tolist() == [0.25, 0.125, 0.5, 0.125], "exactly"
+    drawn = drawn_from(logits.astype(np.float32), Sampling(1.0, top_p=top_p), monkeypatch)
+    assert np.flatnonzero(np.isfinite(drawn[0])).tolist() == sorted([2, 0, 1][:kept])
+
+
 def test_frequencies_follow_the_distribution():
     logits = np.linspace(-1.5, 2.0, 12)[np.random.default_rng(3).permutation(12)]
     sampling = Sampling(temperature=0.8, top_k=9, top_p=0.9)

@@ -71,7 +71,11 @@ def test_invalid_verdicts_are_counted_by_their_reason():
     assert counts["verdicts"] == {"alpacare": {"invalid": 3, "tie": 1}}
     assert list(counts["invalid"].values()) == [1, 1, 0, 1]
     assert counts["asked_again"] == 1
-    text = comparisons.summary(counts | {"items": 2, "cut_references": {"gpt-4": 1, "x": 0}})
+    counts |= {"items": 2, "cut_references": {"gpt-4": 1, "x": 0}}
+    text = comparisons.summary(counts | {"empty_answers": {"7b": 1, "gpt-4": 0}})
     assert "alpacare: 3 invalid, 1 tie" in text
     assert "1 asked more than once; invalid: 1 no verdict, 1 cut at max_tokens" in text
-    assert text.endswith("reference gpt-4: 1 of 2 answers appear truncated")
+    assert text.endswith(
+        "reference gpt-4: 1 of 2 answers appear truncated\n"
+        "7b: 1 of 2 answers are empty, and judged as they are"
+    )

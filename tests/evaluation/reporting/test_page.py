@@ -83,14 +83,19 @@ def test_what_a_reader_must_know_comes_first(tmp_path):
     long = "word " * 200
 
     def text(generator, name):
-        return long if generator == "gpt-4" else "Short."
+        return long if generator == "gpt-4" else "" if name == "2" else "Short."
 
     folder = judge_workdirs.write(tmp_path, first, items={"b": ["1", "2", "3"]}, text=text)
     outputs = folder / "outputs.jsonl"
-    outputs.write_text(outputs.read_text().replace('"stop"', '"length"'))
+    lines = outputs.read_text().replace('"stop"', '"length"').splitlines(keepends=True)
+    empty = [
+        line.replace('"length"', '"too_long"') if '"output": ""' in line else line for line in lines
+    ]
+    outputs.write_text("".join(empty))
     warnings = re.findall(r"<p class=warning>(.*?)</p>", build(folder))
     assert warnings == [
         "j: 2 of 6 verdicts are invalid.",
         "j names the first answer in 100 % of its decisions.",
         "References that appear truncated, which favours the models: gpt-4 on b: 3 of 3.",
+        "Empty answers, judged as they are: ours on b: 1 of 3 (1 because the prompt is too long).",
     ]

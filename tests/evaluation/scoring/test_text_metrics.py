@@ -98,22 +98,26 @@ def test_measure():
         answer(LONG_TEXT + "and", "", None),
         answer("\n"),
         answer("I cannot help you."),
+        answer("", "too_long", 0),
     ]
     signals = measure_texts(answers)
-    words = [3, 2, len(LONG_TEXT.split()) + 1, 0, 4]
+    words = [3, 2, len(LONG_TEXT.split()) + 1, 0, 4, 0]
     assert signals == text_metrics.TextSignals(
-        outputs=5,
-        empty=1,
+        outputs=6,
+        empty=2,
+        too_long=1,
         cut=2,
         cut_known=1,
         run_on=2,
         refused=1,
-        mean_words=sum(words) / 5,
-        mean_characters=sum(len(a.output) for a in answers) / 5,
-        mean_tokens=3.0,
+        mean_words=sum(words) / 6,
+        mean_characters=sum(len(a.output) for a in answers) / 6,
+        mean_tokens=2.0,
     )
     assert "1 truncated at the length limit, 1 more appear truncated" in str(signals)
-    assert measure_texts(answers[3:]).mean_tokens is None
+    assert str(signals).endswith("2 empty, 1 of them because the prompt is too long")
+    assert str(measure_texts(answers[:5])).endswith("1 empty")
+    assert measure_texts(answers[3:5]).mean_tokens is None
     with pytest.raises(ValueError, match="no outputs to measure"):
         measure_texts([])
 
