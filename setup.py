@@ -12,6 +12,7 @@ TRAIN = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "tensorstore>=0.1.74",
+    "google-crc32c>=1.5",
     "safetensors>=0.6",
     "sentencepiece>=0.2.1",
     "tokenizers>=0.22",

@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints.saving import TrainingCheckpoints
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import params
@@ -69,7 +70,8 @@ def run(
 
     Raises:
       ValueError: bad config, data or checkpoint; OSError: a save failed;
-      FloatingPointError: the loss became NaN or infinite; that state is not saved.
+      FloatingPointError: the loss, a weight or a moment became NaN or infinite; that state is not
+        saved.
     """
     stop, startup = StopRequest(), StartupTimer()
     watchdog = processes.Watchdog(step_seconds)
@@ -92,8 +94,7 @@ def run(
     description = workdir_lib.describe(run_config)
     workdir_lib.check(workdir, description)
     program = TrainingProgram(model_config, run_config, num_steps, mesh)
-    # One process may see an older state of a shared folder than another.
-    first = int(processes.broadcast_from_process_0(checkpoint.latest_step(workdir) or 0))
+    first = checkpoint.newest_whole(workdir)
     if first == num_steps:
         workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         log(f"{workdir} is finished: {num_steps:,} steps")
@@ -103,7 +104,7 @@ def run(
         with waiting("loading the weights"):
             state = program.initial_state()
         workdir_lib.make(workdir, run_config, description)
-    checkpoints = checkpoint.TrainingCheckpoints(workdir, run_config.checkpoint)
+    checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
     train_step, eval_step = program.make_steps()
     compilations = Compilations(model_config, run_config.model, run_config.optimizer, mesh.shape)
     train_step = compilations.announced(train_step, "the training step")
@@ -112,7 +113,7 @@ def run(
     progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluate)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
         if state is None:
-            log(f"resuming from step {first:,}")
+            log(f"resuming from step {first:,}, the newest that is whole and finite")
             with waiting("loading the checkpoint"):
                 state = checkpoints.restore(first, program.abstract_state())
         startup.end_phase("weights")

@@ -1,18 +1,17 @@
-"""Checkpoints of weights and training states, on disk or in a bucket.
+"""Finding, verifying and loading saved steps, on disk or in a bucket.
 
 A model directory, written by `convert` or by `train`, contains:
 
     config.json, tokenizer files ...      as in a Hugging Face model folder
     checkpoints/STEP/params               Orbax; a converted model is step 0
     checkpoints/STEP/opt_state            written by training only
+    checkpoints/STEP/manifest.json        sizes and checksums of all files; written last
+    checkpoints/changing.json             steps that are being written or removed at this moment
 """
 
-import contextlib
-import dataclasses
+import json
 import math
-import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
@@ -21,82 +20,190 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from alpacare_jax.checkpoints import digests, finite
+from alpacare_jax.checkpoints.digests import DamagedError, Manifest
 from alpacare_jax.distributed import processes
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
-from common import paths
+from common import messages, paths, provenance
 from common.sections import UsageError
 
-CHUNK_BYTES = 2**28
-"""A stacked array whose share per device exceeds this is stored layer by layer."""
+CHANGING = "changing.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """How often training saves, and how many checkpoints are kept.
+def steps_folder(directory: str | PurePath) -> epath.Path:
+    """Where a model directory has its steps."""
+    return paths.absolute(directory) / "checkpoints"
 
-    The checkpoint with the lowest eval loss is always kept, among those that were evaluated: set
-    train.eval_every to every_steps, or a run that diverges slowly may keep only diverged ones.
+
+def mark_changing(folder: epath.Path, steps: Iterable[int]) -> None:
+    """Notes the steps whose folders are about to be written or removed; none: the note goes.
+
+    Whatever moment a kill comes, a step without a manifest is then either on this note, and its
+    remains are worthless, or it was damaged by somebody else, which is reported.
     """
-
-    every_steps: int  # save every this many steps, and at the end; 0: at the end only
-    keep: int  # number of latest checkpoints kept
-
-    def __post_init__(self):
-        if self.every_steps < 0 or self.keep < 1:
-            raise ValueError(
-                "checkpoint.every_steps must be at least 0, checkpoint.keep at least 1"
-            )
+    if steps := list(steps):
+        provenance.write_text(folder / CHANGING, json.dumps(steps))
+    else:
+        (folder / CHANGING).unlink(missing_ok=True)
 
 
-def _steps(directory: epath.Path) -> list[ocp.training.CheckpointMetadata[Any]]:
-    if not (directory / "checkpoints").exists():
+def unfinished_steps(folder: epath.Path) -> list[int]:
+    """Steps whose writing or removal was cut off, or is going on; some may be gone already."""
+    try:
+        noted = json.loads((folder / CHANGING).read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return []
-    with ocp.training.Checkpointer(directory / "checkpoints") as checkpointer:
-        return list(checkpointer.checkpoints)
+    except ValueError:
+        raise ValueError(f"{folder / CHANGING} is damaged; delete it") from None
+    return [step for step in noted if not (folder / str(step) / digests.NAME).exists()]
 
 
-def _eval_loss(metrics: Any) -> float:
-    return (metrics or {}).get("eval_loss", float("inf"))
+def saved_steps(folder: epath.Path) -> list[int]:
+    """The steps in a folder, ascending, without `unfinished_steps`; some may be damaged."""
+    if not folder.exists():
+        return []
+    names = [path.name for path in folder.iterdir()]
+    steps = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+    unfinished = unfinished_steps(folder) if CHANGING in names else []
+    return [step for step in steps if step not in unfinished]
+
+
+def manifests(folder: epath.Path) -> tuple[dict[int, Manifest], dict[int, str]]:
+    """The manifests of the saved steps, ascending, and what is wrong where one cannot be read."""
+    found, damaged = {}, {}
+    for step in saved_steps(folder):
+        try:
+            found[step] = digests.read(folder / str(step))
+        except DamagedError as error:
+            damaged[step] = str(error)
+    return found, damaged
+
+
+def eval_loss(manifest: Manifest) -> float:
+    """The held-out loss of a step, infinity where it was not evaluated."""
+    return manifest.metrics.get("eval_loss", math.inf)
+
+
+def best_step(found: dict[int, Manifest]) -> int:
+    """The step of the lowest held-out loss, the latest of several; without any, the latest step."""
+    return min(sorted(found, reverse=True), key=lambda step: eval_loss(found[step]))
 
 
 def latest_step(directory: str | PurePath) -> int | None:
-    """The last step whose save is complete, None if there is none."""
-    saved = _steps(paths.absolute(directory))
-    return saved[-1].step if saved else None
+    """The last step whose save is complete, None if there is none; its files are not read."""
+    return max(manifests(steps_folder(directory))[0], default=None)
 
 
 def find_step(directory: str | PurePath, step: str = "best") -> int:
     """Resolves `best` (lowest eval loss, else latest), `latest` or a number to a saved step.
 
     Raises:
-      FileNotFoundError: no checkpoint is complete.
+      FileNotFoundError: no step is saved.
+      DamagedError: the step, or one that may be the best, is damaged.
       ValueError: the step is not saved.
     """
-    saved = _steps(paths.absolute(directory))
-    if not saved:
+    folder = steps_folder(directory)
+    found, damaged = manifests(folder)
+    steps = sorted([*found, *damaged])
+    if not steps:
         raise FileNotFoundError(f"{directory} has no complete checkpoint")
-    if step == "latest":
-        return saved[-1].step
+    if step == "best" and damaged:
+        raise _damaged(folder, max(damaged), damaged[max(damaged)])
     if step == "best":
-        return min(reversed(saved), key=lambda c: _eval_loss(c.metrics)).step
-    steps = [c.step for c in saved]
-    if not step.isdigit() or int(step) not in steps:
+        return best_step(found)
+    if step != "latest" and step not in map(str, steps):
         raise UsageError(f"no step {step!r} in {directory}; choose from {steps}, best, latest")
-    return int(step)
+    number = steps[-1] if step == "latest" else int(step)
+    if number in damaged:
+        raise _damaged(folder, number, damaged[number])
+    return number
+
+
+def problem(folder: epath.Path, part: str = "") -> str:
+    """What is wrong with the step in a folder; "" if it is whole.
+
+    Names and sizes of all files are compared, and the content of those that lie in `part`. Each
+    process reads its share of them, and all get the same answer.
+    """
+    names, text, first = [], "", math.inf  # the number of the first file that is damaged
+    try:
+        manifest = digests.read(folder)
+        names = sorted(name for name in manifest.files if name.startswith(part) or "/" not in name)
+        if processes.is_first():  # other hosts may see an older listing of a shared folder
+            text = digests.missing_or_extra(folder, manifest)
+        share = names[jax.process_index() :: jax.process_count()]
+        if not text and (name := digests.first_damaged(folder, manifest, share)):
+            text, first = f"{name} is damaged: its checksum differs", names.index(name)
+    except DamagedError as error:
+        text = str(error)
+    if text and first == math.inf:
+        first = -1
+    agreed = processes.smallest_of_all(first)
+    if agreed == math.inf:
+        return ""
+    if agreed == first:
+        return text
+    name = names[int(agreed)] if agreed >= 0 else digests.NAME
+    return f"{name} is damaged, as another process reads it"
+
+
+def _damaged(folder: epath.Path, step: int, text: str, part: str = "") -> DamagedError:
+    """The error for a damaged step, which names those that are whole."""
+    whole = [s for s in saved_steps(folder) if s != step and not problem(folder / str(s), part)]
+    remedy = f"choose --step from {whole}" if whole else "copy or make it again"
+    return DamagedError(f"step {step} in {folder} cannot be used: {text}; {remedy}")
+
+
+def newest_whole(directory: str | PurePath) -> int:
+    """The step that training resumes from, 0 to begin; newer ones are damaged, and reported.
+
+    All processes verify it together, and agree on it.
+
+    Raises:
+      DamagedError: there are steps, and none is whole.
+    """
+    folder, damaged = steps_folder(directory), {}
+    # One process may see an older state of a shared folder than another.
+    steps = saved_steps(folder) if processes.is_first() else []
+    while step := int(processes.broadcast_from_process_0(steps[-1] if steps else 0)):
+        if not (text := problem(folder / str(step))):
+            break
+        damaged[step] = text
+        steps = steps[:-1]
+    found = "; ".join(f"step {step}: {text}" for step, text in damaged.items())
+    if damaged and not step:
+        raise DamagedError(
+            f"no step in {folder} is whole ({found}); copy it again, or delete it to begin anew"
+        )
+    if damaged and processes.is_first():
+        messages.log(f"{folder} is damaged ({found}); going back to the newest whole step")
+    return step
+
+
+def weights_digest(directory: str | PurePath, step: int) -> str:
+    """Digest of the values and dtypes of a step's weights, by which they are compared with others.
+
+    Raises:
+      DamagedError: the step's manifest cannot be read.
+    """
+    return digests.read(steps_folder(directory) / str(step)).weights
 
 
 def stored_weights(
     directory: str | PurePath, config: LlamaConfig, step: str = "best"
 ) -> tuple[epath.Path, dict[str, Any]]:
-    """The folder of a saved step, and weight path -> metadata with shape and dtype.
+    """The folder of a saved step, verified, and weight path -> metadata with shape and dtype.
 
     Raises:
+      DamagedError: a file of the step is not as it was written; it is named.
       ValueError: a stored weight is missing, extra or misshapen for `config`; it is named.
     """
-    directory = paths.absolute(directory)
-    path = directory / "checkpoints" / str(find_step(directory, step))
+    folder, number = steps_folder(directory), find_step(directory, step)
+    path = folder / str(number)
+    if text := problem(path, "params/"):
+        raise _damaged(folder, number, text, "params/")
     stored = params_lib.flatten(ocp.metadata(path, "params").metadata)
     expected = params_lib.flatten(params_lib.abstract(config))
     for name in expected.keys() | stored.keys():
@@ -121,11 +228,13 @@ def load_params(
     dtype: jnp.dtype | None = None,
     shardings: Params | None = None,
 ) -> Params:
-    """Restores the weights of a model directory; raises as `stored_weights`.
+    """Restores the weights of a model directory.
 
     Args:
       dtype: dtype to cast to while reading; None keeps the stored dtype of each array.
       shardings: tree of NamedSharding; None places everything on the first device.
+
+    Raises: as `stored_weights`, and ValueError if a weight is NaN or infinite; it is named.
     """
     path, stored = stored_weights(directory, config, step)
     first_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -138,139 +247,14 @@ def load_params(
             sharding=flat_shardings.get(weight.path, first_device),
         ),
     )
-    return ocp.load(path, target, checkpointable_name="params")
+    params = ocp.load(path, target, checkpointable_name="params")
+    if unusable := finite.unusable(params):
+        raise ValueError(f"{path}: weight {unusable}; {finite.TAKE_ANOTHER}")
+    return params
 
 
 def save_params(directory: str | PurePath, params: Params) -> None:
     """Writes the weights as step 0 of a model directory, which has its `config.json` already."""
-    path = paths.absolute(directory) / "checkpoints" / "0"
+    path = steps_folder(directory) / "0"
     ocp.save_checkpointables(path, {"params": params})
-
-
-class TrainingCheckpoints(contextlib.AbstractContextManager["TrainingCheckpoints"]):
-    """Saves {params, opt_state} by step, in the background, and restores it.
-
-    A context manager: leaving it waits for the save in progress.
-    """
-
-    def __init__(self, directory: epath.Path, config: CheckpointConfig):
-        save_policy = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        policies = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
-            paths.absolute(directory) / "checkpoints",
-            # Policies are declared for a supertype of what Orbax passes to them. The training loop
-            # decides when to save.
-            save_decision_policy=save_policy,  # pyright: ignore[reportArgumentType]
-            preservation_policy=policies.AnyPreservationPolicy(  # pyright: ignore[reportArgumentType]
-                [
-                    policies.LatestN(config.keep),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: -_eval_loss(metrics),
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=True,  # left behind by a killed save
-            context=_storage_context(),
-        )
-        self._directory = directory
-        self._pending: tuple[int, ocp.AsyncResponse[Any]] | None = None
-        self._closed = self._failed = False
-        self._bucket = paths.in_bucket(directory)
-        self._last_complete = self.latest  # a bucket that failed could not list it
-
-    @property
-    def latest(self) -> int | None:
-        """The last step whose save is complete."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
-
-    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float]) -> float:
-        """Copies the state off the devices and writes it in the background.
-
-        Returns:
-          Seconds that the caller was blocked, waiting for the previous save and for the copy.
-
-        Raises:
-          OSError: this save or the previous one failed; earlier checkpoints stay usable.
-        """
-        began = time.perf_counter()
-        self.wait()
-        required = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = math.inf if self._bucket else shutil.disk_usage(self._directory).free
-        free = processes.broadcast_from_process_0(free)
-        if free < required:
-            raise OSError(
-                f"step {step} not saved: it requires {required / 1e9:.1f} GB, {free / 1e9:.1f} GB "
-                f"are free; the last complete checkpoint is step {self.latest}; free space and "
-                "rerun the command"
-            )
-        with self._describing_failure(step):
-            # A copy of the state: Orbax adds the metrics to the dict it is given.
-            response = self._checkpointer.save_checkpointables_async(
-                step, dict(state), metrics={**metrics}
-            )
-        self._pending = (step, response) if response else None
-        return time.perf_counter() - began
-
-    def wait(self) -> None:
-        """Waits for the save in progress; raises OSError if it failed."""
-        if self._pending:
-            (step, response), self._pending = self._pending, None
-            with self._describing_failure(step):
-                response.result()
-            self._last_complete = step
-
-    @contextlib.contextmanager
-    def _describing_failure(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except _save_errors() as error:
-            self._failed = True
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            remedy = "once the bucket responds," if self._bucket else "free disk space and"
-            raise OSError(
-                f"step {step} not saved ({reason}); the last complete checkpoint is step "
-                f"{self._last_complete}; {remedy} rerun the command"
-            ) from error
-
-    def restore(self, step: int, abstract_state: dict[str, Any]) -> dict[str, Any]:
-        """The state saved at `step`, in the dtypes and shardings of `abstract_state`."""
-        return self._checkpointer.load_checkpointables(step, abstract_state)
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Waits for the save in progress, as `wait`, and closes the folder; may be called again."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self.wait()
-        finally:
-            # Orbax raises a failed save, which was already reported, again on closing.
-            reported = _save_errors() if self._failed else ()
-            with contextlib.suppress(*reported):
-                self._checkpointer.close()
-
-
-def _save_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that Orbax raises for a failed save."""
-    return (OSError, ValueError, RuntimeError, *paths.outages())
-
-
-def _storage_context() -> ocp.Context:
-    """Stores large arrays layer by layer, for `convert`; Orbax's default is a chunk per device."""
-
-    def options(key: tuple[Any, ...], value: Any) -> Any:
-        if "layers" not in jax.tree_util.keystr(key) or value.ndim < 2:
-            return None
-        share = math.prod(value.sharding.shard_shape(value.shape)) * value.dtype.itemsize
-        axes = (0,) if share > CHUNK_BYTES else None
-        return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=axes)
-
-    context = ocp.Context()
-    context.array.saving.scoped_storage_options_creator = options
-    return context
+    digests.write(path, Manifest(0, {}, finite.weights_digest(params), {}))

@@ -9,17 +9,20 @@ which `checkpoint.load_params` and training restore like any other.
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from alpacare_jax.checkpoints import checkpoint
+from alpacare_jax.checkpoints import checkpoint, digests, finite
+from alpacare_jax.checkpoints.digests import Manifest
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.params import WeightSpec
@@ -88,9 +91,17 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             weight.path: _create(self._partial, weight, config, dtypes[weight.path])
             for weight in params.weight_specs(config)
         }
+        self._digests: list[str] = []
 
     def write(self, weight: WeightSpec, layer: int | None, array: np.ndarray) -> None:
-        """Writes one layer, or an unstacked weight (layer None); thread-safe. Raises OSError."""
+        """Writes one layer, or an unstacked weight (layer None); thread-safe.
+
+        Raises:
+          ValueError: it holds NaN, infinity or the like; OSError: the disk is full.
+        """
+        finite.require_usable(weight.hf_key.format(layer), array)
+        crc = google_crc32c.value(array.tobytes())
+        self._digests.append(f"{weight.path} {layer} {array.dtype} {array.shape} {crc}")
         target = self._arrays[weight.path]
         target = target if layer is None else target[layer]
         try:
@@ -101,6 +112,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def __exit__(self, kind: type | None, *_) -> None:
         if kind is None:
+            weights = hashlib.sha256("\n".join(sorted(self._digests)).encode()).hexdigest()
+            digests.write(self._partial, Manifest(0, {}, weights, {}))
             (self._directory / "checkpoints").mkdir()
             os.replace(self._partial, self._directory / "checkpoints" / "0")
 
@@ -149,10 +162,16 @@ class Piece:
         return math.prod(self.array.shape) * self.array.dtype.numpy_dtype.itemsize
 
     def read(self) -> list[tuple[int | None, np.ndarray]]:
-        """(layer, array) of each layer; layer is None if the weight is not stacked."""
+        """(layer, array) of each layer; layer is None if the weight is not stacked.
+
+        Raises ValueError as `Writer.write`.
+        """
         array = self.array.read().result()
         layers = [None] if self.layers is None else self.layers
-        return list(zip(layers, array[None] if self.layers is None else array, strict=True))
+        result = list(zip(layers, array[None] if self.layers is None else array, strict=True))
+        for layer, one in result:
+            finite.require_usable(self.weight.hf_key.format(layer), one)
+        return result
 
 
 def pieces(arrays: Mapping[str, tensorstore.TensorStore], config: LlamaConfig) -> list[Piece]:

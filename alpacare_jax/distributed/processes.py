@@ -181,6 +181,13 @@ def broadcast_from_process_0(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
+def smallest_of_all(value: float) -> float:
+    """The least of all processes' values, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return float(np.min(multihost_utils.process_allgather(np.float64(value))))
+
+
 def barrier(name: str) -> None:
     """Returns when every process has reached it; a `Watchdog` bounds the wait."""
     if jax.process_count() > 1:

@@ -29,6 +29,9 @@ Weight, gradient and two moments in float32 take 16 bytes per element: 256 MiB a
 of the smallest TPU. Every vector and all matrices of the smallest models are below it.
 """
 
+HOST_MEMORY = "pinned_host"
+"""JAX's memory kind of host memory that devices read and write directly."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardingConfig:

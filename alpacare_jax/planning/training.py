@@ -15,7 +15,7 @@ from alpacare_jax.model import loss, params
 from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
-from alpacare_jax.training import batching, metrics, offload, optimizers
+from alpacare_jax.training import batching, metrics, optimizers
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.train_step import ACCUMULATE, TrainingProgram
 
@@ -66,7 +66,7 @@ def least_bytes(program: TrainingProgram) -> int:
     state = program.abstract_state()
 
     def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-        if leaf.sharding.memory_kind == offload.HOST_MEMORY:
+        if leaf.sharding.memory_kind == sharding.HOST_MEMORY:
             return 0
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 

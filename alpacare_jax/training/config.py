@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from alpacare_jax.checkpoints.checkpoint import CheckpointConfig
+from alpacare_jax.checkpoints.saving import CheckpointConfig
 from alpacare_jax.data.encoding import DataConfig
 from alpacare_jax.distributed.sharding import ShardingConfig
 from alpacare_jax.model.attention import KERNELS

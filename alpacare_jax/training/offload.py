@@ -9,10 +9,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from alpacare_jax.distributed.sharding import HOST_MEMORY
 from alpacare_jax.model.llama import Params
-
-HOST_MEMORY = "pinned_host"
-"""JAX's memory kind of host memory that devices read and write directly."""
 
 
 def check_supported(mesh: Mesh, rules: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from alpacare_jax.checkpoints.checkpoint import TrainingCheckpoints
+from alpacare_jax.checkpoints.saving import TrainingCheckpoints
 from alpacare_jax.data.batches import Step
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics, optimizers

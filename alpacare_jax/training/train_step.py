@@ -90,7 +90,7 @@ class TrainingProgram:
         def moment_sharding(moment, param_sharding, is_matrix):
             found = sharding.moment_sharding(moment.shape, param_sharding)
             # A layer's vector is not a whole tile of its stack, and TPUs send the host only tiles.
-            return found.with_memory_kind(offload.HOST_MEMORY) if offloads and is_matrix else found
+            return found.with_memory_kind(sharding.HOST_MEMORY) if offloads and is_matrix else found
 
         opt_state = optax.tree_map_params(
             self.optimizer,

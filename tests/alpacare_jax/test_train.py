@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alpacare_jax import train
-from alpacare_jax.checkpoints import checkpoint
+from alpacare_jax.checkpoints import checkpoint, saving
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics
@@ -72,10 +72,10 @@ def test_five_steps_and_five_more_are_ten_bit_for_bit(corpus, finished, tmp_path
     assert message in capsys.readouterr().err
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "run.json").read_text())["end"] is None
-    stale = iter([None])  # as a host's view of a shared folder may be
+    stale, listed = iter([[]]), checkpoint.saved_steps  # as a host's view of a shared folder may be
     with small_machine() as patch:
         compile_once(patch)
-        patch.setattr(checkpoint, "latest_step", lambda _: next(stale))
+        patch.setattr(checkpoint, "saved_steps", lambda folder: next(stale, listed(folder)))
         patch.setattr(processes, "broadcast_from_process_0", lambda value: value or 5.0)
         train.run(config, tmp_path)
     err = capsys.readouterr().err
@@ -136,14 +136,14 @@ def test_an_error_does_not_lose_the_save_that_is_under_way(corpus, finished, tmp
         return batch(self, step)
 
     closed, close = [], metrics.MetricsWriter.close
-    close_saves, end_watch = checkpoint.TrainingCheckpoints.close, processes.Watchdog.__exit__
+    close_saves, end_watch = saving.TrainingCheckpoints.close, processes.Watchdog.__exit__
     order = []
     with small_machine() as patch, pytest.raises(OSError, match="the data are gone"):
         compile_once(patch)
         patch.setattr(Batcher, "batch", failing)
         patch.setattr(metrics.MetricsWriter, "close", lambda w: (closed.append(w), close(w)))
         patch.setattr(
-            checkpoint.TrainingCheckpoints,
+            saving.TrainingCheckpoints,
             "close",
             lambda s: (order.append("save"), close_saves(s)),
         )

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 
 from alpacare_jax import convert, plan, tokenizer
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import checkpoint, model_folder, saving
 from common import cli, jsonl, paths, provenance, records
 from launch import sweep, sweep_results, sweep_runs
 from tests.alpacare_jax.distributed.test_processes import start_together
@@ -236,9 +236,9 @@ def test_whatever_moment_a_kill_comes_the_curve_stays(gcs, place, corpus, capsys
     moments: dict[str, int] = {}  # moments to go on from: what was written last
     for number, ((_, name), content) in enumerate(journal):
         gcs.change(("bucket", name), content)
-        _, *inside = name.partition(f"{place.name}/checkpoints/")[2].split("/")
-        step = int(name.split("/")[2]) if "/checkpoints/" in name else 0
-        if inside == ["commit_success.txt"]:
+        number_of_step, *inside = name.partition(f"{place.name}/checkpoints/")[2].split("/")
+        step = int(number_of_step) if inside else 0
+        if inside == ["manifest.json"]:
             whole = [*whole, step] if content is not None else [s for s in whole if s != step]
             assert checkpoint.latest_step(place) == whole[-1]
             checkpoint.load_params(place, TINY, step="latest")
@@ -248,8 +248,8 @@ def test_whatever_moment_a_kill_comes_the_curve_stays(gcs, place, corpus, capsys
             moments["/".join(inside)] = number
         if content is None:
             moments.setdefault("deleted", number)
-    assert {"params/commit_success.txt", "commit_success.txt", "deleted"} <= moments.keys()
-    for last in ("params/manifest.ocdbt", "params/commit_success.txt", "deleted"):
+    assert {"commit_success.txt", "manifest.json", "deleted"} <= moments.keys()
+    for last in ("params/manifest.ocdbt", "commit_success.txt", "deleted"):
         gcs.objects = {}
         for key, content in journal[: moments[last] + 1]:
             gcs.change(key, content)
@@ -295,7 +295,7 @@ def test_an_outage_in_the_middle_of_a_save(gcs, place):
     def result():
         raise paths.outages()[0]({"code": 503, "message": "gone"})
 
-    saved = checkpoint.TrainingCheckpoints(place, checkpoint.CheckpointConfig(0, 1))
+    saved = saving.TrainingCheckpoints(place, saving.CheckpointConfig(0, 1), 0)
     saved._pending = (3, types.SimpleNamespace(result=result))
     message = (
         r"^step 3 not saved \(gone, 503\); .* None; once the bucket responds, rerun the command$"

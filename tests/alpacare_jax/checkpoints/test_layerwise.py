@@ -10,7 +10,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import checkpoint, layerwise, model_folder
+from alpacare_jax.checkpoints import checkpoint, layerwise, model_folder, saving
 from alpacare_jax.model import params
 from tests.support.hf_folders import CONFIG, assert_same_bits, read_tensors, to_hf, write_hf
 
@@ -99,13 +99,13 @@ def test_trained_checkpoint_streams_too(tmp_path, monkeypatch):
 
 def test_what_training_saves_has_chunks_of_one_layer(tmp_path, monkeypatch):
     source = write_hf(tmp_path / "hf", CONFIG)
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 3 * 4 * 64 * 96 - 1)
+    monkeypatch.setattr(saving, "CHUNK_BYTES", 3 * 4 * 64 * 96 - 1)
     convert.from_hf(source, tmp_path / "ours")
     weights = checkpoint.load_params(tmp_path / "ours", CONFIG)
     (trained := tmp_path / "trained").mkdir()
     model_folder.copy_model_files(source, trained)
-    settings = checkpoint.CheckpointConfig(every_steps=1, keep=1)
-    with checkpoint.TrainingCheckpoints(trained, settings) as saved:
+    settings = saving.CheckpointConfig(every_steps=1, keep=1)
+    with saving.TrainingCheckpoints(trained, settings, 0) as saved:
         saved.save(7, {"params": weights, "opt_state": {"count": jnp.zeros((), jnp.int32)}}, {})
     arrays = layerwise.open_arrays(trained, CONFIG, "7")
     chunks = {path: array.chunk_layout.read_chunk.shape for path, array in arrays.items()}
