@@ -31,7 +31,8 @@ from benchmarks.support import race
 from common import cli
 from datagen.chat.client import Client
 from datagen.chat.config import ChatConfig, ChatRequest
-from datagen.chat.store import AnswerStore, ChatAnswer
+from datagen.chat.replies import ChatAnswer
+from datagen.chat.store import AnswerStore
 
 DELAY, CONCURRENCY = 0.1, 64
 """Seconds of each answer, and most requests out at once."""

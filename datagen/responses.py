@@ -27,7 +27,8 @@ from common.text.refusals import is_refusal
 from datagen.chat.client import Client, Failure, run_until_done
 from datagen.chat.config import ChatRequest
 from datagen.chat.progress import Estimate
-from datagen.chat.store import AnswerStore, ChatAnswer
+from datagen.chat.replies import ChatAnswer
+from datagen.chat.store import AnswerStore
 from datagen.config import DATAGEN_PROMPTS, DatagenConfig, ResponsesConfig
 
 ANSWER_TOKENS = 350

@@ -26,7 +26,8 @@ from common import cli, jsonl, provenance, sections
 from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, Failure, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest
-from datagen.chat.store import AnswerStore, ChatAnswer
+from datagen.chat.replies import ChatAnswer
+from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item

@@ -18,9 +18,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Any, Self, TypeVar
 
 from common import messages
-from datagen.chat import prices, progress, protocols
-from datagen.chat.batch_log import BatchLog
-from datagen.chat.batches import Batches
+from datagen.chat import prices, progress, protocols, replies
+from datagen.chat.batch.batches import Batches
+from datagen.chat.batch.log import BatchLog
 from datagen.chat.config import ChatConfig, ChatRequest
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
@@ -33,7 +33,8 @@ from datagen.chat.errors import (
 from datagen.chat.prices import Budget, Price
 from datagen.chat.progress import Estimate
 from datagen.chat.rate_limit import RateLimit
-from datagen.chat.store import AnswerStore, ChatAnswer
+from datagen.chat.replies import ChatAnswer
+from datagen.chat.store import AnswerStore
 
 Tag = TypeVar("Tag")
 Result = TypeVar("Result")
@@ -142,7 +143,7 @@ class Client:
             return await asyncio.shield(self._in_flight[key])
         if stored := self.store.get(key):
             self.counts["stored"] += 1
-            return stored
+            return self._without_thoughts(stored)
         if self.config.offline:
             raise RejectedRequestError("offline, and the answer is not stored")
         task = self._in_flight[key] = asyncio.ensure_future(self._answer(key, content))
@@ -262,7 +263,7 @@ class Client:
                 raise RunStoppedError(self.stop_reason) from None
         attempts = self.config.attempts
         error = RejectedRequestError(f"no answer in {attempts} attempts; the last: {failure}")
-        if not self.config.batch and str(failure) != protocols.BLOCKED_BY_FILTER:
+        if not self.config.batch and replies.UNUSABLE["content_filter"] not in str(failure):
             self._count_failure("given up", error)
         raise error
 
@@ -303,7 +304,7 @@ class Client:
             raise
         seconds = time.monotonic() - sent
         self._limit.leave(success=True, headers=headers)
-        answer = protocols.read_reply(self.config.provider, content, reply)
+        answer = replies.read_reply(self.config.provider, content, reply)
         charge = prices.charge(key, self.config.model, self.price, answer)
         self.budget.charge(charge)
         try:
@@ -314,7 +315,13 @@ class Client:
         self.counts["answered"] += charge.is_answer
         self.counts["no usage reported"] += not answer.usage_reported
         if not charge.is_answer:
-            raise RetryableError(protocols.BLOCKED_BY_FILTER)
+            detail = f": {replies.describe(reply)}" if charge.kind == "malformed" else ""
+            raise RetryableError(replies.UNUSABLE[charge.kind] + detail)
+        return self._without_thoughts(answer)
+
+    def _without_thoughts(self, answer: ChatAnswer) -> ChatAnswer:
+        if answer.thoughts:
+            self.counts["with thoughts, which are left out"] += 1
         return answer
 
     async def _back_off(self, attempt: int, retry_after: float | None) -> None:

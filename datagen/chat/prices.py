@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from datagen.chat.errors import BudgetReachedError
-from datagen.chat.store import Charge, ChatAnswer, TotalSpent
+from datagen.chat.replies import UNUSABLE, ChatAnswer
+from datagen.chat.store import Charge, TotalSpent
 
 PRICE_TABLE = Path(__file__).parents[1] / "prices.json"
 
@@ -46,9 +47,9 @@ def look_up(model: str, path: Path = PRICE_TABLE) -> Price | None:
 
 
 def charge(key: str, model: str, price: Price | None, answer: ChatAnswer) -> Charge:
-    """The cost of a reply. One blocked by the content filter is paid for, but is no answer."""
+    """The cost of a reply. One that is UNUSABLE is paid for, but is no answer."""
     tokens = answer.input_tokens, answer.output_tokens
-    kind = "content_filter" if answer.finish_reason == "content_filter" else "answer"
+    kind = answer.finish_reason if answer.finish_reason in UNUSABLE else "answer"
     return Charge(key, model, kind, *tokens, price.usd(*tokens) if price else None)
 
 

@@ -1,4 +1,4 @@
-"""The two chat protocols: building a request body and reading a reply.
+"""The two chat protocols: building a request body, its key and its highest possible cost.
 
 Bodies are plain JSON, so the config decides which parameters a model gets, not an SDK.
 """
@@ -9,20 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from datagen.chat.config import ChatConfig, ChatRequest
-from datagen.chat.errors import RetryableError
-from datagen.chat.store import ChatAnswer
 
-BLOCKED_BY_FILTER = "blocked by the provider's content filter"
-"""Reason of a reply that is paid for but is no answer; another attempt may pass."""
-
-MAX_REPORTED_TOKENS = 10**9
-"""Usage above this is not believed: nonsense must not distort a budget."""
-
-ANTHROPIC_FINISH_REASONS = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Names of the limit on an answer's tokens, in different servers and versions."""
 
 
 def body(config: ChatConfig, request: ChatRequest) -> dict[str, Any]:
-    """The JSON that is sent for a request."""
+    """The JSON that is sent for a request; parameters that are null in `extra_body` are left out.
+
+    Raises:
+      ValueError: `extra_body` leaves out every limit on the tokens of an answer.
+    """
     settings = ("temperature", "top_p", "presence_penalty")
     content: dict[str, Any] = {"model": config.model} | {
         name: getattr(config, name) for name in settings if getattr(config, name) is not None
@@ -50,12 +47,25 @@ def body(config: ChatConfig, request: ChatRequest) -> dict[str, Any]:
         if request.schema:
             schema = {"name": "answer", "schema": request.schema, "strict": True}
             content["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return content | json.loads(config.extra_body or "{}")
+    content |= json.loads(config.extra_body or "{}")
+    content = {name: value for name, value in content.items() if value is not None}
+    if not any(type(content.get(name)) is int for name in LIMITS):
+        raise ValueError(
+            "extra_body leaves out the limit on an answer's tokens, so no budget could hold; give "
+            f"one of {', '.join(LIMITS)}"
+        )
+    return content
 
 
 def size(content: Mapping[str, Any]) -> int:
     """Bytes of a body: an upper bound on its tokens with any tokenizer."""
     return len(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def most_tokens(content: Mapping[str, Any]) -> tuple[int, int]:
+    """Upper bound on the (input, output) tokens of a request."""
+    limit = max(content[name] for name in LIMITS if type(content.get(name)) is int)
+    return size(content), limit * max(1, content.get("n") or 1)
 
 
 def key(config: ChatConfig, request: ChatRequest, content: Mapping[str, Any]) -> str:
@@ -69,51 +79,3 @@ def key(config: ChatConfig, request: ChatRequest, content: Mapping[str, Any]) ->
     }
     text = json.dumps(hashed, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def read_reply(provider: str, content: Mapping[str, Any], reply: Any) -> ChatAnswer:
-    """The answer in a reply with status 200 to the body `content`.
-
-    Raises:
-      RetryableError: there is none: no choices, or neither a text nor a reason for its absence.
-    """
-    try:
-        text, finish, tokens = (_read_anthropic if provider == "anthropic" else _read_openai)(reply)
-        names = str(finish), str(reply.get("model", "")), str(reply.get("id", ""))
-        text, finish, model, id = map(_unicode, (text, *names))
-        reported = all(type(n) is int and 0 <= n < MAX_REPORTED_TOKENS for n in tokens)
-        if not reported:
-            tokens = (len(json.dumps(content)) // 4, len(text.encode()) // 4)
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise RetryableError(f"malformed reply: {json.dumps(reply)[:100]}") from None
-    return ChatAnswer(text, finish, model, id, *tokens, usage_reported=reported)
-
-
-def _unicode(text: str) -> str:
-    # Half a surrogate pair, from a cut "\\ud83d\\ude00", cannot be written to a UTF-8 file.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _read_openai(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
-    choice = reply["choices"][0]
-    message, finish = choice["message"], choice["finish_reason"] or "stop"
-    if message.get("refusal"):
-        text, finish = message["refusal"], "refusal"
-    elif isinstance(message.get("content"), str):
-        text = message["content"]
-    elif finish == "stop":
-        raise KeyError("content")
-    else:
-        text = ""
-    usage = reply.get("usage") or {}
-    return text, finish, (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-
-
-def _read_anthropic(reply: Mapping[str, Any]) -> tuple[str, str, tuple]:
-    finish = ANTHROPIC_FINISH_REASONS.get(reply["stop_reason"], reply["stop_reason"]) or "stop"
-    text = "".join(part["text"] for part in reply["content"] if part["type"] == "text")
-    usage = reply.get("usage") or {}
-    # Tokens read from or written to a cache are input, too.
-    kinds = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    total = sum(usage.get(kind) or 0 for kind in kinds) if "input_tokens" in usage else None
-    return text, finish, (total, usage.get("output_tokens"))

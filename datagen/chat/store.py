@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
+from datagen.chat.replies import ChatAnswer
+
 Written = TypeVar("Written")
 
 STORE_SCHEMA = """
@@ -35,7 +37,7 @@ CREATE TABLE IF NOT EXISTS charges (  -- every reply that costs money, answers o
   usd REAL,              -- NULL: price unknown
   stored TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS batches (  -- see batch_log.py
+CREATE TABLE IF NOT EXISTS batches (  -- see batch/log.py
   name TEXT PRIMARY KEY, -- chosen by us, written before anything is sent
   provider TEXT NOT NULL,
   base_url TEXT NOT NULL,
@@ -56,19 +58,6 @@ CREATE TABLE IF NOT EXISTS batch_requests (  -- those without a result so far
 );
 CREATE INDEX IF NOT EXISTS requests_of_batch ON batch_requests (batch);
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatAnswer:
-    """A model's reply."""
-
-    text: str
-    finish_reason: str  # stop, length (cut), refusal or content_filter; else the provider's word
-    model: str  # as named by the server
-    id: str  # the server's id of the reply
-    input_tokens: int
-    output_tokens: int  # reasoning included
-    usage_reported: bool = True  # False: tokens are estimated at 4 bytes each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +151,7 @@ class AnswerStore:
     def get(self, key: str) -> ChatAnswer | None:
         """The stored answer to a request."""
         row = self._reader.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return ChatAnswer(**json.loads(row[0])) if row else None
+        return ChatAnswer.from_json(row[0]) if row else None
 
     def total_spent(self) -> TotalSpent:
         """The cost of all replies so far."""

@@ -10,7 +10,7 @@ from common.messages import format_counts
 from common.records import Task, read_tasks
 from datagen.chat.client import Failure
 from datagen.chat.config import ChatRequest
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from datagen.near_duplicates import NearDuplicates
 from datagen.writing import parser
 from datagen.writing.filters import Filters

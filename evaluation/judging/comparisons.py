@@ -9,7 +9,7 @@ from common.jsonl import Record
 from common.messages import format_counts
 from datagen.chat.client import Client, Failure
 from datagen.chat.config import ChatRequest
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.judging.judges import Judge

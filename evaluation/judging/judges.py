@@ -25,7 +25,7 @@ from typing import Any, Self
 from common.sections import UsageError
 from common.text.prompt_file import Prompt
 from datagen.chat.config import ChatRequest
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from evaluation.judging import parsers
 from evaluation.judging.parsers import Preference, ReplyParser
 

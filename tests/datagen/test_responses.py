@@ -13,7 +13,7 @@ from common.text import refusals
 from datagen import dedup, responses, tasks
 from datagen.chat.client import Failure
 from datagen.chat.errors import RunStoppedError
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from tests.datagen.test_tasks import make_config, read
 from tests.support import teacher
 from tests.support.chat_server import ChatServer, question

@@ -5,11 +5,13 @@ import sqlite3
 
 import pytest
 
-from datagen.chat import batches, client
+from datagen.chat import client
+from datagen.chat.batch import batches
 from datagen.chat.client import Client
 from datagen.chat.config import ChatConfig, ChatRequest
 from datagen.chat.errors import RunStoppedError
-from datagen.chat.store import AnswerStore, ChatAnswer
+from datagen.chat.replies import ChatAnswer
+from datagen.chat.store import AnswerStore
 from tests.support.chat_server import ChatServer
 
 CONFIG = {

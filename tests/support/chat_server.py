@@ -136,7 +136,7 @@ class ChatServer:
         if fault == "short body":
             cut = len(data) // 2
         with self._lock:
-            self.charged += status == 200 and fault in ("", "content filter")
+            self.charged += status == 200 and fault in ("", "content filter", "empty choices")
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from datagen.chat import batch_log
+from datagen.chat.batch import log as batch_log
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.errors import RunStoppedError
 from datagen.chat.store import AnswerStore
@@ -101,7 +101,7 @@ def test_after_a_kill_at_any_moment_nothing_is_sent_again(
 
 KILLED = """
 import sys
-from datagen.chat import batches
+from datagen.chat.batch import batches
 from datagen.chat.config import ChatConfig
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.store import AnswerStore

@@ -5,7 +5,9 @@ import types
 
 import pytest
 
-from datagen.chat import batch_log, batch_protocols, batches
+from datagen.chat.batch import batches
+from datagen.chat.batch import log as batch_log
+from datagen.chat.batch import protocols as batch_protocols
 from datagen.chat.client import Failure
 from datagen.chat.config import API_KEY_VARIABLES
 from datagen.chat.errors import RunStoppedError

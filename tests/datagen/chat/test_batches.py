@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from datagen.chat import batch_protocols, batches
+from datagen.chat.batch import batches
+from datagen.chat.batch import protocols as batch_protocols
 from datagen.chat.client import Client
 from datagen.chat.errors import RunStoppedError
 from datagen.chat.store import AnswerStore

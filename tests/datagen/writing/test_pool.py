@@ -4,7 +4,7 @@ import pytest
 
 from common.records import read_tasks
 from datagen.chat.client import Failure
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from datagen.writing.filters import Filters
 from datagen.writing.pool import MAX_USELESS_REPLIES, Pool, TaskCollector
 from tests.datagen.test_tasks import make_config

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
 from evaluation.judging import comparisons

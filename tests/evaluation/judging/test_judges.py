@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datagen.chat.store import ChatAnswer
+from datagen.chat.replies import ChatAnswer
 from evaluation.judging import judges
 from evaluation.judging.judges import JUDGE_PROMPTS, JUDGES, Judge
 

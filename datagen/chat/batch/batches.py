@@ -3,7 +3,7 @@
 Guarantees: a request is in at most one batch, and while it is in one, it is not sent in any other
 way. A batch is on disk before its submission. If a submission got no reply, the batch is searched
 for at the provider, and only if it is still missing after SETTLE_SECONDS are its requests sent
-again; `find` in batch_protocols.py documents what that proves. Every answer is stored once, with
+again; `find` in batch/protocols.py documents what that proves. Every answer is stored once, with
 its charge.
 """
 
@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from datagen.chat import protocols
-from datagen.chat.batch_log import Batch, BatchLog, BatchState, PendingRequest
-from datagen.chat.batch_protocols import BATCH_PROTOCOLS
+from datagen.chat.batch.log import Batch, BatchLog, BatchState, PendingRequest
+from datagen.chat.batch.protocols import BATCH_PROTOCOLS
 from datagen.chat.config import ChatConfig
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
@@ -31,7 +30,8 @@ from datagen.chat.errors import (
     SubmissionUnknownError,
 )
 from datagen.chat.prices import Budget, Price, worst_case
-from datagen.chat.store import AnswerStore, Charge, ChatAnswer
+from datagen.chat.replies import UNUSABLE, ChatAnswer
+from datagen.chat.store import AnswerStore, Charge
 
 QUIET_SECONDS = 5.0
 """A batch is submitted once it is full or no request has been added for this long."""
@@ -327,7 +327,7 @@ class Batches:
         self.counts["no usage reported"] += not answer.usage_reported
         if not charge.is_answer:
             self._in_batches.discard(charge.key)
-            return self._fail(charge.key, RetryableError(protocols.BLOCKED_BY_FILTER))
+            return self._fail(charge.key, RetryableError(UNUSABLE[charge.kind]))
         future = self._futures.pop(charge.key, None)
         if future and not future.done():
             future.set_result(answer)

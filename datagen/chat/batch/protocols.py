@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
-from datagen.chat.batch_log import Batch, BatchState
+from datagen.chat.batch.log import Batch, BatchState
 from datagen.chat.connection import Connection, short_text, status_error
 from datagen.chat.errors import (
     FatalProviderError,

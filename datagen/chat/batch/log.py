@@ -12,12 +12,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
-from datagen.chat import prices, protocols
+from datagen.chat import prices, replies
 from datagen.chat import store as answer_store
 from datagen.chat.config import ChatConfig
 from datagen.chat.errors import RejectedRequestError, RetryableError
 from datagen.chat.prices import Price
-from datagen.chat.store import AnswerStore, Charge, ChatAnswer
+from datagen.chat.replies import ChatAnswer
+from datagen.chat.store import AnswerStore, Charge
 
 KEY_DIGITS = 31
 """Of a request's key in its custom_id: both providers allow 64 characters, 33 are the batch's."""
@@ -193,28 +194,23 @@ class BatchLog:
             else:
                 chunk.append((key, reply))
             if len(chunk) == CHUNK_SIZE:
-                failures |= await self._store_replies(batch, chunk, deliver)
+                await self._store_replies(batch, chunk, deliver)
                 chunk = []
-        failures |= await self._store_replies(batch, chunk, deliver)
+        await self._store_replies(batch, chunk, deliver)
         if answered < state.answered:  # the missing ones are paid for: do not send them again
             raise RetryableError(f"results are truncated: {answered} of {state.answered} answers")
         return failures
 
     async def _store_replies(
-        self, batch: Batch, replies: list[tuple[str, Any]], deliver: Deliver
-    ) -> dict[str, Exception]:
+        self, batch: Batch, chunk: list[tuple[str, Any]], deliver: Deliver
+    ) -> None:
         answers: list[tuple[Charge, ChatAnswer, str]] = []
-        failures: dict[str, Exception] = {}
         query = "SELECT request FROM batch_requests WHERE key = ?"
-        for key, reply in replies:
+        for key, reply in chunk:
             (request,) = self._store.rows(query, key).fetchone()
-            try:
-                answer = protocols.read_reply(batch.provider, json.loads(request), reply)
-            except RetryableError as error:
-                failures[key] = error
-            else:
-                charge = prices.charge(key, batch.model, batch.price, answer)
-                answers.append((charge, answer, request))
+            answer = replies.read_reply(batch.provider, json.loads(request), reply)
+            charge = prices.charge(key, batch.model, batch.price, answer)
+            answers.append((charge, answer, request))
 
         def change(connection: sqlite3.Connection) -> None:
             for charge, answer, request in answers:
@@ -224,7 +220,6 @@ class BatchLog:
         await self._store.write(change)
         for charge, answer, _ in answers:
             deliver(charge, answer)
-        return failures
 
     async def close(self, batch: Batch, state: str, lost: Charge | None = None) -> None:
         """Frees the requests without a result to be sent again; `state` is how the batch ended.
