@@ -27,7 +27,8 @@ DATAGEN = [*EVALUATION, "py3langid>=0.4,<0.5"]
 CONVERT = [*TRAIN, "gguf>=0.17"]
 GCS = ["gcsfs>=2026.10"]
 TENSORBOARD = ["tensorboardX>=2.6"]
-ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD]
+WANDB = ["wandb>=0.22"]
+ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD, *WANDB]
 
 setup(
     name="alpacare-jax",
@@ -70,6 +71,7 @@ setup(
         "gpu": [*TRAIN, "jax[cuda13]"],
         "gcs": GCS,
         "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "all": ALL,
         "test": [
             *ALL,

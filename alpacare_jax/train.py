@@ -9,12 +9,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.checkpoints.saving import TrainingCheckpoints
@@ -25,8 +24,9 @@ from alpacare_jax.training import batching, optimizers
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
 from alpacare_jax.training.console import Compilations, StartupTimer, log, waiting
+from alpacare_jax.training.evaluation import Evaluation
 from alpacare_jax.training.progress import TrainingProgress
-from alpacare_jax.training.train_step import State, TrainingProgram, attention_kernel
+from alpacare_jax.training.train_step import TrainingProgram, attention_kernel
 from common import cli, paths, sections
 
 
@@ -94,7 +94,8 @@ def run(
     description = workdir_lib.describe(run_config)
     workdir_lib.check(workdir, description)
     program = TrainingProgram(model_config, run_config, num_steps, mesh)
-    first = checkpoint.newest_whole(workdir)
+    with waiting("checking the saved steps"):
+        first = checkpoint.newest_whole(workdir)
     if first == num_steps:
         workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         log(f"{workdir} is finished: {num_steps:,} steps")
@@ -105,12 +106,9 @@ def run(
             state = program.initial_state()
         workdir_lib.make(workdir, run_config, description)
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
-    train_step, eval_step = program.make_steps()
-    compilations = Compilations(model_config, run_config.model, run_config.optimizer, mesh.shape)
-    train_step = compilations.announced(train_step, "the training step")
-    eval_step = compilations.announced(eval_step, "the held-out loss")
-    evaluate = held_out_loss(eval_data, eval_step, mesh)
-    progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluate)
+    train_step, eval_step = announced_steps(program)
+    evaluation = Evaluation(program, eval_data, eval_step)
+    progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluation)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
         if state is None:
             log(f"resuming from step {first:,}, the newest that is whole and finite")
@@ -119,8 +117,8 @@ def run(
         startup.end_phase("weights")
         # loop
         stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
+        progress.start(state)
         if not first:
-            progress.start(state)
             startup.end_phase("held-out loss")
         trace = processes.Trace(workdir / "profile")
         trace_first, trace_last = profiled_steps(run_config.profile) or (0, 0)
@@ -144,11 +142,7 @@ def run(
                 progress.save(step, state, held_out)
             if progress.stopping and not last:
                 checkpoints.wait()
-                reason = "Ctrl-C" if stop.interrupted else "SIGTERM"
-                log(
-                    f"stopped by {reason}; checkpoint saved at step {step}; rerun the same command "
-                    "to resume"
-                )
+                progress.stop(step, "Ctrl-C" if stop.interrupted else "SIGTERM")
                 return 130 if stop.interrupted else 0
         checkpoints.wait()
         workdir_lib.finish(workdir)
@@ -173,15 +167,15 @@ def log_data(run_config: RunConfig, train_data: Batcher, num_steps: int, num_dev
         )
 
 
-def held_out_loss(
-    eval_data: Batcher | None, eval_step: Callable[..., jax.Array], mesh: Mesh
-) -> Callable[[State], dict[str, float]]:
-    """The function of the state that gives {"eval_loss": loss}; {} where nothing is held out."""
-    if eval_data is None:
-        return lambda state: {}
-    batch = eval_data.batch(0)
-    arrays, num_micro = sharding.put_batch(batch.arrays, mesh), np.int32(batch.num_micro)
-    return lambda state: {"eval_loss": float(eval_step(state["params"], arrays, num_micro))}
+def announced_steps(program: TrainingProgram) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two compiled programs of a run, which announce their compilations."""
+    base, optimizer = program.run_config.model, program.run_config.optimizer
+    compilations = Compilations(program.model_config, base, optimizer, program.mesh.shape)
+    train_step, eval_step = program.make_steps()
+    return (
+        compilations.announced(train_step, "the training step"),
+        compilations.announced(eval_step, "the held-out loss"),
+    )
 
 
 def is_due(step: int, every: int) -> bool:

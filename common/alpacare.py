@@ -18,7 +18,7 @@ COMMANDS = {
     name: f"{package}.{name}"
     for package, names in {
         "datagen": "tasks dedup responses stats",
-        "alpacare_jax": "convert tokenizer plan train generate",
+        "alpacare_jax": "convert tokenizer plan train compare generate",
         "evaluation": "references judge report",
     }.items()
     for name in names.split()

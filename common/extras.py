@@ -9,6 +9,7 @@ OPTIONAL = {
     "gguf": "convert",
     "libtpu": "tpu",
     "tensorboardX": "tensorboard",
+    "wandb": "wandb",
 }
 """Top-level modules that one feature of a command needs -> its extra. All other packages are needed
 by every command of our own package, whose extra is given to `explain_missing`."""

@@ -81,7 +81,9 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             log_every=10,
             eval_every=0,
             seed=42,  # transformers' default
+            samples=0,
             tensorboard=False,
+            wandb=False,
         ),
         checkpoint=common.section(every_steps=200, keep=1),
         sharding=common.sharding(),

@@ -18,6 +18,7 @@ LAYERS = {
     "common": ["common"],
     "datagen": ["chat", "writing", "analysis", "datagen"],
     "alpacare_jax": [
+        "reporting",
         "model",
         "distributed",
         "data",

@@ -19,6 +19,14 @@ class Template:
             return self.with_input.format(instruction=instruction, input=input)
         return self.without_input.format(instruction=instruction)
 
+    def without_frame(self, prompt: str) -> str:
+        """A prompt from its instruction on, for people; one of another template is unchanged."""
+        for form in (self.with_input, self.without_input):
+            before, after = form.partition("{instruction}")[0], form.rpartition("}")[2]
+            if prompt.startswith(before) and prompt.endswith(after):
+                return prompt.removeprefix(before).removesuffix(after)
+        return prompt
+
 
 TEMPLATES: dict[str, Template] = {
     # stanford_alpaca train.py PROMPT_DICT; AlpaCare trains and generates with the same text.

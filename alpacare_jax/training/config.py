@@ -57,14 +57,17 @@ class TrainConfig:
     log_every: int  # steps between progress lines; metrics.jsonl has every step
     eval_every: int  # steps between evaluations; 0: at the start and the end only
     seed: int  # of the data order and the choice of held-out examples
+    samples: int  # held-out prompts answered at each evaluation, for report.html; 0: none
     tensorboard: bool  # also write TensorBoard files (extra [tensorboard])
+    wandb: bool  # also send the metrics to Weights & Biases (extra [wandb])
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "microbatch_tokens", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        if self.eval_every < 0:
-            raise ValueError("train.eval_every must be at least 0")
+        for name in ("eval_every", "samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,10 @@ class RunConfig:
 
     def __post_init__(self):
         profiled_steps(self.profile)
+        if self.train.samples and not (self.data.eval_path or self.data.eval_share):
+            raise ValueError(
+                "train.samples answers held-out prompts: set data.eval_path or data.eval_share"
+            )
 
 
 def profiled_steps(profile: str) -> tuple[int, int] | None:

@@ -1,8 +1,12 @@
 """What a run measures: FLOPs, the hardware's peak, and the file `metrics.jsonl`."""
 
+import dataclasses
+import hashlib
 import json
+import math
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,9 @@ from etils import epath
 
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
-from common import jsonl
+from alpacare_jax.reporting import run_files
+from alpacare_jax.training.config import RunConfig
+from common import jsonl, paths
 
 PEAK_BF16_FLOPS = {
     "TPU v4": 275e12,
@@ -88,46 +94,107 @@ def known_peak() -> tuple[float, str] | None:
     return None if jax.default_backend() == "cpu" else peak_flops()
 
 
+class Sink(Protocol):
+    """A further place that gets the numbers of each step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the numbers of a step."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        ...
+
+
+class TensorBoard:
+    """Writes to `WORKDIR/tensorboard`."""
+
+    def __init__(self, workdir: epath.Path, first_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the numbers of a step."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        self._board.close()
+
+
+class WeightsAndBiases:
+    """Sends to Weights & Biases, as its own variables say (WANDB_MODE, WANDB_PROJECT, ...).
+
+    A resumed run continues its page there, which it finds by the path of the workdir.
+
+    Raises:
+      ValueError: W&B does not let the run in.
+    """
+
+    def __init__(self, workdir: epath.Path, config: Mapping[str, Any]):
+        import wandb
+
+        folder = paths.absolute(workdir)
+        try:
+            self._run = wandb.init(
+                id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+                resume="allow",
+                name=folder.name,
+                dir=None if paths.in_bucket(workdir) else str(workdir),
+                config=dict(config),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise ValueError(
+                f"train.wandb: {error} (or set WANDB_MODE=offline and run `wandb sync` later)"
+            ) from None
+        self._run.define_metric("*", step_metric="step")  # a resumed run repeats some steps
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the numbers of a step."""
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        """Sends what is buffered."""
+        self._run.finish()
+
+
+def open_sinks(run_config: RunConfig, workdir: epath.Path, first_step: int) -> list[Sink]:
+    """The sinks that a config asks for. Raises as they do."""
+    sinks: list[Sink] = []
+    if run_config.train.tensorboard:
+        sinks.append(TensorBoard(workdir, first_step))
+    if run_config.train.wandb:
+        sinks.append(WeightsAndBiases(workdir, dataclasses.asdict(run_config)))
+    return sinks
+
+
 class MetricsWriter:
-    """Appends one JSON object a line to `metrics.jsonl`, and optionally writes to TensorBoard.
+    """Appends one JSON object a line to `metrics.jsonl`, and passes the numbers to the sinks.
 
     In a bucket the file may lag (`jsonl.LineFile`); `sync` before a save completes it for a run
     that resumes from there.
     """
 
-    def __init__(self, workdir: epath.Path, first_step: int, tensorboard: bool):
-        self.path = workdir / "metrics.jsonl"
-        self._lines = jsonl.LineFile(self.path, self._lines_until(first_step))
-        self._board = None
-        if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                raise ValueError(
-                    "train.tensorboard needs the extra: pip install 'alpacare-jax[tensorboard]'"
-                ) from None
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+    def __init__(self, workdir: epath.Path, first_step: int, sinks: Sequence[Sink] = ()):
+        """Continues the file after `first_step`.
 
-    def _lines_until(self, step: int) -> list[str]:
-        """The lines up to `step`, without what a killed run logged after its last checkpoint."""
-        kept = []
-        if not self.path.exists():
-            return kept
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if step and json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue  # a line truncated by the kill
-        return kept
+        Steps that a killed run logged after its last checkpoint, or cut, are dropped.
+        """
+        path = workdir / run_files.METRICS
+        old = run_files.read_lines(path) if first_step else ()
+        self.steps = [line for line in old if line.get("step", math.inf) <= first_step]
+        self._lines = jsonl.LineFile(path, map(json.dumps, self.steps))
+        self._sinks = sinks
 
-    def write(self, step: int, **values: Any) -> None:
+    def write(self, step: int, **values: float) -> None:
         """Appends a line: `step` and `values`."""
-        self._lines.add(json.dumps({"step": step} | values))
-        if self._board:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        self.steps.append({"step": step} | values)
+        self._lines.add(json.dumps(self.steps[-1]))
+        for sink in self._sinks:
+            sink.write(step, values)
 
     def sync(self) -> None:
         """Uploads what was written so far, if the workdir is in a bucket."""
@@ -136,5 +203,5 @@ class MetricsWriter:
     def close(self) -> None:
         """Writes and uploads what is buffered."""
         self._lines.close()
-        if self._board:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()

@@ -1,4 +1,4 @@
-"""What a run reports: lines for people on stderr, metrics.jsonl for programs.
+"""What a run reports: lines and a page for people, metrics.jsonl for programs.
 
 Every process makes these calls; only the first one writes.
 """
@@ -7,7 +7,7 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,8 @@ from alpacare_jax.data.batches import Step
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics, optimizers
 from alpacare_jax.training.console import StartupTimer, log
+from alpacare_jax.training.evaluation import Evaluation
+from alpacare_jax.training.report import RunReport
 from alpacare_jax.training.train_step import State, StepReport, TrainingProgram
 from common import messages, paths
 
@@ -27,8 +29,8 @@ class TrainingProgress:
     Reading waits for the devices, so one dispatched step stays unread: the devices never wait for
     Python. `stopping` is set once a report says that some process was asked to stop.
 
-    Order of calls inside `with`: for a new run `start`; then for each step in order `add`, `drain`
-    and, where a checkpoint is due, `save`; at the end `finish`.
+    Order of calls inside `with`: `start`; then for each step in order `add`, `drain` and, where a
+    checkpoint is due, `save`; at the end `finish` or `stop`.
     """
 
     def __init__(
@@ -39,18 +41,13 @@ class TrainingProgress:
         startup: StartupTimer,
         watchdog: processes.Watchdog,
         checkpoints: TrainingCheckpoints,
-        evaluate: Callable[[State], dict[str, float]],
+        evaluation: Evaluation,
     ):
-        """Opens metrics.jsonl.
-
-        Args:
-          first_step: of the restored checkpoint, 0 for a new run.
-          evaluate: returns {"eval_loss": loss} of the held-out examples; {} if there are none.
-        """
+        """Opens metrics.jsonl and the report; `first_step` is that of the restored checkpoint."""
         self.stopping = False
         self._workdir, self._program, self._first_step = workdir, program, first_step
         self._startup, self._watchdog, self._checkpoints = startup, watchdog, checkpoints
-        self._evaluate = evaluate
+        self._evaluation = evaluation
         self._unread: collections.deque[tuple[int, Step, StepReport]] = collections.deque()
         # All at once: a device would compute each one only after the steps queued before it.
         schedule = optimizers.schedule(program.run_config.optimizer, program.num_steps)
@@ -58,23 +55,45 @@ class TrainingProgress:
         self._peak = metrics.known_peak()
         self._save_seconds: float | None = None
         self._start = self._lap_start = self._second_step = time.perf_counter()
-        self._writer = None
+        self._saved, self._last_step = checkpoints.latest, first_step
+        self._writer = self._report = None
         if processes.is_first():
-            tensorboard = program.run_config.train.tensorboard
-            self._writer = metrics.MetricsWriter(workdir, first_step, tensorboard)
+            sinks = metrics.open_sinks(program.run_config, workdir, first_step)
+            self._writer = metrics.MetricsWriter(workdir, first_step, sinks)
+            self._report = RunReport(workdir, self._writer.steps)
 
     def __enter__(self) -> "TrainingProgress":
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_) -> None:
-        if self._writer:
-            # The first of two errors is the cause; a resumed run writes these lines again.
-            with contextlib.suppress(*((OSError, *paths.outages()) if error else ())):
-                self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_) -> None:
+        if not (self._writer and self._report):
+            return
+        # The first of two errors is the cause; a resumed run writes these lines again.
+        with contextlib.suppress(*((OSError, *paths.outages()) if error else ())):
+            self._note_saves()
+            if error:
+                text = " ".join(str(error).split()) or type(error).__name__
+                self._report.add("failed", self._last_step, text)
+            self._writer.close()
+            self._report.close()
+
+    def _note(self, kind: str, step: int, text: str = "", **content: Any) -> None:
+        if self._report:
+            self._report.add(kind, step, text, **content)
+
+    def _note_saves(self) -> None:
+        """Reports a save that has ended in the background."""
+        if (latest := self._checkpoints.latest) != self._saved and latest is not None:
+            self._saved = latest
+            log(f"saved step {latest:,}")
+            self._note("saved", latest, "checkpoint saved")
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        if self._writer:
+        self._last_step = step
+        if self._writer and self._report:
             self._writer.write(step, **values)
+            self._note_saves()
+            self._report.refresh()
 
     def _lap(self) -> float:
         """Seconds since the last call."""
@@ -82,7 +101,14 @@ class TrainingProgress:
         return self._lap_start - before
 
     def start(self, state: State) -> None:
-        """Reports the held-out loss of the base model, and starts the clock of the first step."""
+        """Reports a new run's base model by its held-out loss; starts the clock of the steps."""
+        num_steps, first = self._program.num_steps, self._first_step
+        kind, text = ("resume", "resumed from") if first else ("start", "started at")
+        self._note(kind, first, f"{text} step {first:,} of {num_steps:,}", num_steps=num_steps)
+        if self._report:
+            self._report.refresh()
+        if first:
+            return
         if values := self._held_out_loss(0, state):
             self._write(0, values)
             log(f"step 0/{self._program.num_steps} | held-out loss {values['eval_loss']:.4f}")
@@ -117,8 +143,10 @@ class TrainingProgress:
         return held_out
 
     def _held_out_loss(self, step: int, state: State) -> dict[str, float]:
-        values = self._evaluate(state)
+        values = self._evaluation.loss(state)
         self._require_finite(values, step)
+        for answer in self._evaluation.answers(state):
+            self._note("sample", step, **answer)
         self._watchdog.reset()
         return values
 
@@ -201,7 +229,16 @@ class TrainingProgress:
         self._lap()
         self._watchdog.reset()
 
+    def stop(self, step: int, reason: str) -> None:
+        """Reports that the run was asked to stop, and has saved `step`."""
+        self._note_saves()
+        text = f"stopped by {reason}; checkpoint saved at step {step}"
+        log(f"{text}; rerun the same command to resume")
+        self._note("stopped", step, text)
+
     def finish(self) -> None:
         """Reports the end of the run."""
+        self._note_saves()
         took = messages.duration(time.perf_counter() - self._start)
-        log(f"finished in {took}; checkpoints are in {self._workdir}")
+        log(f"finished in {took}; checkpoints are in {self._workdir}, curves in report.html")
+        self._note("finished", self._program.num_steps, f"finished in {took}")

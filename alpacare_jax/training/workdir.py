@@ -22,7 +22,9 @@ MAY_CHANGE = (
     "model.attention",  # all kernels give the same, up to rounding
     "train.log_every",
     "train.eval_every",
+    "train.samples",
     "train.tensorboard",
+    "train.wandb",
 )
 """Keys of those sections that may differ when a run resumes."""
 

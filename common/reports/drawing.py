@@ -4,14 +4,15 @@ Colours are names of `COLOURS`, so that a page can adapt them to dark mode.
 """
 
 import dataclasses
+import importlib.util
 import re
 import unicodedata
 import warnings
 from collections.abc import Collection, Sequence
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from common import provenance
+from common import paths, provenance
 
 Point = tuple[float, float]
 
@@ -190,11 +191,28 @@ def _moved(shape: Shape, right: float, down: float) -> Shape:
     return dataclasses.replace(shape, points=[(x + right, y + down) for x, y in shape.points])
 
 
-def write_svg(path: Path, drawing: Drawing) -> None:
+def write_svg(path: PurePath, drawing: Drawing) -> None:
     """Writes an SVG file for a paper or a slide, in the light colours on white."""
     white = Polygon(box(0, 0, drawing.width, drawing.height), "paper")
     whole = dataclasses.replace(drawing, shapes=[white, *drawing.shapes])
     provenance.write_text(path, svg(whole, alone=True) + "\n")
+
+
+def write_figures(stem: PurePath, title: str, drawings: Sequence[Drawing]) -> str:
+    """Writes the drawings together as `STEM.svg`, and as `STEM.png` where that is possible.
+
+    Returns:
+      Why there is no PNG; "" where it was written.
+    """
+    whole = beside(title, drawings, min(3, len(drawings)))
+    svg_path, png_path = (stem.with_name(stem.name + ending) for ending in (".svg", ".png"))
+    write_svg(svg_path, whole)
+    if paths.in_bucket(stem):
+        return f"{svg_path} is written; a PNG needs a local folder"
+    if not importlib.util.find_spec("matplotlib"):
+        return f"{svg_path} is written; a PNG needs matplotlib: pip install matplotlib"
+    write_png(Path(png_path), whole)
+    return ""
 
 
 def missing_glyphs(missing: Collection[str]) -> str:

@@ -20,22 +20,26 @@ POLICY = (
 """A page fetches nothing and runs at most one script, known by its hash, whatever its texts say."""
 
 
-def document(title: str, body: str, *, style: str = "", script: str = "") -> str:
+def document(
+    title: str, body: str, *, style: str = "", script: str = "", reload_seconds: int = 0
+) -> str:
     """A complete HTML page that fetches nothing.
 
     Args:
       style: rules that follow the shared ones.
       script: JavaScript that runs after the body.
+      reload_seconds: the browser reloads the page after this time; 0: never.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = POLICY.format(f"'sha256-{digest}'" if script else "'none'")
     element = f"<script>{script}</script>" if script else ""
+    reload = f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else ""
     light, dark = drawing.colour_rules(False), drawing.colour_rules(True)
     rules = BASE_STYLE.read_text("utf-8").replace("LIGHT", light).replace("DARK", dark) + style
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"{policy}<title>{escape(title)}</title><style>{rules}</style></head>\n"
+        f"{policy}{reload}<title>{escape(title)}</title><style>{rules}</style></head>\n"
         f"<body>{body}{element}</body></html>\n"
     )
 
@@ -64,6 +68,8 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
+_SQUARE = '<span class=square style="background:var(--{})"></span>'
+
 TableRow = tuple[str, Sequence[str]]
 
 
@@ -72,12 +78,14 @@ def table(
     rows: Iterable[TableRow],
     caption: str = "",
     bold: Collection[tuple[int, int]] = (),
+    colours: Sequence[str] = (),
 ) -> str:
     """An HTML table; a row without cells is a heading within it.
 
     Args:
       rows: (label, cells) of each.
       bold: (row, column) of the cells in bold type; column 0 is the label.
+      colours: of the square before the label of each row, names of `drawing.COLOURS`; none: none.
     """
     cells = "".join(f"<th scope=col>{escape(text)}</th>" for text in head)
     lines = []
@@ -91,6 +99,8 @@ def table(
             f"<td><b>{escape(text)}</b></td>" if (i, j) in bold else f"<td>{escape(text)}</td>"
             for j, text in enumerate((label, *values))
         )
+        if colours:
+            data = data.replace("<td>", f"<td>{_SQUARE.format(colours[i])}", 1)
         lines.append(f"<tr>{data}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<div class=scroll><table>{title}<tr>{cells}</tr>{''.join(lines)}</table></div>"

@@ -157,7 +157,9 @@ QUICKSTART = {
         "log_every": 2,
         "eval_every": 0,
         "seed": 42,
+        "samples": 0,
         "tensorboard": False,
+        "wandb": False,
     },
     "checkpoint": {"every_steps": 0, "keep": 1},
     "sharding": {

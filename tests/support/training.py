@@ -90,7 +90,9 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
 
     def cached(program):
         config = program.run_config
-        loop = dataclasses.replace(config.train, log_every=1, eval_every=0, tensorboard=False)
+        loop = dataclasses.replace(
+            config.train, log_every=1, eval_every=0, samples=0, tensorboard=False, wandb=False
+        )
         examples = dataclasses.replace(config.data, path=provenance.sha256(config.data.path))
         parts = (program.model_config, config.model, config.optimizer, loop, examples, program.mesh)
         if not (steps := _compiled(repr(parts))):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 import types
 
@@ -13,7 +14,14 @@ from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama
 from alpacare_jax.training import metrics
-from alpacare_jax.training.metrics import MetricsWriter, peak_flops, train_flops
+from alpacare_jax.training.metrics import (
+    MetricsWriter,
+    TensorBoard,
+    WeightsAndBiases,
+    peak_flops,
+    train_flops,
+)
+from common import extras
 
 
 def test_train_flops_by_hand():
@@ -137,21 +145,21 @@ def lines_of(workdir):
 
 
 def test_each_step_is_a_line_that_can_be_read_at_once(tmp_path):
-    writer = MetricsWriter(tmp_path, 0, tensorboard=False)
-    writer.write(1, loss=2.5, note="warm")
-    assert lines_of(tmp_path) == [{"step": 1, "loss": 2.5, "note": "warm"}]
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write(1, loss=2.5)
+    assert lines_of(tmp_path) == [{"step": 1, "loss": 2.5}]
     writer.write(2, loss=2.25)
     writer.close()
     assert lines_of(tmp_path)[1:] == [{"step": 2, "loss": 2.25}]
 
 
 def test_a_resumed_run_forgets_what_comes_after_its_checkpoint(tmp_path):
-    writer = MetricsWriter(tmp_path, 0, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 0)
     for step in range(8):
         writer.write(step, loss=1.0 / (step + 1))
     writer.close()
     before = lines_of(tmp_path)
-    writer = MetricsWriter(tmp_path, 5, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 5)
     assert lines_of(tmp_path) == before[:6]
     writer.write(6, loss=0.5)
     writer.close()
@@ -162,7 +170,7 @@ def test_a_resumed_run_forgets_what_comes_after_its_checkpoint(tmp_path):
 def test_a_cut_line_is_forgotten(tmp_path, cut):
     whole = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
     (tmp_path / "metrics.jsonl").write_text(whole + cut)
-    writer = MetricsWriter(tmp_path, 7, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 7)
     writer.write(8, loss=0.5)
     writer.close()
     assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"step": 8, "loss": 0.5}\n'
@@ -170,16 +178,21 @@ def test_a_cut_line_is_forgotten(tmp_path, cut):
 
 def test_a_whole_line_without_its_line_end_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}')
-    writer = MetricsWriter(tmp_path, 1, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 1)
     writer.write(2, loss=1.0)
     writer.close()
     assert lines_of(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
 
-def test_tensorboard_without_its_extra_names_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ValueError, match=r"alpacare-jax\[tensorboard\]"):
-        MetricsWriter(tmp_path, 0, tensorboard=True)
+@pytest.mark.parametrize(
+    ("module", "sink"), [("tensorboardX", TensorBoard), ("wandb", WeightsAndBiases)]
+)
+def test_a_sink_without_its_extra_names_the_remedy(tmp_path, monkeypatch, module, sink):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as raised:
+        sink(tmp_path, {})
+    extra = {"tensorboardX": "tensorboard"}.get(module, module)
+    assert extras.advice(raised.value, "train").endswith(f"pip install '.[{extra}]'")
 
 
 def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
@@ -197,7 +210,43 @@ def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
 
     fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "tensorboardX", fake)
-    writer = MetricsWriter(tmp_path, 3, tensorboard=True)
-    writer.write(4, loss=1.5, note="text")
+    writer = MetricsWriter(tmp_path, 3, [TensorBoard(tmp_path, 3)])
+    writer.write(4, loss=1.5)
     writer.close()
     assert board == [(str(tmp_path / "tensorboard"), 4), ("loss", 1.5, 4), "closed"]
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Weights & Biases itself, writing to the disk; it reads its variables once."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_wandb_offline_continues_the_same_run(tmp_path, offline, capfd):
+    for first, loss in ((0, 2.5), (1, 2.25)):
+        sink = WeightsAndBiases(tmp_path, {"optimizer": {"learning_rate": 1e-3}})
+        writer = MetricsWriter(tmp_path, first, [sink])
+        writer.write(first + 1, loss=loss)
+        writer.close()
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert len({file.name for file in files}) == 1, "one id, so `wandb sync` makes one run of both"
+    for file, number in zip(files, ("2.5", "2.25"), strict=True):
+        content = file.read_bytes()
+        for part in ("loss", number, "learning_rate", tmp_path.name):
+            assert part.encode() in content, part
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_wandb_without_a_key_is_one_line(tmp_path, offline, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"train\.wandb: .*WANDB_MODE=offline"):
+        WeightsAndBiases(tmp_path, {})

@@ -1,0 +1,101 @@
+"""What is measured of a state on held-out examples: the loss, and answers for people to read."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import prompts
+from alpacare_jax.data.batches import Batcher
+from alpacare_jax.data.encoding import EncodedExample
+from alpacare_jax.distributed import sharding
+from alpacare_jax.inference.engine import Engine, Request
+from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.model import llama
+from alpacare_jax.training.console import waiting
+from alpacare_jax.training.train_step import State, TrainingProgram
+
+SAMPLE_TOKENS = 256
+"""Maximum length of an answer of `Samples`."""
+
+
+class Evaluation:
+    """Evaluates states of a run on its held-out examples; does nothing where there are none."""
+
+    def __init__(
+        self,
+        program: TrainingProgram,
+        held_out: Batcher | None,
+        eval_step: Callable[..., jax.Array],
+    ):
+        self._eval_step, self._arrays, self._samples = eval_step, None, None
+        if held_out is None:
+            return
+        batch = held_out.batch(0)
+        self._arrays = sharding.put_batch(batch.arrays, program.mesh)
+        self._num_micro = np.int32(batch.num_micro)
+        if count := program.run_config.train.samples:
+            self._samples = Samples(program, held_out.examples[:count])
+
+    def loss(self, state: State) -> dict[str, float]:
+        """{"eval_loss": the mean loss per target token}; {} where nothing is held out."""
+        if self._arrays is None:
+            return {}
+        loss = self._eval_step(state["params"], self._arrays, self._num_micro)
+        with waiting("evaluating the held-out examples"):
+            return {"eval_loss": float(loss)}
+
+    def answers(self, state: State) -> list[dict[str, str]]:
+        """What `Samples.answer` returns; [] where train.samples is 0."""
+        return self._samples.answer(state["params"]) if self._samples else []
+
+
+class Samples:
+    """Greedy answers to a few held-out prompts, by the weights that are being trained.
+
+    The engine works on the training parameters themselves, where they are: on any mesh, and on
+    several processes, all of which must call.
+    """
+
+    def __init__(self, program: TrainingProgram, examples: Sequence[EncodedExample]):
+        run_config, config = program.run_config, program.model_config
+        base = run_config.model
+        self._tokenizer = tokenizer = model_folder.load_tokenizer(base.checkpoint)
+        limit = run_config.data.max_length + SAMPLE_TOKENS
+        groups = sharding.batch_groups(program.mesh)
+        platform = program.mesh.devices.flat[0].platform
+        self._engine = Engine(
+            {},
+            config,
+            dtype=llama.compute_dtype(base.dtype, platform),
+            eos_ids=model_folder.eos_ids(base.checkpoint, tokenizer),
+            max_length=min(limit, config.max_position_embeddings),
+            slots=-(-len(examples) // groups) * groups,
+            sampling=Sampling(),
+            mesh=program.mesh if program.mesh.size > 1 else None,
+            rules=run_config.sharding.rules,
+        )
+        template = prompts.get(run_config.data.template)
+        self._requests, self._shown = [], []
+        for i, example in enumerate(examples):
+            prompt, reference = np.split(example.ids, [example.prompt_length])
+            self._requests.append(Request(i, prompt.tolist(), SAMPLE_TOKENS))
+            text = template.without_frame(tokenizer.decode(prompt))
+            answer = tokenizer.decode(reference, continuation=True).strip()
+            self._shown.append({"prompt": text, "reference": answer})
+
+    def answer(self, params: llama.Params) -> list[dict[str, str]]:
+        """{"prompt", "reference", "output", "finish_reason"} of each example, in their order."""
+        self._engine.params = params
+        with waiting("answering the sample prompts"):
+            found = {answer.index: answer for answer in self._engine.run(self._requests)}
+        self._engine.params = {}  # the next training step donates them
+        return [
+            shown
+            | {
+                "output": self._tokenizer.decode(found[i].ids, continuation=True).strip(),
+                "finish_reason": found[i].finish_reason,
+            }
+            for i, shown in enumerate(self._shown)
+        ]
