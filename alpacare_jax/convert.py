@@ -11,89 +11,40 @@ complete.
 
 import contextlib
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
 
-from alpacare_jax.checkpoints import layerwise, model_folder, safetensors_file
-from alpacare_jax.checkpoints.safetensors_file import Tensor
+from alpacare_jax.checkpoints import hf_weights, layerwise, model_folder, safetensors_file
+from alpacare_jax.checkpoints.hf_weights import AssignedTensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
-from alpacare_jax.model.params import WeightSpec
 from common import cli, paths, provenance
 from common.sections import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
 """The default of transformers."""
 
-IGNORED_KEYS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Buffers saved by old LLaMA 1 conversions; the config determines them."""
-
-AssignedTensor = tuple[WeightSpec, int | None, Tensor]
-"""A tensor, its weight and its layer (None if not stacked)."""
-
-
-def weights_by_hf_key(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
-    """Hugging Face key -> weight and layer (None if not stacked), in Hugging Face's order."""
-    return {
-        weight.hf_key.format(layer): (weight, layer)
-        for layer in [None, *range(config.num_hidden_layers)]
-        for weight in params.weight_specs(config)
-        if weight.stacked == (layer is not None)
-    }
-
-
-def check(tensors: Iterable[Tensor], config: LlamaConfig) -> list[AssignedTensor]:
-    """Assigns every tensor to its weight and layer, before any of them is read.
-
-    Raises:
-      ValueError: a key is missing, unexpected, duplicate, misshapen or of an inconsistent dtype.
-    """
-    expected, tied = weights_by_hf_key(config), None
-    found: dict[str, Tensor] = {}
-    dtypes: dict[str, np.dtype] = {}
-    for tensor in tensors:
-        key = tensor.key
-        if IGNORED_KEYS.fullmatch(key):
-            continue
-        if key == "lm_head.weight" and config.tie_word_embeddings:
-            tied = tensor  # some tied models store the same matrix twice
-            continue
-        if key not in expected:
-            raise ValueError(f"unexpected key {key}: config.json does not describe this model")
-        if key in found:
-            raise ValueError(f"{key} appears in two files")
-        weight, _ = expected[key]
-        if tensor.shape != (shape := params.hf_shape(weight, config)):
-            raise ValueError(f"{key} has shape {tensor.shape}, config.json requires {shape}")
-        if dtypes.setdefault(weight.path, tensor.dtype) != tensor.dtype:
-            raise ValueError(f"{key} is {tensor.dtype}, other layers are {dtypes[weight.path]}")
-        found[key] = tensor
-    if missing := [key for key in expected if key not in found]:
-        raise ValueError(f"{len(missing)} missing keys, the first is {missing[0]}")
-    if tied and not np.array_equal(tied.read(), found["model.embed_tokens.weight"].read()):
-        raise ValueError(
-            "config.json ties the embeddings, but lm_head.weight differs from the input embedding; "
-            "set tie_word_embeddings to false in it"
-        )
-    return [(*expected[key], tensor) for key, tensor in found.items()]
-
 
 @contextlib.contextmanager
 def _new_model(
     direction: str,
     source: PurePath,
+    files: Sequence[Path],
     target: Path,
     checked: Sequence[AssignedTensor],
     config: LlamaConfig,
 ) -> Iterator[Path]:
-    """A model directory; the weights, dtypes unchanged, are added to what the block writes."""
+    """A model directory; the weights, dtypes unchanged, are added to what the block writes.
+
+    Its `run.json` has the digests of `files`, which hold the weights.
+    """
     dtypes = {weight.path: tensor.dtype for weight, _, tensor in checked}
     sizes = [tensor.nbytes for *_, tensor in checked]
     with model_folder.new_directory(target, sum(sizes)) as partial:
@@ -105,8 +56,9 @@ def _new_model(
                 array = params.from_hf_layout(weight, tensor.read(), config)
                 store.write(weight, layer, layerwise.contiguous(array))
 
-            layerwise.for_each(convert, checked, max(sizes))
-        _record(partial, direction, source)
+            with hf_weights.digests(files) as sums:
+                layerwise.for_each(convert, checked, max(sizes))
+        _record(partial, direction, source, source_sha256=sums)
 
 
 def from_hf(source: Path, target: Path) -> None:
@@ -116,9 +68,10 @@ def from_hf(source: Path, target: Path) -> None:
       ValueError, OSError: source and target are checked before anything is written.
     """
     config = model_folder.read_config(source)
-    checked = check(safetensors_file.folder_tensors(source), config)
-    model_folder.load_tokenizer(source)
-    with _new_model("from_hf", source, target, checked, config) as partial:
+    model_folder.check_files(source)
+    files = hf_weights.files(source)
+    checked = hf_weights.assign(hf_weights.tensors(files), config)
+    with _new_model("from_hf", source, files, target, checked, config) as partial:
         model_folder.copy_model_files(source, partial)
 
 
@@ -128,9 +81,9 @@ def from_gguf(source: Path, target: Path) -> None:
 
     model = gguf_file.open_gguf(source)
     config = LlamaConfig.from_hf(model.config)
-    checked, files = check(model.tensors(), config), model.files()
-    with _new_model("from_gguf", source, target, checked, config) as partial:
-        for name, content in files.items():
+    checked, tokenizer_files = hf_weights.assign(model.tensors(), config), model.files()
+    with _new_model("from_gguf", source, [source], target, checked, config) as partial:
+        for name, content in tokenizer_files.items():
             if isinstance(content, bytes):
                 (partial / name).write_bytes(content)
             else:
@@ -152,7 +105,7 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
     cast = {path: jnp.dtype(dtype) if dtype else a.dtype.numpy_dtype for path, a in arrays.items()}
     specs = {
         key: (cast[weight.path], params.hf_shape(weight, config))
-        for key, (weight, _) in weights_by_hf_key(config).items()
+        for key, (weight, _) in hf_weights.by_key(config).items()
     }
     total = sum(safetensors_file.nbytes(spec) for spec in specs.values())
     with model_folder.new_directory(target, total) as partial:
@@ -191,8 +144,9 @@ def _set_dtype(config_path: Path, dtype: str) -> None:
         provenance.write_json(config_path, content | dict.fromkeys(keys, dtype))
 
 
-def _record(directory: Path, direction: str, source: PurePath) -> None:
-    record = provenance.describe(command=f"convert {direction}", source=str(source))
+def _record(directory: Path, direction: str, source: PurePath, **content: Any) -> None:
+    command = f"convert {direction}"
+    record = provenance.describe(command=command, source=str(source), **content)
     provenance.write_json(directory / "run.json", record | {"end": provenance.now()})
 
 
@@ -208,8 +162,7 @@ def main(argv: Sequence[str]) -> None:
             "then copy it (gcloud storage cp --recursive FOLDER gs://BUCKET/)"
         )
     paths.check(FLAGS.source)
-    if not epath.Path(FLAGS.source).exists():
-        raise FileNotFoundError(f"no such --source: {FLAGS.source}")
+    paths.require(FLAGS.source)
     source, target = Path(FLAGS.source), Path(paths.absolute(FLAGS.target))
     if direction == "from_hf":
         from_hf(source, target)

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import safetensors_file
+from alpacare_jax.checkpoints import hf_weights, safetensors_file
 from alpacare_jax.model import config as llama_config
 from alpacare_jax.model import params
 from benchmarks.support import race
@@ -76,7 +76,7 @@ def make_hf(folder: Path, config: llama_config.LlamaConfig, dtype: str) -> None:
     number = np.dtype(dtype)
     specs = {
         key: (number, params.hf_shape(weight, config))
-        for key, (weight, _) in convert.weights_by_hf_key(config).items()
+        for key, (weight, _) in hf_weights.by_key(config).items()
     }
     rng = np.random.default_rng(0)
     keep, put = CLEAN_BITS[number.itemsize]

@@ -1,43 +1,49 @@
 """Model folders: `config.json` and the tokenizer's files, and folders that appear complete."""
 
 import contextlib
-import json
 import os
 import platform
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from etils import epath
 
 from alpacare_jax.data import tokenizers
-from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.config import LlamaConfig, token_ids
+from common import paths, provenance
 
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizers.TOKENIZER_FILES)
 """Files that are copied along with the weights, unchanged."""
 
-MAX_UNUSED_ROWS = 1024
-"""Vocabularies are rounded up for the hardware; a wider gap means another model's tokenizer."""
+MAX_UNUSED_ROWS = 16_384
+"""Vocabularies are rounded up and padded (DeepSeek-LLM's by 2,385 rows); a wider gap means another
+model's tokenizer."""
 
 
 def read_config(directory: str | PurePath) -> LlamaConfig:
     """The model's configuration, from `config.json`.
 
     Raises:
-      FileNotFoundError: the folder has no `config.json`.
-      ValueError: it is not JSON, or not of a LLaMA that is implemented.
+      FileNotFoundError: the folder does not exist or has no `config.json`.
+      ValueError: it is damaged, or not of a LLaMA that is implemented.
     """
     path = epath.Path(directory) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} has no config.json: not a model directory; give a Hugging Face folder "
-            "to convert, or the output of python -m alpacare_jax.convert"
+    if path.is_file():
+        return LlamaConfig.from_hf(provenance.read_json(path))
+    paths.require(directory)
+    advice = "give a Hugging Face folder to convert, or the output of alpacare_jax.convert"
+    if path.parent.is_file():
+        advice = "it is a file; give its folder, or to convert a GGUF file, from_gguf"
+    elif not paths.in_bucket(directory):  # such as a cache of the Hub
+        below = (
+            p for name in ("*", "snapshots/*") for p in path.parent.glob(f"{name}/config.json")
         )
-    try:
-        return LlamaConfig.from_hf(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error.msg}") from None
+        if inner := next(below, None):
+            advice = f"give {inner.parent}"
+    raise FileNotFoundError(f"{directory} has no config.json: not a model directory; {advice}")
 
 
 def load_tokenizer(directory: str | PurePath) -> tokenizers.Tokenizer:
@@ -51,24 +57,34 @@ def check_matches(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> None:
     """Raises ValueError if a tokenizer does not belong to the model of a `config.json`.
 
     An id beyond the embedding would read a wrong row without an error, and a model stops only at
-    the EOS it was trained on. An id missing from `config.json` or the tokenizer is not compared.
+    the EOS it was trained on. Control ids that nothing yields may lie beyond it, as the `<pad>` of
+    Llama 2 did. An id missing from `config.json` or the tokenizer is not compared.
     """
     remedy = "copy the tokenizer files from the model's folder"
-    if not 0 <= config.vocab_size - tokenizer.vocab_size <= MAX_UNUSED_ROWS:
+    rows = config.vocab_size
+    if beyond := sorted(token_id for token_id in tokenizer.result_ids if token_id >= rows):
         raise ValueError(
-            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {config.vocab_size:,} "
-            "embedding rows (at least as many are required, at most "
-            f"{MAX_UNUSED_ROWS:,} may be unused); {remedy}"
+            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {rows:,} embedding rows: id "
+            f"{beyond[0]} ({tokenizer.piece(beyond[0])!r}), which a text can have, lies past them; "
+            f"{remedy}, or if they are the model's, remove this token from them"
         )
-    stated_bos = [] if None in (config.bos_token_id, tokenizer.bos_id) else [config.bos_token_id]
+    if rows - tokenizer.vocab_size > MAX_UNUSED_ROWS:
+        raise ValueError(
+            f"tokenizer has {tokenizer.vocab_size:,} ids but the model {rows:,} embedding rows, of "
+            f"which at most {MAX_UNUSED_ROWS:,} may be unused; {remedy}"
+        )
+    # Stanford's Alpaca, and ChatDoctor after it, trained with </s> as BOS too.
+    one_for_both = tokenizer.bos_id == tokenizer.eos_id
+    stated_bos = () if config.bos_token_id is None or one_for_both else (config.bos_token_id,)
     for name, token_id, stated in (
         ("eos_token_id", tokenizer.eos_id, config.eos_token_ids),
         ("bos_token_id", tokenizer.bos_id, stated_bos),
     ):
-        if stated and token_id not in stated:
+        if stated and token_id is not None and token_id not in stated:
             raise ValueError(
                 f"tokenizer has {name} {token_id} but config.json has "
-                f"{' or '.join(map(str, stated))}; {remedy}, or correct config.json"
+                f"{' or '.join(map(str, stated))} ({tokenizer.piece(token_id)!r} is {token_id}); "
+                f"{remedy}, or set {name} to {token_id} in config.json"
             )
 
 
@@ -77,9 +93,31 @@ def eos_ids(directory: str | PurePath, tokenizer: tokenizers.Tokenizer) -> list[
     ids = {tokenizer.eos_id, *read_config(directory).eos_token_ids}
     path = epath.Path(directory) / "generation_config.json"
     if path.is_file():
-        more = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") or []
-        ids |= set(more if isinstance(more, list) else [more])
+        ids |= {*token_ids(provenance.read_json(path), "eos_token_id", path.name)}
     return sorted(ids)
+
+
+def check_files(directory: Path) -> None:
+    """Checks all that conversion would copy: settings and tokenizer.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing, damaged or a git-lfs pointer, or the
+        tokenizer is not the model's.
+    """
+    for path in (directory / name for name in MODEL_FILES):
+        if path.suffix == ".json" and path.is_file():
+            provenance.read_json(path)
+        elif path.is_file():
+            paths.require_content(path)
+    tokenizer = load_tokenizer(directory)
+    eos_ids(directory, tokenizer)
+    if tokenizer.adds_bos != tokenizer.template_adds_bos:
+        print(
+            f"prompts {'start' if tokenizer.adds_bos else 'do not start'} with BOS, as "
+            "tokenizer_config.json's add_bos_token says; transformers 5 obeys tokenizer.json, "
+            "which says otherwise",
+            file=sys.stderr,
+        )
 
 
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:

@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from common import provenance
+from common import paths, provenance
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -55,23 +56,31 @@ class Tensor:
         return nbytes((self.dtype, self.shape))
 
 
-def tensors(path: Path) -> list[Tensor]:
-    """Every tensor of a file, in the order of the data.
+def tensors(path: Path, ignored: re.Pattern[str] | None = None) -> list[Tensor]:
+    """Every tensor of a file, in the order of the data, but for `ignored` keys.
 
     Raises:
       ValueError: the file is damaged, or holds a dtype that is not in `DTYPES`.
     """
+    paths.require_content(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             slices = {key: file.get_slice(key) for key in file.offset_keys()}
-            found = {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
+            found = {
+                key: (s.get_dtype(), tuple(s.get_shape()))
+                for key, s in slices.items()
+                if not (ignored and ignored.search(key))
+            }
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}); download it again"
         ) from None
     for key, (dtype, _) in found.items():
         if dtype not in DTYPES:
-            raise ValueError(f"{path}: {key} is {dtype}; supported are {', '.join(DTYPES)}")
+            raise ValueError(
+                f"{path}: {key} is {dtype}; supported are {', '.join(DTYPES)}: take the model "
+                "before it was quantised"
+            )
     return [
         Tensor(key, shape, DTYPES[dtype], functools.partial(_read, path, key))
         for key, (dtype, shape) in found.items()
@@ -83,25 +92,6 @@ def _read(path: Path, key: str) -> np.ndarray:
     # of this process until the file is closed.
     with safetensors.safe_open(path, framework="numpy") as file:
         return file.get_tensor(key)
-
-
-def folder_tensors(folder: Path) -> list[Tensor]:
-    """Every tensor of a Hugging Face folder, single file or sharded.
-
-    Raises:
-      FileNotFoundError: the folder has no safetensors file, or lacks one that its index lists.
-      ValueError: as `tensors`.
-    """
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif single.is_file():
-        names = [single.name]
-    else:
-        raise FileNotFoundError(f"{folder} has neither {single.name} nor {index.name}")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {missing[0]}, which {index.name} lists")
-    return [tensor for name in names for tensor in tensors(folder / name)]
 
 
 class FolderWriter(contextlib.AbstractContextManager["FolderWriter"]):

@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from common import paths, provenance
+
 # Every file that defines how a model reads text; conversion and checkpoints copy them.
 TOKENIZER_FILES: tuple[str, ...] = tuple(
     "tokenizer.json tokenizer.model vocab.json merges.txt tokenizer_config.json "
@@ -38,6 +40,9 @@ class Tokenizer(ABC):
     eos_id: int
     pad_id: int
     adds_bos: bool  # whether prompts start with BOS; then bos_id is not None
+    template_adds_bos: (
+        bool  # what tokenizer.json says itself, which tokenizer_config.json overrides
+    )
     control_ids: frozenset[int]  # special tokens, which represent no text
     _forbidden_ids: frozenset[int]  # never a result of encoding: control ids except unk
     _pieces: dict[int, str]  # the vocabulary's spelling of every id
@@ -71,6 +76,12 @@ class Tokenizer(ABC):
         """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
         return self._pieces[token_id]
 
+    @property
+    def result_ids(self) -> set[int]:
+        """Every id that a prompt or an answer can have: of text, EOS, and BOS where it is added."""
+        added = {self.eos_id, self.bos_id} if self.adds_bos else {self.eos_id}
+        return self._pieces.keys() - self._forbidden_ids | added
+
     @abstractmethod
     def _encode(self, text: str, continuation: bool) -> list[int]: ...
 
@@ -102,6 +113,7 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         path = directory / "tokenizer.model"
+        paths.require_content(path)
         try:
             model = SentencePieceProcessor(model_proto=path.read_bytes())
         except RuntimeError as error:
@@ -117,12 +129,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._pieces = dict(enumerate(pieces)) | {i: name for name, i in added.items()}
         self.vocab_size = max(self._pieces) + 1
         self.control_ids = frozenset(
-            i for i in range(self.vocab_size) if i >= len(pieces) or model.is_control(i)
+            i for i in self._pieces if i >= len(pieces) or model.is_control(i)
         )
         ids = {kind: getattr(model, f"{kind}_id")() for kind in ("bos", "eos", "unk", "pad")}
         own = {f"{kind}_token": pieces[i] for kind, i in ids.items() if i >= 0}
         self._set_special_ids(own | special, directory)
-        self.adds_bos = self.bos_id is not None and adds_bos is not False
+        self.adds_bos = self.template_adds_bos = self.bos_id is not None and adds_bos is not False
 
     def _encode(self, text: str, continuation: bool) -> list[int]:
         return self._models[continuation].encode(text)
@@ -139,22 +151,30 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     def __init__(self, directory: epath.Path):
-        spec = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        path = directory / "tokenizer.json"
+        spec = provenance.read_json(path)
         special, _, adds_bos = _read_settings(directory)
-        for token in spec["added_tokens"]:
-            token["special"] |= token["content"] in special.values()
+        added = spec.get("added_tokens")
+        for token in added if isinstance(added, list) else ():
+            if isinstance(token, dict) and token.get("content") in special.values():
+                token["special"] = True
+        try:
+            model = _build(spec)
+        except Exception as error:  # noqa: BLE001 - the package raises no narrower one
+            raise ValueError(f"{path} is damaged ({error}); download it again") from None
         sections = ("normalizer", "pre_tokenizer", "decoder")
         continuing = spec | {name: _without_leading_space(spec.get(name)) for name in sections}
-        model = _build(spec)
-        self._models = {False: model, True: model if continuing == spec else _build(continuing)}
+        self._models = {False: model, True: model}
+        if continuing != spec:
+            self._models[True] = _build(continuing)
         vocabulary = model.get_vocab(with_added_tokens=True)
         self._pieces = {token_id: piece for piece, token_id in vocabulary.items()}
         self.vocab_size = max(self._pieces) + 1
         added = model.get_added_tokens_decoder().items()
         self.control_ids = frozenset(i for i, token in added if token.special)
         self._set_special_ids(special, directory)
-        if adds_bos is None:  # the file's post-processor decides
-            adds_bos = model.encode("a").ids[:1] == [self.bos_id]
+        self.template_adds_bos = model.encode("a").ids[:1] == [self.bos_id]
+        adds_bos = self.template_adds_bos if adds_bos is None else adds_bos
         self.adds_bos = self.bos_id is not None and adds_bos
 
     def _encode(self, text: str, continuation: bool) -> list[int]:
@@ -172,6 +192,7 @@ def load(directory: str | PurePath) -> Tokenizer:
       ValueError: a file is damaged, or none names the end-of-text token.
     """
     directory = epath.Path(directory)
+    paths.require(directory)
     if (directory / "tokenizer.json").is_file():
         return HuggingFaceTokenizer(directory)
     if (directory / "tokenizer.model").is_file():
@@ -185,24 +206,60 @@ def load(directory: str | PurePath) -> Tokenizer:
 def _read_settings(directory: epath.Path) -> tuple[dict[str, str], dict[str, int], bool | None]:
     """Returns special tokens by kind, ids of added tokens by name, and `add_bos_token`.
 
-    Each file is optional, and the first to name a kind takes precedence. A token is a string or
-    `{"content": string}`; early LLaMA conversions wrote "", which counts as unset.
+    Each file is optional. A token is a string or `{"content": string}`; early LLaMA conversions
+    wrote "", which counts as unset. As in transformers, tokenizer_config.json precedes
+    special_tokens_map.json if it has added_tokens_decoder.
+
+    Raises:
+      ValueError: a file is damaged, or the two disagree on BOS or EOS and it has not.
     """
 
     def read(name: str) -> dict[str, Any]:
         path = directory / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return provenance.read_json(path) if path.is_file() else {}
 
-    config, special, added = read("tokenizer_config.json"), {}, read("added_tokens.json")
-    for source in (config, read("special_tokens_map.json")):
-        for kind in SPECIAL_KINDS:
-            token = source.get(kind)
-            text = token["content"] if isinstance(token, dict) else token
-            if text:
-                special.setdefault(kind, text)
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        added.setdefault(token["content"], int(token_id))
-    return special, added, config.get("add_bos_token")
+    def wrong(name: str, key: str, value: Any, needed: str) -> ValueError:
+        return ValueError(f"{directory / name}: {key} is {value!r:.80}, not {needed}")
+
+    def text(name: str, key: str, token: Any) -> str:
+        content = token.get("content") if isinstance(token, dict) else token or ""
+        if not isinstance(content, str):
+            raise wrong(name, key, token, "the text of a token")
+        return content
+
+    def token_id(name: str, key: str, value: Any) -> int:
+        if not str(value).isdecimal():
+            raise wrong(name, key, value, "an id")
+        return int(value)
+
+    names = ("tokenizer_config.json", "special_tokens_map.json")
+    config, mapped = map(read, names)
+    stated, fallback = (
+        {kind: text(name, kind, content.get(kind)) for kind in SPECIAL_KINDS}
+        for name, content in zip(names, (config, mapped), strict=True)
+    )
+    decoder = config.get("added_tokens_decoder")
+    if decoder is None:
+        stated, fallback = fallback, stated
+        for kind in ("bos_token", "eos_token"):
+            if fallback[kind] and stated[kind] not in ("", fallback[kind]):
+                raise ValueError(
+                    f"{directory}: {kind} is {fallback[kind]!r} in {names[0]} and {stated[kind]!r} "
+                    f"in {names[1]}, which transformers obeys; correct the wrong one"
+                )
+    if not isinstance(decoder, dict | None):
+        raise wrong(names[0], "added_tokens_decoder", decoder, "an object")
+    added = {
+        token: token_id("added_tokens.json", token, value)
+        for token, value in read("added_tokens.json").items()
+    }
+    for key, token in (decoder or {}).items():
+        added.setdefault(text(names[0], key, token), token_id(names[0], str(token), key))
+    adds_bos = config.get("add_bos_token")
+    if not isinstance(adds_bos, bool | None):
+        raise wrong(names[0], "add_bos_token", adds_bos, "true or false")
+    special = {kind: stated[kind] or fallback[kind] for kind in SPECIAL_KINDS}
+    return {kind: token for kind, token in special.items() if token}, added, adds_bos
 
 
 def _build(spec: Mapping[str, Any]) -> Any:

@@ -125,15 +125,15 @@ _ONLY_IMPLEMENTED = {
 }
 
 
-def token_ids(content: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    """The ids in a config.json or generation_config.json: one, a list of them, or null.
+def token_ids(content: Mapping[str, Any], key: str, file: str = "config.json") -> tuple[int, ...]:
+    """The ids that `key` of a JSON file holds: one, a list of them, or null.
 
-    Raises ValueError if it is something else.
+    Raises ValueError if it holds something else.
     """
     value = content.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(token_id) is not int or token_id < 0 for token_id in ids):
-        raise ValueError(f"{key} is {value!r:.80}, not a token id or a list of them")
+        raise ValueError(f"{file}: {key} is {value!r:.80}, not a token id or a list")
     return tuple(ids)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of each kind, made from a small corpus, and small training runs."""
+"""Tokenizers of each kind, small training runs, and the reference libraries."""
 
 import io
 import json
@@ -58,6 +58,18 @@ def write_json(path: Path, value) -> None:
 
 def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def torch():
+    torch = pytest.importorskip("torch", reason="torch is what the numbers are compared with")
+    torch.set_num_threads(1)  # threads of a tiny model mostly wait for each other and for XLA's
+    return torch
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+    return pytest.importorskip("transformers", reason="transformers' LLaMA is the reference")
 
 
 @pytest.fixture(scope="session")

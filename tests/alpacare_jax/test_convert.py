@@ -48,19 +48,6 @@ def source(tmp_path) -> Path:
     return write_hf(tmp_path / "hf", CONFIG)
 
 
-@pytest.fixture(scope="session")
-def torch():
-    return pytest.importorskip("torch", reason="transformers' models need it")
-
-
-@pytest.fixture(scope="session")
-def transformers(torch):
-    return pytest.importorskip("transformers", reason="it is what must open our folders")
-
-
-CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
 @pytest.mark.parametrize("shard_bytes", [None, 40_000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_round_trip_keeps_every_bit(dtype, shard_bytes, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from alpacare_jax import convert
+from alpacare_jax.checkpoints import hf_weights
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
@@ -110,7 +111,7 @@ def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarr
 def params_to_hf(params: Params, config: LlamaConfig) -> Iterator[tuple[str, np.ndarray]]:
     """(key, tensor) in Hugging Face's names and layouts, layer by layer."""
     flat = params_lib.flatten(params)
-    for key, (weight, layer) in convert.weights_by_hf_key(config).items():
+    for key, (weight, layer) in hf_weights.by_key(config).items():
         array = flat[weight.path] if layer is None else flat[weight.path][layer]
         yield key, params_lib.to_hf_layout(weight, np.asarray(array), config)
 

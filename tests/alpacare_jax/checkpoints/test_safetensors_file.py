@@ -86,19 +86,6 @@ def test_damaged_headers_are_named(header, named, tmp_path):
     assert str(tmp_path / "x") in str(caught.value)
 
 
-def test_absent_shard_is_named(tmp_path):
-    specs = {key: (tensor.dtype, tensor.shape) for key, tensor in TENSORS.items()}
-    with safetensors_file.FolderWriter(tmp_path, specs, 30) as writer:
-        for key in TENSORS:
-            writer.write(key, TENSORS[key])
-    found = {tensor.key: tensor.read() for tensor in safetensors_file.folder_tensors(tmp_path)}
-    assert same(found, TENSORS)
-    lost = tmp_path / "model-00002-of-00002.safetensors"
-    lost.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"lacks {lost.name}, which .*index\.json lists"):
-        safetensors_file.folder_tensors(tmp_path)
-
-
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, -1])
 def test_a_truncated_file_is_one_clear_error(kept, tmp_path):
     safetensors.numpy.save_file(TENSORS, path := tmp_path / "x.safetensors")

@@ -302,7 +302,7 @@ def test_declared_tokens_win_and_empty_strings_declare_nothing(sentencepiece_dir
             sentencepiece_dir,
             tmp_path / "chatml",
             tokenizer_config={"bos_token": "", "eos_token": {"content": "<|im_end|>"}},
-            special_tokens_map={"bos_token": None, "eos_token": "</s>"},
+            special_tokens_map={"bos_token": None, "eos_token": ""},
             added_tokens=chatml,
         )
     )
@@ -405,8 +405,8 @@ def test_check_matches_accepts_what_belongs_together(sentencepiece_dir, byte_lev
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"vocab_size": 399}, "tokenizer has 400 ids but the model 399 embedding rows"),
-        ({"vocab_size": 1425}, "400 ids but the model 1,425 .*at most 1,024 may be unused"),
+        ({"vocab_size": 399}, "tokenizer has 400 ids but the model 399 embedding rows: id 399 "),
+        ({"vocab_size": 16_785}, "400 ids but the model 16,785 .*at most 16,384 may be unused"),
         ({"eos_token_ids": [1, 5]}, "eos_token_id 2 but config.json has 1 or 5"),
         ({"bos_token_id": 0}, "bos_token_id 1 but config.json has 0"),
     ],

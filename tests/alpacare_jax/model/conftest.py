@@ -1,6 +1,4 @@
-"""Model configurations that cover every feature, and the reference libraries."""
-
-import pytest
+"""Model configurations that cover every feature."""
 
 from alpacare_jax.model.config import LlamaConfig
 
@@ -35,15 +33,3 @@ SHAPES = {
 
 def make_config(shape: str, **changes) -> LlamaConfig:
     return LlamaConfig.from_hf(BASE | SHAPES[shape] | changes)
-
-
-@pytest.fixture(scope="session")
-def torch():
-    torch = pytest.importorskip("torch", reason="torch is what the numbers are compared with")
-    torch.set_num_threads(1)  # threads of a tiny model mostly wait for each other and for XLA's
-    return torch
-
-
-@pytest.fixture(scope="session")
-def transformers(torch):
-    return pytest.importorskip("transformers", reason="transformers' LLaMA is the reference")
