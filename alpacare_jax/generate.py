@@ -6,10 +6,12 @@
 All devices of the machine are used, each with a full copy of the weights; --tensor=4 shards a large
 model's weights over groups of four. The output has alpaca_eval's format, in the order of the input.
 Answers are collected in OUTPUT.partial; rerunning the same command generates only the missing ones.
+A record whose prompt leaves no room for an answer gets an empty one, with finish_reason too_long.
 """
 
 import bisect
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import checkpoint, identity, model_folder
 from alpacare_jax.data import prompts
 from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.data.tokenizers import Tokenizer
@@ -53,7 +55,7 @@ class GenerationConfig:
     input: epath.Path
     output: epath.Path
     template: str
-    max_length: int
+    max_length: int | None  # None: of the model's training, see default_max_length
     max_new_tokens: int
     batch_size: int
     devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] - no stub
@@ -61,7 +63,7 @@ class GenerationConfig:
     sampling: Sampling
     stop: Sequence[str]
     dtype: str
-    generator: str
+    generator: str  # "": the name of the checkpoint's folder
 
     def __post_init__(self):
         if self.output.suffix not in (".json", ".jsonl"):
@@ -97,18 +99,28 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
-def encode_prompts(
-    examples: Sequence[Example], tokenizer: Tokenizer, template: prompts.Template, max_length: int
-) -> list[list[int]]:
-    """Token ids of every record's prompt; ValueError if one leaves no room for an answer."""
-    encoded = [encode_prompt(example, tokenizer, template) for example in examples]
-    for example, ids in zip(examples, encoded, strict=True):
-        if len(ids) >= max_length:
-            raise ValueError(
-                f"prompt of record {example.id} is {len(ids):,} tokens, which leaves no room "
-                f"within max_length {max_length:,}; raise --max_length or shorten the record"
-            )
-    return encoded
+def default_max_length(directory: epath.Path, model_config: LlamaConfig) -> int:
+    """data.max_length of the run that trained the model, else 1024; never over its positions."""
+    run = provenance.read_record(directory / "run.json").get("config", {})
+    trained = run["data"]["max_length"] if "train" in run else 1024
+    return min(trained, model_config.max_position_embeddings)
+
+
+def overlong_prompts(
+    examples: Sequence[Example], encoded: Sequence[Sequence[int]], max_length: int
+) -> list[int]:
+    """Indices of the prompts that leave no room for an answer; they are counted on stderr."""
+    found = [i for i, ids in enumerate(encoded) if len(ids) >= max_length]
+    if found:
+        first = found[0]
+        print(
+            f"{len(found):,} of {len(encoded):,} prompts leave no room within max_length "
+            f"{max_length:,}, the first that of record {examples[first].id} with "
+            f"{len(encoded[first]):,} tokens; their answers are empty (finish_reason too_long); "
+            "raise --max_length or shorten the records",
+            file=sys.stderr,
+        )
+    return found
 
 
 def load_engine(
@@ -117,6 +129,7 @@ def load_engine(
     model_config: LlamaConfig,
     dtype: jnp.dtype,
     eos_ids: Sequence[int],
+    max_length: int,
 ) -> Engine:
     """The engine of a checkpoint: weights sharded over `tensor` devices, slots over such groups.
 
@@ -144,7 +157,7 @@ def load_engine(
         model_config,
         dtype=dtype,
         eos_ids=eos_ids,
-        max_length=config.max_length,
+        max_length=max_length,
         slots=-(-config.batch_size // groups) * groups,
         sampling=config.sampling,
         mesh=mesh if mesh.size > 1 else None,
@@ -179,40 +192,42 @@ def answers(
     status.close()
 
 
-def as_record(example: Example, answer: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def as_record(
+    example: Example, answer: dict[str, Any], generator: str, dataset: str
+) -> dict[str, Any]:
     """One record of the output; its first three fields, and its format, are alpaca_eval's."""
     return {
         "instruction": example.instruction,
         "output": answer["output"],
-        "generator": settings["generator"],
+        "generator": generator,
         "id": example.id,
         "input": example.input,
-        "dataset": settings["dataset"],
+        "dataset": dataset,
     } | answer
 
 
 def run(config: GenerationConfig) -> None:
     """Answers every record of the input, those of an unfinished output excepted."""
     model_config = model_folder.read_config(config.checkpoint)
-    if config.max_length > model_config.max_position_embeddings:
+    max_length = config.max_length or default_max_length(config.checkpoint, model_config)
+    if max_length > model_config.max_position_embeddings:
         raise UsageError(
-            f"--max_length {config.max_length:,} exceeds the model's max_position_embeddings "
+            f"--max_length {max_length:,} exceeds the model's max_position_embeddings "
             f"{model_config.max_position_embeddings:,}; lower it"
         )
     tokenizer = model_folder.load_tokenizer(config.checkpoint)
     examples = read_examples(config.input, answered=False)
     require_unique_ids(config.input, (e.id for e in examples), "answers are matched by id")
     template = prompts.get(config.template)
-    encoded = encode_prompts(examples, tokenizer, template, config.max_length)
+    encoded = [encode_prompt(example, tokenizer, template) for example in examples]
     step = checkpoint.find_step(config.checkpoint, config.step)
     dtype = llama.compute_dtype(config.dtype, jax.default_backend())
     settings = {
-        "checkpoint": str(paths.absolute(config.checkpoint)),
-        "step": step,
+        "model": identity.of_model(config.checkpoint, step),
         "input": provenance.sha256(config.input),
         "dataset": config.input.name.split(".")[0],
         "template": config.template,
-        "max_length": config.max_length,
+        "max_length": max_length,
         "max_new_tokens": config.max_new_tokens,
         "sampling": vars(config.sampling),
         "stop": list(config.stop),
@@ -222,17 +237,26 @@ def run(config: GenerationConfig) -> None:
     if provenance.is_finished(config.output, settings):
         print(f"{config.output} is already complete", file=sys.stderr)
         return
-    record = provenance.describe(config=settings)
+    source = {"checkpoint": str(paths.absolute(config.checkpoint)), "step": step}
+    record = provenance.describe(config=settings, source=source)
     partial = answer_file.PartialOutput(config.output, settings)
-    eos = model_folder.eos_ids(config.checkpoint, tokenizer)
-    engine = load_engine(config, step, model_config, dtype, eos)
+    folder = paths.absolute(config.checkpoint).name
+    # A model that has moved keeps the name that it has in an unfinished output.
+    began = next((record["generator"] for record in partial.answers.values()), "")
+    as_answer = functools.partial(
+        as_record, generator=began or config.generator or folder, dataset=settings["dataset"]
+    )
+    for index in overlong_prompts(examples, encoded, max_length):
+        partial.add(index, as_answer(examples[index], answer_file.NO_ANSWER))
     requests = [
-        Request(i, ids, config.max_new_tokens or config.max_length)
+        Request(i, ids, config.max_new_tokens or max_length)
         for i, ids in enumerate(encoded)
         if i not in partial.answers
     ]
+    eos = model_folder.eos_ids(config.checkpoint, tokenizer)
+    engine = load_engine(config, step, model_config, dtype, eos, max_length)
     for index, answer in answers(engine, requests, tokenizer, config.stop):
-        partial.add(index, as_record(examples[index], answer, settings))
+        partial.add(index, as_answer(examples[index], answer))
     provenance.write_json(provenance.run_json(config.output), record | {"end": provenance.now()})
     partial.finish()
 
@@ -245,7 +269,11 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "Answers: .json (read by alpaca_eval) or .jsonl.")
     flags.DEFINE_string("template", "alpaca", "Prompt template.")
     flags.DEFINE_integer(
-        "max_length", 1024, "Maximum tokens of prompt and answer together.", lower_bound=2
+        "max_length",
+        None,
+        "Maximum tokens of prompt and answer together; default: data.max_length of the run that "
+        "trained the model, else 1024, but no more than its positions.",
+        lower_bound=2,
     )
     flags.DEFINE_integer(
         "max_new_tokens", 0, "Maximum tokens of an answer; 0: up to max_length.", lower_bound=0
@@ -288,7 +316,7 @@ def main(argv: Sequence[str]) -> None:
             ),
             stop=FLAGS.stop,
             dtype=FLAGS.dtype,
-            generator=FLAGS.generator or paths.absolute(directory).name,
+            generator=FLAGS.generator,
         )
     )
 

@@ -104,7 +104,7 @@ def run(
     if not first:
         with waiting("loading the weights"):
             state = program.initial_state()
-        workdir_lib.make(workdir, run_config, description)
+    workdir_lib.make(workdir, run_config, description, first)
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
     train_step, eval_step = announced_steps(program)
     evaluation = Evaluation(program, eval_data, eval_step)

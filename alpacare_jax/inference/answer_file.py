@@ -10,7 +10,9 @@ from etils import epath
 from common import jsonl, provenance
 
 TOO_LONG = "too_long"
-"""`finish_reason` of a record whose prompt leaves no room for an answer; its output is empty."""
+"""The `finish_reason` of a record whose prompt leaves no room for an answer."""
+
+NO_ANSWER = {"output": "", "finish_reason": TOO_LONG, "num_tokens": 0}
 
 HEADER = b'{"settings": '
 

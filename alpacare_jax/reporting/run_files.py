@@ -116,20 +116,25 @@ def read(workdir: epath.Path, name: str = "") -> RunFiles:
       ValueError: run.json is damaged.
     """
     record = provenance.read_record(workdir / "run.json")
-    steps = [line for line in read_lines(workdir / METRICS) if "step" in line]
+    steps = read_steps(workdir / METRICS)
     events = [line for line in read_lines(workdir / EVENTS) if line.get("kind") in KINDS]
     return RunFiles(name or workdir.name, record, steps, events)
 
 
 def read_lines(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file, if it exists; a line truncated by a kill is skipped."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The objects of a .jsonl file, if it exists; damaged lines are skipped."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             found = json.loads(line)
         except ValueError:
             continue
         if isinstance(found, dict):
             yield found
+
+
+def read_steps(path: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; those without a step are damaged, or truncated by a kill."""
+    return [line for line in read_lines(path) if isinstance(line.get("step"), int)]
 
 
 def clock(time: str) -> str:

@@ -16,7 +16,7 @@ from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.reporting import run_files
 from alpacare_jax.training.config import RunConfig
-from common import jsonl, paths
+from common import jsonl, messages, paths
 
 PEAK_BF16_FLOPS = {
     "TPU v4": 275e12,
@@ -181,13 +181,21 @@ class MetricsWriter:
     def __init__(self, workdir: epath.Path, first_step: int, sinks: Sequence[Sink] = ()):
         """Continues the file after `first_step`.
 
-        Steps that a killed run logged after its last checkpoint, or cut, are dropped.
+        Steps that a killed run logged after its last checkpoint are dropped; those before it that
+        the file lacks are reported.
         """
         path = workdir / run_files.METRICS
-        old = run_files.read_lines(path) if first_step else ()
-        self.steps = [line for line in old if line.get("step", math.inf) <= first_step]
+        old = run_files.read_steps(path) if first_step else ()
+        self.steps = [line for line in old if line["step"] <= first_step]
         self._lines = jsonl.LineFile(path, map(json.dumps, self.steps))
         self._sinks = sinks
+        found = {line["step"] for line in self.steps}
+        if missing := [step for step in range(1, first_step + 1) if step not in found]:
+            messages.log(
+                f"{path} is damaged: it lacks {len(missing):,} of the {first_step:,} steps so far, "
+                f"the first {missing[0]:,}; continuing without them; to have them, stop this run "
+                "and restore the file from a copy"
+            )
 
     def write(self, step: int, **values: float) -> None:
         """Appends a line: `step` and `values`."""

@@ -6,10 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.checkpoints import identity, model_folder
 from alpacare_jax.distributed import processes
 from alpacare_jax.training.config import RunConfig
-from common import provenance
+from alpacare_jax.training.console import log
+from common import provenance, sections
 
 SAME_RUN = ("model", "data", "optimizer", "train")
 """Config sections that determine the numbers: a run resumes only with the same ones."""
@@ -29,52 +30,87 @@ MAY_CHANGE = (
 """Keys of those sections that may differ when a run resumes."""
 
 
+BY_CONTENT = ("model.checkpoint", "data.path", "data.eval_path")
+"""Keys whose paths may change, too: what they lead to must not."""
+
+ENVIRONMENT = ("git_commit", "python", "packages", "host")
+"""What `run.json` has of each start, beside its time, step and changed settings."""
+
+
 def describe(run_config: RunConfig) -> dict[str, Any]:
     """The content of this run's `run.json`."""
-    content = json.loads(json.dumps(dataclasses.asdict(run_config)))  # tuples become lists
-    paths = [path for path in (run_config.data.path, run_config.data.eval_path) if path]
-    digests = {path: provenance.sha256(path) for path in paths}
-    return provenance.describe(config=content, data=digests)
+    config = json.loads(json.dumps(dataclasses.asdict(run_config)))  # tuples become lists
+    data = run_config.data
+    inputs = identity.of_inputs(run_config.model.checkpoint, data.path, data.eval_path)
+    return provenance.describe(config=config, inputs=inputs)
 
 
 def check(workdir: epath.Path, run: dict[str, Any]) -> None:
-    """Raises ValueError if the workdir holds a run of another config or of changed data."""
-    path = workdir / "run.json"
-    if not path.exists():
+    """Raises ValueError if the workdir holds another run, or one of other data or base model."""
+    before = provenance.read_record(workdir / "run.json")
+    if not before:
+        checkpoints = workdir / "checkpoints"
+        if checkpoints.is_dir() and any(checkpoints.iterdir()):
+            raise ValueError(
+                f"{workdir} has checkpoints but no run.json, which records the run they belong to; "
+                "restore it from a copy, or choose another --workdir"
+            )
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if "train" not in before.get("config", {}):
+    if not {"config", "inputs"} <= before.keys() or "train" not in before["config"]:
         raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
-    changed = [
-        f"{name}: {difference}"
+    changed = {
+        name: difference
         for name, difference in provenance.differences(before["config"], run["config"]).items()
-        if name.partition(".")[0] in SAME_RUN and name not in MAY_CHANGE
-    ]
-    changed += [
-        f"{name} has changed"
-        for name, digest in run["data"].items()
-        if before["data"].get(name, digest) != digest
-    ]
+        if name.partition(".")[0] in SAME_RUN and name not in (*MAY_CHANGE, *BY_CONTENT)
+    }
+    for name, difference in provenance.differences(before["inputs"], run["inputs"]).items():
+        changed[f"content of {name}"] = difference
+    copied = {name: d for name, d in before["inputs"]["model"].items() if name != "weights"}
+    for name, difference in provenance.differences(copied, identity.of_files(workdir)).items():
+        changed[f"content of {workdir / name}"] = difference
     if changed:
         raise ValueError(
-            f"{workdir} belongs to another run ({'; '.join(changed)}); "
+            f"{workdir} belongs to another run ({provenance.as_text(changed)}); "
             "choose another --workdir or delete it"
         )
 
 
-def make(workdir: epath.Path, run_config: RunConfig, run: dict[str, Any]) -> None:
-    """Writes config, tokenizer and `run.json`; called once all input has been checked."""
+def make(workdir: epath.Path, run_config: RunConfig, run: dict[str, Any], step: int) -> None:
+    """Adds a start at `step` to `run.json`, and prints how it differs from the start before.
+
+    At step 0 config and tokenizer are copied. Called once all input has been checked.
+    """
     if processes.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        model_folder.copy_model_files(run_config.model.checkpoint, workdir)
-        provenance.write_json(workdir / "run.json", run)
+        before = provenance.read_record(workdir / "run.json")
+        if not step:
+            workdir.mkdir(parents=True, exist_ok=True)
+            model_folder.copy_model_files(run_config.model.checkpoint, workdir)
+        content, starts = before if step else run, before.get("starts", [])
+        config, now = (sections.flatten(record["config"]) for record in (content, run))
+        start = {"time": run["start"], "step": step} | {key: run[key] for key in ENVIRONMENT}
+        start["settings"] = {key: value for key, value in now.items() if config.get(key) != value}
+        provenance.write_json(workdir / "run.json", content | {"starts": [*starts, start]})
+        if starts and (changes := _changes(before["config"], starts[-1], start)):
+            log(f"since the start before: {changes}")
     processes.barrier("workdir made")
+
+
+def _changes(config: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two starts of a run: "jax 0.10.2 before, 0.11.2 now"."""
+    old, new = (
+        sections.flatten(config) | start["settings"] | {key: start[key] for key in ENVIRONMENT}
+        for start in (before, now)
+    )
+    return ", ".join(
+        f"{name.removeprefix('packages.')} {change.replace(chr(39), '')}"
+        for name, change in provenance.differences(old, new).items()
+    )
 
 
 def finish(workdir: epath.Path) -> None:
     """Records the end of the run in its `run.json`, once."""
     if not processes.is_first():
         return
-    run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    run = provenance.read_record(workdir / "run.json")
     if not run["end"]:
         provenance.write_json(workdir / "run.json", run | {"end": provenance.now()})

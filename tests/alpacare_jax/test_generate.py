@@ -1,8 +1,11 @@
 """Generation from end to end on a tiny model: what is written, when, and what a second run does."""
 
+import dataclasses
+import functools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,14 +17,14 @@ import pytest
 from etils import epath
 
 from alpacare_jax import generate
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import checkpoint, identity, model_folder
 from alpacare_jax.inference import answer_file
 from alpacare_jax.inference import engine as engine_module
 from alpacare_jax.inference.engine import Answer, Engine, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import params
 from common import provenance
-from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model
+from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model, umask_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -205,8 +208,8 @@ def test_run_json_explains_the_output(answer, model, records):
     output = answer(stop=["xyz"])
     record = read(output.with_name("answers.json.run.json"))
     config = record["config"]
-    assert config["checkpoint"] == str(model)
-    assert config["step"] == 0
+    assert record["source"] == {"checkpoint": str(model), "step": 0}
+    assert config["model"] == identity.of_model(model, 0)
     assert config["input"] == provenance.sha256(records)
     assert config["sampling"] == vars(SAMPLING)
     assert config["stop"] == ["xyz"]
@@ -253,6 +256,53 @@ def test_max_new_tokens_reaches_the_engine_and_0_is_no_limit(answer, monkeypatch
 
 def say_nothing(request: Request) -> Answer:
     return Answer(request.index, [], "stop")
+
+
+def test_a_prompt_that_is_too_long_has_an_empty_answer(answer, asked, records, tmp_path, capsys):
+    whole = read(answer("whole.json"))
+    longer = {"id": "long", "instruction": "why " * 400}
+    path = tmp_path / "longer" / records.name
+    path.parent.mkdir()
+    path.write_text(json.dumps(longer) + "\n" + records.read_text())
+    capsys.readouterr()
+    empty, *rows = read(answer("a.json", input=path))
+    assert (empty["id"], empty["output"], empty["num_tokens"]) == ("long", "", 0)
+    assert empty["finish_reason"] == "too_long" and list(empty) == FIELDS
+    assert [row["id"] for row in rows] == [*IDS[:4], "5", *IDS[5:]] and len(whole) == len(rows)
+    assert asked[-1] == [1, 2, 3, 4, 5, 6, 7]
+    printed = capsys.readouterr().err
+    assert re.search(r"1 of 8 prompts leave no room within max_length 360, .*record long", printed)
+    assert "1 empty because the prompt is too long" in printed
+    answer("a.json", input=path)
+    assert "already complete" in capsys.readouterr().err
+
+
+def test_where_no_prompt_fits_all_answers_are_empty(answer):
+    rows = read(answer("a.json", max_length=20))
+    assert {(row["output"], row["finish_reason"]) for row in rows} == {("", "too_long")}
+
+
+@pytest.mark.parametrize(
+    "run_json, positions, length",
+    [
+        ({"config": {"train": {}, "data": {"max_length": 400}}}, 512, 400),
+        ({"config": {"train": {}, "data": {"max_length": 400}}}, 256, 256),
+        ({"command": "convert from_hf"}, 512, 512),
+        ({"command": "convert from_hf"}, 4096, 1024),
+    ],
+)
+def test_the_default_length_is_that_of_the_training_or_of_the_model(
+    tiny, tmp_path, run_json, positions, length
+):
+    (tmp_path / "run.json").write_text(json.dumps(run_json))
+    config = dataclasses.replace(tiny, max_position_embeddings=positions)
+    assert generate.default_max_length(epath.Path(tmp_path), config) == length
+
+
+def test_without_max_length_the_default_is_taken(answer, monkeypatch):
+    monkeypatch.setattr(Engine, "run", lambda self, wanted, *_: map(say_nothing, wanted))
+    run = read(answer("a.json", max_length=None).with_name("a.json.run.json"))
+    assert run["config"]["max_length"] == 512
 
 
 # Stop strings
@@ -310,6 +360,13 @@ def test_an_empty_stop_string_is_an_error(answer):
 # Resuming
 
 
+def other_weights(model, tmp_path):
+    """A copy of the model with other weights, of the same shapes."""
+    directory, config = tmp_path / "other" / model.name, model_folder.read_config(model)
+    weights = jax.tree.map(lambda leaf: leaf + 1, checkpoint.load_params(model, config))
+    return make_model(directory, config, weights)
+
+
 def interrupt(answer, asked, output) -> None:
     """Starts a run and stops it after four answers."""
     asked.stop_after = 4
@@ -359,6 +416,15 @@ def test_each_answer_is_in_the_file_before_the_next_is_made(answer, monkeypatch,
     assert lines == [2, 3, 4, 5, 6, 7, 8]
 
 
+def test_private_answers_stay_private(answer, asked, tmp_path):
+    with umask_of(0o077):
+        interrupt(answer, asked, "out/a.json")
+        partial = partial_of(tmp_path / "out" / "a.json")
+        assert partial.stat().st_mode & 0o777 == 0o600
+        output = answer("out/a.json")
+    assert {path.stat().st_mode & 0o777 for path in output.parent.iterdir()} == {0o600}
+
+
 def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model, tmp_path):
     interrupt(answer, asked, "cut.json")
     partial = partial_of(tmp_path / "cut.json")
@@ -368,8 +434,6 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
     other_input.write_text(records.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     renamed = tmp_path / "renamed.jsonl"  # its answers would say another dataset
     shutil.copyfile(records, renamed)
-    other_model = tmp_path / "other-model"
-    shutil.copytree(model, other_model)
     for changes in (
         {"max_length": 350},
         {"max_new_tokens": 39},
@@ -379,9 +443,9 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
         {"generator": "other"},
         {"input": other_input},
         {"input": renamed},
-        {"checkpoint": other_model},
+        {"checkpoint": other_weights(model, tmp_path)},
     ):
-        with pytest.raises(ValueError, match=r"cut\.json\.partial .*different flags.*delete"):
+        with pytest.raises(ValueError, match=r"cut\.json\.partial .*other settings.*delete"):
             answer("cut.json", **changes)
         assert partial.read_bytes() == before, changes
     assert len(asked) == 1
@@ -407,6 +471,65 @@ def test_a_finished_run_is_not_made_again(answer, asked, capsys):
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
 
 
+def replace_weights(directory, other) -> None:
+    shutil.rmtree(directory / "checkpoints")
+    shutil.copytree(other / "checkpoints", directory / "checkpoints")
+
+
+def edit_json(path, **changes) -> None:
+    path.write_text(json.dumps(read(path) | changes))
+
+
+@pytest.mark.parametrize(
+    "changed, difference",
+    [
+        ("weights", r"model\.weights: '[0-9a-f]{12}\.\.\.' before"),
+        ("tokenizer_config.json", r"model\.tokenizer_config\.json: "),
+        ("config.json", r"model\.config\.json: "),
+        (
+            "generation_config.json",
+            r"model\.generation_config\.json: '.*' before, None now",
+        ),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_answers_of_another_model_in_the_same_folder_are_refused(
+    answer, asked, model, tmp_path, finished, changed, difference
+):
+    directory = shutil.copytree(model, tmp_path / "mine" / model.name)
+    output = tmp_path / "a.json"
+    if finished:
+        answer("a.json", checkpoint=directory)
+    else:
+        interrupt(lambda output: answer(output, checkpoint=directory), asked, "a.json")
+    path = output if finished else partial_of(output)
+    before = path.read_bytes()
+    if changed == "weights":
+        replace_weights(directory, other_weights(model, tmp_path))
+    elif changed == "generation_config.json":
+        (directory / changed).unlink()
+    else:
+        edit_json(directory / changed, added=1)
+    with pytest.raises(ValueError, match=rf"{path.name} .*\({difference}.*\); .*delete it"):
+        answer("a.json", checkpoint=directory)
+    assert path.read_bytes() == before and len(asked) == 1
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_model_that_has_moved_is_the_same_model(answer, asked, model, tmp_path, finished, capsys):
+    directory = shutil.copytree(model, tmp_path / "mine" / model.name)
+    started = functools.partial(answer, checkpoint=directory, generator="")
+    if finished:
+        started("a.json")
+    else:
+        interrupt(started, asked, "a.json")
+    moved = directory.rename(tmp_path / "renamed")
+    rows = read(answer("a.json", checkpoint=moved, generator=""))
+    assert {row["generator"] for row in rows} == {model.name}, "one file, one name"
+    assert len(asked) == (1 if finished else 2)
+    assert ("already complete" in capsys.readouterr().err) is finished
+
+
 @pytest.mark.parametrize("made_by", ["other flags", "somebody else"])
 def test_a_finished_output_is_not_overwritten(answer, asked, tmp_path, made_by):
     output = tmp_path / "out" / "answers.json"
@@ -427,7 +550,6 @@ def test_a_finished_output_is_not_overwritten(answer, asked, tmp_path, made_by):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"max_length": 150}, "record b is [0-9]+ tokens.* 150; raise --max_length or shorten"),
         ({"max_length": 513}, "--max_length 513 .*max_position_embeddings 512; lower it"),
         ({"template": "alpacca"}, "unknown template 'alpacca'; choose from alpaca"),
         ({"step": "3"}, "no step '3'"),
@@ -494,7 +616,7 @@ def command(*arguments):
 @pytest.mark.slow
 def test_the_command(model, records, tmp_path):
     output = tmp_path / "answers.jsonl"
-    required = [f"--checkpoint={model}", f"--output={output}", "--max_length=512"]
+    required = [f"--checkpoint={model}", f"--output={output}"]
     missing = command(*required, f"--input={tmp_path / 'none.jsonl'}")
     assert missing.returncode == 1
     assert missing.stderr == f"error: no such file: {tmp_path / 'none.jsonl'}\n"

@@ -166,11 +166,30 @@ def test_a_resumed_run_forgets_what_comes_after_its_checkpoint(tmp_path):
     assert lines_of(tmp_path) == [*before[:6], {"step": 6, "loss": 0.5}]
 
 
-@pytest.mark.parametrize("cut", ['{"step": 3, "lo', '{"step": 3', "{", '{"loss": 1.0}\n', "\n"])
-def test_a_cut_line_is_forgotten(tmp_path, cut):
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b'{"step": 3, "lo',
+        b'{"step": 3',
+        b"{",
+        b'{"loss": 1.0}\n',
+        b"\n",
+        b"[3]\n",
+        b"3\n",
+        b'{"step": null}\n',
+        b"\xff\x00\n",
+    ],
+)
+def test_a_damaged_line_is_left_out_and_its_steps_are_named(tmp_path, cut, capsys):
     whole = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
-    (tmp_path / "metrics.jsonl").write_text(whole + cut)
+    (tmp_path / "metrics.jsonl").write_bytes(whole.encode() + cut)
+    MetricsWriter(tmp_path, 2).close()
+    assert capsys.readouterr().err == "", "a kill may cut the lines after the checkpoint"
+    (tmp_path / "metrics.jsonl").write_bytes(whole.encode() + cut)
     writer = MetricsWriter(tmp_path, 7)
+    assert "metrics.jsonl is damaged: it lacks 5 of the 7 steps so far, the first 3;" in (
+        capsys.readouterr().err
+    )
     writer.write(8, loss=0.5)
     writer.close()
     assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"step": 8, "loss": 0.5}\n'

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from alpacare_jax import train
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import checkpoint, identity, model_folder
 from alpacare_jax.model import params
+from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.train_step import TrainingProgram
-from tests.conftest import write_examples
+from common import provenance
 from tests.support.training import (
     TINY,
     assert_same_end,
@@ -24,7 +25,6 @@ from tests.support.training import (
     run_config,
     saved_state,
     small_machine,
-    stopped_run,
     ten_steps,
 )
 
@@ -34,9 +34,17 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 def test_run_json_explains_the_run(finished):
     record = json.loads((finished.workdir / "run.json").read_text())
     assert record["config"] == json.loads(json.dumps(dataclasses.asdict(finished.config)))
-    assert {"git_commit", "python", "packages", "host", "start", "data"} <= record.keys()
+    assert {"git_commit", "python", "packages", "host", "start", "inputs"} <= record.keys()
     assert record["packages"]["jax"] == jax.__version__
     assert record["end"] >= record["start"]
+    assert record["inputs"] == {
+        "model": identity.of_model(finished.config.model.checkpoint, 0),
+        "data.path": provenance.sha256(finished.config.data.path),
+        "data.eval_path": "",
+    }
+    (start,) = record["starts"]
+    assert (start["time"], start["step"], start["settings"]) == (record["start"], 0, {})
+    assert all(start[key] == record[key] for key in ("git_commit", "python", "packages", "host"))
 
 
 def test_the_workdir_is_a_model_directory(finished):
@@ -98,14 +106,94 @@ def test_settings_that_change_no_number_may_change(corpus, stopped, tmp_path):
     assert_same_end(workdir, finished_run(corpus).workdir, 10)
 
 
-def test_a_workdir_of_changed_data(corpus, tmp_path, capsys):
-    path = write_examples(tmp_path / "train.jsonl", 40)
-    config = stopped_run(corpus, tmp_path / "run", step=2, data__path=str(path))
-    before = fingerprint(tmp_path / "run")
-    path.write_text(path.read_text().replace("heart", "lungs", 1))
-    line = one_line_error(config, tmp_path / "run", capsys)
-    assert f"belongs to another run ({path} has changed)" in line
-    assert fingerprint(tmp_path / "run") == before
+def own_inputs(corpus: Path, folder: Path) -> dict[str, str]:
+    """Settings of a run whose base model and data are a copy in `folder`."""
+    base = shutil.copytree(corpus / "base", folder / "base")
+    data = shutil.copyfile(corpus / "train.jsonl", folder / "train.jsonl")
+    return {"model__checkpoint": str(base), "data__path": str(data)}
+
+
+@pytest.mark.parametrize(
+    "changed, difference",
+    [
+        ("data", "content of data.path: '"),
+        ("weights", "content of model.weights: '"),
+        ("tokenizer.json", "content of model.tokenizer.json: '"),
+        ("tokenizer_config.json", "content of model.tokenizer_config.json: '"),
+        ("config.json", "content of model.config.json: '"),
+        ("a copy", "content of {run}/tokenizer_config.json: '"),
+    ],
+)
+def test_a_workdir_of_changed_inputs(corpus, stopped, tmp_path, capsys, changed, difference):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    inputs = own_inputs(corpus, tmp_path)
+    base, data = tmp_path / "base", tmp_path / "train.jsonl"
+    if changed == "data":
+        data.write_text(data.read_text().replace("heart", "lungs", 1))
+    elif changed == "weights":
+        shutil.rmtree(base / "checkpoints")
+        checkpoint.save_params(base, params.init(TINY, jax.random.key(1)))
+    else:
+        path = workdir / "tokenizer_config.json" if changed == "a copy" else base / changed
+        path.write_text(path.read_text() + "\n")
+    before = fingerprint(workdir)
+    line = one_line_error(ten_steps(corpus, **inputs), workdir, capsys)
+    assert f"{workdir} belongs to another run ({difference.format(run=workdir)}" in line
+    assert fingerprint(workdir) == before
+
+
+def test_inputs_may_move_and_every_start_is_recorded(corpus, stopped, tmp_path, capsys):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    record = json.loads((workdir / "run.json").read_text())
+    record["starts"][0]["packages"]["jax"] = "0.1.2"
+    (workdir / "run.json").write_text(json.dumps(record))
+    config = ten_steps(corpus, **own_inputs(corpus, tmp_path))
+    resume(config, workdir)
+    assert_same_end(workdir, finished_run(corpus).workdir, 10)
+    ended = json.loads((workdir / "run.json").read_text())
+    assert ended["config"] == record["config"]
+    first, second = ended["starts"]
+    assert first == record["starts"][0]
+    assert (second["step"], second["packages"]) == (4, record["packages"])
+    assert second["settings"] == {
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "model.checkpoint": config.model.checkpoint,
+        "data.path": config.data.path,
+    }
+    assert second["time"] >= first["time"]
+
+
+def test_a_start_says_what_differs_from_the_one_before(corpus, stopped, tmp_path, capsys):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    record = json.loads((workdir / "run.json").read_text())
+    config = ten_steps(corpus, train__log_every=5, checkpoint__every_steps=4)
+    run = json.loads(json.dumps(record | {"config": dataclasses.asdict(config)}))
+    run |= {"start": "later", "host": "other", "packages": record["packages"] | {"jax": "0.99"}}
+    workdir_lib.make(workdir, config, run, 4)
+    jax_before, host = record["packages"]["jax"], record["host"]
+    assert capsys.readouterr().err == (
+        f"since the start before: train.log_every 2 before, 5 now, jax {jax_before} before, "
+        f"0.99 now, host {host} before, other now\n"
+    )
+    workdir_lib.make(workdir, config, run, 6)
+    assert capsys.readouterr().err == ""
+    starts = json.loads((workdir / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 4, 6]
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"config": {"model": {"che'])
+def test_a_lost_or_damaged_run_json_is_named_before_training(
+    corpus, stopped, tmp_path, capsys, content
+):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    if content is None:
+        (workdir / "run.json").unlink()
+    else:
+        (workdir / "run.json").write_bytes(content)
+    before = fingerprint(workdir)
+    line = one_line_error(ten_steps(corpus), workdir, capsys)
+    assert "run.json" in line and "restore it from a copy" in line
+    assert fingerprint(workdir) == before
 
 
 def test_a_workdir_that_is_a_model_directory(corpus, tmp_path, capsys):

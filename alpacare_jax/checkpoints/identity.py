@@ -1,0 +1,34 @@
+"""What a model is, and what a run reads, wherever the files lie: digests of their content."""
+
+from pathlib import PurePath
+from typing import Any
+
+from etils import epath
+
+from alpacare_jax.checkpoints import checkpoint, model_folder
+from common import provenance
+
+
+def of_files(directory: str | PurePath) -> dict[str, str]:
+    """Name -> SHA-256 of the config and tokenizer files of a model folder."""
+    paths = [epath.Path(directory) / name for name in model_folder.MODEL_FILES]
+    return {path.name: provenance.sha256(path) for path in paths if path.is_file()}
+
+
+def of_model(directory: str | PurePath, step: int | None = None) -> dict[str, str]:
+    """The digest of the weights saved at `step`, by default the best, and those of `of_files`."""
+    step = checkpoint.find_step(directory) if step is None else step
+    return {"weights": checkpoint.weights_digest(directory, step)} | of_files(directory)
+
+
+def of_inputs(base: str, data: str, eval_data: str) -> dict[str, Any]:
+    """What a training run reads, as its `run.json` records it; `eval_data` may be empty.
+
+    Raises:
+      FileNotFoundError: one of them does not exist.
+    """
+    return {
+        "model": of_model(base),
+        "data.path": provenance.sha256(data),
+        "data.eval_path": provenance.sha256(eval_data) if eval_data else "",
+    }
