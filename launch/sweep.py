@@ -36,23 +36,51 @@ from common import cli, paths, provenance, sections
 from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 
+BY_CONTENT = ("model.checkpoint", "data.path", "data.eval_path")
+"""Keys of paths: a run is the same where their content is."""
 
-def same_settings(run: Run) -> bool:
-    """Whether run.json in the run's folder, if it exists, records the same settings."""
-    before = sections.flatten(sweep_results.read_record(run.workdir).get("config", {}))
-    keys = (key for key in run.config if not key.startswith(("checkpoint.", "sharding.")))
-    return all(before.get(key, run.config[key]) == run.config[key] for key in keys)
+
+@functools.cache
+def inputs(base: str, data: str, eval_data: str) -> dict[str, Any]:
+    """Digests of what a run reads; empty where some of it is on the launcher's machines only."""
+    from alpacare_jax.checkpoints import identity  # imports jax, which takes seconds
+
+    try:
+        return identity.of_inputs(base, data, eval_data)
+    except FileNotFoundError:
+        return {}
+
+
+def differences(run: Run) -> dict[str, str]:
+    """What differs from the settings and inputs in the run's run.json; empty without the file."""
+    record = sweep_results.read_record(run.workdir)
+    before = sections.flatten(record.get("config", {}))
+    compared = [
+        key
+        for key in run.config
+        if key in before
+        and key not in BY_CONTENT
+        and not key.startswith(("checkpoint.", "sharding."))
+    ]
+    found = provenance.differences(
+        {key: before[key] for key in compared}, {key: run.config[key] for key in compared}
+    )
+    if "inputs" in record and (now := inputs(*(run.config[key] for key in BY_CONTENT))):
+        found |= provenance.differences(record["inputs"], now)
+    return found
 
 
 def is_finished(run: Run) -> bool:
     """Whether the run can be skipped; where settings differ, train reports the difference."""
-    return bool(sweep_results.read_record(run.workdir).get("end")) and same_settings(run)
+    return bool(sweep_results.read_record(run.workdir).get("end")) and not differences(run)
 
 
-def state(run: Run) -> str:
-    """The state of a run as the table shows it."""
-    found = sweep_results.row(run.name, run.workdir)["state"]
-    return found if same_settings(run) else f"{found}, of other settings"
+def row(run: Run, failure: tuple[int, str] | None = None) -> dict[str, Any]:
+    """A row of the table; `failure` is an exit code and a line of stderr."""
+    row = sweep_results.row(run.name, run.workdir, failure)
+    if not failure and (found := provenance.as_text(differences(run))):
+        row["state"] += f", with other settings or inputs ({found})"
+    return row
 
 
 def command(run: Run, config: str, launcher: str) -> list[str]:
@@ -182,11 +210,11 @@ def main(argv: Sequence[str]) -> int:
     chosen = choose(runs, index)
     if FLAGS.dry_run:
         for number, run in chosen.items():
-            print(f"# run {number}: {run.name}: {state(run)}")
+            print(f"# run {number}: {run.name}: {row(run)['state']}")
             print(shlex.join(command(run, given, FLAGS.launcher)))
         return 0
     failures = {} if FLAGS.table else run_all(chosen, given, FLAGS.launcher)
-    rows = [sweep_results.row(run.name, run.workdir, failures.get(run.name)) for run in runs]
+    rows = [row(run, failures.get(run.name)) for run in runs]
     rows.sort(key=sweep_results.best_first)
     if not FLAGS.table:
         write_results(epath.Path(workdir), rows, config=given, sweep=FLAGS.sweep)

@@ -1,5 +1,6 @@
 """Results of training runs, read from run.json and metrics.jsonl, as one table."""
 
+import contextlib
 import json
 import math
 import statistics
@@ -8,23 +9,25 @@ from typing import Any
 
 from etils import epath
 
+from common import provenance
+
 
 def read_record(workdir: epath.Path) -> dict[str, Any]:
-    """A run's run.json; empty where there is none."""
+    """A run's run.json; empty where there is none, or a damaged one, which train reports."""
     try:
-        return json.loads((workdir / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}  # train reports a broken one
+        return provenance.read_record(workdir / "run.json")
+    except ValueError:
+        return {}
 
 
 def read_steps(path: epath.Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; one truncated by a kill is skipped."""
+    """Lines of metrics.jsonl; those that are damaged or truncated by a kill are skipped."""
     steps = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            steps.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            content = json.loads(line)
+            if isinstance(content, dict) and isinstance(content.get("step"), int):
+                steps.append(content)
     return steps
 
 

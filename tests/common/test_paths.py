@@ -209,7 +209,7 @@ def test_a_run_in_a_bucket_stops_and_goes_on(gcs, place, corpus):
 def test_a_sweep_in_a_bucket(place, tmp_path, monkeypatch):
     (run,) = sweep_runs.make("sweep", lambda add: add(a=2), {"a": 1}, {}, place)
     assert run.flags[-1] == f"--workdir={place}/a=2"
-    assert sweep.state(run) == "not started" and not sweep.is_finished(run)
+    assert sweep.row(run)["state"] == "not started" and not sweep.is_finished(run)
     for end in (None, "2026-11-23"):
         (run.workdir / "run.json").write_text(json.dumps({"config": {"a": 2}, "end": end}))
         (run.workdir / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5, "seconds": 9}\n')

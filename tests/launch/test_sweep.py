@@ -1,9 +1,11 @@
 """Sweeps: their names, what is run and what is skipped, signals, and the table at the end."""
 
+import dataclasses
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +14,18 @@ import urllib.parse
 from pathlib import Path
 
 import hypothesis
+import jax
 import pytest
+from etils import epath
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from alpacare_jax.checkpoints import checkpoint, identity
+from alpacare_jax.model import params
+from alpacare_jax.model.config import VARIANTS
 from common import sections
 from configs import quickstart
-from launch import sweep_results, sweep_runs
+from launch import sweep, sweep_results, sweep_runs
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY
 from tests.support.training import make_corpus, settings, wait_for_step
 
@@ -378,12 +385,65 @@ def test_a_finished_run_of_other_settings_is_for_train_to_judge(sweeps):
     path = sweeps.workdir / "learning_rate=2e-4" / "run.json"
     path.write_text('{"config": {"train": {"seed": 5}}, "end": "now"}')
     _, out, _ = sweeps("sweep", "--dry_run")
-    assert "learning_rate=2e-4: finished, of other settings" in out
+    assert "2e-4: finished, with other settings or inputs (train.seed: 5 before, 42 now)" in out
     sweeps("sweep")
     assert sweeps.started[3:] == ["learning_rate=2e-4"]
     path.write_text('{"config": {"sharding": {"fsdp": 4}}, "end": "now"}')
     sweeps("sweep")
     assert len(sweeps.started) == 4, "where it ran makes no difference"
+
+
+@pytest.mark.parametrize(
+    "changed, difference",
+    [
+        ("nothing", ""),
+        ("paths", ""),
+        ("train.jsonl", "data.path: '"),
+        ("eval.jsonl", "data.eval_path: '"),
+        ("base/tokenizer.json", "model.tokenizer.json: '"),
+        ("base/checkpoints", "model.weights: '"),
+    ],
+)
+def test_a_finished_run_of_other_inputs_is_not_finished(
+    tmp_path_factory, tmp_path, monkeypatch, changed, difference
+):
+    corpus = make_corpus(tmp_path_factory.getbasetemp() / "corpus")
+    files = shutil.ignore_patterns("finished")
+    monkeypatch.chdir(shutil.copytree(corpus, tmp_path / "one", ignore=files))
+    paths = {"model.checkpoint": "base", "data.path": "train.jsonl", "data.eval_path": "eval.jsonl"}
+    (run,) = sweep_runs.make("s", lambda add: add(), CONFIG | paths, {}, epath.Path(tmp_path))
+    inputs = identity.of_inputs(*paths.values())
+    run.workdir.mkdir()
+    record = {"config": nested(run.config), "inputs": inputs, "end": "now"}
+    (run.workdir / "run.json").write_text(json.dumps(record))
+    (run.workdir / "metrics.jsonl").write_text('{"step": 1, "loss": 1.5, "seconds": 9}\n')
+    if changed == "paths":
+        moved = Path.cwd().rename(tmp_path / "two")
+        paths = {key: str(moved / path) for key, path in paths.items()}
+        run = dataclasses.replace(run, config=run.config | paths)
+    elif changed == "base/checkpoints":
+        shutil.rmtree(changed)
+        checkpoint.save_params("base", params.init(VARIANTS["tiny"], jax.random.key(1)))
+    elif changed != "nothing":
+        with open(changed, "a") as file:
+            file.write("\n")
+    sweep.inputs.cache_clear()
+    assert sweep.is_finished(run) is (difference == "")
+    assert sweep.row(run)["state"].startswith(
+        f"finished, with other settings or inputs ({difference}" if difference else "finished"
+    )
+    assert difference or sweep.row(run)["state"] == "finished"
+
+
+def nested(flat: dict) -> dict:
+    content: dict = {}
+    for key, value in flat.items():
+        *sections_of_key, last = key.split(".")
+        section = content
+        for name in sections_of_key:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return content
 
 
 def test_a_failing_run_does_not_stop_the_others(sweeps):
