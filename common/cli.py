@@ -103,6 +103,7 @@ def run(
             sys.exit(0)
         try:
             rest = flags.FLAGS(argv)
+            sections.require_numbers({f"--{name}": flags.FLAGS[name].value for name in flags.FLAGS})
             if config and flags.FLAGS.config is not None:
                 flags.FLAGS.config.to_dict()  # raises where the file could not be loaded
         except (

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
@@ -32,10 +33,11 @@ def build(config: type[Config], content: Mapping[str, Any]) -> Config:
 
     Raises:
       UsageError: a section or key is unknown (the nearest known one is named), is missing, or has
-        a value that its dataclass rejects.
+        a value that its dataclass rejects or that `require_numbers` does.
     """
     types = {field.name: field.type for field in dataclasses.fields(cast(Any, config))}
     _require_same_keys("config", content, types)
+    require_numbers(flatten(content))
     values = {}
     try:
         for name, section in types.items():
@@ -49,6 +51,15 @@ def build(config: type[Config], content: Mapping[str, Any]) -> Config:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def require_numbers(values: Mapping[str, Any]) -> None:
+    """Raises UsageError for a float that is no number, or an integer beyond 64 bits."""
+    for name, value in values.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UsageError(f"{name} is {value}; integers must be below 2^63")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name} is {value}; it must be a finite number")
 
 
 def choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -86,7 +86,7 @@ def define_flags() -> None:
         "Instructions of each set whose nearest neighbour is searched for; 0: all.",
         lower_bound=0,
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the random samples.")
+    flags.DEFINE_integer("seed", 0, "Seed of the random samples.", lower_bound=0)
     flags.DEFINE_enum(
         "tokenizer",
         "rouge",

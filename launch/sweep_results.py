@@ -1,7 +1,5 @@
 """Results of training runs, read from run.json and metrics.jsonl, as one table."""
 
-import contextlib
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from alpacare_jax.reporting import run_files
 from common import provenance
 
 
@@ -20,20 +19,10 @@ def read_record(workdir: epath.Path) -> dict[str, Any]:
         return {}
 
 
-def read_steps(path: epath.Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; those that are damaged or truncated by a kill are skipped."""
-    steps = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            content = json.loads(line)
-            if isinstance(content, dict) and isinstance(content.get("step"), int):
-                steps.append(content)
-    return steps
-
-
 def row(name: str, workdir: epath.Path, failure: tuple[int, str] | None = None) -> dict[str, Any]:
     """A row of the table; `failure` is an exit code and a line of stderr."""
-    record, steps = read_record(workdir), read_steps(workdir / "metrics.jsonl")
+    record = read_record(workdir)
+    steps = run_files.read_steps(workdir / run_files.METRICS)
     # At step 0 every run has the loss of the base model.
     values = {
         key: [step[key] for step in steps if step["step"] and key in step]

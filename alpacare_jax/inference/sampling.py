@@ -22,6 +22,8 @@ class Sampling:
             raise ValueError("sampling requires temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
         if self.repetition_penalty <= 0:
             raise ValueError("repetition_penalty must be above 0; 1 disables it")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^32 - 1")
 
 
 def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:

@@ -68,6 +68,8 @@ class TrainConfig:
         for name in ("eval_every", "samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"train.seed is {self.seed}; it must be from 0 to 2^32 - 1")
 
 
 @dataclasses.dataclass(frozen=True)

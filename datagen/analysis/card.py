@@ -27,9 +27,7 @@ NOTICE = (
     "about care."
 )
 
-_SHOWN_SETTINGS = frozenset(
-    "model models prompt_version prompt threshold mode tokenizer against".split()
-)
+_SHOWN_SETTINGS = frozenset("model models prompt_version prompt threshold mode tokenizer".split())
 """Keys of a run's config that explain how its records were made."""
 
 
@@ -154,7 +152,8 @@ def _sources(records: Sequence[Record], shown: int = 10) -> list[str]:
 def _runs(path: Path) -> Iterator[str]:
     """The run records of a data file, FILE.run.json and its folder's run.json, each as lines.
 
-    Shown are the times, the settings that explain the records, and the counts.
+    Shown are the times, the settings that explain the records, and the counts; of paths only the
+    names, since a card is published.
     """
     for file in (path.with_name(path.name + ".run.json"), path.with_name("run.json")):
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -167,8 +166,20 @@ def _runs(path: Path) -> Iterator[str]:
         for name, count in _flatten(record.get("counts")).items():
             if isinstance(count, int):
                 shown[name] = f"{count:,}"
-        lines = [f"- {name}: {_plain(value)}" for name, value in shown.items()]
+        lines = [
+            f"- {_without_folders(name)}: {_plain(_without_folders(value))}"
+            for name, value in shown.items()
+        ]
         yield "\n".join([f"From `{file.name}`:", "", *lines])
+
+
+def _without_folders(text: object) -> str:
+    """`text` with the last part only of each absolute path in it.
+
+    >>> _without_folders("against./home/x/test.jsonl"), _without_folders("meta-llama/Llama-2-7b")
+    ('against.test.jsonl', 'meta-llama/Llama-2-7b')
+    """
+    return re.sub(r"(?<![^\s.'\"])~?/[^\s'\"]*/", "", str(text))
 
 
 def _flatten(content: object) -> dict[str, Any]:

@@ -55,6 +55,13 @@ def test_sections_become_dataclasses():
         ({"inner": CONTENT["inner"] | {"sed": 1}}, "config.inner has no key 'sed'; did you mean"),
         ({"inner": {"name": "x"}}, "config.inner is missing learning_rate, batch_size, seed"),
         ({"inner": CONTENT["inner"] | {"batch_size": 0}}, "inner.batch_size must be at least 1"),
+        (
+            {"inner": CONTENT["inner"] | {"seed": 2**63}},
+            r"inner.seed is 9223372036854775808; integ",
+        ),
+        ({"inner": CONTENT["inner"] | {"seed": -(10**30)}}, "inner.seed is -1000.*below 2.63"),
+        ({"inner": CONTENT["inner"] | {"learning_rate": float("nan")}}, "learning_rate is nan; it"),
+        ({"inner": CONTENT["inner"] | {"learning_rate": 1e999}}, "learning_rate is inf; it must"),
     ],
 )
 def test_a_wrong_setting_is_an_error_of_usage(changes, message):

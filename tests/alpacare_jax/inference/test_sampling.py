@@ -132,6 +132,8 @@ def test_narrow_sampling_is_greedy(sampling):
         {"top_p": 1.1},
         {"top_p": float("nan")},
         {"repetition_penalty": 0.0},
+        {"seed": -1},
+        {"seed": 2**32},  # to JAX the same as 0
     ],
 )
 def test_sampling_checks_its_settings(wrong):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from alpacare_jax.training.config import RunConfig
+from common import sections
 from tests.support.training import one_line_error, run_config, ten_steps
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -31,6 +32,21 @@ def test_steps_that_cannot_be_traced(corpus, profile):
 def test_an_unknown_template(corpus):
     with pytest.raises(ValueError, match="'alpacca'; choose from alpaca"):
         run_config(corpus, data__template="alpacca")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("train.seed", -1),
+        ("train.seed", 2**32),
+        ("train.seed", 2**63),
+        ("train.epochs", 10**30),
+        ("optimizer.learning_rate", float("nan")),
+    ],
+)
+def test_numbers_out_of_range_are_named(corpus, key, value):
+    with pytest.raises(sections.UsageError, match=rf"^{key} is {value}; "):
+        run_config(corpus, **{key: value})
 
 
 BAD_SETTINGS = {

@@ -77,8 +77,14 @@ def test_sources_of_the_records():
 
 def test_run_json_beside_the_data(tmp_path):
     run = {
-        "config": {"teacher": {"model": "m-1", "temperature": 1}, "threshold": 0.7},
-        "counts": {"dropped": {"near_duplicate": 1234}},
+        "config": {
+            "teacher": {"model": "m-1", "temperature": 1},
+            "rater": {"model": "meta-llama/m-2"},
+            "threshold": 0.7,
+            "prompt": f"{tmp_path}/mine.txt",
+        },
+        "counts": {"dropped": {"near_duplicate": 1234}, "against": {f"{tmp_path}/test.jsonl": 3}},
+        "host": "node-17.internal",
         "start": "2026-11-23T10:00:00+00:00",
         "end": None,
     }
@@ -86,6 +92,8 @@ def test_run_json_beside_the_data(tmp_path):
     text = make(path=tmp_path / "a.jsonl")
     for line in ("- start: 2026-11-23", "- teacher.model: m-1", "- threshold: 0.7"):
         assert line in text
-    assert "- dropped.near_duplicate: 1,234" in text
-    assert "temperature" not in text
-    assert str(tmp_path) not in text
+    assert "- dropped.near_duplicate: 1,234" in text.replace("\\", "")
+    assert "- against.test.jsonl: 3" in text and "- prompt: mine.txt" in text
+    assert "- rater.model: meta-llama/m-2" in text
+    assert "temperature" not in text and "node-17" not in text
+    assert str(tmp_path) not in text.replace("\\", "")
