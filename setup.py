@@ -28,7 +28,8 @@ CONVERT = [*TRAIN, "gguf>=0.17"]
 GCS = ["gcsfs>=2026.10"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 WANDB = ["wandb>=0.22"]
-ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD, *WANDB]
+PARQUET = ["pyarrow>=21"]
+ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD, *WANDB, *PARQUET]
 
 setup(
     name="alpacare-jax",
@@ -72,6 +73,7 @@ setup(
         "gcs": GCS,
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
+        "parquet": PARQUET,
         "all": ALL,
         "test": [
             *ALL,

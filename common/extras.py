@@ -8,6 +8,7 @@ OPTIONAL = {
     "gcsfs": "gcs",
     "gguf": "convert",
     "libtpu": "tpu",
+    "pyarrow": "parquet",
     "tensorboardX": "tensorboard",
     "wandb": "wandb",
 }

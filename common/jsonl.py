@@ -1,11 +1,8 @@
-"""JSONL in UTF-8, one record a line; JSON arrays of records are read too, gzipped or not."""
+"""JSON lines in UTF-8: the texts of a record, writing, and files that grow line by line."""
 
-import gzip
-import io
 import json
 import time
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
@@ -20,48 +17,6 @@ NO_INPUT = frozenset({"<noinput>", "na", "n/a", "none"})
 
 UPLOAD_INTERVAL = 60
 """Seconds between uploads of a growing file; each costs a round trip and the whole file."""
-
-
-def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
-    """(location, record) of each record of a .jsonl or .json file, gzipped or not.
-
-    Raises:
-      FileNotFoundError: the file does not exist.
-      ValueError: part of it is not a JSON object in UTF-8; file and line are named.
-    """
-    for location, record in _parsed(epath.Path(path)):
-        if not isinstance(record, dict):
-            raise ValueError(f"{location}: a record must be a JSON object")
-        yield location, record
-
-
-def _parsed(path: epath.Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with path.open("rb") as raw:
-            plain = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            file = io.TextIOWrapper(plain, encoding="utf-8")
-            if path.name.removesuffix(".gz").endswith(".json"):
-                try:
-                    records = json.load(file)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-                if not isinstance(records, list):
-                    raise ValueError(f"{path}: a .json file must contain one array of records")
-                yield from ((f"{path}, record {i}", record) for i, record in enumerate(records))
-                return
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{number}: not JSON: {error.msg}") from None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such file: {path}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error})") from None
 
 
 def text(location: str, record: Record, field: str) -> str:

@@ -1,15 +1,28 @@
-"""Tasks and Examples: the records that instruction data consists of, read from JSONL or JSON."""
+"""Tasks and Examples: the records that instruction data consists of, and the files of them."""
 
+import collections
 import dataclasses
+import json
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Self
 
-from common import jsonl
+from common import data_file, jsonl, messages
 from common.jsonl import Record
 
 MAX_DIFFICULTY = 5
+
+MISSING_VALUES = frozenset({"nan", "<na>", "null"})
+"""Texts that programs write where a value is missing. They are kept, and counted."""
+
+OTHER_NAMES = {
+    "instruction": ("question", "prompt", "query", "problem"),
+    "input": ("context",),
+    "output": ("answer", "response", "completion", "target"),
+}
+"""Our fields -> what other data sets call them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +37,18 @@ class Task:
     view: str = ""
     difficulty: int | None = None  # 1 to 5
     source: Any = None  # teacher model, request, seeds, prompt version; or plain text
+
+    @classmethod
+    def from_record(cls, record: Record) -> Self:
+        """The task of a record of `read_records`, without fields that a Task does not have."""
+        return cls(
+            id=record["id"],
+            instruction=record["instruction"],
+            input=record["input"],
+            difficulty=difficulty(record.get("difficulty")),
+            source=record.get("source"),
+            **{name: str(record.get(name) or "") for name in ("type", "topic", "view")},
+        )
 
     @property
     def text(self) -> str:
@@ -67,71 +92,131 @@ def difficulty(text: object) -> int | None:
     return value if 1 <= value <= MAX_DIFFICULTY else None
 
 
-def _read(path: str | PurePath, required: tuple[str, ...]) -> Iterator[tuple[str, Record]]:
-    """(location, record) of each record, with checked texts and an `id`."""
-    number = -1
-    for number, (location, record) in enumerate(jsonl.read(path)):
-        for field in required:
-            if field not in record:
-                raise ValueError(f"{location}: field {field!r} is missing")
+def _read(
+    path: str | PurePath, required: Sequence[str], report: Callable[[str], None]
+) -> Iterator[tuple[str, Record]]:
+    """(location, record) of each record, with checked texts and an `id`; counts go to `report`."""
+    number, words = -1, collections.Counter()
+    for number, (location, record) in enumerate(data_file.read(path)):
+        if not record.keys() >= set(required) or isinstance(record["instruction"], list | dict):
+            raise ValueError(f"{location}: {_explain(record, required, path)}")
         texts = {name: jsonl.text(location, record, name) for name in ("input", *required)}
         if not (texts["instruction"].strip() or texts["input"].strip()):
             raise ValueError(f"{location}: field 'instruction' is empty")
+        for name, text in texts.items():
+            given = (record.get(name) or "").strip()
+            if given and (not text or given.lower() in MISSING_VALUES):
+                words[bool(text), f"{given!r} as {name}"] += 1
         id_ = jsonl.identity(location, record) or str(number)
         yield location, {"id": id_} | record | {"id": id_} | texts
     if number < 0:
         raise ValueError(f"{path}: contains no records")
+    for is_kept, outcome in (
+        (False, "read as none"),
+        (True, 'kept as text; write "" where it stands for a missing value'),
+    ):
+        if counts := {name: count for (kept, name), count in words.items() if kept == is_kept}:
+            report(f"{path}: {messages.format_counts(counts)}: {outcome}")
 
 
-def read_records(path: str | PurePath, *, answered: bool = False) -> list[Record]:
+def _explain(record: Record, required: Sequence[str], path: str | PurePath) -> str:
+    """What a record that lacks required fields is instead, and a command that converts the file."""
+    for name, value in record.items():
+        if data_file.is_conversation(value):
+            role, text = ("from", "value") if "value" in value[0] else ("role", "content")
+            command = _conversion(
+                path,
+                f'"instruction": t[0]["{text}"], "output": t[1]["{text}"]',
+                f" for t in [r[{json.dumps(name)}]] if len(t) == 2",
+            )
+            return (
+                f"a conversation (field {name!r}: a list of {role!r} and {text!r}), not a record "
+                "with 'instruction' and 'output'; conversations cannot be trained on. To take "
+                f"those of one question and one answer: {command}"
+            )
+    if isinstance(record.get("instruction"), list | dict):
+        return (
+            "columns, not records: field 'instruction' is a list or an object; with pandas: "
+            "df.to_json(NEW, orient='records', lines=True)"
+        )
+    named = {name.strip().lower(): name for name in record}
+    found = {
+        field: next(named[name] for name in (field, *others) if name in named)
+        for field, others in OTHER_NAMES.items()
+        if field not in record and any(name in named for name in (field, *others))
+    }
+    missing = [field for field in required if field not in record]
+    text = (
+        f"field {missing[0]!r} is missing; the record has {', '.join(record) or 'no fields':.200}"
+    )
+    if not found.keys() >= set(missing):
+        return text
+    renamed = (f'"{field}": r[{json.dumps(name)}]' for field, name in found.items())
+    return f"{text}; to rename: {_conversion(path, ', '.join(['**r', *renamed]))}"
+
+
+def _conversion(path: str | PurePath, fields: str, loop: str = "") -> str:
+    """A shell command that makes of each record `r` one with new `fields`."""
+    code = (
+        f"import json; from common import data_file; [print(json.dumps({{{fields}}})) "
+        f"for _, r in data_file.read({json.dumps(str(path))}){loop}]"
+    )
+    return f"python -c {shlex.quote(code)} > NEW.jsonl"
+
+
+def read_records(
+    path: str | PurePath,
+    *,
+    answered: bool = False,
+    report: Callable[[str], None] = messages.log,
+) -> list[Record]:
     """All records of a file with every field they have.
 
     A record without an `id`, or with an empty one, gets its position, from 0. `input` is "" where
     it only says "no input".
 
     Args:
-      path: JSONL or a JSON array, gzipped or not.
+      path: of any form that `data_file.read` knows.
       answered: whether `output` is required.
+      report: receives a line about texts that mean none or stand for a missing value, if any do.
 
     Raises:
       FileNotFoundError: the file does not exist.
       ValueError: a record is malformed (file, line and field are named), or there is none.
     """
+    required = ("instruction", "output") if answered else ("instruction",)
     records = []
-    for location, record in _read(
-        path, ("instruction", "output") if answered else ("instruction",)
-    ):
+    for location, record in _read(path, required, report):
         for field, value in record.items():
             try:  # a record is written again, after its answer has been paid for
-                jsonl.line({field: value}).encode()
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
             except UnicodeEncodeError:
                 raise ValueError(
                     f"{location}: field {field!r} is not valid Unicode: half a surrogate pair"
+                ) from None
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError(
+                    f"{location}: field {field!r} has a value that JSON cannot hold: {value!r:.40}"
                 ) from None
         records.append(record)
     return records
 
 
 def read_tasks(path: str | PurePath) -> list[Task]:
-    """The tasks of a file: `read_records` without the fields that a Task does not have.
+    """The tasks of a file.
 
     Raises:
       FileNotFoundError, ValueError: as `read_records`.
     """
-    return [
-        Task(
-            id=record["id"],
-            instruction=record["instruction"],
-            input=record["input"],
-            difficulty=difficulty(record.get("difficulty")),
-            source=record.get("source"),
-            **{name: str(record.get(name) or "") for name in ("type", "topic", "view")},
-        )
-        for record in read_records(path)
-    ]
+    return list(map(Task.from_record, read_records(path)))
 
 
-def read_examples(path: str | PurePath, *, answered: bool = True) -> list[Example]:
+def read_examples(
+    path: str | PurePath,
+    *,
+    answered: bool = True,
+    report: Callable[[str], None] = messages.log,
+) -> list[Example]:
     """The examples of a file; with `answered=False` its prompts, whose `output` may be missing.
 
     Raises:
@@ -145,7 +230,7 @@ def read_examples(path: str | PurePath, *, answered: bool = True) -> list[Exampl
             input=record["input"],
             output=jsonl.text(location, record, "output"),
         )
-        for location, record in _read(path, required)
+        for location, record in _read(path, required, report)
     ]
 
 

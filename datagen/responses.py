@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from common import cli, jsonl, provenance, sections
 from common.jsonl import Record
 from common.messages import format_counts
-from common.records import Task, read_records, read_tasks, require_unique_ids
+from common.records import Task, read_records, require_unique_ids
 from common.sections import UsageError
 from common.text.prompt_file import Prompt
 from common.text.refusals import is_refusal
@@ -85,7 +85,7 @@ class ResponseRun:
         self.prompt = Prompt.read(config.prompt, DATAGEN_PROMPTS)
         self.rating_prompt = Prompt.read(config.rating_prompt, DATAGEN_PROMPTS)
         self.records = read_records(path)
-        self.tasks = read_tasks(path)
+        self.tasks = list(map(Task.from_record, self.records))
         require_unique_ids(path, (task.id for task in self.tasks), "examples keep their ids")
         self.outcomes: list[ChatAnswer | Failure] = []
         self.reasons: list[str] = []  # rejection reason of each outcome; "" for examples

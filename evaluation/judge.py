@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from common import cli, jsonl, provenance, sections
+from common import cli, data_file, jsonl, provenance, sections
 from common.sections import UsageError
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.store import AnswerStore
@@ -120,7 +120,7 @@ def _read_existing(path: Path) -> Iterator[tuple[str, jsonl.Record]]:
     if not path.exists():
         return
     try:
-        yield from jsonl.read(path)
+        yield from data_file.read(path)
     except ValueError as error:
         raise ValueError(
             f"{error}; delete {path}: it is rebuilt from the replies in answers.sqlite"

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from common import cli, jsonl, provenance, sections
+from common import cli, data_file, jsonl, provenance, sections
 from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, Failure, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest
@@ -72,7 +72,7 @@ def require_own_workdir(path: Path, benchmark: str, generator: str) -> None:
     """Raises ValueError where `path` contains other answers, which would be overwritten."""
     if not path.exists():
         return
-    location, first = next(jsonl.read(path), ("", {}))
+    location, first = next(data_file.read(path), ("", {}))
     known = first.get("generator"), first.get("dataset")
     if known != (generator, benchmark):
         raise ValueError(

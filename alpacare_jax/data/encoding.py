@@ -16,7 +16,7 @@ from common.records import Example
 class DataConfig:
     """The training data."""
 
-    path: str  # Examples: .jsonl or .json, optionally .gz
+    path: str  # Examples: JSON lines, a JSON array, CSV or Parquet, gzipped or not
     eval_path: str  # held-out Examples; "" holds out eval_share of path instead
     eval_share: float  # share of path held out, 0 for none
     template: str  # key of prompts.TEMPLATES
@@ -103,13 +103,22 @@ def encode_all(
                 continue
         kept.append(encoded)
     action = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
-    for count, outcome in (
-        (empty, "dropped: empty output"),
-        (overlong, f"{action}: over {config.max_length:,} tokens"),
-        (prompt_only, "dropped: no response is left after truncation"),
-    ):
-        if count:
-            report(f"{count:,} of {len(examples):,} examples {outcome}")
+    outcomes = [
+        f"{count:,} of {len(examples):,} examples {outcome}"
+        for count, outcome in (
+            (empty, "dropped: empty output"),
+            (overlong, f"{action}: over {config.max_length:,} tokens"),
+            (prompt_only, "dropped: no response is left after truncation"),
+        )
+        if count
+    ]
     if not kept:
-        raise ValueError("no example is left to train on; check data.max_length and data.overlong")
+        remedy = (
+            "give records with outputs"
+            if empty == len(examples)
+            else ("check data.max_length and data.overlong")
+        )
+        raise ValueError(f"no example is left ({'; '.join(outcomes)}); {remedy}")
+    for outcome in outcomes:
+        report(outcome)
     return kept

@@ -33,15 +33,18 @@ def load_batchers(
     def batcher(
         examples: Sequence[records.Example], name: str, batch_size: int | None = None
     ) -> batches.Batcher:
-        encoded = encoding.encode_all(
-            examples, tokenizer, template, run_config.data, lambda text: log(f"{name}: {text}")
-        )
+        try:
+            encoded = encoding.encode_all(
+                examples, tokenizer, template, run_config.data, lambda text: log(f"{name}: {text}")
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         size = batch_size or len(encoded)
         return make_batcher(encoded, size, run_config, model_config, mesh)
 
-    examples = records.read_examples(run_config.data.path)
+    examples = records.read_examples(run_config.data.path, report=log)
     if run_config.data.eval_path:
-        held_out = records.read_examples(run_config.data.eval_path)
+        held_out = records.read_examples(run_config.data.eval_path, report=log)
     else:
         share = run_config.data.eval_share
         examples, held_out = batches.split_examples(examples, share, run_config.train.seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 from common import jsonl, records
 from common.sections import UsageError
 
-FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def split_source(source: str) -> tuple[str, str]:
     name, equals, file = source.partition("=")
     if equals and ("/" not in name or Path(file.partition("#")[0]).exists()):
         return name, file  # but runs/learning_rate=2e-5/answers.json is a path
-    is_file = source.partition("#")[0].endswith(FILE_ENDINGS)
+    is_file = source.partition("#")[0].lower().removesuffix(".gz").endswith(FILE_ENDINGS)
     return ("", source) if is_file else (source, "")
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common import jsonl
+from common import data_file, jsonl
 from common.jsonl import Record
 from evaluation.inputs import benchmarks
 from evaluation.inputs.benchmarks import Item, check_name, split_source
@@ -69,7 +69,7 @@ def load(source: str, items: Sequence[Item], data: Path) -> list[ModelOutput]:
         no answer; the generator is unknown.
     """
     path, column = locate(source, items, data)
-    rows = [_row(location, record, column) for location, record in jsonl.read(path)]
+    rows = [_row(location, record, column) for location, record in data_file.read(path)]
     generator = check_name(str(path), split_source(source)[0] or _generator(path, rows))
     answers = _match(path, rows, items)
     return [
@@ -135,7 +135,7 @@ def _columns(benchmark: str, data: Path) -> tuple[Path, dict[str, str]]:
     path = next(benchmarks.published(data, known.files), None) if known else None
     if not known or not path:
         return data, {}
-    _, first = next(jsonl.read(path), ("", {}))
+    _, first = next(data_file.read(path), ("", {}))
     return path, {name: field for name, field in known.columns.items() if field in first}
 
 
@@ -158,7 +158,8 @@ def _row(location: str, record: Record, column: str) -> _Answer:
     field = column or ("response" if is_published else "output")
     if field not in record:
         raise ValueError(
-            f"{location}: field {field!r} is missing; name the field of the answers: FILE#FIELD"
+            f"{location}: field {field!r} is missing; the record has {', '.join(record)}; name the "
+            "field of the answers: FILE#FIELD"
         )
     prompt, instruction, given = (
         jsonl.text(location, record, name) for name in ("prompt", "instruction", "input")

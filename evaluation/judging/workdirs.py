@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import jsonl, records
+from common import data_file, jsonl, records
 from common.jsonl import Record
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
@@ -42,14 +42,14 @@ def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> ReportTexts:
     items: dict[tuple[str, str], Item] = {}
     outputs: dict[tuple[str, str], Outputs] = {}
     for workdir in map(Path, workdirs):
-        for location, record in jsonl.read(workdir / ITEMS_FILE):
+        for location, record in data_file.read(workdir / ITEMS_FILE):
             item = _item(location, record)
             if items.setdefault((item.benchmark, item.id), item) != item:
                 raise ValueError(
                     f"{location}: id {item.id!r} of {item.benchmark} has another text in another "
                     f"workdir; {REMEDY}"
                 )
-        for location, record in jsonl.read(workdir / OUTPUTS_FILE):
+        for location, record in data_file.read(workdir / OUTPUTS_FILE):
             output = _output(location, record)
             known = outputs.setdefault((output.benchmark, output.generator), {})
             if known.setdefault(output.id, output).output != output.output:

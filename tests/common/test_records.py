@@ -1,7 +1,9 @@
 """The JSONL contract: what is read, what counts as no input, and how bad records are named."""
 
-import gzip
+import datetime
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.jsonl import NO_INPUT
-from common.records import Example, read_examples
+from common.records import Example, read_examples, read_records
+from tests.conftest import REPOSITORY
 
 RECORDS = [
     {"id": "a", "instruction": "Explain fever.", "input": "", "output": "A high temperature."},
@@ -28,15 +31,12 @@ def as_lines(records) -> str:
 
 
 def write(path: Path, text: str) -> Path:
-    content = text.encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json", "x.json.gz"])
-def test_every_form_of_file_gives_the_same_examples(tmp_path, name):
-    text = as_lines(RECORDS) if "jsonl" in name else json.dumps(RECORDS, indent=1)
-    path = write(tmp_path / name, text)
+def test_examples_of_a_file(tmp_path):
+    path = write(tmp_path / "x.jsonl", as_lines(RECORDS))
     assert read_examples(path) == EXAMPLES
     assert read_examples(str(path)) == EXAMPLES
 
@@ -77,8 +77,6 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("x.jsonl", GOOD + '{"instruction": "a"', r"x\.jsonl:2: not JSON: "),
-        ("x.jsonl", GOOD + "[1]\n", r"x\.jsonl:2: a record must be a JSON object"),
         ("x.jsonl", GOOD + '{"output": "b"}\n', r"x\.jsonl:2: field 'instruction' is missing"),
         ("x.jsonl", GOOD + '{"instruction": "a"}\n', r"x\.jsonl:2: field 'output' is missing"),
         ("x.jsonl", '{"instruction": 3, "output": "b"}', r":1: field 'instruction' must be a str"),
@@ -88,12 +86,8 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
         ("x.jsonl", '{"instruction": " ", "output": "b"}', r":1: field 'instruction' is empty"),
         ("x.jsonl", '{"instruction": "\\ud800", "output": "b"}', r":1: field 'instruction' is not"),
         ("x.jsonl", "", r"x\.jsonl: contains no records"),
-        ("x.jsonl", "\n \n", r"x\.jsonl: contains no records"),
-        ("x.json", "[]", r"x\.json: contains no records"),
-        ("x.json", '[\n{"instruction" 1}]', r"x\.json:2: not JSON: "),
-        ("x.json", GOOD, r"x\.json: a \.json file must contain one array"),
         ("x.json", f"[{GOOD}, {{}}]", r"x\.json, record 1: field 'instruction' is missing"),
-        ("x.jsonl.gz", GOOD + "{", r"x\.jsonl\.gz:2: not JSON: "),
+        ("x.json", '{"instruction": {"0": "a"}, "output": {"0": "b"}}', ":1: columns, not records"),
     ],
 )
 def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, name, text, message):
@@ -105,6 +99,101 @@ def test_input_alone_is_instruction_enough(tmp_path):
     record = {"instruction": "", "input": "What is anaemia?", "output": "y"}
     path = write(tmp_path / "x.jsonl", as_lines([record]))
     assert read_examples(path)[0].input == "What is anaemia?"
+
+
+TURNS = ("What is fever?", "A raised temperature.", "Why?", "Infection.")
+QUESTION, ANSWER, *_ = TURNS
+
+
+def conversations(name, role, text):
+    """A conversation of one question, and one of two."""
+    return [{name: [{role: "x", text: turn} for turn in TURNS[:size]]} for size in (2, 4)]
+
+
+@pytest.mark.parametrize(
+    "name, records, message",
+    [
+        (
+            "share.jsonl",
+            conversations("conversations", "from", "value"),
+            "a conversation (field 'conversations': a list of 'from' and 'value'), not a record",
+        ),
+        (
+            "chat.json",
+            conversations("messages", "role", "content"),
+            "a conversation (field 'messages': a list of 'role' and 'content'), not a record with",
+        ),
+        (
+            "it's in $HOME.jsonl",
+            [{"question": QUESTION, "answer": ANSWER}],
+            "field 'instruction' is missing; the record has question, answer; to rename: python",
+        ),
+        (
+            "prompt.json",
+            [{"prompt": QUESTION, "completion": "x", "response": ANSWER}],
+            "field 'instruction' is missing; the record has prompt, completion, response; to re",
+        ),
+        (
+            "capitals.json",
+            [{"Instruction": QUESTION, "Output": ANSWER}],
+            "field 'instruction' is missing; the record has Instruction, Output; to rename: pyt",
+        ),
+        (
+            "dolly.jsonl",
+            [{"instruction": QUESTION, "context": "NA", "response": ANSWER}],
+            "field 'output' is missing; the record has instruction, context, response; to renam",
+        ),
+    ],
+)
+def test_the_command_in_the_message_converts_the_file(tmp_path, name, records, message):
+    content = as_lines(records) if name.endswith("l") else json.dumps(records)
+    with pytest.raises(ValueError) as caught:
+        read_examples(write(tmp_path / name, content))
+    error = str(caught.value)
+    assert message in error
+    command = f"PYTHONPATH={REPOSITORY} {sys.executable} " + error[error.index("-c ") :]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert read_examples(tmp_path / "NEW.jsonl") == [Example("0", QUESTION, "", ANSWER)]
+
+
+def test_without_a_likely_name_the_fields_are_named(tmp_path):
+    path = write(tmp_path / "x.jsonl", '{"features": [], "rows": [{}]}')
+    with pytest.raises(ValueError, match=r"is missing; the record has features, rows$"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize("read", [read_examples, read_records])
+def test_texts_that_mean_none_and_those_that_may_are_counted(tmp_path, read):
+    inputs = ["NA", "NA", " None", "nan", "NaN", "nan", "", None, "DNA"]
+    records = [{"instruction": "a", "input": text, "output": "b"} for text in inputs]
+    path, reported = write(tmp_path / "x.jsonl", as_lines(records)), []
+    read(path, report=reported.append)
+    assert reported == [
+        f"{path}: 2 'NA' as input, 1 'None' as input: read as none",
+        f"{path}: 2 'nan' as input, 1 'NaN' as input: kept as text; "
+        'write "" where it stands for a missing value',
+    ]
+    read(write(tmp_path / "y.jsonl", GOOD), report=pytest.fail)
+
+
+def test_a_missing_value_as_an_answer_is_counted(tmp_path):
+    reported = []
+    text = as_lines([{"instruction": "a", "output": text} for text in ("nan", "None", "NULL")])
+    read_examples(write(tmp_path / "x.jsonl", text), report=reported.append)
+    assert "1 'nan' as output, 1 'NULL' as output: kept as text" in reported[0]
+
+
+@pytest.mark.parametrize("value", [b"x", datetime.date(2026, 1, 2), float("nan")])
+def test_values_that_cannot_be_written_again(tmp_path, value):
+    """JSON has none of these; a Parquet file may."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"instruction": "a", "output": "b", "extra": value}]
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    with pytest.raises(ValueError, match=r"record 0: field 'extra' has a value that JSON cannot"):
+        read_records(path)
+    assert read_examples(path) == [Example("0", "a", "", "b")]
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

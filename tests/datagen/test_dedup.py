@@ -118,7 +118,7 @@ def test_an_unknown_mode():
 
 RECORDS = [
     {"id": "a", "instruction": "List three causes of chest pain.", "topic": "heart", "n": 1},
-    {"id": "b", "instruction": "Why is the sky blue?", "input": "NA", "output": "x"},
+    {"id": "b", "instruction": "Why is the sky blue?", "input": "", "output": "x"},
     {"id": "c", "instruction": "List four causes of chest pain!", "source": {"seeds": [1]}},
     {"id": "d", "instruction": "高血压的症状"},
     {"id": "e", "instruction": "高血压的症状"},
@@ -129,7 +129,7 @@ def test_kept_records_keep_their_fields_and_order(run):
     kept, dropped, said = run(RECORDS)
     assert [record["id"] for record in kept] == ["a", "b", "d", "e"]
     assert kept[0] == RECORDS[0] | {"input": ""}
-    assert kept[1] == RECORDS[1] | {"input": ""}
+    assert kept[1] == RECORDS[1]
     assert len(dropped) == 1
     nearest = dropped[0].pop("nearest")
     assert dropped[0] == RECORDS[2] | {"input": ""}

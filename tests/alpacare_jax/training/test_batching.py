@@ -27,7 +27,10 @@ BAD_DATA = {
     "no output": (GOOD * 2 + '{"instruction": "a"}\n', ["bad.jsonl:3: field 'output' is missing"]),
     "a number": (GOOD + '{"instruction": 5, "output": ""}', ["bad.jsonl:2: field 'instruction'"]),
     "empty file": ("", ["bad.jsonl: contains no records"]),
-    "empty answers": (GOOD.replace("the pain", "") * 9, ["no example is left to train on"]),
+    "empty answers": (
+        GOOD.replace("the pain", "") * 9,
+        ["training data: no example is left (9 of 9 examples dropped: empty output); give records"],
+    ),
     "too few": (GOOD * 7, ["7 training examples do not fill one batch of 8", "lower train.batch"]),
     "too long": (
         GOOD * 9 + json.dumps({"id": "x9", "instruction": "a", "output": "z" * 999}) + "\n",
@@ -43,6 +46,13 @@ def test_bad_data(corpus, tmp_path, capsys, case):
     line = one_line_error(run_config(corpus, data__path=path), tmp_path / "run", capsys)
     assert all(part in line for part in parts), line
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_data_without_answers(corpus, tmp_path, capsys):
+    path = data_file(tmp_path, GOOD.replace("the pain", "") * 3)
+    line = one_line_error(run_config(corpus, data__eval_path=path), tmp_path / "run", capsys)
+    assert "held-out data: no example is left (3 of 3 examples dropped: empty output)" in line
+    assert "give records with outputs" in line
 
 
 def test_a_base_model_with_another_models_tokenizer(corpus, tmp_path, capsys):
