@@ -184,7 +184,9 @@ def test_archives_are_named(tmp_path):
 def test_what_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file: .*absent\.jsonl"):
         read(tmp_path / "absent.jsonl")
-    with pytest.raises(FileNotFoundError, match="hf download --repo-type=dataset owner/name --local"):
+    with pytest.raises(
+        FileNotFoundError, match="hf download --repo-type=dataset owner/name --local"
+    ):
         read("owner/name")
     with pytest.raises(IsADirectoryError):
         read(tmp_path)
