@@ -60,10 +60,11 @@ def drawings(runs: Sequence[RunFiles], *, legend: bool) -> list[Drawing]:
     for title, values in quantities.items():
         found = [
             Curve(
-                "other runs" if (c := colour[run.name]) == REST else run.name,
+                run.name,
                 values(run),
-                c,
+                colour[run.name],
                 dash=None if run.finished else UNFINISHED,
+                group="other runs" if colour[run.name] == REST else "",
             )
             for run in ordered
         ]

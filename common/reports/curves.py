@@ -26,6 +26,7 @@ class Curve:
     colour: str  # a name of drawing.COLOURS
     dots: bool = False  # mark each point: few values, far apart
     dash: tuple[float, float] | None = None
+    group: str = ""  # its name in the legend, where several share a colour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def chart(
     """
     curves = [curve for curve in curves if curve.points]
     values = [y for curve in curves for _, y in curve.points]
-    named = {curve.colour: curve.name for curve in curves if legend}
+    named = {curve.colour: curve.group or curve.name for curve in curves if legend}
     shapes, top = charts.legend(list(named.values()), list(named))
     top += 8
     ends = [curve.points[-1][0] for curve in curves]

@@ -53,6 +53,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run(corpus, finished, tmp_path, c
     for part in ("at step 7", "last good step is 6", "last checkpoint 4", "lower optimizer.learn"):
         assert part in str(raised.value)
     assert [line["step"] for line in lines(tmp_path)] == list(range(7))
+    page = (tmp_path / "report.html").read_text()
+    assert ">failed at step 6</span>" in page and "the last good step is 6" in page
     assert checkpoint.find_step(tmp_path, "latest") == 4
     weights = checkpoint.load_params(tmp_path, TINY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))

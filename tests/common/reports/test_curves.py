@@ -92,8 +92,8 @@ def test_any_values_can_be_drawn(values, log):
 
 
 def test_curves_of_one_colour_share_a_name_in_the_legend():
-    named = {"a": "series0", "others": "rest", "others ": "rest"}
-    some = [Curve(name.strip(), [(0, 1.0)], colour) for name, colour in named.items()]
+    some = [Curve("a", [(0, 1.0)], "series0")]
+    some += [Curve(name, [(0, 2.0)], "rest", group="others") for name in "bc"]
 
     def texts(**options):
         return [s.text for s in chart("X", some, **options).shapes if isinstance(s, Text)]
