@@ -152,8 +152,8 @@ def problem(folder: epath.Path, part: str = "") -> str:
 def _damaged(folder: epath.Path, step: int, text: str, part: str = "") -> DamagedError:
     """The error for a damaged step, which names those that are whole."""
     whole = [s for s in saved_steps(folder) if s != step and not problem(folder / str(s), part)]
-    remedy = f"choose --step from {whole}" if whole else "copy or make it again"
-    return DamagedError(f"step {step} in {folder} cannot be used: {text}; {remedy}")
+    remedy = f"whole steps: {whole}" if whole else "no other is whole; copy or make it again"
+    return DamagedError(f"step {step} in {folder} is damaged: {text}; {remedy}")
 
 
 def newest_whole(directory: str | PurePath) -> int:
@@ -172,13 +172,15 @@ def newest_whole(directory: str | PurePath) -> int:
             break
         damaged[step] = text
         steps = steps[:-1]
-    found = "; ".join(f"step {step}: {text}" for step, text in damaged.items())
-    if damaged and not step:
-        raise DamagedError(
-            f"no step in {folder} is whole ({found}); copy it again, or delete it to begin anew"
-        )
-    if damaged and processes.is_first():
-        messages.log(f"{folder} is damaged ({found}); going back to the newest whole step")
+    if damaged:
+        found = "; ".join(f"step {number}: {text}" for number, text in damaged.items())
+        if not step:
+            raise DamagedError(
+                f"no step in {folder} is whole ({found}); copy it again, or delete it to train "
+                "from the beginning"
+            )
+        if processes.is_first():
+            messages.log(f"damaged steps in {folder} are left out: {found}")
     return step
 
 

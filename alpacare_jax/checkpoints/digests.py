@@ -1,7 +1,7 @@
 """The manifest of a saved step: every file with its size and checksum, so that damage is found.
 
 `checkpoints/STEP/manifest.json` is written last. A step without one is not whole: its save was cut
-off, or it was copied by half.
+off, or half of it was copied.
 
     {"step": 6, "metrics": {"eval_loss": 1.25}, "weights": "9f2c...",
      "files": {"params/manifest.ocdbt": {"size": 118, "crc32c": "5d0a1f77"}, ...},
@@ -72,9 +72,7 @@ def read(folder: epath.Path) -> Manifest:
     try:
         text = (folder / NAME).read_bytes().decode()
     except FileNotFoundError:
-        raise DamagedError(
-            f"no {NAME}: copied by half, or saved by a version that wrote none"
-        ) from None
+        raise DamagedError(f"it has no {NAME}: half copied, or saved by an older version") from None
     except UnicodeDecodeError:
         raise DamagedError(f"{NAME} is damaged") from None
     try:
