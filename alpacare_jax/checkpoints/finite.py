@@ -74,14 +74,16 @@ def _largest(leaves: list[jax.Array], on_host: tuple[bool, ...]) -> list[jax.Arr
     """The largest magnitude in each array, NaN where there is one."""
 
     def largest(x: jax.Array) -> jax.Array:
-        return jnp.max(jnp.abs(x.astype(jnp.float32)), initial=0)
+        x = jnp.abs(x.astype(jnp.float32))
+        nan = jnp.isnan(x)  # XLA's maximum on CPU may lose a NaN: xla_cpu_enable_fast_min_max
+        return jnp.where(nan.any(), jnp.nan, jnp.max(jnp.where(nan, 0, x), initial=0))
 
     def by_layer(stacked: jax.Array) -> jax.Array:
         def fetch(i: jax.Array) -> jax.Array:
             layer = jax.lax.dynamic_slice_in_dim(stacked, i, 1)
             return largest(jax.device_put(layer, jax.memory.Space.Device))
 
-        return jax.lax.map(fetch, jnp.arange(len(stacked))).max()
+        return largest(jax.lax.map(fetch, jnp.arange(len(stacked))))
 
     return [
         by_layer(leaf) if host else largest(leaf)

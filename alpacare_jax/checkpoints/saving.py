@@ -103,7 +103,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager["TrainingCheckpoints
         self._require_room(step, state)
         if unusable := finite.unusable(state["params"], state["opt_state"]):
             raise FloatingPointError(
-                f"step {step} not saved: {unusable}; the last checkpoint is step "
+                f"step {step} not saved: {unusable}; the last checkpoint is "
                 f"{self.latest or 'none'}; lower optimizer.learning_rate or look at the data of "
                 "the last steps"
             )

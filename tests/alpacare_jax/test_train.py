@@ -260,9 +260,24 @@ def test_sigkill_at_any_moment_leaves_the_same_curve(corpus, tmp_path):
 def test_a_rate_that_blows_the_model_up(corpus, tmp_path, capsys):
     config = ten_steps(corpus, optimizer__learning_rate=1e30, checkpoint__every_steps=1)
     error = one_line_error(config, tmp_path, capsys)
-    assert "the last good step is" in error
+    assert "the last good step is 1, the last checkpoint 1;" in error
     assert "lower optimizer.learning_rate" in error
     checkpoint.load_params(tmp_path, TINY, step="latest")
+    with small_machine() as patch, pytest.raises(FloatingPointError):
+        compile_once(patch)
+        train.run(config, tmp_path)
+    assert "resuming from step 1, the newest that is whole and finite" in capsys.readouterr().err
+
+
+def test_what_the_last_update_made_is_looked_at_too(corpus, tmp_path, capsys):
+    """Nothing is held out, and the only loss was computed before the update."""
+    changes = {"data__eval_share": 0.0, "train__eval_every": 0, "train__epochs": 1}
+    one_step = {"train__batch_size": 40, "optimizer__warmup_ratio": 0.0}
+    config = ten_steps(corpus, optimizer__learning_rate=1e30, **changes, **one_step)
+    error = one_line_error(config, tmp_path, capsys)
+    assert error.startswith("error: step 1 not saved: ") and "the last checkpoint is none" in error
+    assert checkpoint.latest_step(tmp_path) is None
+    assert json.loads((tmp_path / "run.json").read_text())["end"] is None
 
 
 COMMANDS = {
