@@ -52,11 +52,11 @@ def mark_changing(folder: epath.Path, steps: Iterable[int]) -> None:
 def unfinished_steps(folder: epath.Path) -> list[int]:
     """Steps whose writing or removal was cut off, or is going on; some may be gone already."""
     try:
-        noted = json.loads((folder / CHANGING).read_text(encoding="utf-8"))
+        noted = [int(step) for step in json.loads((folder / CHANGING).read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
-    except ValueError:
-        raise ValueError(f"{folder / CHANGING} is damaged; delete it") from None
+    except (ValueError, TypeError):
+        raise DamagedError(f"{folder / CHANGING} is damaged; delete it") from None
     return [step for step in noted if not (folder / str(step) / digests.NAME).exists()]
 
 

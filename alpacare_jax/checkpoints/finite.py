@@ -78,15 +78,18 @@ def _largest(leaves: list[jax.Array], on_host: tuple[bool, ...]) -> list[jax.Arr
         nan = jnp.isnan(x)  # XLA's maximum on CPU may lose a NaN: xla_cpu_enable_fast_min_max
         return jnp.where(nan.any(), jnp.nan, jnp.max(jnp.where(nan, 0, x), initial=0))
 
-    def by_layer(stacked: jax.Array) -> jax.Array:
-        def fetch(i: jax.Array) -> jax.Array:
-            layer = jax.lax.dynamic_slice_in_dim(stacked, i, 1)
-            return largest(jax.device_put(layer, jax.memory.Space.Device))
+    def from_host(x: jax.Array) -> jax.Array:
+        def fetched(part: jax.Array) -> jax.Array:
+            return largest(jax.device_put(part, jax.memory.Space.Device))
 
-        return largest(jax.lax.map(fetch, jnp.arange(len(stacked))))
+        if x.ndim < 3:  # not stacked
+            return fetched(x)
+        layers = jnp.arange(len(x))
+        each = jax.lax.map(lambda i: fetched(jax.lax.dynamic_slice_in_dim(x, i, 1)), layers)
+        return largest(each)
 
     return [
-        by_layer(leaf) if host else largest(leaf)
+        from_host(leaf) if host else largest(leaf)
         for leaf, host in zip(leaves, on_host, strict=True)
     ]
 

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ from alpacare_jax.checkpoints import checkpoint, saving
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics
+from tests.conftest import COMPILES_QUICKLY, REPOSITORY
 from tests.support.training import (
     TINY,
     TWENTY_STEPS,
@@ -255,6 +258,22 @@ def test_sigkill_at_any_moment_leaves_the_same_curve(corpus, tmp_path):
         assert process.returncode == 0, err
         assert ("resuming from step" in err) == (workdir == killed)
     assert_same_end(killed, undisturbed, 10)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_no_trace(tmp_path):
+    """Of train, generate and convert; ALPACARE_KILLS=40 for more of them."""
+    command = [sys.executable, "-m", "tests.support.kills", str(tmp_path / "kills")]
+    environment = os.environ | COMPILES_QUICKLY | {"JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(
+        [*command, os.environ.get("ALPACARE_KILLS", "6")],
+        cwd=REPOSITORY,
+        env=environment | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("outputs like an undisturbed one's") == 4
 
 
 def test_a_rate_that_blows_the_model_up(corpus, tmp_path, capsys):
