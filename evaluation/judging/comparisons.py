@@ -77,6 +77,10 @@ def pair(
     ]
 
 
+FIRST_REPLIES = 20
+"""A judge whose first replies, this many, state no verdict ends the run: it thinks aloud, say."""
+
+
 async def ask(
     client: Client, comparisons: Sequence[Comparison], reasks: int, replies: list[Reply]
 ) -> None:
@@ -84,7 +88,11 @@ async def ask(
 
     Raises:
       RunStoppedError: as Client.stream; what has arrived is stored.
+      ValueError: none of the first `FIRST_REPLIES` replies of a judge states a verdict.
     """
+    found: dict[str, Counter[str]] = {
+        comparison.judge.name: Counter() for comparison in comparisons
+    }
     waiting = list(range(len(comparisons)))
     for sample in range(1 + reasks):
         if sample and waiting:
@@ -96,11 +104,23 @@ async def ask(
             else:
                 verdict = comparisons[index].verdict(outcome)
                 replies[index] = Reply(outcome, sample + 1, verdict)
+                name = comparisons[index].judge.name
+                found[name][verdict] += 1
+                if found[name] == {Verdict.INVALID: FIRST_REPLIES} and not client.config.offline:
+                    raise ValueError(_no_verdict(name, outcome))
         waiting = [
             index
             for index in waiting
             if replies[index].verdict == Verdict.INVALID and not replies[index].failure
         ]
+
+
+def _no_verdict(judge: str, answer: ChatAnswer) -> str:
+    return (
+        f"none of the first {FIRST_REPLIES} replies to {judge} states a verdict; one of them (its "
+        f"end is {answer.finish_reason}): {answer.text[-200:]!r}; choose a model that follows the "
+        "prompt, or raise chat.max_tokens; docs/judging.md says what is read; replies are stored"
+    )
 
 
 def names(comparison: Comparison, model: str) -> dict[str, str]:

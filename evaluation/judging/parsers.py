@@ -1,7 +1,10 @@
 """Parsers of judges' replies: every text becomes exactly one Preference.
 
-They are strict. A reply counts only where it, or its last sentence, consists of the verdict and of
-words that cannot reverse it. Everything else is INVALID, and asked again rather than guessed.
+A reply is read when it holds exactly one verdict of the judge's form, stated as final, whatever
+words lead to it or explain it afterwards. It is INVALID, and asked again rather than guessed, when
+it names both sides as the better one, negates, asks or hedges. Each parser knows a form; what
+counts as stated is decided in `statements`, by one rule for all. Thoughts and end tokens are
+removed before (datagen.chat).
 """
 
 import json
@@ -9,6 +12,9 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
+
+from evaluation.judging import statements
+from evaluation.judging.statements import FIRST, SECOND, TIE
 
 
 class Preference(StrEnum):
@@ -22,66 +28,48 @@ class Preference(StrEnum):
 
 ReplyParser = Callable[[str], Preference]
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-"""Reasoning that some servers leave in the reply."""
-
-_SIDE = re.compile(r"(?:\boutput\s*)?\(\s*([ab])\s*\)")
-_A_TIE = re.compile(r"\ba tie\b")
+_PREFERENCES = {
+    FIRST: Preference.FIRST,
+    SECOND: Preference.SECOND,
+    TIE: Preference.TIE,
+    "": Preference.INVALID,
+}
+_LABEL = re.compile(r"(?:\boutput\s*)?\(\s*(?:(a)|b)\s*\)", re.IGNORECASE)
+_TIE = re.compile(r"(?<![-\w])(?:a )?tie(?![-\w])", re.IGNORECASE)
+_LETTER_ALONE = re.compile(r"(?:output\s+)?(?:(a)|b)", re.IGNORECASE)
 _BRACKETS = re.compile(r"\[\[([^\[\]]*)\]\]")
-_SIDE_ALONE = re.compile(r"(?:output\s+)?([ab])")
-_DECORATION = " \t\r\n.,:;*_#\"'`“”‘’-"
-
-
-_SIDES = {"a": Preference.FIRST, "b": Preference.SECOND, "c": Preference.TIE}
-
-# No sentence made of these words can speak against the side that it names.
-_WORDS_WITH_A_SIDE = set(
-    "answer best better choice choose final given i instruction is matches my one output prefer "
-    "preferred select the verdict".split()
-)
-_WORDS_WITH_TIE = set(
-    "answer are both choice equal final is it it's my of outputs quality the tie verdict".split()
-)
-_WORDS_WITH_BRACKETS = set(
-    "answer assistant better choice decision final hence is judgement judgment my output overall "
-    "response so the therefore thus verdict".split()
-)
+_BRACKET_MARKS = {"a": FIRST, "b": SECOND, "c": TIE}
 
 
 def output_label(reply: str) -> Preference:
-    """A verdict as Output (a), Output (b) or Tie, alone or in a plain sentence.
+    """A verdict as Output (a), Output (b) or Tie.
 
     >>> print(*map(output_label, ("Output (a)", "output (B).", "**Tie**", "b", "It's a tie.")))
     first second tie second tie
-    >>> print(output_label("Output (a) is better"), output_label("The better choice is (b)"))
-    first second
+    >>> print(output_label("Based on accuracy, Output (a) is better, for it names the dose."))
+    first
+    >>> print(output_label("Output (a) omits the dose. Therefore, Output (b) is better."))
+    second
     >>> print(output_label("I can't decide between Output (a) and Output (b)"), output_label(""))
     invalid invalid
     >>> print(output_label("Output (a) is not better"), output_label("Neither (a) nor a tie"))
     invalid invalid
     >>> print(output_label("Output (a)\\n\\nTie"), output_label("La sortie (a) est meilleure"))
     invalid invalid
-    >>> print(output_label("Output (a), for it says why"), output_label("I output a better one"))
-    invalid invalid
     """
-    text = _plain(reply).strip(_DECORATION)
-    if alone := _SIDE_ALONE.fullmatch(text):
-        return _SIDES[alone[1]]
-    sides = set(_SIDE.findall(text))
-    words = _words(_SIDE.sub(" ", _A_TIE.sub("tie", text)))
-    if words is None or len(sides) > 1:
-        return Preference.INVALID
-    if sides:
-        return _SIDES[sides.pop()] if words <= _WORDS_WITH_A_SIDE else Preference.INVALID
-    return Preference.TIE if "tie" in words and words <= _WORDS_WITH_TIE else Preference.INVALID
+    text = statements.plain(reply)
+    if alone := _LETTER_ALONE.fullmatch(text.strip(" \t\n.,:;#_\"'-")):
+        return Preference.FIRST if alone[1] else Preference.SECOND
+    text = _LABEL.sub(lambda found: FIRST if found[1] else SECOND, text)
+    return _PREFERENCES[statements.verdict(_TIE.sub(TIE, text))]
 
 
 def brackets(reply: str) -> Preference:
-    """A verdict as [[A]], [[B]] or [[C]] (tie), in the sentence that ends the reply.
+    """A verdict as [[A]], [[B]] or [[C]] (tie), the only one in double brackets.
 
     >>> print(brackets("A names the risk.\\n\\n[[A]]"), brackets("Final verdict: **[[b]]**"))
     first second
-    >>> print(brackets("Both are complete. Therefore, my final verdict is [[C]]."))
+    >>> print(brackets("Both are complete. Therefore, my final verdict is [[C]] for a tie."))
     tie
     >>> print(*map(brackets, ("So assistant A is better: [[A]]", "Assistant A is better: [[B]]")))
     first invalid
@@ -90,16 +78,10 @@ def brackets(reply: str) -> Preference:
     >>> print(*map(brackets, ("[[A]] would be too kind.\\n[[B]]", "[[A]] is a doctor's answer")))
     invalid invalid
     """
-    text = _plain(reply).rstrip(_DECORATION)
-    marks = {mark.strip() for mark in _BRACKETS.findall(text)}
-    if len(marks) != 1 or not text.endswith("]]"):
-        return Preference.INVALID
-    (mark,) = marks
-    last = re.split(r"\n|[.!?][\"'*_)]*\s", text)[-1]
-    words = _words(_BRACKETS.sub(" ", last))
-    if words is None or not words <= _WORDS_WITH_BRACKETS | {mark}:
-        return Preference.INVALID
-    return _SIDES.get(mark, Preference.INVALID)
+    text = statements.plain(reply)
+    named = {content.strip().lower() for content in _BRACKETS.findall(text)}
+    mark = _BRACKET_MARKS.get(named.pop()) if len(named) == 1 else None
+    return _PREFERENCES[statements.verdict(_BRACKETS.sub(mark, text)) if mark else ""]
 
 
 VERDICT_SCHEMA = {
@@ -113,39 +95,35 @@ VERDICT_SCHEMA = {
 }
 """JSON schema of a structured reply. The explanation comes first: a model writes in this order."""
 
+_EXPLANATIONS = {"analysis", "comparison", "explanation", "rationale", "reason", "reasoning"}
+_STRUCTURED = {"A": FIRST, "B": SECOND, "tie": TIE, "Tie": TIE}
+
 
 def structured(reply: str) -> Preference:
-    """A verdict as JSON that follows VERDICT_SCHEMA, in a Markdown fence or not.
+    """A verdict as JSON that follows VERDICT_SCHEMA: one object, alone or stated as final.
 
     >>> print(structured('{"explanation": "B is rude.", "verdict": "A"}'))
     first
+    >>> print(structured('Here is my verdict:\\n```json\\n{"verdict": "tie"}\\n```'))
+    tie
     >>> print(*map(structured, ('{"verdict": "A", "verdict": "B"}', '{"verdict": "A or B"}')))
     invalid invalid
     >>> print(*map(structured, ('I think {"verdict": "A"}', '["A"]', "")))
     invalid invalid invalid
     """
-    text = _THOUGHTS.sub("", reply).strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text.strip("`").removeprefix("json")
+    before, brace, rest = reply.partition("{")
     try:
-        content = json.loads(text, object_pairs_hook=_unique_keys)
+        content, end = _DECODER.raw_decode(brace + rest)
     except (ValueError, RecursionError):
         return Preference.INVALID
-    verdict = content.get("verdict") if isinstance(content, dict) else None
-    sides = {"A": Preference.FIRST, "B": Preference.SECOND, "tie": Preference.TIE}
-    return sides.get(str(verdict), Preference.INVALID)
-
-
-def _plain(reply: str) -> str:
-    """Lower case, without thoughts and with one kind of apostrophe."""
-    return _THOUGHTS.sub("", reply).lower().replace("’", "'")
-
-
-def _words(text: str) -> set[str] | None:
-    """Words of a text in lower case; None where it holds more than words and plain punctuation."""
-    words = re.findall(r"[a-z]+(?:'[a-z]+)?", text)
-    left = re.sub(r"[a-z]+(?:'[a-z]+)?", "", text)
-    return None if left.strip(_DECORATION) else set(words)
+    after = (brace + rest)[end:]
+    verdict = content.pop("verdict", None)
+    told = content.keys() <= _EXPLANATIONS and all(isinstance(x, str) for x in content.values())
+    mark = _STRUCTURED.get(verdict) if isinstance(verdict, str) and told else None
+    if not mark or "{" in after:
+        return Preference.INVALID
+    text = "\n".join((statements.plain(before), mark, statements.plain(after)))
+    return _PREFERENCES[statements.verdict(text)]
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,3 +131,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("duplicate key")
     return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)

@@ -195,6 +195,21 @@ def test_a_reply_without_a_verdict_is_asked_for_again(server, files, tmp_path):
     assert len(server.bodies) == 18, "a further time asks once more, not anew"
 
 
+def test_a_judge_that_thinks_aloud_is_noticed_early(server, tmp_path):
+    server.answer = lambda body: "Let me think step by step. Output (a) has"
+    items = [{"id": str(i), "instruction": f"Question {i}?", "output": "Yes."} for i in range(40)]
+    for name in ("set", "model-7B", "gpt"):
+        lines = (json.dumps(item | {"generator": name}) + "\n" for item in items)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    config = make_config(server, concurrency=4)
+    with pytest.raises(ValueError, match=r"first 20 replies to alpacare .* think step by step"):
+        judge.run(make(config, tmp_path, ["model-7B"], ["gpt"]), tmp_path / "workdir")
+    assert len(server.bodies) < 40
+    offline = make_config(server, offline=True)
+    with pytest.raises(ValueError, match="comparisons have no reply"):
+        judge.run(make(offline, tmp_path, ["model-7B"], ["gpt"]), tmp_path / "workdir")
+
+
 def test_what_the_server_refuses_is_invalid_and_reported(server, files, tmp_path, capsys):
     def reply(body):
         refused = "gout" in question(body)

@@ -27,7 +27,11 @@ from evaluation.judging.parsers import Preference, brackets, output_label, struc
         ("Output (a)\n\nOutput (a)", "first"),
         ("It’s a tie.", "tie"),
         ("Both outputs are of equal quality: Tie", "tie"),
-        ("<think>Output (b) or a Tie?</think>\nOutput (a)", "first"),
+        ("Answer (a) names the risk. Therefore, Output (a) is better.", "first"),
+        ("Based on accuracy, Output (a) is better.", "first"),
+        ("<answer>Output (a)</answer>", "first"),
+        ("\u200bOutput\u00a0（ａ）", "first"),
+        ("Output (a)\n\nIt names the dose; output (b) does not mention it.", "first"),
         # What names no side, or more than one.
         ("", "invalid"),
         (" \n", "invalid"),
@@ -85,7 +89,11 @@ def test_output_labels(reply, verdict):
         ("[A]", "invalid"),
         ("[[A]] [[B]]", "invalid"),
         ("[[A]] if A is better, [[B]] if B is.\n[[A]]", "invalid"),
-        ("[[A]] because it is safe", "invalid"),
+        ("[[A]] because it is safe", "first"),
+        ("Based on this evaluation, the final verdict is: [[B]]", "second"),
+        ("Final verdict: [[C]] for a tie.", "tie"),
+        ("［［Ａ］］", "first"),
+        ("[[А]]", "invalid"),  # a Cyrillic letter
         ("The better answer is not [[A]]", "invalid"),
         ("Nobody would choose [[A]]", "invalid"),
         ("Is it [[A]]?", "invalid"),
@@ -111,6 +119,12 @@ def test_brackets(reply, verdict):
         (' {"verdict": "B"}\n', "second"),
         ('```json\n{"verdict": "tie"}\n```', "tie"),
         ('```\n{"verdict": "tie"}\n```', "tie"),
+        ('\ufeff{"explanation": "x", "verdict": "A"}', "first"),
+        ('Here is my verdict:\n```json\n{"verdict": "B"}\n```', "second"),
+        ('{"verdict": "A"}\n\nReason: It names the dose.', "first"),
+        ('{"verdict": "A", "winner": "B"}', "invalid"),
+        ('{"verdict": "A"}\nNo, wait.', "invalid"),
+        ('Not {"verdict": "A"}', "invalid"),
         ('{"verdict": "a"}', "invalid"),
         ('{"verdict": "C"}', "invalid"),
         ('{"verdict": null}', "invalid"),
@@ -169,13 +183,13 @@ NAMES = {
 @settings(max_examples=300, deadline=None)
 @given(REPLIES)
 def test_no_reply_counts_for_what_it_does_not_name(reply):
-    seen = re.sub(r"\A\s*<think>.*?</think>", "", reply, flags=re.DOTALL).lower()
+    seen = reply.lower()
     for parse, forms in NAMES.items():
         verdict = parse(reply)
         assert verdict in Preference
         if verdict != "invalid":
             named = {name for name, form in forms.items() if re.search(form, seen)}
-            assert named == {verdict}, parse.__name__
+            assert verdict in named, parse.__name__
 
 
 SWAPPED = str.maketrans("abAB", "baBA")
