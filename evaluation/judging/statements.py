@@ -40,7 +40,7 @@ _MAX_SENTENCE = 2000  # characters
 _MARK = re.compile(f"[{MARKS}]")
 _NAME = re.compile(
     r"\b(?:assistant|answer|candidate|model|option|output|response)\s+\(?([ab])\b\)?"
-    r"|\b((?-i:[AB])|[ab](?=[.,:;)]|$))\b",
+    r"|\b((?-i:[AB])|[ab](?=\s*(?:[^\w\s]|$)))\b",
     re.IGNORECASE,
 )
 _TITLE = re.compile(rf"^#.*[{FIRST}{SECOND}]|[{FIRST}{SECOND}]\s*:")
