@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
+from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax.checkpoints import checkpoint, layerwise, saving
 from alpacare_jax.model import params
@@ -63,8 +65,8 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def one_round(folder: Path, config: LlamaConfig, cold: bool) -> dict[str, tuple[float, float]]:
-    """Seconds of verifying, and of loading without it."""
+def one_round(folder: Path, config: LlamaConfig, cold: bool) -> dict[str, list[float]]:
+    """Seconds of verifying, of loading, and of both in a row."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     weights = params.build_tree(
         config,
@@ -73,38 +75,26 @@ def one_round(folder: Path, config: LlamaConfig, cold: bool) -> dict[str, tuple[
         ),
     )
     state = {"params": weights, "opt_state": {"m": weights, "v": weights}}
-    settings = saving.CheckpointConfig(every_steps=1, keep=1)
-
-    def verify(model: str, step: str, part: str) -> None:
-        if text := checkpoint.problem(checkpoint.steps_folder(folder / model) / step, part):
-            raise ValueError(text)
-
-    def resume() -> object:
-        with saving.TrainingCheckpoints(folder / "trained", settings, 1) as saved:
-            return saved.restore(checkpoint.newest_whole(folder / "trained"), state)
-
     result = {}
-    for name, model, check, load in (
-        (
-            "converted, weights",
-            "converted",
-            lambda: verify("converted", "0", "params/"),
-            lambda: checkpoint.load_params(folder / "converted", config),
-        ),
-        (
-            "trained, weights",
-            "trained",
-            lambda: verify("trained", "1", "params/"),
-            lambda: checkpoint.load_params(folder / "trained", config),
-        ),
-        ("trained, state", "trained", lambda: verify("trained", "1", ""), resume),
+    for name, step, part, target in (
+        ("converted, weights", "converted/checkpoints/0", "params/", {"params": weights}),
+        ("trained, weights", "trained/checkpoints/1", "params/", {"params": weights}),
+        ("trained, state", "trained/checkpoints/1", "", state),
     ):
-        times = []
-        for action in (check, load):
+        path = epath.Path(folder / step)
+
+        def verify(path=path, part=part) -> None:
+            if text := checkpoint.problem(path, part):
+                raise ValueError(text)
+
+        def load(path=path, target=target) -> object:
+            return ocp.load_checkpointables(path, target)
+
+        result[name] = []
+        for actions in ([verify], [load], [verify, load]):
             if cold:
-                drop_cache(folder / model)
-            times.append(seconds(action))
-        result[name] = times[0], times[1] - (0 if cold else times[0])
+                drop_cache(folder / step)
+            result[name].append(sum(seconds(action) for action in actions))
     return result
 
 
@@ -115,23 +105,25 @@ def main(argv: Sequence[str]) -> None:
         hidden_size=1024, intermediate_size=2752, vocab_size=32000,
         num_hidden_layers=FLAGS.layers, num_attention_heads=8,
     )  # fmt: skip
-    load = os.getloadavg()[0]
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=FLAGS.folder or None) as name:
         folder = Path(name)
         write(folder, config)
         size = params.count(config) * jnp.dtype(jnp.float32).itemsize / 1e6
-        print(f"weights of {size:,.0f} MB, state of {3 * size:,.0f} MB; load {load:.1f}")
-        row = "{:<28}{:>12}{:>12}{:>26}".format
-        print(row("", "verify, s", "load, s", "verify / load"))
+        print(f"weights of {size:,.0f} MB, state of {3 * size:,.0f} MB; load {busy:.1f}")
+        row = "{:<28}{:>12}{:>12}{:>26}{:>26}".format
+        print(row("", "verify, s", "load, s", "verify / load", "both / load"))
         for cold in (False, True):
             rounds = [one_round(folder, config, cold) for _ in range(FLAGS.rounds + 1)][1:]
             for case in rounds[0]:
-                verify, loading = ([r[case][i] for r in rounds] for i in range(2))
-                shares = [a / b for a, b in zip(verify, loading, strict=True)]
-                medians = [f"{statistics.median(times):.3f}" for times in (verify, loading)]
+                verify, load, both = zip(*(r[case] for r in rounds), strict=True)
+                shares = [a / b for a, b in zip(verify, load, strict=True)]
+                ratios = [a / b for a, b in zip(both, load, strict=True)]
+                medians = [f"{statistics.median(times):.3f}" for times in (verify, load)]
                 label = f"{case}, {'cold' if cold else 'cached'}"
-                print(row(label, *medians, race.spread(shares, 3)))
-                race.verdict(label, statistics.median(shares), TARGET, at_most=True)
+                print(row(label, *medians, race.spread(shares, 3), race.spread(ratios, 2)))
+                if not cold:
+                    race.verdict(label, statistics.median(shares), TARGET, at_most=True)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,11 @@ def weights_digest(directory: str | PurePath, step: int) -> str:
     Raises:
       DamagedError: the step's manifest cannot be read.
     """
-    return digests.read(steps_folder(directory) / str(step)).weights
+    folder = steps_folder(directory)
+    try:
+        return digests.read(folder / str(step)).weights
+    except DamagedError as error:
+        raise _damaged(folder, step, str(error)) from None
 
 
 def stored_weights(

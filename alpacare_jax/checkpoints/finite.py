@@ -28,8 +28,11 @@ def unusable(params: Any, moments: Any = None) -> str:
     """
     for prefix, tree, limit in (("", params, LIMIT), ("moments.", moments, math.inf)):
         named = jax.tree_util.tree_leaves_with_path(tree)
-        on_host = tuple(leaf.sharding.memory_kind == sharding.HOST_MEMORY for _, leaf in named)
-        largest = jax.device_get(_largest([leaf for _, leaf in named], on_host))
+        largest = [
+            _largest(leaf, on_host=leaf.sharding.memory_kind == sharding.HOST_MEMORY)
+            for _, leaf in named
+        ]
+        largest = jax.device_get(largest)  # all were given to the devices before one is read
         for (path, _), value in zip(named, largest, strict=True):
             if not value < limit:
                 return f"{prefix}{_name(path)} holds {_words(value)}"
@@ -39,7 +42,7 @@ def unusable(params: Any, moments: Any = None) -> str:
 def weights_digest(params: Any) -> str:
     """Digest of the values and dtypes of weights, however they are sharded or stored."""
     named = jax.tree_util.tree_leaves_with_path(params)
-    sums = jax.device_get(_position_sums([leaf for _, leaf in named]))
+    sums = jax.device_get([_position_sums(leaf) for _, leaf in named])
     digest = hashlib.sha256()
     for (path, leaf), pair in zip(named, sums, strict=True):
         digest.update(f"{_name(path)} {leaf.dtype} {leaf.shape} {pair}\n".encode())
@@ -69,34 +72,31 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(key) for key in keys if key is not None)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _largest(leaves: list[jax.Array], on_host: tuple[bool, ...]) -> list[jax.Array]:
-    """The largest magnitude in each array, NaN where there is one."""
+@functools.partial(jax.jit, static_argnames="on_host")
+def _largest(x: jax.Array, on_host: bool) -> jax.Array:
+    """The largest magnitude in an array; NaN, which has the largest bits, where there is one."""
 
     def largest(x: jax.Array) -> jax.Array:
-        x = jnp.abs(x.astype(jnp.float32))
-        nan = jnp.isnan(x)  # XLA's maximum on CPU may lose a NaN: xla_cpu_enable_fast_min_max
-        return jnp.where(nan.any(), jnp.nan, jnp.max(jnp.where(nan, 0, x), initial=0))
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.max(jnp.abs(x)).astype(jnp.float32)
+        # Of integers, for XLA's maximum of floats may lose a NaN on CPU.
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        magnitude = jnp.max(bits & jnp.iinfo(bits.dtype).max // 2)
+        return jax.lax.bitcast_convert_type(magnitude, x.dtype).astype(jnp.float32)
 
-    def from_host(x: jax.Array) -> jax.Array:
-        def fetched(part: jax.Array) -> jax.Array:
-            return largest(jax.device_put(part, jax.memory.Space.Device))
+    def fetched(part: jax.Array) -> jax.Array:
+        return largest(jax.device_put(part, jax.memory.Space.Device))
 
-        if x.ndim < 3:  # not stacked
-            return fetched(x)
-        layers = jnp.arange(len(x))
-        each = jax.lax.map(lambda i: fetched(jax.lax.dynamic_slice_in_dim(x, i, 1)), layers)
-        return largest(each)
-
-    return [
-        from_host(leaf) if host else largest(leaf)
-        for leaf, host in zip(leaves, on_host, strict=True)
-    ]
+    if not on_host or x.ndim < 3:
+        return fetched(x) if on_host else largest(x)
+    layers = jnp.arange(len(x))
+    each = jax.lax.map(lambda i: fetched(jax.lax.dynamic_slice_in_dim(x, i, 1)), layers)
+    return largest(each)
 
 
 @jax.jit
-def _position_sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Two sums over each array's bits, mixed with their positions; the order does not matter."""
+def _position_sums(x: jax.Array) -> jax.Array:
+    """Two sums over an array's bits, mixed with their positions; the order does not matter."""
 
     def mix(x: jax.Array) -> jax.Array:
         # The last step of MurmurHash3: https://github.com/aappleby/smhasher, fmix32.
@@ -104,13 +104,10 @@ def _position_sums(leaves: list[jax.Array]) -> list[jax.Array]:
         x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
         return x ^ (x >> 16)
 
-    def sums(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-        position = jnp.zeros(x.shape, jnp.uint32)
-        for axis in range(x.ndim):
-            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            position = position * jnp.uint32(x.shape[axis]) + index
-        mixed = mix(bits + mix(position + 1))
-        return jnp.stack([mixed.sum(dtype=jnp.uint32), mix(mixed + 1).sum(dtype=jnp.uint32)])
-
-    return [sums(leaf) for leaf in leaves]
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        position = position * jnp.uint32(x.shape[axis]) + index
+    mixed = mix(bits + mix(position + 1))
+    return jnp.stack([mixed.sum(dtype=jnp.uint32), mix(mixed + 1).sum(dtype=jnp.uint32)])

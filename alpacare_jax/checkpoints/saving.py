@@ -80,7 +80,7 @@ class TrainingCheckpoints(contextlib.AbstractContextManager["TrainingCheckpoints
             path.rmtree()
         checkpoint.mark_changing(self._folder, [])
         if remains:
-            names = ", ".join(sorted(path.name.partition(".")[0] for path in remains))
+            names = ", ".join(sorted({path.name.partition(".")[0] for path in remains}))
             messages.log(f"removed what was left of a save that was cut off: step {names}")
 
     @property
