@@ -42,18 +42,21 @@ def check(*paths: str) -> None:
 
 
 def require(path: str | PurePath) -> None:
-    """Raises FileNotFoundError if nothing is at `path`; it may have been meant as a Hub id."""
-    if epath.Path(path).exists():
-        return
-    advice = ""
-    if HUB_ID.fullmatch(name := os.fspath(path)):
-        folder = f"hf/{name.partition('/')[2]}"
-        advice = (
-            "; a model of the Hugging Face Hub is downloaded and converted first: hf download "
-            f"{name} --local-dir {folder}, then python -m alpacare_jax.convert from_hf "
-            f"--source={folder} --target=models/{name.partition('/')[2]}"
-        )
-    raise FileNotFoundError(f"no such file or folder: {path}{advice}")
+    """Raises FileNotFoundError if nothing is at `path`."""
+    if not epath.Path(path).exists():
+        raise FileNotFoundError(f"no such file or folder: {path}{hub_advice(path)}")
+
+
+def hub_advice(path: str | PurePath) -> str:
+    """How to download a model, where a path that does not exist may be its Hub id; else ""."""
+    if not HUB_ID.fullmatch(name := os.fspath(path)) or epath.Path(path).exists():
+        return ""
+    folder = name.partition("/")[2]
+    return (
+        "; a model of the Hugging Face Hub is downloaded and converted first: hf download "
+        f"{name} --local-dir hf/{folder}, then python -m alpacare_jax.convert from_hf "
+        f"--source=hf/{folder} --target=models/{folder}"
+    )
 
 
 def require_content(path: str | PurePath) -> None:

@@ -108,7 +108,9 @@ def find_step(directory: str | PurePath, step: str = "best") -> int:
     found, damaged = manifests(folder)
     steps = sorted([*found, *damaged])
     if not steps:
-        raise FileNotFoundError(f"{directory} has no complete checkpoint")
+        converted = not any(epath.Path(directory).glob("*.safetensors"))
+        advice = "" if converted else ": a Hugging Face folder; convert it first, with from_hf"
+        raise FileNotFoundError(f"{directory} has no complete checkpoint{advice}")
     if step == "best" and damaged:
         raise _damaged(folder, max(damaged), damaged[max(damaged)])
     if step == "best":

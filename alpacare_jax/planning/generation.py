@@ -15,7 +15,7 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.inference.engine import BURST, DECODE, Engine
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama, params
-from alpacare_jax.model.config import VARIANTS, LlamaConfig
+from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training.config import RunConfig
@@ -96,7 +96,7 @@ def make_plan(
 
     A prefill is replicated over the axis `data`: one prompt has no rows to shard.
     """
-    model_config = VARIANTS[run_config.model.variant]
+    model_config = run_config.model.shape()
     mesh = sharding.make_mesh(run_config.sharding, topology.devices)
     engine = abstract_engine(run_config, model_config, mesh, workload)
     prefill_program, decode_program = engine.trace(workload.prompt_tokens)

@@ -12,7 +12,6 @@ import numpy as np
 from alpacare_jax.data import batches, encoding
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import loss, params
-from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training import batching, metrics, optimizers
@@ -36,7 +35,7 @@ def make_program(run_config: RunConfig, devices: Sequence[Any]) -> TrainingProgr
       ValueError: the mesh does not divide the devices.
     """
     mesh = sharding.make_mesh(run_config.sharding, devices)
-    return TrainingProgram(VARIANTS[run_config.model.variant], run_config, 1000, mesh)
+    return TrainingProgram(run_config.model.shape(), run_config, 1000, mesh)
 
 
 def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> batches.Step:

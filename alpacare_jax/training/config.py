@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.checkpoints.saving import CheckpointConfig
 from alpacare_jax.data.encoding import DataConfig
 from alpacare_jax.distributed.sharding import ShardingConfig
@@ -17,22 +18,29 @@ class BaseModelConfig:
     """The base model, and how its computation trades memory for time."""
 
     checkpoint: str  # model directory, written by `alpacare_jax.convert`
-    variant: str  # model size, such as llama-7b; the checkpoint must have this size
+    variant: str  # size that the checkpoint must have, such as llama-7b; "" takes any
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
     remat: str  # recomputed in the backward pass: none, full (all), dots (all but projections)
     attention: str  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 
     def __post_init__(self):
-        sections.choice("model.variant", self.variant, VARIANTS)
+        if self.variant:
+            sections.choice("model.variant", self.variant, VARIANTS)
         sections.choice("model.remat", self.remat, REMAT_POLICIES)
         sections.choice("model.attention", self.attention, KERNELS)
         sections.choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if self.loss_tokens < 1:
             raise ValueError("model.loss_tokens must be at least 1")
 
+    def shape(self) -> LlamaConfig:
+        """The model of a plan: `variant`, which needs no checkpoint, else the checkpoint's."""
+        return VARIANTS[self.variant] if self.variant else model_folder.read_config(self.checkpoint)
+
     def check_variant(self, model_config: LlamaConfig) -> None:
-        """Raises ValueError if the checkpoint's sizes are not those of `variant`."""
+        """Raises ValueError if the checkpoint's sizes are not those of `variant`, where given."""
+        if not self.variant:
+            return
         expected = VARIANTS[self.variant].sizes | {"V": model_config.vocab_size}
         sizes = model_config.sizes
         differences = [

@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from alpacare_jax.data import prompts
-from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.training.config import RunConfig
 from common import records, sections
 from configs import alpacare, common
@@ -31,6 +30,7 @@ TRAINING = {
         "variant=llama2-13b",
         "data=alpaca,variant=llama-13b",
     ],
+    "finetune": [None, "", "models/other", "models/other,data=data/other.jsonl"],
     "quickstart": [None, "", "dir=/tmp/elsewhere"],
 }
 """Config files of alpacare_jax.train, with every argument that they read."""
@@ -57,8 +57,8 @@ def from_flags(*args: str) -> config_dict.ConfigDict:
 @pytest.mark.parametrize("name, arg", CASES)
 def test_every_argument_builds_a_run(name, arg):
     config = sections.build(RunConfig, build(name, arg).to_dict())
-    shape = VARIANTS[config.model.variant]
-    assert config.data.max_length <= shape.max_position_embeddings
+    if config.model.variant:
+        assert config.data.max_length <= config.model.shape().max_position_embeddings
     assert config.data.template in prompts.TEMPLATES
 
 
