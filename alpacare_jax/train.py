@@ -70,8 +70,7 @@ def run(
 
     Raises:
       ValueError: bad config, data or checkpoint; OSError: a save failed;
-      FloatingPointError: the loss, a weight or a moment became NaN or infinite; that state is not
-        saved.
+      FloatingPointError: a loss, weight or moment became NaN or infinite; that is not saved.
     """
     stop, startup = StopRequest(), StartupTimer()
     watchdog = processes.Watchdog(step_seconds)

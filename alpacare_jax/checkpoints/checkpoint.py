@@ -11,6 +11,7 @@ A model directory, written by `convert` or by `train`, contains:
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
@@ -129,31 +130,35 @@ def problem(folder: epath.Path, part: str = "") -> str:
     Names and sizes of all files are compared, and the content of those that lie in `part`. Each
     process reads its share of them, and all get the same answer.
     """
-    names, text, first = [], "", math.inf  # the number of the first file that is damaged
+    own, text = _first_problem(folder, part, jax.process_index(), jax.process_count())
+    worst = processes.smallest_of_all(own)
+    if 0 <= worst < own:  # all look at the file that another process found
+        _, text = _first_problem(folder, part, int(worst), sys.maxsize)
+    return text if worst == math.inf or text else "files are damaged, as another process reads them"
+
+
+def _first_problem(folder: epath.Path, part: str, index: int, count: int) -> tuple[float, str]:
+    """The number of the first file that is wrong, and what is wrong; (infinity, "") if nothing.
+
+    Only every `count`-th file from `index` on is read. -1 is the manifest, or the list of files.
+    """
     try:
         manifest = digests.read(folder)
-        names = sorted(name for name in manifest.files if name.startswith(part) or "/" not in name)
-        if processes.is_first():  # other hosts may see an older listing of a shared folder
-            text = digests.missing_or_extra(folder, manifest)
-        share = names[jax.process_index() :: jax.process_count()]
-        if not text and (name := digests.first_damaged(folder, manifest, share)):
-            text, first = f"{name} is damaged: its checksum differs", names.index(name)
     except DamagedError as error:
-        text = str(error)
-    if text and first == math.inf:
-        first = -1
-    agreed = processes.smallest_of_all(first)
-    if agreed == math.inf:
-        return ""
-    if agreed == first:
-        return text
-    name = names[int(agreed)] if agreed >= 0 else digests.NAME
-    return f"{name} is damaged, as another process reads it"
+        return -1, str(error)
+    # Hosts other than the first may see an older listing of a shared folder.
+    if index == 0 and (text := digests.missing_or_extra(folder, manifest)):
+        return -1, text
+    names = sorted(name for name in manifest.files if name.startswith(part) or "/" not in name)
+    if name := digests.first_damaged(folder, manifest, names[index::count]):
+        return names.index(name), f"{name} is damaged: its checksum differs"
+    return math.inf, ""
 
 
 def _damaged(folder: epath.Path, step: int, text: str, part: str = "") -> DamagedError:
     """The error for a damaged step, which names those that are whole."""
-    whole = [s for s in saved_steps(folder) if s != step and not problem(folder / str(s), part)]
+    others = [other for other in saved_steps(folder) if other != step]
+    whole = [s for s in others if not _first_problem(folder / str(s), part, 0, 1)[1]]
     remedy = f"whole steps: {whole}" if whole else "no other is whole; copy or make it again"
     return DamagedError(f"step {step} in {folder} is damaged: {text}; {remedy}")
 
