@@ -6,12 +6,14 @@ and every weight type that the package `gguf` dequantises. RoPE scaling is not r
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alpacare_jax.checkpoints.safetensors_file import Tensor
+from common import paths
 
 HF_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -28,6 +30,9 @@ HF_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 """GGUF tensor name -> Hugging Face module, of llama.cpp's architecture "llama"."""
+
+TENSOR = re.compile(r"(blk\.(?P<layer>\d+)\.)?(?P<name>\w+)\.(?P<kind>weight|bias)")
+"""How llama.cpp names tensors."""
 
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
 """Token types of GGUF and of SentencePiece: the first two are matched whole."""
@@ -53,19 +58,26 @@ class GgufModel:
     def _tensor(self, stored: Any) -> Tensor:
         import gguf
 
-        *prefix, name, kind = stored.name.split(".")
-        if name not in HF_NAMES:
+        found = TENSOR.fullmatch(stored.name)
+        if not found or found["name"] not in HF_NAMES:
             raise ValueError(f"GGUF tensor {stored.name} is not part of a LLaMA")
+        name, kind = found["name"], found["kind"]
         heads = {
             "attn_q": self.config["num_attention_heads"],
             "attn_k": self.config["num_key_value_heads"],
         }
 
         def read() -> np.ndarray:
-            array = gguf.dequantize(stored.data, stored.tensor_type)
+            try:
+                array = gguf.dequantize(stored.data, stored.tensor_type)
+            except NotImplementedError:
+                raise ValueError(
+                    f"GGUF tensor {stored.name} has type {stored.tensor_type.name}, which the "
+                    "package gguf cannot dequantise; take a file of another type, such as Q8_0"
+                ) from None
             return _unpermute(array, heads[name]) if name in heads else array
 
-        layer = f"model.layers.{prefix[1]}." if prefix else ""
+        layer = f"model.layers.{found['layer']}." if found["layer"] else ""
         shape = tuple(int(size) for size in reversed(stored.shape))
         return Tensor(f"{layer}{HF_NAMES[name]}.{kind}", shape, np.dtype(np.float32), read)
 
@@ -79,6 +91,12 @@ class GgufModel:
         # GGUF files of instruct models name EOS as padding; a trainer that masks padding would then
         # never teach the model to stop.
         unknown = _field(self.reader, "tokenizer.ggml.unknown_token_id")
+        for token_id in (bos, eos, unknown):
+            if token_id is not None and not 0 <= token_id < len(tokens):
+                raise ValueError(
+                    f"this GGUF file has {len(tokens):,} tokens, but {token_id!r} is the id of a "
+                    "special one; convert from_hf"
+                )
         pad = next(i for i in (unknown, bos, 0) if i is not None and i != eos)
         ids = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
         names = {kind.removesuffix("_id"): tokens[i] for kind, i in ids.items()}
@@ -127,6 +145,13 @@ def _required(reader: Any, name: str) -> Any:
     return value
 
 
+def _whole(reader: Any, name: str) -> int:
+    """The value of a metadata field that is one positive number; raises ValueError otherwise."""
+    if type(value := _required(reader, name)) is not int or value < 1:
+        raise ValueError(f"this GGUF file has the metadata {name}={value!r:.80}, not one number")
+    return value
+
+
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
     """Undoes llama.cpp's row order of q and k, which interleaves the rotated pairs of a head.
 
@@ -148,6 +173,7 @@ def open_gguf(path: Path) -> GgufModel:
     """
     import gguf
 
+    paths.require_content(path)
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
@@ -155,31 +181,43 @@ def open_gguf(path: Path) -> GgufModel:
     architecture = _field(reader, "general.architecture")
     if architecture != "llama":
         raise ValueError(f"{path} has architecture {architecture!r}, not 'llama'")
+    if (parts := _field(reader, "split.count")) not in (None, 0, 1):
+        raise ValueError(
+            f"{path} is one of {parts} parts of a model; join them with llama.cpp's "
+            "llama-gguf-split --merge"
+        )
+    if experts := _field(reader, "llama.expert_count"):
+        raise ValueError(f"{path} is a mixture of {experts} experts, which is not implemented")
 
-    heads = _required(reader, "llama.attention.head_count")
-    hidden = _required(reader, "llama.embedding_length")
-    names = {tensor.name for tensor in reader.tensors}
+    heads = _whole(reader, "llama.attention.head_count")
+    hidden = _whole(reader, "llama.embedding_length")
+    head_dim = _field(reader, "llama.attention.key_length") or hidden // heads
+    rotated = _field(reader, "llama.rope.dimension_count") or head_dim
+    if rotated != head_dim:
+        raise ValueError(f"{path} rotates {rotated} of {head_dim} dimensions: not implemented")
+    shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
+    tokens = _required(reader, "tokenizer.ggml.tokens")
     scaling = _field(reader, "llama.rope.scaling.type")
     # llama.cpp writes Llama 3.1's scaling as a table of divisors, without its settings.
-    if scaling not in (None, "none") or "rope_freqs.weight" in names:
+    if scaling not in (None, "none") or "rope_freqs.weight" in shapes:
         raise ValueError(f"{path} uses RoPE scaling, which is not read from GGUF; convert from_hf")
     # float32 metadata: 9.999999747378752e-06 is 1e-5
-    eps = float(f"{_required(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}")
+    eps = float(f"{float(_required(reader, 'llama.attention.layer_norm_rms_epsilon')):.6g}")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "vocab_size": len(_required(reader, "tokenizer.ggml.tokens")),
+        "vocab_size": shapes.get("token_embd.weight", [len(tokens)])[-1],
         "hidden_size": hidden,
-        "intermediate_size": _required(reader, "llama.feed_forward_length"),
-        "num_hidden_layers": _required(reader, "llama.block_count"),
+        "intermediate_size": _whole(reader, "llama.feed_forward_length"),
+        "num_hidden_layers": _whole(reader, "llama.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": _field(reader, "llama.attention.head_count_kv") or heads,
-        "head_dim": _field(reader, "llama.rope.dimension_count") or hidden // heads,
-        "max_position_embeddings": _required(reader, "llama.context_length"),
+        "head_dim": head_dim,
+        "max_position_embeddings": _whole(reader, "llama.context_length"),
         "rms_norm_eps": eps,
         "rope_theta": float(_field(reader, "llama.rope.freq_base") or 10_000.0),
-        "tie_word_embeddings": "output.weight" not in names,
+        "tie_word_embeddings": "output.weight" not in shapes,
         "bos_token_id": _required(reader, "tokenizer.ggml.bos_token_id"),
         "eos_token_id": _required(reader, "tokenizer.ggml.eos_token_id"),
         "dtype": "float32",
@@ -231,7 +269,13 @@ def _byte_level_bpe(reader: Any, tokens: list[str], pre: str) -> dict[str, Any]:
     merges = [tuple(merge.split(" ")) for merge in _required(reader, "tokenizer.ggml.merges")]
     vocab = {token: i for i, token in enumerate(tokens)}
     # LLaMA 3 takes a word that is a token as it is, also where no merges lead to it.
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
+    try:
+        model = models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe")
+    except Exception as error:  # noqa: BLE001 - the package raises no narrower one
+        raise ValueError(
+            f"the vocabulary of this GGUF file is damaged ({error}); convert from_hf"
+        ) from None
+    tokenizer = tokenizers.Tokenizer(model)
     if pre == "smollm":  # every digit is a token, then GPT-2's pattern
         split = pre_tokenizers.Digits(individual_digits=True)
     else:
@@ -240,6 +284,6 @@ def _byte_level_bpe(reader: Any, tokens: list[str], pre: str) -> dict[str, Any]:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     types = _required(reader, "tokenizer.ggml.token_type")
-    special = [tokens[i] for i, t in enumerate(types) if t in (CONTROL, USER_DEFINED)]
-    tokenizer.add_special_tokens(special)
+    kinds = zip(tokens, types, strict=True)
+    tokenizer.add_special_tokens([token for token, t in kinds if t in (CONTROL, USER_DEFINED)])
     return json.loads(tokenizer.to_str())

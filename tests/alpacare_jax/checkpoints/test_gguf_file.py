@@ -14,10 +14,7 @@ import sentencepiece
 import tokenizers
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import (
-    gguf_file,
-    model_folder,
-)
+from alpacare_jax.checkpoints import gguf_file, hf_weights, model_folder
 from alpacare_jax.model.config import LlamaConfig
 from common import extras
 from tests.alpacare_jax.conftest import CORPUS, LEADING_SPACE, SPECIAL_TEXT
@@ -51,16 +48,6 @@ GGUF_NAMES = {
 @pytest.fixture(scope="session")
 def gguf():
     return pytest.importorskip("gguf", reason="it writes the files that are read here")
-
-
-@pytest.fixture(scope="session")
-def torch():
-    return pytest.importorskip("torch", reason="transformers' models need it")
-
-
-@pytest.fixture(scope="session")
-def transformers(torch):
-    return pytest.importorskip("transformers", reason="it is what must open our folders")
 
 
 def permute(weights: np.ndarray, heads: int) -> np.ndarray:
@@ -426,6 +413,53 @@ def test_gguf_that_is_not_read_is_named(changes, named, gguf, tmp_path):
     write_gguf(gguf, tmp_path / "tiny.gguf", PLAIN, "F32", **changes)
     with fails_and_leaves_nothing(tmp_path, ValueError, *named):
         convert.from_gguf(tmp_path / "tiny.gguf", tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"split.count": 3}, ["one of 3 parts", "llama-gguf-split --merge"]),
+        ({"llama.expert_count": 8}, ["a mixture of 8 experts"]),
+        ({"llama.attention.key_length": 64}, ["rotates 16 of 64 dimensions"]),
+        ({"llama.block_count": "3"}, ["llama.block_count='3', not one number"]),
+        ({"llama.embedding_length": 0}, ["llama.embedding_length=0"]),
+        ({"tokenizer.ggml.bos_token_id": 384}, ["384 tokens, but 384 is the id"]),
+    ],
+)
+def test_metadata_that_is_not_read_is_named(metadata, named, gguf, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(gguf, path, PLAIN, "F32")
+    field = gguf_file._field  # a file holds each name once, so that this stands for another value
+    monkeypatch.setattr(
+        gguf_file, "_field", lambda reader, name: metadata.get(name, field(reader, name))
+    )
+    with fails_and_leaves_nothing(tmp_path, ValueError, *named):
+        convert.from_gguf(path, tmp_path / "ours")
+
+
+def test_a_gguf_that_is_a_git_lfs_pointer(gguf, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with fails_and_leaves_nothing(tmp_path, ValueError, f"{path} is a git-lfs pointer"):
+        convert.from_gguf(path, tmp_path / "ours")
+
+
+def test_damaged_metadata_ends_in_one_line(gguf, tmp_path):
+    """A bit that flips in a name or a number: read as another file, or refused."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(gguf, path, PLAIN, "F32")
+    content, refused = path.read_bytes(), 0
+    for at in range(0, 2000, 37):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        try:
+            model = gguf_file.open_gguf(path)
+            hf_weights.assign(model.tensors(), LlamaConfig.from_hf(model.config))
+            model.files()
+        except (ValueError, OSError) as error:
+            refused += "\n" not in str(error)
+    assert refused > 20
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 0.3, 0.9, -1])
