@@ -10,6 +10,7 @@ stored in WORKDIR/answers.sqlite before it is used, so a rerun sends no request 
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,20 +42,29 @@ RATING_ATTEMPTS = 3
 """Requests per rating until the reply contains a number."""
 
 _RATING = re.compile(
-    r"\W*+Rating\W*+(?<!-)([0-5](?:\.\d+)?)[ \t]*+(?:/[ \t]*+5)?[^\w\n]*+(?:\n|\Z)",
-    re.IGNORECASE,
+    r"^[^\w\n]*+(?:(?:final|my|overall|the)[ \t]++)*+rating(?:[ \t]++is)?+[^\w\n]*+(?<![-−–<>~±≈])"
+    r"(\d(?:[.,]\d{1,2})?)[ \t]*+(?:(?:/|out of|of)[ \t]*+5(?:[.,]0+)?)?[ \t]*+(?:stars?\b)?+"
+    r"[ \t*_`.,;:!)\]\"'★⭐]*+$",
+    re.IGNORECASE | re.MULTILINE,
 )
+_NUMBER_ALONE = re.compile(r"\s*\d(?:[.,]\d{1,2})?(?:\s*/\s*5)?\s*")
 
 
 def parse_rating(text: str) -> float | None:
-    """The rating, 0 to 5, in a rater's reply; None unless its first line is a rating and no more.
+    """The rating, 0 to 5, in a rater's reply; None unless exactly one is on a line of its own.
 
-    >>> replies = "Rating: 4.5\\nGood.", "**Rating:** 3/5", "Rating: -3", "4 or 5"
+    >>> replies = "Rating: 4.5\\nGood.", "**Rating:** 3/5", "I rate it:\\nRating: 4,5 out of 5"
     >>> [parse_rating(reply) for reply in replies]
-    [4.5, 3.0, None, None]
+    [4.5, 3.0, 4.5]
+    >>> replies = "Rating: -3", "4 or 5", "Rating: 4\\nRating: 2", "Rating: 45", "Rating: 4/10"
+    >>> [parse_rating(reply) for reply in replies]
+    [None, None, None, None, None]
     """
-    found = _RATING.match(text)
-    return float(found[1]) if found and float(found[1]) <= 5 else None
+    text = re.sub("[\u200b-\u200d\u2060\ufeff]", "", unicodedata.normalize("NFKC", text))
+    found = {float(number.replace(",", ".")) for number in _RATING.findall(text)}
+    if _NUMBER_ALONE.fullmatch(text):
+        found = {float(text.partition("/")[0].replace(",", "."))}
+    return found.pop() if len(found) == 1 and max(found) <= 5 else None
 
 
 def rejection_reason(outcome: ChatAnswer | Failure, included: Sequence[str]) -> str:

@@ -16,26 +16,39 @@ and seldom does:
 import dataclasses
 import json
 import re
+import string
 from collections.abc import Iterator
 from typing import Any
 
-from common.jsonl import NO_INPUT
 from common.records import Task, difficulty
+from datagen.writing.no_input import means_none
 
 TASK_LABELS = ("type", "topic", "view", "difficulty")
+_TEXTS_IN_LINE = ([], ["instruction"], ["instruction", "input"])
+_INVISIBLE = string.whitespace + "\u00a0\u00ad\u200b\u200c\u200d\u202f\u2060\u3000\ufeff"
 
-_FIELD = re.compile(  # possessive: replies may end in thousands of underscores or spaces
-    r"^[ \t]*+(?:#++[ \t]*+|[-*•][ \t]++)?[*_]*+(?:task[ \t]*+)?(?:\d++[.):][*_]*+[ \t]*+)?[*_]*+"
-    r"(type|topic|view|difficulty|instruction|input)[*_]*+[ \t]*+:[*_]*+",
-    re.IGNORECASE | re.MULTILINE,
+_SPACE = r"[ \t\u00a0\u00ad\u2000-\u200d\u202f\u2060\u3000\ufeff]"
+"""Spaces of any width, none included."""
+
+_BEFORE = (  # possessive: replies may end in thousands of underscores or spaces
+    rf"^{_SPACE}*+(?:[#>]++{_SPACE}*+|[-*•●▪◦]{_SPACE}++)?[*_`]*+(?:task{_SPACE}*+)?"
+    rf"(?:(?:\d\ufe0f?\u20e3|[(（]?(?:\d++|[a-h])[.):．：、）]++)[*_`]*+{_SPACE}*+)?"
+    rf"(?:[\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]++{_SPACE}*+)?[*_`\[【]*+"
 )
-_SEPARATOR = re.compile(r"^[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*$", re.MULTILINE)
+"""Before the name of a field: a bullet, a number or letter, an emoji, markup."""
 
-_TASK_END = re.compile(r"^[ \t]*#{2,}[ \t]*$", re.MULTILINE)
+_AFTER = rf"[*_`\]】]*+{_SPACE}*+[:：﹕][*_`]*+"
+_NAMES = "type|topic|view|difficulty|instruction|input"
+_FIELD = re.compile(rf"{_BEFORE}({_NAMES}){_AFTER}", re.IGNORECASE | re.MULTILINE)
+_FIELD_IN_LINE = re.compile(rf"[|｜]{_SPACE}*+[*_`]*+({_NAMES}){_AFTER}", re.IGNORECASE)
+_ANY_FIELD = re.compile(rf"\b({_NAMES}){_AFTER}", re.IGNORECASE)
+_SEPARATOR = re.compile(rf"^{_SPACE}*+(?:#{{2,}}|-{{3,}}|\*{{3,}}){_SPACE}*+$", re.MULTILINE)
+
+_TASK_END = re.compile(rf"^{_SPACE}*+#{{2,}}{_SPACE}*+$", re.MULTILINE)
 """The separator that the prompt asks for; a rule of dashes may be part of a text."""
 
 _EMPTY_INPUT = re.compile(
-    r"^[-*_ \t]*+input[*_]*+[ \t]*+:[*_]*+[ \t]*+<noinput>[*_`.]*+[ \t]*$", re.I | re.M
+    rf"{_BEFORE}input{_AFTER}{_SPACE}*+<noinput>[*_`.]*+{_SPACE}*$", re.IGNORECASE | re.MULTILINE
 )
 """The task ends here; the rest is a remark by the teacher."""
 
@@ -83,10 +96,12 @@ def parse(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
     >>> tasks[0].difficulty, tasks[0].input, rejected
     (3, 'Type: 2\\nType: 1', [])
     """
-    reply = reply.removeprefix("\ufeff").replace("\r\n", "\n")
+    reply = "\n".join(map(_fields_on_lines, reply.replace("\r\n", "\n").split("\n")))
     headers = list(_FIELD.finditer(reply))
     names = [header[1].lower() for header in headers]
     starts = [i for i in range(len(names)) if _begins(names, i)]
+    if not starts and _JSON_TASK.search(reply):
+        return parse_json(reply, cut=cut)
     first = headers[starts[0]].start() if starts else len(reply)
     rejected = list(_outside(reply[:first]))
     tasks = []
@@ -111,6 +126,22 @@ def parse(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
     return tasks, rejected
 
 
+def _fields_on_lines(line: str) -> str:
+    """A line of several fields, parted by "|", as lines; as it is where that is ambiguous.
+
+    >>> _fields_on_lines("Type: Q&A | Topic: Gout | View: Nurse | Difficulty: 2")
+    'Type: Q&A \\n Topic: Gout \\n View: Nurse \\n Difficulty: 2'
+    """
+    first = _FIELD.match(line) if "|" in line or "｜" in line else None
+    if not first:
+        return line
+    names = [first[1].lower(), *(found[1].lower() for found in _FIELD_IN_LINE.finditer(line))]
+    once = len(_ANY_FIELD.findall(line)) == len(names)
+    if not once or sorted(names[:4]) != sorted(TASK_LABELS) or names[4:] not in _TEXTS_IN_LINE:
+        return line
+    return _FIELD_IN_LINE.sub(lambda found: "\n" + found[0][1:], line)
+
+
 def _begins(names: list[str], i: int) -> bool:
     labels, following = names[i : i + 4], names[i + 4 : i + 5]
     return sorted(labels) == sorted(TASK_LABELS) and following == ["instruction"]
@@ -123,7 +154,10 @@ def _outside(text: str) -> Iterator[Rejected]:
             continue  # blank, or the number of the next task
         present = {header[1].lower() for header in _FIELD.finditer(piece)}
         missing = [name for name in (*TASK_LABELS, "instruction") if name not in present]
-        reason = f"lacks {', '.join(missing) or 'the usual order'}" if present else "no task"
+        if any(len(set(_ANY_FIELD.findall(line))) > 3 for line in piece.split("\n")):
+            reason = "several fields on one line"
+        else:
+            reason = f"lacks {', '.join(missing) or 'the usual order'}" if present else "no task"
         yield Rejected(reason, piece)
 
 
@@ -131,7 +165,7 @@ def _read(reply: str, headers: list[re.Match], names: list[str], end: int) -> Ta
     whole = reply[headers[0].start() : end]
     ends = [header.start() for header in headers[1:]]
     labels = {
-        name: reply[header.end() : stop].strip().strip("*_").strip()
+        name: _strip(_strip(reply[header.end() : stop]).strip("*_`"))
         for name, header, stop in zip(names, headers, ends, strict=False)
     }
     if long := [name for name in TASK_LABELS if "\n" in labels[name]]:
@@ -151,7 +185,7 @@ def _task(fields: dict[str, Any], whole: str) -> Task | Rejected:
         return Rejected("half a surrogate pair", whole)  # written as an escape in JSON
     if not fields["instruction"]:
         return Rejected("the instruction is empty", whole)
-    if fields["input"].lower().strip("*_`'\". ") in NO_INPUT:
+    if means_none(fields["input"]):
         fields["input"] = ""
     return Task(id="", **fields)
 
@@ -161,19 +195,30 @@ def _text(piece: str) -> str:
 
     Also without a final "**" whose counterpart stands before the name of the field.
     """
-    lines = piece.strip().split("\n")
+    lines = _strip(piece).split("\n")
     last = len(lines) - 1
     while last and _NUMBER.fullmatch(lines[last].strip()):
         last -= 1
-    text = "\n".join(lines[:last] if _RULE.fullmatch(lines[last]) else lines).strip()
-    return text.removesuffix("**").strip() if text.count("**") % 2 else text
+    text = _strip("\n".join(lines[:last] if _RULE.fullmatch(lines[last]) else lines))
+    return _strip(text.removesuffix("**")) if text.count("**") % 2 else text
+
+
+def _strip(text: str) -> str:
+    """The text without whitespace at its ends, invisible characters included."""
+    return text.strip(_INVISIBLE)
 
 
 # Replies in JSON.
 
-_OPENING = re.compile(r'\s*(?:```(?:json)?\s*)?\{\s*"tasks"\s*:\s*\[\s*')
+_OPENING = re.compile(
+    r'(?P<object>\{\s*"\w{1,20}"\s*:\s*)?(?P<array>\[)\s*(?=[{\]])|(?=\{\s*"(?:type|topic|instruction)")',
+    re.IGNORECASE,
+)
+"""An object with a list of tasks, a bare list, or one task after another."""
+
+_JSON_TASK = re.compile(r'\{[^{}]{0,200}"instruction"\s*:', re.IGNORECASE)
 _COMMA = re.compile(r"\s*,?\s*")
-_CLOSING = re.compile(r"\]\s*\}\s*(?:```\s*)?")
+_FENCE = re.compile(r"\s*(?:```(?:json)?)?\s*", re.IGNORECASE)
 _JSON_TEXTS = ("type", "topic", "view", "instruction", "input")
 
 
@@ -188,35 +233,48 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
     >>> tasks[0].instruction, tasks[0].input, rejected
     ('Define gout.', '', [Rejected(reason='cut at the length limit', text='{"ty')])
     """
-    opening = _OPENING.match(reply)
+    opening = _OPENING.search(reply)
     if not opening:
+        if any(header[1].lower() == "instruction" for header in _FIELD.finditer(reply)):
+            return parse(reply, cut=cut)
         reason = "cut at the length limit" if cut else "not JSON of the schema"
         return [], [Rejected(reason, reply)]
     tasks: list[Task] = []
     rejected: list[Rejected] = []
-    decoder, at = json.JSONDecoder(), opening.end()
-    while at < len(reply) and reply[at] != "]":
+    if words := _strip(re.sub(r"```(?:json)?\s*$", "", reply[: opening.start()])):
+        rejected.append(Rejected("no task", words))
+    decoder, at, is_broken = json.JSONDecoder(), opening.end(), False
+    while at < len(reply) and (reply[at] == "{" or (opening["array"] and reply[at] != "]")):
         try:
             record, end = decoder.raw_decode(reply, at)
         except (ValueError, RecursionError):  # 5,000 digits raise no JSONDecodeError
             reason = "cut at the length limit" if cut else "not JSON of the schema"
             rejected.append(Rejected(reason, reply[at:]))
+            is_broken = True
             break
         found = _read_json(record, reply[at:end])
         _sort(found, tasks, rejected)
         comma = _COMMA.match(reply, end)
         at = comma.end() if comma else end
-    if not rejected and not _CLOSING.fullmatch(reply, at):
-        rejected.append(Rejected("cut at the length limit" if cut else "no task", reply[at:]))
+    closing = r"\]\s*\}" if opening["object"] else r"\]" if opening["array"] else ""
+    if not is_broken:
+        closed = re.compile(closing + _FENCE.pattern).match(reply, at)
+        rest = reply[closed.end() if closed else at :]
+        if not closed or rest:
+            rejected.append(Rejected("cut at the length limit" if cut else "no task", rest))
     return tasks, rejected
 
 
 def _read_json(record: Any, whole: str) -> Task | Rejected:
-    if not isinstance(record, dict) or not all(isinstance(record.get(x), str) for x in _JSON_TEXTS):
+    given = list(record.items()) if isinstance(record, dict) else []
+    fields = {"input": ""} | {name.lower(): value for name, value in given}
+    fields["input"] = "" if fields["input"] is None else fields["input"]
+    unique = len({name.lower() for name, _ in given}) == len(given)
+    if not unique or not all(isinstance(fields.get(name), str) for name in _JSON_TEXTS):
         return Rejected("not JSON of the schema", whole)
-    level = difficulty(record.get("difficulty"))
+    level = difficulty(fields.get("difficulty"))
     if level is None:
         return Rejected("difficulty is not 1 to 5", whole)
     return _task(
-        {name: record[name].strip() for name in _JSON_TEXTS} | {"difficulty": level}, whole
+        {name: _strip(fields[name]) for name in _JSON_TEXTS} | {"difficulty": level}, whole
     )

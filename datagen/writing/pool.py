@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common.messages import format_counts
+from common.messages import format_counts, log
 from common.records import Task, read_tasks
 from datagen.chat.client import Failure
 from datagen.chat.config import ChatRequest
@@ -23,6 +23,9 @@ INITIAL_YIELD = 0.7
 
 INITIAL_YIELD_WEIGHT = 10
 """Number of replies that this assumption counts for."""
+
+FIRST_REPLIES = 10
+"""Replies from the first on without a task to keep, after which one of them is shown."""
 
 MAX_USELESS_REPLIES = 40
 """Replies in a row without a task to keep, after which the run ends: more would only cost money."""
@@ -162,15 +165,22 @@ class TaskCollector:
             if len(self.pool.kept) > num_kept:
                 self._last_useful = self.num_read
             elif self.num_read - self._last_useful < self.max_useless:
-                continue
+                if self.num_read == FIRST_REPLIES and not self.pool.kept:
+                    first = f"the first {FIRST_REPLIES} replies contained no task to keep"
+                    log(f"{first}: {self._why()}")
             elif self.offline:
                 self._ended = True
             else:
                 raise ValueError(
-                    f"the last {MAX_USELESS_REPLIES} replies contained no task to keep; rejected "
-                    f"so far: {format_counts(self.pool.reasons())}; change the prompt, the filters "
-                    "or the model"
+                    f"the last {MAX_USELESS_REPLIES} replies contained no task to keep; "
+                    f"{self._why()}; change the prompt, the filters or the model"
                 )
+
+    def _why(self) -> str:
+        """Rejections by reason, and the beginning of the last reply without a task."""
+        counts = f"rejected so far: {format_counts(self.pool.reasons())}"
+        texts = [record["text"] for record in self.pool.rejected if record.get("text")]
+        return f"{counts}; one of them begins: {texts[-1][:200]!r}" if texts else counts
 
     def _read(self, index: int, outcome: ChatAnswer | Failure) -> None:
         seeds = [seed.id for seed in self._examples.pop(index)]

@@ -77,8 +77,8 @@ def pair(
     ]
 
 
-FIRST_REPLIES = 20
-"""A judge whose first replies, this many, state no verdict ends the run: it thinks aloud, say."""
+MAX_SILENT_REPLIES = 20
+"""Replies of a judge, from its first on, without a verdict, after which the run ends."""
 
 
 async def ask(
@@ -88,7 +88,7 @@ async def ask(
 
     Raises:
       RunStoppedError: as Client.stream; what has arrived is stored.
-      ValueError: none of the first `FIRST_REPLIES` replies of a judge states a verdict.
+      ValueError: none of the first `MAX_SILENT_REPLIES` replies of a judge states a verdict.
     """
     found: dict[str, Counter[str]] = {
         comparison.judge.name: Counter() for comparison in comparisons
@@ -106,7 +106,10 @@ async def ask(
                 replies[index] = Reply(outcome, sample + 1, verdict)
                 name = comparisons[index].judge.name
                 found[name][verdict] += 1
-                if found[name] == {Verdict.INVALID: FIRST_REPLIES} and not client.config.offline:
+                if (
+                    found[name] == {Verdict.INVALID: MAX_SILENT_REPLIES}
+                    and not client.config.offline
+                ):
                     raise ValueError(_no_verdict(name, outcome))
         waiting = [
             index
@@ -117,7 +120,7 @@ async def ask(
 
 def _no_verdict(judge: str, answer: ChatAnswer) -> str:
     return (
-        f"none of the first {FIRST_REPLIES} replies to {judge} states a verdict; one of them (its "
+        f"none of the first {MAX_SILENT_REPLIES} replies to {judge} states a verdict; one of them (its "
         f"end is {answer.finish_reason}): {answer.text[-200:]!r}; choose a model that follows the "
         "prompt, or raise chat.max_tokens; docs/judging.md says what is read; replies are stored"
     )

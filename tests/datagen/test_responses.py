@@ -55,6 +55,37 @@ def test_a_rating_with_much_space_around_it():
     assert responses.parse_rating(f"Rating: 4{space}good") is None
 
 
+@pytest.mark.parametrize(
+    "reply, rating",
+    [
+        ("Rating: 4.5/5.0", 4.5),
+        ("Rating: 4.5 out of 5", 4.5),
+        ("Rating: 4,5", 4.5),
+        ("Here is my rating.\nRating: 4.5", 4.5),
+        ("The dose is right.\n\n**Overall rating: 3**", 3.0),
+        ("Rating： ４．５", 4.5),
+        ("\u200bRating: 0", 0.0),
+        ("My rating is 4 stars.", 4.0),
+        ("Rating: 4\nThe dose is right.\nRating: 4", 4.0),
+        ("4.5", 4.5),
+        ("Rating: 4 or 5", None),
+        ("Rating: 4-5", None),
+        ("Rating: 4?", None),
+        ("Rating: >4", None),
+        ("Rating: 5.5", None),
+        ("Rating: 40%", None),
+        ("Rating: 8/10", None),
+        ("Rating: 4,500", None),
+        ("Rating: four", None),
+        ("A rating: 4", None),
+        ("Rating: 4\nNo, wait.\nRating: 2", None),
+        ("", None),
+    ],
+)
+def test_ratings(reply, rating):
+    assert responses.parse_rating(reply) == rating
+
+
 def test_every_task_is_answered_once(server, tmp_path, capsys):
     path = write_tasks(tmp_path)
     responses.run(config(server), path, tmp_path, dry_run=True)

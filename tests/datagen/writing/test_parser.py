@@ -56,6 +56,29 @@ def test_a_list_as_it_is_meant():
         lambda s: re.sub(r"^(\w+:)", r"* **\1**", s, flags=re.M),
         lambda s: re.sub(r"^(In\w+: .*)$", r"**\1**", s, flags=re.M),
         lambda s: "\ufeff" + s,
+        lambda s: re.sub(r"(?<=\w):", "：", s),
+        lambda s: (
+            s.replace("1. ", "1. 🏷️ ").replace("Topic", "📚 Topic").replace("Input", "**📥 Input**")
+        ),
+        lambda s: s.replace("Topic", "\u00a0Topic").replace("View: ", "View:\u00a0"),
+        lambda s: s.replace("Topic", "\u200bTopic").replace("gout?", "gout?\u200b"),
+        lambda s: s.replace("Topic", "\u3000Topic").replace("###", "\u00a0###\u00a0"),
+        lambda s: (
+            s.replace("1. Type", "a) Type").replace("Topic", "b) Topic").replace("View", "c) View")
+        ),
+        lambda s: (
+            s.replace("1. Type", "1️⃣ Type").replace("Topic", "2️⃣ Topic").replace("View", "3️⃣ View")
+        ),
+        lambda s: (
+            s.replace("1. Type", "(1) Type").replace("Topic", "2、Topic").replace("View", "3．View")
+        ),
+        lambda s: re.sub(r"^(\w+):", r"[\1]:", s, flags=re.M),
+        lambda s: re.sub(r"^(\w+):", r"`\1`:", s, flags=re.M),
+        lambda s: re.sub(r"^(\w+):", r"> \1:", s, flags=re.M),
+        lambda s: re.sub(r"\n(?=[TVDI]\w+:)", " | ", s),
+        lambda s: re.sub(r"\n(?=[TVD]\w+:)", "｜", s),
+        lambda s: s.replace("<noinput>", "No input required."),
+        lambda s: s.replace("<noinput>", "(none)"),
         lambda s: s.replace("<noinput>", "`<noinput>`.").replace("###\n1. ", ""),
     ],
 )
@@ -96,6 +119,15 @@ def test_a_cut_reply_loses_its_last_task_and_says_so():
         (task(Topic="Joints\nand bones"), "topic is more than a line"),
         ("###\n1. Type: Q&A\nTopic: Joints\nInstruction: What?", "lacks view, difficulty"),
         ("I cannot help with that.", "no task"),
+        (task(Difficulty="Medium"), "difficulty is not 1 to 5"),
+        (
+            "Type: Q&A, Topic: Joints, View: Nurse, Difficulty: 2, Instruction: What?",
+            "several fields on one line",
+        ),
+        (
+            "Type: Q&A | Topic: Joints | View: Nurse | Difficulty: 2 | Instruction: Why | Type: 2?",
+            "several fields on one line",
+        ),
     ],
 )
 def test_what_is_no_task_is_told(reply, reason):
@@ -168,6 +200,34 @@ def test_nothing_is_made_up(reply, cut):
         assert tasks or rejected
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            "No input required.",
+            "There is no input for this task.",
+            "Not applicable",
+            "无需输入。",
+            "无",
+        ),
+        *("किसी इनपुट की आवश्यकता नहीं है।", "No se requiere entrada.", "لا توجد مدخلات"),
+        *("Aucune entrée requise.", "কোনো ইনপুট প্রয়োজন নেই।", "Nenhuma entrada necessária."),
+        *("Ввод не требуется.", "کسی ان پٹ کی ضرورت نہیں ہے۔", "Tidak ada masukan."),
+        *("Keine Eingabe erforderlich.", "入力は不要です。", "[no input]", "<no_input>", "*None*"),
+    ],
+)
+def test_no_input_in_words(words):
+    assert parse(task(given=words.strip()), cut=False) == ([GOUT], [])
+    assert parse_json(as_json(FIELDS | {"input": words.strip()}), cut=False) == ([GOUT], [])
+
+
+@pytest.mark.parametrize(
+    "given", ["DNA repair", "No known allergies.", "Нет аллергии.", "无发热。", "NaCl"]
+)
+def test_an_input_that_begins_as_none_does(given):
+    assert parse(task(given=given), cut=False)[0][0].input == given
+
+
 # Replies in JSON.
 
 FIELDS = {
@@ -182,6 +242,33 @@ FIELDS = {
 
 def as_json(*records) -> str:
     return json.dumps({"tasks": records}, indent=1)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps({"tasks": [{"type": "Open Q&A"} | FIELDS | {"input": None}]}),
+        json.dumps([FIELDS]),
+        json.dumps({"Tasks": [{name.capitalize(): value for name, value in FIELDS.items()}]}),
+        json.dumps({"items": [{n: v for n, v in FIELDS.items() if n != "input"}]}),
+        json.dumps(FIELDS),
+        "```json\n" + json.dumps([FIELDS | {"difficulty": "2"}]) + "\n```",
+    ],
+)
+def test_json_that_is_not_quite_the_schema(reply):
+    assert parse_json(reply, cut=False) == parse(reply, cut=False) == ([GOUT], [])
+
+
+def test_json_behind_words_and_one_object_after_another():
+    reply = f"Here they are:\n{json.dumps(FIELDS)}\n{json.dumps(FIELDS)}"
+    tasks, rejected = parse_json(reply, cut=False)
+    assert (tasks, [r.text for r in rejected]) == ([GOUT, GOUT], ["Here they are:"])
+    assert parse_json(task(), cut=False) == ([GOUT], []), "a reply in text is read, too"
+
+
+def test_json_that_says_two_things_is_no_task():
+    record = FIELDS | {"Input": "A note."}
+    assert parse_json(json.dumps([record]), cut=False)[0] == []
 
 
 @pytest.mark.parametrize("wrap", ["{}", "```json\n{}\n```", " {}\n"])

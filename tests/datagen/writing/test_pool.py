@@ -114,6 +114,17 @@ def test_a_teacher_that_says_nothing_new_is_not_paid_for_ever():
         write(min, same)
 
 
+def test_replies_that_give_nothing_are_shown_early(capsys):
+    said = [answer("Let me think about the wards first.")] * 10
+    collector = write(min, said + replies(40))
+    assert len(collector.pool.kept) > 20
+    told = capsys.readouterr().err
+    assert told.count("the first 10 replies contained no task to keep") == 1
+    assert "10 no task; one of them begins: 'Let me think about" in told
+    write(min, said[:9] + replies(40))
+    assert "no task to keep" not in capsys.readouterr().err
+
+
 def test_offline_what_stands_behind_a_batch_that_has_not_come_is_read_too():
     waiting = [Failure("offline, and the answer is not in the store")] * 50
     collector = write(min, [*waiting, *replies(3), *waiting, *waiting], gap=60)
