@@ -120,9 +120,9 @@ async def ask(
 
 def _no_verdict(judge: str, answer: ChatAnswer) -> str:
     return (
-        f"none of the first {MAX_SILENT_REPLIES} replies to {judge} states a verdict; one of them (its "
-        f"end is {answer.finish_reason}): {answer.text[-200:]!r}; choose a model that follows the "
-        "prompt, or raise chat.max_tokens; docs/judging.md says what is read; replies are stored"
+        f"none of the first {MAX_SILENT_REPLIES} replies to {judge} states a verdict; one of them, "
+        f"which ends with {answer.finish_reason}: {answer.text[-200:]!r}; choose a model that "
+        "follows the prompt, or raise chat.max_tokens; docs/judging.md says what is read"
     )
 
 
