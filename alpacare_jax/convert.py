@@ -68,11 +68,13 @@ def from_hf(source: Path, target: Path) -> None:
       ValueError, OSError: source and target are checked before anything is written.
     """
     config = model_folder.read_config(source)
-    model_folder.check_files(source)
     files = hf_weights.files(source)
-    checked = hf_weights.assign(hf_weights.tensors(files), config)
+    tensors, of_keys = hf_weights.tensors(files)
+    checked, of_settings = hf_weights.assign(tensors, config), model_folder.check_files(source)
     with _new_model("from_hf", source, files, target, checked, config) as partial:
         model_folder.copy_model_files(source, partial)
+    for note in filter(None, (of_keys, of_settings)):
+        print(note, file=sys.stderr)
 
 
 def from_gguf(source: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -134,8 +133,10 @@ def _published_sha256(path: Path) -> str | None:
     return found[1] if found and path.stat().st_mtime <= float(found[2]) + 1 else None
 
 
-def tensors(paths: Sequence[Path]) -> list[Tensor]:
+def tensors(paths: Sequence[Path]) -> tuple[list[Tensor], str]:
     """The tensors of these files under the keys of LlamaForCausalLM, without buffers.
+
+    The second result says which keys were others, "" if none.
 
     Keys of a model that was saved inside a wrapper have its prefix, those of a LlamaModel lack
     theirs:
@@ -153,13 +154,13 @@ def tensors(paths: Sequence[Path]) -> list[Tensor]:
     if not stem.endswith("model."):
         keys = [key if key.startswith("lm_head.") else f"model.{key}" for key in keys]
     renamed = [(t.key, key) for t, key in zip(found, keys, strict=True) if t.key != key]
+    note = ""
     if renamed:
-        print(
+        note = (
             f"{len(renamed)} keys are not those of LlamaForCausalLM: {renamed[0][0]} is read as "
-            f"{renamed[0][1]}",
-            file=sys.stderr,
+            f"{renamed[0][1]}"
         )
-    return [dataclasses.replace(t, key=key) for t, key in zip(found, keys, strict=True)]
+    return [dataclasses.replace(t, key=key) for t, key in zip(found, keys, strict=True)], note
 
 
 def by_key(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:

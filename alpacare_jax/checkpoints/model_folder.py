@@ -5,7 +5,6 @@ import os
 import platform
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -99,8 +98,8 @@ def eos_ids(directory: str | PurePath, tokenizer: tokenizers.Tokenizer) -> list[
     return sorted(ids)
 
 
-def check_files(directory: Path) -> None:
-    """Checks all that conversion would copy: settings and tokenizer.
+def check_files(directory: Path) -> str:
+    """Checks all that conversion would copy, settings and tokenizer; returns what is notable.
 
     Raises:
       FileNotFoundError, ValueError: a file is missing, damaged or a git-lfs pointer, or the
@@ -113,13 +112,13 @@ def check_files(directory: Path) -> None:
             paths.require_content(path)
     tokenizer = load_tokenizer(directory)
     eos_ids(directory, tokenizer)
-    if tokenizer.adds_bos != tokenizer.template_adds_bos:
-        print(
-            f"prompts {'start' if tokenizer.adds_bos else 'do not start'} with BOS, as "
-            "tokenizer_config.json's add_bos_token says; transformers 5 obeys tokenizer.json, "
-            "which says otherwise",
-            file=sys.stderr,
-        )
+    if tokenizer.adds_bos == tokenizer.template_adds_bos:
+        return ""
+    return (
+        f"prompts {'start' if tokenizer.adds_bos else 'do not start'} with BOS, as "
+        "tokenizer_config.json's add_bos_token says; transformers 5 obeys tokenizer.json, which "
+        "says otherwise"
+    )
 
 
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:
