@@ -4,12 +4,11 @@
 
 Makes a model of 7B's kind but a quarter of its width, with random weights in float32: once as
 `convert` stores it (a chunk a layer, uncompressed) and once as training saves it, moments included
-(Orbax's zstd). In every round each is verified and loaded, in this order, once with what is read
-dropped from the cache as far as the kernel obliges, once from the cache. `weights` is what
-`generate` reads, `state` what training resumes from.
+(Orbax's zstd). `weights` is what `generate` reads, `state` what training resumes from.
 
-Verifying brings files into the cache, from which they are loaded then. So what a command takes is
-given too: verifying and loading in a row, divided by loading alone.
+From the cache, `load` is all that a command does to get them (metadata, arrays, whether they are
+finite), verifying taken off. From the disk, as cold as the kernel obliges, it is Orbax's part
+alone, which verifying helps by bringing the files into the cache: `both` is one after the other.
 """
 
 import os
@@ -23,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from alpacare_jax.checkpoints import checkpoint, layerwise, saving
@@ -33,6 +31,7 @@ from benchmarks.support import race
 from common import cli
 
 TARGET = 0.1
+SETTINGS = saving.CheckpointConfig(every_steps=1, keep=1)
 
 
 def write(folder: Path, config: LlamaConfig) -> None:
@@ -46,8 +45,7 @@ def write(folder: Path, config: LlamaConfig) -> None:
             for layer in range(len(array)) if weight.stacked else [None]:
                 store.write(weight, layer, array if layer is None else array[layer])
     state = {"params": weights, "opt_state": {"m": weights, "v": weights}}
-    settings = saving.CheckpointConfig(every_steps=1, keep=1)
-    with saving.TrainingCheckpoints(folder / "trained", settings, 0) as saved:
+    with saving.TrainingCheckpoints(folder / "trained", SETTINGS, 0) as saved:
         saved.save(1, state, {})
 
 
@@ -75,26 +73,40 @@ def one_round(folder: Path, config: LlamaConfig, cold: bool) -> dict[str, list[f
         ),
     )
     state = {"params": weights, "opt_state": {"m": weights, "v": weights}}
+
+    def load_weights(name: str) -> object:
+        return checkpoint.load_params(folder / name, config)
+
+    def resume(name: str) -> object:
+        with saving.TrainingCheckpoints(folder / name, SETTINGS, 1) as saved:
+            return saved.restore(checkpoint.newest_whole(folder / name), state)
+
     result = {}
-    for name, step, part, target in (
-        ("converted, weights", "converted/checkpoints/0", "params/", {"params": weights}),
-        ("trained, weights", "trained/checkpoints/1", "params/", {"params": weights}),
-        ("trained, state", "trained/checkpoints/1", "", state),
+    for name, step, part, command in (
+        ("converted, weights", 0, "params/", load_weights),
+        ("trained, weights", 1, "params/", load_weights),
+        ("trained, state", 1, "", resume),
     ):
-        path = epath.Path(folder / step)
+        model = name.partition(",")[0]
+        path = checkpoint.steps_folder(folder / model) / str(step)
 
         def verify(path=path, part=part) -> None:
             if text := checkpoint.problem(path, part):
                 raise ValueError(text)
 
-        def load(path=path, target=target) -> object:
+        def load(path=path, target=state if not part else {"params": weights}) -> object:
             return ocp.load_checkpointables(path, target)
 
-        result[name] = []
-        for actions in ([verify], [load], [verify, load]):
+        def measured(*actions: Callable[[], object], path=path) -> float:
             if cold:
-                drop_cache(folder / step)
-            result[name].append(sum(seconds(action) for action in actions))
+                drop_cache(Path(path))
+            return sum(seconds(action) for action in actions)
+
+        if cold:
+            result[name] = [measured(verify), measured(load), measured(verify, load)]
+        else:
+            verifying, all_of_it = measured(verify), measured(lambda: command(model))  # noqa: B023
+            result[name] = [verifying, all_of_it - verifying, all_of_it]
     return result
 
 
