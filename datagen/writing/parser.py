@@ -235,7 +235,7 @@ def parse_json(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
     """
     opening = _OPENING.search(reply)
     if not opening:
-        if any(header[1].lower() == "instruction" for header in _FIELD.finditer(reply)):
+        if any(header[1].lower() == "instruction" for header in _ANY_FIELD.finditer(reply)):
             return parse(reply, cut=cut)
         reason = "cut at the length limit" if cut else "not JSON of the schema"
         return [], [Rejected(reason, reply)]

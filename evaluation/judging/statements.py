@@ -14,11 +14,12 @@ how a reason begins, so that what no list foresees makes a reply invalid, not a 
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from evaluation.judging.vocabulary import (
     ASIDES,
     BLAME,
+    CLAUSE_OPENERS,
     CONDITIONS,
     EQUALITY,
     FUNCTION_WORDS,
@@ -26,9 +27,11 @@ from evaluation.judging.vocabulary import (
     NEGATIONS,
     PRAISE,
     PRETENCES,
+    QUESTION_OPENERS,
     REASON_OPENERS,
     RETRACTIONS,
     TIE_WORDS,
+    VERDICT_NOUNS,
     VERDICT_WORDS,
 )
 
@@ -47,9 +50,10 @@ _TITLE = re.compile(rf"^#.*[{FIRST}{SECOND}]|[{FIRST}{SECOND}]\s*:")
 _ORDINAL = re.compile(r"\b(?:(first|former)|(second|latter)|other)\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*", re.IGNORECASE)
 _LEAD = re.compile(rf"(?:{LEADS})\b", re.IGNORECASE)
+_SUBJECT = rf"answer|assistant|both|it|it's|its|neither|output|response|they|this|[{MARKS}]"
 _BECAUSE = re.compile(
-    r"\bbecause\b|\b(?:as|for|since)(?=\s+(?:answer|assistant|both|it|it's|its|neither|output|"
-    rf"response|the|they|this|[{MARKS}])(?!\w))",
+    rf"\bbecause\b|\bfor(?=\s+(?:it|it's|its)\b)|\bas(?=\s+(?:{_SUBJECT})(?!\w))"
+    rf"|\bsince(?=\s+(?:the|{_SUBJECT})(?!\w))",
     re.IGNORECASE,
 )
 _BOTH = re.compile(rf"(?:\bboth )?(?:{FIRST} (?:and|&) {SECOND}|{SECOND} (?:and|&) {FIRST})", re.I)
@@ -113,7 +117,9 @@ def _sentences(text: str) -> Iterator[_Sentence]:
         for piece in pieces:
             if _HARMLESS.issuperset(piece):
                 continue  # blank, or a rule
-            ended = _SENTENCE_END.search(piece) or (is_item and not _BREAKS_OFF.search(piece))
+            says_enough = ":" in piece or len(piece.split()) > 3
+            is_whole = is_item and says_enough and not _BREAKS_OFF.search(piece)
+            ended = _SENTENCE_END.search(piece) or is_whole
             yield _Sentence(piece, bool(ended), quotes % 2 == 1)
             quotes += piece.count('"')
 
@@ -148,7 +154,7 @@ def verdict(text: str) -> str:
     before, after = sentences[:last], sentences[last + 1 :]
     if any(_is_rival(s.text, mark) for s in before if not (titles and _TITLE.search(s.text))):
         return ""
-    if before and _lower_words(before[-1].text) & PRETENCES:
+    if before and _disowns(before[-1].text):
         return ""
     for text in (sentence.text for sentence in after):
         if not _begins_reason(text) or _turns(text, mark) or _lower_words(text) & ASIDES:
@@ -170,9 +176,9 @@ def _stated(sentence: str) -> str:
         has_mark = bool(_MARK.search(core))
         if not has_mark and _LEAD.match(clause) and not _is_plain(clause, ties=False):
             leads.append(clause)
-        elif _is_plain(clause):
+        elif _is_plain(clause) and not _asks(clause):
             core += f" {clause}"
-        elif has_mark and _begins_reason(clause):
+        elif has_mark and _begins_reason(clause, CLAUSE_OPENERS):
             reasons = "; ".join([", ".join(clauses[number:]), reasons])
             break
         else:
@@ -188,6 +194,13 @@ def _stated(sentence: str) -> str:
         if words & CONDITIONS or _turns(lead, mark) or (mark != TIE and words & EQUALITY):
             return ""
     return "" if any(_turns(reason, mark) for reason in reasons.split(";")) else mark
+
+
+def _disowns(text: str) -> bool:
+    """Whether a sentence makes the verdict after it somebody else's, or no verdict."""
+    words = _lower_words(text)
+    doubted = words & (BLAME | RETRACTIONS) or _denies(text)
+    return bool(words & PRETENCES or (words & VERDICT_NOUNS and doubted))
 
 
 def _is_rival(text: str, mark: str) -> bool:
@@ -230,10 +243,19 @@ def _says_nothing(text: str) -> bool:
     return all(word.endswith("n't") for word in left)
 
 
-def _begins_reason(text: str) -> bool:
+def _asks(clause: str) -> bool:
+    """Whether a clause with a mark begins as questions and fragments do."""
+    return bool(_MARK.search(clause)) and _first_word(clause) in QUESTION_OPENERS
+
+
+def _begins_reason(text: str, openers: Set[str] = REASON_OPENERS) -> bool:
     """Whether a sentence or clause begins as reasons do."""
+    return _first_word(text) in openers | set(MARKS)
+
+
+def _first_word(text: str) -> str:
     found = re.search(rf"[{MARKS}]|\w+(?:'\w+)?", text)
-    return bool(found) and (found[0] in MARKS or found[0].lower() in REASON_OPENERS)
+    return found[0].lower() if found else ""
 
 
 def _is_plain(text: str, *, ties: bool = True) -> bool:

@@ -23,9 +23,10 @@ TIE_WORDS = _words(
 EQUALITY = _words("comparable draw equal equally evenly identical same tie tied")
 
 PRAISE = _words(
-    """beats best better choice choose chose chosen clearer correct deserves excels favor favour
-    fuller go ideal more most nails outperforms pick preferable prefer preferred prefers right safer
-    should stronger strongest superior surpasses true verdict win winner wins won"""
+    """beats best better choice choose chose chosen clearer correct deserves excels favor favors
+    favour favours fuller go ideal more most nails outperforms pick prefer preferable
+    preferred prefers right safer should stronger strongest superior surpasses true verdict
+    win winner wins won"""
 )
 """Turns a verdict round where the other side gets it, or where it is denied."""
 
@@ -48,12 +49,13 @@ FUNCTION_WORDS = _words(
 )
 
 RETRACTIONS = _words(
-    """actually arguably changed contrary correction debatable disagree disregard doubt doubtful
-    earlier format formerly guess hypothetical hypothetically imagine initially instead
-    ironic ironically irony joking kidding lie maybe meant mind nevertheless nonetheless oops
-    opposite originally perhaps possibly pretend previously probably really reconsider retract
-    reverse reversed revised sarcasm sarcastic sarcastically scratch sorry strike supposed swap
-    swapped switch switched uncertain undecided unsure wait withdraw"""
+    """actually arguably changed contradict contradicts contrary correction debatable disagree
+    disregard doubt doubtful earlier format formerly guess hypothetical hypothetically imagine
+    inconsistent initially instead ironic ironically irony joking kidding lie maybe meant mind
+    nevertheless nonetheless oops opposite originally overruled perhaps possibly pretend
+    previously probably really reconsider retract reverse reversed revised sarcasm sarcastic
+    sarcastically scratch sorry strike supposed swap swapped switch switched uncertain
+    undecided unsure wait withdraw"""
 )
 """No reason needs them."""
 
@@ -61,9 +63,10 @@ ASIDES = _words("above follows line")
 """Nor does a sentence after a verdict need these."""
 
 PRETENCES = _words(
-    """coin fake following format guess hypothetical hypothetically imagine ironic ironically irony
-    joke joking kidding lie lying opposite parody placeholder pretend quotation quote random
-    reversed sarcasm sarcastic sarcastically suppose template unsure"""
+    """below coin demands fake following follows format guess hypothetical hypothetically imagine
+    insists ironic ironically irony joke joking kidding lie line lying next opposite parody
+    placeholder pretend quotation quote random refuse refused reject rejected reversed sarcasm
+    sarcastic sarcastically suppose template unsure wants"""
 )
 """In the sentence before a verdict they make it somebody else's."""
 
@@ -73,7 +76,15 @@ REASON_OPENERS = _words(
     justification moreover neither output outputs rationale reason reasoning reasons relevance
     response responses safety since the this tone unlike whereas while"""
 )
-"""The first word of a sentence, or of a clause, that explains a verdict."""
+"""The first word of a sentence that explains a verdict."""
+
+CLAUSE_OPENERS = _words("because both it it's its neither since this unlike whereas while")
+"""The same for a clause that follows a verdict: ", the runner-up" explains nothing."""
+
+VERDICT_NOUNS = _words("decision judgement judgment ruling verdict verdicts")
+
+QUESTION_OPENERS = _words("are does for given is of that with")
+"""No statement begins with them: "Is Output (a) better", "Given Output (a)"."""
 
 LEADS = (
     "after|all things considered|although|based on|because|both|compar(?:ed|ing)|considering|"

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from common.text import thoughts
 from evaluation.judging.judges import JUDGE_PROMPTS
 from evaluation.judging.parsers import brackets, output_label, structured
 
@@ -187,6 +188,22 @@ def test_brackets_as_judges_write_them(reply):
     assert (brackets(reply), brackets(swapped(reply))) == ("first", "second")
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}<|im_end|>",
+        "<think>B? </think>{}",
+        "hm B\n</think>\n{}",
+        "[THINK]B[/THINK]{}",
+        "\ufeff{}",
+    ],
+)
+@pytest.mark.parametrize("parse", VERDICTS, ids=lambda parse: parse.__name__)
+def test_thoughts_and_tokens_around_a_verdict(parse, around):
+    for verdict, name in VERDICTS[parse].items():
+        assert parse(thoughts.split(around.format(name))[0]) == verdict
+
+
 def test_the_worked_example_of_our_prompts_is_a_verdict():
     for name in ("alpacare", "alpacare_no_tie"):
         prompt = (JUDGE_PROMPTS / f"{name}.txt").read_text()
@@ -205,6 +222,40 @@ def test_ties_in_brackets(reply):
 
 
 HOSTILE = (
+    "This is the wrong verdict.\n[[A]]",
+    "My verdict is not what you see here.\n[[A]]",
+    "What follows is false.\n[[A]]",
+    "Below is the verdict I reject.\n[[A]]",
+    "- Rejected\n- [[A]]",
+    "- Loser\n- Output (a)",
+    "Is Output (a) better",
+    "Is it that Output (a) is better",
+    "Given Output (a)",
+    "With Output (a)",
+    "Output (a) is better for the layman.",
+    "Output (a) is better for both readers.",
+    "Output (a), the runner-up.",
+    "Output (a), the underdog",
+    "[[A]], the one to avoid.",
+    "Output (a). It should have been (b).",
+    "Output (a). It goes to (b).",
+    "Output (a). This contradicts my analysis.",
+    "[[A]]\nThis favours B.",
+    "[[B]]\nOutput (a)",
+    "[[B]].\nOutput (a)",
+    "Verdict: Output (b). Verdict: [[A]]",
+    "Output (a) is better.\n\nNote: I was asked to say this.",
+    "Output (a) is better. It was the verdict until I saw the other.",
+    "Output (a) is better. Or not.",
+    "Output (a) is better. Both are worse.",
+    "Output (a) is better.\nThe other is.",
+    "The verdict that wins is the other\n[[A]]",
+    "Mein Urteil: nicht [[A]]",
+    "Mon verdict : surtout pas [[A]]",
+    "Output (a) is better. Non.",
+    "Output (a) is better. これは嘘です。",
+    "[[A]]です か",
+    "I would never pick the other. [[A]] is a lie.",
     "Output (a) is worse.",
     "Output (b) is better than Output (a).",
     "Wait, no: Output (a)? Output (b)?",
