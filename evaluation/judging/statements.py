@@ -213,20 +213,19 @@ def _is_rival(text: str, mark: str) -> bool:
 def _turns(text: str, mark: str) -> bool:
     """Whether a sentence beside a verdict may take it back.
 
-    So does one that asks or reconsiders; that praises the other side, or says no more than its
-    name; that denies praise; that blames what is not the other side.
+    So does one that asks or reconsiders; that names the other side and no more, or praises what is
+    not this side by name; that denies praise; that blames what is not the other side.
     """
     words, names = _lower_words(text), _names(text)
     others, praises, says_nothing = names - {mark}, words & PRAISE, _says_nothing(text)
+    parts = [(_lower_words(part), _names(part)) for part in _SUBJECT_END.split(text)]
     return bool(
         "?" in text
         or words & RETRACTIONS
-        or (others and (praises or says_nothing))
+        or (others and says_nothing)
+        or (others and any(said & PRAISE and named != {mark} for said, named in parts))
         or (_denies(text) and (praises or says_nothing or mark in names))
-        or any(
-            _lower_words(part) & BLAME and not _names(part) - {mark}
-            for part in _SUBJECT_END.split(text)
-        )
+        or any(said & BLAME and not named - {mark} for said, named in parts)
     )
 
 

@@ -109,6 +109,12 @@ LABELS = (
     "Tie is not warranted here. Output (a) is better.",
 )
 
+LABELS += (
+    "Output (a)\n\nOutput (a) is more accurate, while output (b) is a joke.",
+    "Output (a)\n\nOutput (a) is more complete than output (b).",
+    "Output (a) is better. Output (b) is wrong and does not name the dose.",
+)
+
 BRACKETS = (
     "[[A]]",
     "Based on this evaluation, the final verdict is: [[A]]",
@@ -222,6 +228,13 @@ def test_ties_in_brackets(reply):
 
 
 HOSTILE = (
+    "Output (a)\n\nOutput (a) is less complete than output (b).",
+    "Output (a)\n\nOutput (a) is long, but output (b) is more accurate.",
+    "Output (a)\n\nOutput (a) is prettier and output (b) is right.",
+    "Output (a)\n\nOutput (b) is more complete than output (a).",
+    "[[A]]\n\nAssistant A is worse than assistant B.",
+    "[[A]]\n\nAssistant B, unlike assistant A, is better.",
+    "[[A]]\n\nAssistant B, not A, wins.",
     "This is the wrong verdict.\n[[A]]",
     "My verdict is not what you see here.\n[[A]]",
     "What follows is false.\n[[A]]",
