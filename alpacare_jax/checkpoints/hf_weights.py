@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -173,12 +173,17 @@ def by_key(config: LlamaConfig) -> dict[str, tuple[WeightSpec, int | None]]:
     }
 
 
-def assign(tensors: Iterable[Tensor], config: LlamaConfig) -> list[AssignedTensor]:
+def assign(tensors: Sequence[Tensor], config: LlamaConfig) -> list[AssignedTensor]:
     """Assigns every tensor to its weight and layer, before any of them is read.
 
     Raises:
       ValueError: a key is missing, unexpected, duplicate, misshapen or of an inconsistent dtype.
     """
+    if config.num_hidden_layers > len(tensors):  # as many as a damaged number says
+        raise ValueError(
+            f"config.json has num_hidden_layers {config.num_hidden_layers:,}, but there are only "
+            f"{len(tensors):,} tensors"
+        )
     expected, tied = by_key(config), None
     found: dict[str, Tensor] = {}
     dtypes: dict[str, np.dtype] = {}

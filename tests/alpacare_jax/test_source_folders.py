@@ -205,6 +205,10 @@ REFUSED = {
         lambda f: weights(f, lambda t: {k: a for k, a in t.items() if "lm_head" not in k}),
         ["lm_head.weight", "set tie_word_embeddings to true"],
     ),
+    "a number of layers that is damaged": (
+        settings("config.json", num_hidden_layers=10**12),
+        ["num_hidden_layers 1,000,000,000,000", "30 tensors"],
+    ),
     "deep JSON": (
         write("special_tokens_map.json", '{"a":' + "[" * 100_000),
         ["special_tokens_map.json"],
