@@ -188,13 +188,13 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(corpus) -> SimpleNamespace:
+def finished(corpus, quickly_compiled) -> SimpleNamespace:
     """A whole run of 10 steps, and what was seen of it."""
     return finished_run(corpus)
 
 
 @pytest.fixture(scope="module")
-def stopped(corpus, tmp_path_factory) -> Path:
+def stopped(corpus, quickly_compiled, tmp_path_factory) -> Path:
     """The workdir of a run that was stopped at step 4; copy it before resuming."""
     workdir = tmp_path_factory.mktemp("stopped")
     finished_run(corpus)  # compiles for all of them

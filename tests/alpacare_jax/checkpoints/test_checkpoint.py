@@ -28,6 +28,8 @@ from tests.support.training import (
     ten_steps,
 )
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def state(value: float) -> dict:
     return {"params": {"w": jnp.full((3, 4), value)}, "opt_state": {"m": jnp.full(4, -value)}}

@@ -30,7 +30,7 @@ THREE = {"checkpoint__every_steps": 3, "checkpoint__keep": 2}
 
 
 @pytest.fixture(scope="module")
-def two_steps(corpus, tmp_path_factory) -> Path:
+def two_steps(corpus, quickly_compiled, tmp_path_factory) -> Path:
     """The workdir of a run that was stopped at step 6 of 10, and has step 3 too."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     finished_run(corpus)
