@@ -26,6 +26,7 @@ from alpacare_jax.checkpoints.hf_weights import AssignedTensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
+from common.messages import heartbeat
 from common.sections import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -103,7 +104,8 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
     Raises: as `from_hf`, but a number too large for `dtype` is found while converting.
     """
     config = model_folder.read_config(source)
-    arrays = layerwise.open_arrays(source, config, step)
+    with heartbeat("verifying the checkpoint"):
+        arrays = layerwise.open_arrays(source, config, step)
     cast = {path: jnp.dtype(dtype) if dtype else a.dtype.numpy_dtype for path, a in arrays.items()}
     specs = {
         key: (cast[weight.path], params.hf_shape(weight, config))

@@ -10,6 +10,7 @@ A record whose prompt leaves no room for an answer gets an empty one, with finis
 """
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import os
@@ -34,7 +35,7 @@ from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
-from common.messages import StatusLine, duration
+from common.messages import StatusLine, duration, heartbeat
 from common.records import Example, read_examples, require_unique_ids
 from common.sections import UsageError
 
@@ -177,18 +178,21 @@ def answers(
     def stop_early(ids: list[int]) -> bool:
         return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
 
-    for done, answer in enumerate(engine.run(requests, stop_early), start=1):
-        text, used, stopped = answer_text(answer.ids, tokenizer, stops)
-        reason = "stop" if stopped else answer.finish_reason
-        yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
-        tokens += used
-        seconds = time.perf_counter() - began
-        if status.due() or done == len(requests):
-            left = duration(seconds / done * (len(requests) - done))
-            status.show(
-                f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
-                f"tokens/s | {left} left"
-            )
+    with contextlib.ExitStack() as silent:
+        silent.enter_context(heartbeat("compiling, and generating the first answers"))
+        for done, answer in enumerate(engine.run(requests, stop_early), start=1):
+            silent.close()
+            text, used, stopped = answer_text(answer.ids, tokenizer, stops)
+            reason = "stop" if stopped else answer.finish_reason
+            yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
+            tokens += used
+            seconds = time.perf_counter() - began
+            if status.due() or done == len(requests):
+                left = duration(seconds / done * (len(requests) - done))
+                status.show(
+                    f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
+                    f"tokens/s | {left} left"
+                )
     status.close()
 
 
@@ -254,7 +258,8 @@ def run(config: GenerationConfig) -> None:
         if i not in partial.answers
     ]
     eos = model_folder.eos_ids(config.checkpoint, tokenizer)
-    engine = load_engine(config, step, model_config, dtype, eos, max_length)
+    with heartbeat("loading the weights"):
+        engine = load_engine(config, step, model_config, dtype, eos, max_length)
     for index, answer in answers(engine, requests, tokenizer, config.stop):
         partial.add(index, as_answer(examples[index], answer))
     provenance.write_json(provenance.run_json(config.output), record | {"end": provenance.now()})

@@ -27,6 +27,7 @@ from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.params import WeightSpec
 from common import paths
+from common.messages import StatusLine
 
 WORKERS = 2
 """Tensors converted at the same time: one waits for the disk while the other is transposed."""
@@ -192,8 +193,13 @@ def pieces(arrays: Mapping[str, tensorstore.TensorStore], config: LlamaConfig) -
 
 
 def for_each(convert: Callable[[Any], None], items: Sequence[Any], largest_bytes: int) -> None:
-    """Calls convert(item) for each item in a few threads; after an error no further one starts."""
-    workers = WORKERS if largest_bytes <= SMALL_BYTES else 1
+    """Calls convert(item) for each item in a few threads; after an error no further one starts.
+
+    A status line counts the items.
+    """
+    workers, status = WORKERS if largest_bytes <= SMALL_BYTES else 1, StatusLine()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(convert, items):
-            pass
+        for done, _ in enumerate(pool.map(convert, items), start=1):
+            if status.due():
+                status.show(f"{done:,}/{len(items):,} parts of the weights converted")
+    status.close()
