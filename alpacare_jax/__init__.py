@@ -1,5 +1,5 @@
 """Domain instruction tuning of LLaMA in JAX."""
 
-from common import extras
+from common import exits
 
-extras.explain_missing("train")
+exits.watch_command("train")

@@ -1,4 +1,4 @@
-"""Puts several training runs on one page: what differs, how they ended, their curves.
+"""Puts training runs on one page: what differs, how they ended, their curves.
 
     python -m alpacare_jax.compare runs/a runs/b --output=compare.html
 
@@ -59,4 +59,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", "compare.html", "The page to write.")
-    cli.run(main, positional=True)
+    cli.run(main, positional=True, output="output")

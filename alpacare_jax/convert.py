@@ -191,4 +191,4 @@ if __name__ == "__main__":
         "dtype", "", ["", "float32", "bfloat16", "float16"], "to_hf: cast to it; default: keep."
     )
     flags.mark_flags_as_required(["source", "target"])
-    cli.run(main, positional=True)
+    cli.run(main, positional=True, output="target")

@@ -201,7 +201,8 @@ def main(argv: Sequence[str]) -> int:
         process_id=FLAGS.process_id,
         join_seconds=FLAGS.join_seconds,
     )
-    return run(run_config, epath.Path(FLAGS.workdir), FLAGS.step_seconds)
+    with processes.hold_lock(FLAGS.workdir):
+        return run(run_config, epath.Path(FLAGS.workdir), FLAGS.step_seconds)
 
 
 if __name__ == "__main__":

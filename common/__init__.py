@@ -2,7 +2,9 @@
 
 alpacare        the command that lists and starts all others
 cli             how a command starts and ends: flags, exit codes, one-line errors
+exits           signals, unexpected errors and the end of a process
 extras          packages that are not installed, and what installs them
+locks           one process at a time makes an output
 messages        counts, times, suggestions and the status line that commands print
 sections        config files as frozen dataclasses; their keys as help
 paths           folders of this machine and gs:// buckets

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import extras
+from common import exits
 from common.messages import suggestion
 
 COMMANDS = {
@@ -58,14 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = COMMANDS[name]
     sys.path.insert(0, os.getcwd())  # as python -m does: config files import their neighbours
     sys.argv = [f"alpacare {name}", *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:
-        text = extras.advice(error, EXTRAS[module.partition(".")[0]])
-        if not text:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 1
+    exits.watch(EXTRAS[module.partition(".")[0]])
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 
 

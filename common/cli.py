@@ -2,15 +2,17 @@
 
 import errno
 import importlib.util
+import io
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
-from common import extras, paths, sections
+from common import exits, extras, locks, paths, sections
 from common.sections import UsageError
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -35,12 +37,22 @@ HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort", "--helpfull"})
 
 
 def fail(error: Exception) -> int:
-    """Prints `error` on stderr in one line; returns exit code 2 for a wrong setting, else 1."""
-    text = " ".join(error_text(error).split()) or type(error).__name__
-    if isinstance(error, paths.outages()):
-        text = f"a bucket does not respond ({text}); rerun the command once it does"
-    print(f"error: {text}", file=sys.stderr)
-    return 2 if isinstance(error, UsageError) else 1
+    """Prints `error` on stderr in one line; returns the exit code.
+
+    The code is the error's `exit_code`, if it has one: 2 of a wrong setting. Else it is 1.
+    """
+    if isinstance(error, BrokenPipeError) and exits.reader_is_gone():
+        return 1
+    if isinstance(error, ModuleNotFoundError) and (text := extras.advice(error, "all")):
+        pass
+    elif isinstance(error, paths.outages()):
+        text = f"a bucket does not respond ({error}); rerun the command once it does"
+    elif isinstance(error, USER_ERRORS):
+        text = error_text(error) or type(error).__name__
+    else:
+        text = exits.unexpected(error)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return getattr(error, "exit_code", 1)
 
 
 def error_text(error: Exception) -> str:
@@ -74,19 +86,23 @@ def run(
     *,
     config: type | None = None,
     positional: bool = False,
+    output: str = "",
 ) -> None:
     """Runs `main(argv)` under absl flags and exits the process.
 
     Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
-    the traceback instead). 2: a wrong flag, config file, key or value. 130: interrupted, usually
-    by Ctrl-C.
+    the traceback instead). 2: a wrong flag, config file, key or value. 130: interrupted by Ctrl-C.
+    143: by SIGTERM.
 
     Args:
       main: the command.
       config: the dataclass that --config is built into: `--help` prints its keys, and errors
         suggest them.
       positional: whether the command takes arguments that are not flags.
+      output: the flag that names the file or folder that `main` makes. It is locked meanwhile,
+        unless it is empty or the command has `--dry_run`.
     """
+    exits.watch()
     flags.DEFINE_bool("debug", False, "Show the traceback of an error instead of one line.")
     keys = list(sections.keys(config)) if config else []
 
@@ -94,29 +110,13 @@ def run(
         if given := config_flag(argv):  # it may import its neighbours, as `configs.common`
             sys.path.append(str(Path(given.partition(":")[0]).resolve().parent.parent))
         if HELP_FLAGS & set(argv[1:]):  # before parsing, which requires the required flags
-            app.usage(writeto_stdout=True)
-            try:
-                if keys:
-                    print(config_help(keys, argv))
-            except UsageError as error:
-                sys.exit(fail(error))
-            sys.exit(0)
+            sys.exit(guard(lambda argv: print_help(keys, argv), argv, debug=False))
         try:
             rest = flags.FLAGS(argv)
             sections.require_numbers({f"--{name}": flags.FLAGS[name].value for name in flags.FLAGS})
             if config and flags.FLAGS.config is not None:
                 flags.FLAGS.config.to_dict()  # raises where the file could not be loaded
-        except (
-            flags.Error,
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            OSError,
-            SyntaxError,
-            ImportError,
-        ) as error:
-            # ml_collections raises all of these for a bad --config, or a bad key or value of one.
+        except Exception as error:  # noqa: BLE001 - a config file may raise anything
             print(f"error: {wrong_flag(error, [key.name for key in keys])}", file=sys.stderr)
             sys.exit(2)
         if rest[1:] and not positional:
@@ -131,9 +131,23 @@ def run(
         if not flags.FLAGS["verbosity"].present:
             # Orbax logs failures with a traceback; they reach us as exceptions.
             logging.set_verbosity(logging.FATAL)
-        return guard(main, argv, flags.FLAGS.debug)
+        return guard(locked_main, argv, flags.FLAGS.debug)
+
+    def locked_main(argv: Sequence[str]) -> int | None:
+        given = flags.FLAGS.flag_values_dict()
+        if not given.get(output) or given.get("dry_run"):
+            return main(argv)
+        with locks.hold(given[output]):
+            return main(argv)
 
     app.run(guarded, flags_parser=parse)
+
+
+def print_help(keys: Sequence[sections.Key], argv: Sequence[str]) -> None:
+    """Prints the flags of a command and the keys of its config, if it has one."""
+    app.usage(writeto_stdout=True)
+    if keys:
+        print(config_help(keys, argv))
 
 
 def config_help(keys: Sequence[sections.Key], argv: Sequence[str]) -> str:
@@ -215,21 +229,24 @@ def wrong_flag(error: Exception, keys: Sequence[str] = ()) -> str:
 
 
 def guard(main: Callable[[Sequence[str]], int | None], argv: Sequence[str], debug: bool) -> int:
-    """The exit code of `main(argv)`; expected errors end in one line."""
+    """The exit code of `main(argv)`; every error ends in one line, unless `debug`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters: ↵ in ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return main(argv) or 0
-    except (*USER_ERRORS, *paths.outages()) as error:
-        if debug:
-            raise
-        return fail(error)
-    except ModuleNotFoundError as error:
-        text = extras.advice(error, "all")
-        if debug or not text:
-            raise
-        print(f"error: {text}", file=sys.stderr)
-        return 1
+        with exits.interruptible():
+            code = main(argv) or 0
+            print(end="", flush=True)  # fails here, where it is one line, on a full disk
     except KeyboardInterrupt:
         if debug:
+            traceback.print_exc()
+        exits.leave_interrupted()
+    except Exception as error:
+        if exits.Ending.received and not isinstance(error, USER_ERRORS):
+            exits.leave_interrupted()  # libraries turn KeyboardInterrupt into errors of their own
+        if debug:
             raise
-        print("interrupted", file=sys.stderr)
-        return 130
+        code = fail(error)
+        if exits.Ending.received:  # a run of datagen's client that stopped in good order
+            code = 128 + exits.Ending.received
+    exits.Ending.code = code
+    return code

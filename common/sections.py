@@ -20,6 +20,8 @@ Config = TypeVar("Config")
 class UsageError(ValueError):
     """A wrong flag, config file, key or value: the command ends with exit code 2."""
 
+    exit_code = 2
+
 
 class Key(NamedTuple):
     """One key of a config."""

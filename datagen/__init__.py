@@ -1,5 +1,5 @@
 """From a small seed set to instruction-tuning data. Needs neither JAX nor torch."""
 
-from common import extras
+from common import exits
 
-extras.explain_missing("datagen")
+exits.watch_command("datagen")

@@ -241,4 +241,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main, config=DatagenConfig)
+    cli.run(main, config=DatagenConfig, output="workdir")

@@ -1,5 +1,5 @@
 """Dual-sided judging and its statistics. Needs neither JAX nor torch."""
 
-from common import extras
+from common import exits
 
-extras.explain_missing("evaluation")
+exits.watch_command("evaluation")

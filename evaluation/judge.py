@@ -277,4 +277,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main, config=EvaluationConfig)
+    cli.run(main, config=EvaluationConfig, output="workdir")

@@ -32,7 +32,7 @@ from ml_collections import config_flags
 # Config files import configs.common, which `python -m` would find.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import cli, paths, provenance, sections
+from common import cli, exits, locks, paths, provenance, sections
 from launch import sweep_results, sweep_runs
 from launch.sweep_runs import Run
 
@@ -104,8 +104,10 @@ class Runner:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._request_stop)
 
-    def _request_stop(self, *_) -> None:
+    def _request_stop(self, number: int = 0, _=None) -> None:
         self.stop_requested = True
+        if number == signal.SIGINT:
+            exits.Ending.received = signal.SIGINT
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM)
@@ -213,13 +215,17 @@ def main(argv: Sequence[str]) -> int:
             print(f"# run {number}: {run.name}: {row(run)['state']}")
             print(shlex.join(command(run, given, FLAGS.launcher)))
         return 0
-    failures = {} if FLAGS.table else run_all(chosen, given, FLAGS.launcher)
+    failures = {}
+    if not FLAGS.table:
+        # The jobs of an array share the folder: each run has a lock of its own.
+        with locks.hold(workdir) if index is None else contextlib.nullcontext():
+            failures = run_all(chosen, given, FLAGS.launcher)
     rows = [row(run, failures.get(run.name)) for run in runs]
     rows.sort(key=sweep_results.best_first)
     if not FLAGS.table:
         write_results(epath.Path(workdir), rows, config=given, sweep=FLAGS.sweep)
     print(sweep_results.table(rows))
-    return 1 if failures else 0
+    return 130 if exits.Ending.received else 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_no_api_client_and_no_torch_in_alpacare_jax():
 
 def test_init_imports_nothing():
     for package in ("alpacare_jax", "datagen", "evaluation"):
-        assert list(imports(REPOSITORY / package / "__init__.py")) == ["common.extras"]
+        assert list(imports(REPOSITORY / package / "__init__.py")) == ["common.exits"]
 
 
 def test_no_module_is_named_like_one_of_the_standard_library():
@@ -206,7 +206,7 @@ def test_imports_without(name):
         assert "datagen" not in process.stdout
     if name == "init":
         assert process.stdout.strip() == (
-            "['alpacare_jax', 'alpacare_jax.__init__', 'common', 'common.extras']"
+            "['alpacare_jax', 'alpacare_jax.__init__', 'common', 'common.exits', 'common.extras']"
         )
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
 
-from common import paths
+from common import locks, paths
 
 JOIN_SECONDS = 1800
 """Hosts of a cold pod start minutes apart; JAX's default of 300 s is too short (marin#7232)."""
@@ -192,6 +192,25 @@ def barrier(name: str) -> None:
     """Returns when every process has reached it; a `Watchdog` bounds the wait."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def hold_lock(output: str) -> Iterator[None]:
+    """Process 0 holds the lock of `output`, for all.
+
+    Raises:
+      OSError: another run holds it; in every process.
+    """
+    with contextlib.ExitStack() as stack:
+        failure = None
+        if is_first():
+            try:
+                stack.enter_context(locks.hold(output))
+            except (OSError, *paths.outages()) as error:
+                failure = error
+        if broadcast_from_process_0(bool(failure)):
+            raise failure or OSError(f"process 0 could not lock {output}; see its message")
+        yield
 
 
 class Watchdog:

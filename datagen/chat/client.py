@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
-from common import messages
+from common import exits, messages
 from datagen.chat import prices, progress, protocols, replies
 from datagen.chat.batch.batches import Batches
 from datagen.chat.batch.log import BatchLog
@@ -348,9 +348,11 @@ def run_until_done(client: Client, job: Callable[[], Awaitable[Result]]) -> Resu
       ValueError: offline, and none of the answers is stored.
     """
 
+    previous_handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
     async def run_job() -> Result:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in previous_handlers:
             loop.add_signal_handler(name, stop, name)
         async with client:
             return await job()
@@ -358,6 +360,7 @@ def run_until_done(client: Client, job: Callable[[], Awaitable[Result]]) -> Resu
     def stop(name: signal.Signals) -> None:
         if client.stop_reason:
             raise KeyboardInterrupt  # the second time: at once
+        exits.Ending.received = name
         if not client.config.batch:
             client.report(f"{name.name}: waiting for the replies in flight")
         client.stop("stopped by a signal; rerun to resume")
@@ -369,6 +372,8 @@ def run_until_done(client: Client, job: Callable[[], Awaitable[Result]]) -> Resu
     try:
         result = asyncio.run(run_job())
     finally:
+        for name, handler in previous_handlers.items():  # asyncio has set the default ones
+            signal.signal(name, handler)
         client.report(client.summary())
     if client.config.offline and client.counts["failed"] and not client.counts["stored"]:
         raise ValueError(

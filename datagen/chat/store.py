@@ -7,14 +7,13 @@ goes into the next, so that thousands of answers per second share a few disk syn
 import asyncio
 import dataclasses
 import datetime
-import fcntl
 import json
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from datagen.chat.replies import ChatAnswer
 
@@ -87,27 +86,25 @@ class TotalSpent:
 
 
 class AnswerStore:
-    """Answers by key. Only one process may write at a time; others may read meanwhile.
+    """Answers by key. One process writes at a time, as commands lock their workdir; others read.
 
     Args:
       read_only: the file must exist, and is not changed.
       dry_run: like read_only, but a missing file counts as an empty store; none is created.
 
     Raises:
-      OSError: the file is locked by another run, is not an answer store, or cannot be written.
+      OSError: the file is not an answer store, or cannot be written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, dry_run: bool = False):
         self.path = path
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        self._lock: IO[str] | None = None
         writable, exists = not (read_only or dry_run), path.exists()
         if read_only and not exists:
             raise FileNotFoundError(f"no stored answers: {path}")
         if writable:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._acquire_lock()
         try:
             location = path if exists or writable else ":memory:"
             self._reader = sqlite3.connect(location, check_same_thread=False)
@@ -123,15 +120,6 @@ class AnswerStore:
             self._writer = threading.Thread(target=self._write, name="answer store", daemon=True)
             self._writer.start()
 
-    def _acquire_lock(self) -> IO[str]:
-        file = open(self.path.with_name(self.path.name + ".lock"), "w")  # noqa: SIM115 - held
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise OSError(f"{self.path} is in use by another run; wait until it ends") from None
-        return file
-
     def __enter__(self) -> Self:
         return self
 
@@ -144,8 +132,6 @@ class AnswerStore:
             self._queue.put(None)
             self._writer.join()
             self._writer = None
-        if self._lock:
-            self._lock.close()
         self._reader.close()
 
     def get(self, key: str) -> ChatAnswer | None:

@@ -98,10 +98,13 @@ def test_debug_shows_the_traceback(command):
     assert "error: " not in err
 
 
-def test_a_bug_is_not_dressed_up_as_an_error_of_the_user(command):
+def test_a_bug_is_one_line_that_is_not_dressed_up_as_an_error_of_the_user(command):
     code, _, err = command("--kind=bug")
-    assert code == 1
-    assert "Traceback" in err and "Custom: a bug of ours" in err
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: internal error, Custom: a bug of ours at ")
+    assert err.endswith("; --debug shows the traceback; please report it\n")
+    code, _, err = command("--kind=bug", "--debug")
+    assert code == 1 and "Traceback" in err and "Custom: a bug of ours" in err
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ https://cloud.google.com/storage/docs/json_api/v1/objects
 
 import base64
 import contextlib
+import datetime
 import email
 import email.policy
 import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -38,6 +40,7 @@ class Emulator(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.objects: dict[Key, tuple[bytes, int]] = {}  # content, generation
+        self.updated: dict[Key, float] = {}  # Unix time of the last change, metadata included
         self.journal: list[tuple[Key, bytes | None]] = []  # None: deleted
         self.uploads: dict[str, tuple[str, bytes]] = {}  # unfinished: name, bytes so far
         self.outage: tuple[int, int] | None = None  # status, changes after which it begins
@@ -54,6 +57,7 @@ class Emulator(ThreadingHTTPServer):
                 del self.objects[key]
             else:
                 self.objects[key] = (content, next(self._generations))
+                self.updated[key] = time.time()
 
     def names(self, prefix: str) -> list[str]:
         """Names that begin so, in the bucket named `bucket`, sorted."""
@@ -81,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = do_DELETE = handle_any
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 
     def _answer(self, method: str, target: str, body: bytes) -> Answer:
         path, query = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
@@ -107,8 +111,10 @@ class Handler(BaseHTTPRequestHandler):
         if method == "DELETE":
             self.server.change(key, None)
             return 204, b"", {}
+        if method == "PATCH":
+            self.server.updated[key] = time.time()
         if query.get("alt") != "media":
-            return 200, _resource(key, content, generation), {}
+            return 200, self._resource(key), {}
         headers = {"x-goog-generation": generation, "x-goog-stored-content-length": len(content)}
         if not (span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
             return 200, content, headers
@@ -121,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     def _list(self, bucket: str, query: dict[str, str]) -> Answer:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         items, prefixes = [], set()
-        for (owner, name), stored in sorted(self.server.objects.items()):
+        for owner, name in sorted(self.server.objects):
             if owner != bucket or not name.startswith(prefix):
                 continue
             if not query.get("startOffset", "") <= name < query.get("endOffset", "\U0010ffff"):
@@ -130,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
             if found:
                 prefixes.add(prefix + first + found)
             else:
-                items.append(_resource((bucket, name), *stored))
+                items.append(self._resource((bucket, name)))
         return 200, {"items": items, "prefixes": sorted(prefixes)}, {}
 
     def _upload(self, bucket: str, query: dict[str, str], body: bytes) -> Answer:
@@ -153,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         if refused := _refused(query, self.server.objects.get(key, (b"", 0))[1], "POST"):
             return refused
         self.server.change(key, body)
-        return 200, _resource(key, *self.server.objects[key]), {}
+        return 200, self._resource(key), {}
 
     def _batch(self, body: bytes) -> Answer:
         answers = []
@@ -167,6 +173,20 @@ class Handler(BaseHTTPRequestHandler):
         body = b"".join([*answers, b"--batch--\r\n"])
         return 200, body, {"Content-Type": "multipart/mixed; boundary=batch"}
 
+    def _resource(self, key: Key) -> dict:
+        content, generation = self.server.objects[key]
+        changed = datetime.datetime.fromtimestamp(self.server.updated[key], datetime.UTC)
+        crc = google_crc32c.value(content).to_bytes(4, "big")
+        return {
+            "bucket": key[0],
+            "name": key[1],
+            "size": str(len(content)),
+            "generation": str(generation),
+            "crc32c": base64.b64encode(crc).decode(),
+            "timeCreated": "2026-01-01T00:00:00.000Z",
+            "updated": changed.isoformat().replace("+00:00", "Z"),
+        }
+
 
 def _error(status: int) -> Answer:
     return status, {"error": {"code": status, "message": f"status {status}"}}, {}
@@ -178,19 +198,6 @@ def _refused(query: dict[str, str], generation: int, method: str) -> Answer | No
     if int(query.get("ifGenerationNotMatch", -1)) == generation:
         return _error(304 if method == "GET" else 412)
     return None
-
-
-def _resource(key: Key, content: bytes, generation: int) -> dict:
-    crc = google_crc32c.value(content).to_bytes(4, "big")
-    return {
-        "bucket": key[0],
-        "name": key[1],
-        "size": str(len(content)),
-        "generation": str(generation),
-        "crc32c": base64.b64encode(crc).decode(),
-        "timeCreated": "2026-01-01T00:00:00.000Z",
-        "updated": "2026-01-01T00:00:00.000Z",
-    }
 
 
 def _parts(content_type: str, body: bytes) -> list[bytes]:
