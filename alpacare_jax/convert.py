@@ -11,6 +11,7 @@ complete.
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -21,7 +22,14 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from alpacare_jax.checkpoints import hf_weights, layerwise, model_folder, safetensors_file
+from alpacare_jax.checkpoints import (
+    checkpoint,
+    hf_weights,
+    identity,
+    layerwise,
+    model_folder,
+    safetensors_file,
+)
 from alpacare_jax.checkpoints.hf_weights import AssignedTensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
@@ -31,6 +39,9 @@ from common.sections import UsageError
 
 MAX_SHARD_BYTES = 5_000_000_000
 """The default of transformers."""
+
+PATH_KEYS = ("_file", "name_or_path")
+"""Ends of keys under which transformers noted where it had loaded a file from."""
 
 
 @contextlib.contextmanager
@@ -59,7 +70,8 @@ def _new_model(
 
             with hf_weights.digests(files) as sums:
                 layerwise.for_each(convert, checked, max(sizes))
-        _record(partial, direction, source, source_sha256=sums)
+        command = f"convert {direction}"
+        _write_record(partial, command=command, source=str(source), source_sha256=sums)
 
 
 def from_hf(source: Path, target: Path) -> None:
@@ -127,7 +139,9 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
         model_folder.copy_model_files(source, partial)
         dtypes = {str(dtype) for dtype in cast.values()}
         _set_dtype(partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32")
-        _record(partial, "to_hf", source)
+        _remove_paths(partial)
+        model = identity.of_model(source, checkpoint.find_step(source, step))
+        _write_record(partial, public=True, command="convert to_hf", model=model)
 
 
 def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -148,10 +162,26 @@ def _set_dtype(config_path: Path, dtype: str) -> None:
         provenance.write_json(config_path, content | dict.fromkeys(keys, dtype))
 
 
-def _record(directory: Path, direction: str, source: PurePath, **content: Any) -> None:
-    command = f"convert {direction}"
-    record = provenance.describe(command=command, source=str(source), **content)
-    provenance.write_json(directory / "run.json", record | {"end": provenance.now()})
+def _remove_paths(directory: Path) -> None:
+    """Removes from a release the folders that the model was loaded from before."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (path := directory / name).is_file():
+            continue
+        content = provenance.read_json(path)
+        kept = {
+            key: value
+            for key, value in content.items()
+            if not (key.endswith(PATH_KEYS) and re.search(r"[/\\]", str(value)))
+        }
+        if kept != content:
+            provenance.write_json(path, kept)
+
+
+def _write_record(directory: Path, *, public: bool = False, **content: Any) -> None:
+    record = provenance.describe(**content) | {"end": provenance.now()}
+    if public:
+        del record["host"]
+    provenance.write_json(directory / "run.json", record)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from alpacare_jax import convert
 from alpacare_jax.checkpoints import (
     checkpoint,
+    identity,
     layerwise,
     model_folder,
     safetensors_file,
@@ -111,6 +113,34 @@ def test_run_json_tells_where_it_came_from(source, tmp_path):
     assert record["command"] == "convert from_hf"
     assert record["source"] == str(source)
     assert record["end"] >= record["start"]
+
+
+def test_a_release_names_no_host_and_no_folder(source, tmp_path):
+    for name, changes in (
+        ("config.json", {"_name_or_path": "/home/me/llama"}),
+        (
+            "tokenizer_config.json",
+            {
+                "name_or_path": "/home/me/llama",
+                "special_tokens_map_file": "/root/.cache/map.json",
+                "tokenizer_file": None,
+                "vocab_file": "tokenizer.model",
+            },
+        ),
+    ):
+        path = source / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    convert.from_hf(source, tmp_path / "ours")
+    release = to_hf(tmp_path / "ours", tmp_path / "release")
+    files = [path for path in release.iterdir() if path.suffix != ".safetensors"]
+    for text in (path.read_text() for path in files):
+        assert platform.node() not in text.split('"') and str(tmp_path) not in text
+        assert "/home/me" not in text and "/root" not in text
+    settings = json.loads((release / "tokenizer_config.json").read_text())
+    assert (settings["tokenizer_file"], settings["vocab_file"]) == (None, "tokenizer.model")
+    record = json.loads((release / "run.json").read_text())
+    assert record["model"] == identity.of_model(tmp_path / "ours", 0)
+    assert record["packages"] and record["end"]
 
 
 @pytest.mark.parametrize("shard_bytes", [None, "100KB"])
