@@ -11,6 +11,9 @@ from alpacare_jax.data.tokenizers import Tokenizer
 from common import sections
 from common.records import Example
 
+MAX_ROW_LENGTH = 2**20
+"""Tokens; attention over a longer row fits on no device."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -34,6 +37,12 @@ class DataConfig:
             raise ValueError("set data.eval_path or data.eval_share, not both")
         if self.row_multiple < 1 or self.max_length < 2:
             raise ValueError("data.row_multiple must be at least 1, data.max_length at least 2")
+        for name in ("row_multiple", "max_row_length"):
+            if getattr(self, name) > MAX_ROW_LENGTH:
+                raise ValueError(
+                    f"data.{name} is {getattr(self, name):,}; rows have at most {MAX_ROW_LENGTH:,} "
+                    "tokens"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

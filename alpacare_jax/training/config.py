@@ -12,6 +12,9 @@ from alpacare_jax.model.layers import REMAT_POLICIES
 from alpacare_jax.training.optimizers import OptimizerConfig
 from common import sections
 
+MAX_EPOCHS = 100_000
+"""The learning rate of every step is computed at the start: more would not fit into memory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BaseModelConfig:
@@ -76,6 +79,8 @@ class TrainConfig:
         for name in ("eval_every", "samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0")
+        if self.epochs > MAX_EPOCHS:
+            raise ValueError(f"train.epochs is {self.epochs:,}; the most are {MAX_EPOCHS:,}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"train.seed is {self.seed}; it must be from 0 to 2^32 - 1")
 

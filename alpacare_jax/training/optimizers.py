@@ -54,6 +54,16 @@ class OptimizerConfig:
             )
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"optimizer.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"optimizer.{name} is {getattr(self, name)}; it must be at least 0"
+                )
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not self.epsilon > 0:  # unused embeddings would be divided by 0
+            raise ValueError(f"optimizer.epsilon is {self.epsilon}; it must be above 0")
 
 
 def describe(config: OptimizerConfig) -> str:

@@ -41,12 +41,22 @@ def test_an_unknown_template(corpus):
         ("train.seed", 2**32),
         ("train.seed", 2**63),
         ("train.epochs", 10**30),
+        ("optimizer.learning_rate", -1.0),
+        ("optimizer.max_grad_norm", -1.0),
+        ("optimizer.beta2", 1.0),
+        ("optimizer.epsilon", 0.0),
         ("optimizer.learning_rate", float("nan")),
     ],
 )
 def test_numbers_out_of_range_are_named(corpus, key, value):
     with pytest.raises(sections.UsageError, match=rf"^{key} is {value}; "):
         run_config(corpus, **{key: value})
+
+
+@pytest.mark.parametrize("key", ["train.epochs", "data.row_multiple", "data.max_row_length"])
+def test_sizes_that_no_machine_holds_are_named(corpus, key):
+    with pytest.raises(sections.UsageError, match=f"^{key} is 4,611,686,018,427,387,904; "):
+        run_config(corpus, **{key: 2**62})
 
 
 BAD_SETTINGS = {
