@@ -11,8 +11,8 @@
 #     bash launch/tpu_run.sh delete --name=alpaca --zone=us-west4-a
 #
 # create  creates the TPU and waits until it is ready.
-# run     creates the TPU if it does not exist; copies the working tree (files that git tracks, and
-#         new files that it does not ignore) to every host; installs; starts COMMAND on all hosts,
+# run     creates the TPU if it does not exist; copies the files that git tracks, as they are now
+#         and at most 100 MB, to every host; installs; starts COMMAND on all hosts,
 #         prints the log of worker 0, and exits with COMMAND's exit code. The TPU is kept: delete it
 #         when you are done. COMMAND continues without this terminal; the same `run` watches it
 #         again. After a preemption `run` deletes and recreates the TPU and restarts COMMAND, which
@@ -34,6 +34,7 @@
 # --queued                    requests a queued resource of the same name, and waits for it
 # --slices=N                  one run on N such TPUs in one queued resource; give it to all actions.
 #                             sharding.data must be a multiple of N (default 1)
+# --untracked                 copies new files that git does not ignore, too     (run)
 # --max_retries=N             how often `run` restarts (default 10; 0: it creates no TPU either)
 # --slice=N --worker=N        which host (logs; default 0)
 # --follow                    until COMMAND ends (logs)
@@ -54,9 +55,9 @@ create | run | status | logs | stop | delete) shift ;;
 esac
 
 name='' zone='' project='' accelerator_type='' version='' spot=0 queued=0 max_retries=10
-slices=1 slice=0 worker=0 follow=0
+slices=1 slice=0 worker=0 follow=0 untracked=0
 parse_flags "name zone project accelerator_type version max_retries slices slice worker" \
-    "spot queued follow dry_run" "$@"
+    "spot queued follow untracked dry_run" "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     usage_error "--name='$name' is not a TPU name; use lower-case letters, digits and hyphens"
 [[ $zone =~ ^[a-z0-9-]+$ ]] || usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"

@@ -57,19 +57,28 @@ check_positive() { # FLAG VALUE
     [ "$2" -gt 0 ] || usage_error "$1=$2; give 1 or more"
 }
 
+# Secrets by their names, as in OPENAI_API_KEY=, --password VALUE and x-api-key:, in lower case. What
+# begins with $ or ` is filled in on the hosts.
+SECRET_NAME='([a-z0-9_.-]*[_.-])?((api|access|auth|secret|private)?(key|token)|secret|passw(or)?d'
+SECRET_NAME+='|passphrase|pat|credentials?)'
+NAMED_SECRET="(^|[^a-z0-9])(${SECRET_NAME}[\"']?(=|: ?)|--?${SECRET_NAME} +)[\"']?[^]\$\`\"' )-]"
+# And by their form: OpenAI, Anthropic; Hugging Face; AWS; GitHub; GitLab; Slack; Google; JWT; an HTTP
+# header; a private key; a password in an address.
+SECRET_FORM='(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{16}|hf_[A-Za-z0-9]{16}|A[KS]IA[A-Z0-9]{16}'
+SECRET_FORM+='|gh[a-z]_[A-Za-z0-9]{16}|github_pat_|glpat-|xox[a-z]-|AIza[A-Za-z0-9_-]{16}|ya29\.'
+SECRET_FORM+='|eyJ[A-Za-z0-9_-]{16}|(Bearer|Basic) +[A-Za-z0-9_.+/-]{8})|BEGIN [A-Z ]*PRIVATE KEY'
+SECRET_FORM+='|://[^/@: ]*:[^/@ $]+@'
+
 check_command() { # COMMAND...
-    local argument
+    local text="$*"
     if [ $# = 0 ]; then
         usage_error "no command; write it after --: -- python -m alpacare_jax.train"
     fi
-    for argument; do
-        case $argument in
-        *_API_KEY=* | *_TOKEN=* | *_SECRET=* | *_PASSWORD=*)
-            usage_error "a secret in the command could be read by anyone who lists processes;" \
-                "put it in a file on the hosts that only you can read"
-            ;;
-        esac
-    done
+    if [[ ${text,,} =~ $NAMED_SECRET || $text =~ $SECRET_FORM ]]; then
+        usage_error "a secret in the command could be read by anyone who lists processes; put it in" \
+            "a file on the hosts that only you can read, and let the command read it:" \
+            "-- bash -c 'OPENAI_API_KEY=\$(cat ~/key) python ...'"
+    fi
 }
 
 quote() { # the arguments as one would type them

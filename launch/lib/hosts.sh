@@ -30,26 +30,51 @@ bounded() { # SECONDS COMMAND...; in the foreground, so that Ctrl-C and end_log_
     call timeout --foreground "$@"
 }
 
-# ARCHIVE: packs the working tree as git sees it, without data, models and environments. Sets COMMIT,
-# which the command gets as ALPACARE_GIT_COMMIT (see common/provenance.py): the copy has no .git.
+# The files that `pack` copies, each ended by NUL: those that git tracks and, with --untracked, new
+# ones that it does not ignore. Data, models, environments and secrets are neither.
+FILES='git ls-files -z --cached'
+# A tracked file may be deleted and not committed yet.
+EXISTING="while IFS= read -r -d '' f; do [ ! -e \"\$f\" ] || printf '%s\\0' \"\$f\"; done"
+MAX_TREE_MB=100
+
+# ARCHIVE: packs the working tree. Sets COMMIT, which the command gets as ALPACARE_GIT_COMMIT (see
+# common/provenance.py): the copy has no .git.
 pack() {
     local root command
     if ! root=$(git rev-parse --show-toplevel 2>"$WORK/stderr") ||
         ! COMMIT=$(git rev-parse HEAD 2>"$WORK/stderr"); then
-        fail "the launch scripts copy the files that git lists; run them from a git clone"
+        fail "the launch scripts copy the files that git tracks; run them from a git clone"
     fi
     if [ -n "$(git status --porcelain)" ]; then COMMIT+=-dirty; fi
-    command="cd $(quote "$root") && git ls-files -z --cached --others --exclude-standard |"
-    # A tracked file may be deleted and not committed yet.
-    command+=" while IFS= read -r -d '' f; do [ ! -e \"\$f\" ] || printf '%s\\0' \"\$f\"; done |"
+    if [ "$untracked" = 1 ]; then FILES+=' --others --exclude-standard'; fi
+    command="cd $(quote "$root") && $FILES | $EXISTING |"
     command+=" tar --no-recursion --null --files-from=- -czf $(quote "$1")"
     if [ "$dry_run" = 1 ]; then
         printf '(%s)\n' "$command" >&3
         return
     fi
+    check_size
     mkdir -p "$(dirname "$1")"
-    bash -o pipefail -c "$command" 2>"$WORK/stderr" ||
+    (umask 077 && bash -o pipefail -c "$command") 2>"$WORK/stderr" ||
         fail "cannot pack the working tree: $(last_error)"
+}
+
+check_size() { # says what is copied, and what not; fails where it is too much
+    local bytes new
+    bash -c "$FILES | $EXISTING" | xargs -0 stat -c '%s %n' | sort -rn >"$WORK/sizes"
+    bytes=$(awk '{ sum += $1 } END { print sum + 0 }' "$WORK/sizes")
+    say "copying $(wc -l <"$WORK/sizes") files, $(awk "BEGIN { printf \"%.1f\", $bytes / 1e6 }") MB"
+    if [ "$bytes" -gt $((MAX_TREE_MB * 1000000)) ]; then
+        fail "that is over $MAX_TREE_MB MB; keep data and models out of git; the largest are" \
+            "$(head -n 3 "$WORK/sizes" | awk '{
+                size = $1; sub(/^[0-9]+ /, "")
+                printf "%s%s (%.1f MB)", separator, $0, size / 1e6; separator = ", "
+            }')"
+    fi
+    new=$(git ls-files --others --exclude-standard | head -n 1)
+    if [ "$untracked" = 0 ] && [ -n "$new" ]; then
+        say "new files, such as $new, are not copied: git add them, or give --untracked"
+    fi
 }
 
 install_command() { # ARCHIVE EXTRA

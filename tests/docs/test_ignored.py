@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.docs import documents
 
-WRITTEN = re.compile(r"--(?:workdir|output|target|local-dir)[= ]([\w./-]+)")
+WRITTEN = re.compile(r"--(?:workdir|output|target|local-dir)[= ](?!gs:)([\w./-]+)")
 CLONED = re.compile(r"git clone https://\S+/(\w+)\b")
 
 SECRETS = (

@@ -349,8 +349,13 @@ class TestRun:
         assert all("--worker=0" in call for call in cloud.calls("log"))
 
     def test_the_tree_is_what_git_knows(self, cloud):
-        assert cloud.ready().tpu("run", *bash("mkdir runs; touch runs/mine")).returncode == 0
+        result = cloud.ready().tpu("run", *bash("mkdir runs; touch runs/mine"))
+        assert result.returncode == 0
+        assert re.search(r"copying \d+ files, 0\.\d MB\n", result.stderr)
+        assert "new files, such as new file.py, are not copied: git add them, or" in result.stderr
         tree = cloud.root / "homes/t1v-n-1-w-1/alpacare-jax/tree"
+        assert not (tree / "new file.py").exists()
+        assert cloud.tpu("run", "--untracked", *bash("true")).returncode == 0
         assert (tree / "new file.py").read_text() == "new"
         assert (tree / "setup.py").exists()
         assert not (tree / "gone.py").exists()
@@ -358,10 +363,31 @@ class TestRun:
         # The next copy takes away what is gone here, and nothing that a run has written.
         (tree.parent / "files").write_text("new file.py\nold.py\n")
         (tree / "old.py").touch()
-        assert cloud.tpu("run", *bash("true")).returncode == 0
+        assert cloud.tpu("run", "--untracked", *bash("true")).returncode == 0
         assert not (tree / "old.py").exists()
         assert (tree / "new file.py").exists()
         assert (tree / "runs/mine").exists()
+
+    def test_a_large_tree_is_refused(self, cloud, project):
+        git = ["git", "-C", str(project)]
+        for name, size in {"weights.bin": 90_000_000, "a b.bin": 20_000_000}.items():
+            with open(project / name, "wb") as file:
+                file.truncate(size)
+        subprocess.run([*git, "add", "-N", "weights.bin", "a b.bin"], check=True)
+        try:
+            result = cloud.ready().tpu("run", *bash("true"))
+        finally:
+            subprocess.run([*git, "rm", "-q", "-f", "weights.bin", "a b.bin"], check=True)
+        assert result.returncode == 1
+        error = only_error(result)
+        assert "over 100 MB; keep data and models out of git; the largest are weights.bin" in error
+        assert "weights.bin (90.0 MB), a b.bin (20.0 MB)" in error
+        assert cloud.calls() == []
+
+    def test_the_copy_is_private(self, cloud):
+        assert cloud.ready().tpu("run", *bash("true")).returncode == 0
+        (archive,) = cloud.root.glob("user/.cache/alpacare-jax/*.tgz")
+        assert archive.stat().st_mode & 0o077 == 0
 
     def test_words_arrive_as_they_were_written(self, cloud):
         words = [
@@ -833,11 +859,6 @@ class TestDryRun:
         (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--", "x"], "stop takes no command"),
         (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--slices=0"], "--slices=0; give 1"),
         (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--slice=1"], "slices are numbered from 0"),
-        (
-            ["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=0"]
-            + ["--", "env", "OPENAI_API_KEY=sk", "x"],
-            "a secret in the command",
-        ),
         (["gpu_run.sh"], "unknown action ''; the only one is sbatch"),
         (["gpu_run.sh", "ssh"], "unknown action 'ssh'"),
         (["gpu_run.sh", "sbatch"], "no command"),
@@ -850,6 +871,31 @@ def test_wrong_arguments(cloud, arguments, remedy):
     assert result.returncode == 2
     assert remedy in only_error(result)
     assert cloud.calls() == []
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SECRETS = [
+    *(f"{name}=x" for name in ("OPENAI_API_KEY", "HF_TOKEN", "GH_PAT", "DB_PASSWORD", "passwd")),
+    *("AWS_SECRET_ACCESS_KEY=x", "WANDB_APIKEY=x", "--api-key=x", "--config.auth_token=x"),
+    *("--token x", "--hub-password 'x", '{"api_key": "x"}', "accessToken: x", "X-Api-Key: x"),
+    *(f"{start}{LETTERS}" for start in ("sk-", "sk-ant-", "a=hf_", "ghp_", "github_pat_", "xoxb-")),
+    *(f"AKIA{LETTERS[:16].upper()}", f"Authorization: Bearer {LETTERS}", f"ya29.{LETTERS}"),
+    *("https://me:secret@host/x", "-----BEGIN RSA PRIVATE KEY-----", f"eyJ{LETTERS}.x"),
+]
+NO_SECRETS = [
+    *("--config=configs/a.py:llama-7b", "gs://bucket/risk-assessment-of-long-names/keys/token"),
+    *("--max_new_tokens=5", "--monkey=3", "--config.key_path=/a", "PATH=/bin", "a:b@c", "--token"),
+    *("OPENAI_API_KEY=$(cat ~/key) python x", 'HF_TOKEN="$T" x', "x --token $T", "http://a:80/@x"),
+]
+
+
+@pytest.mark.parametrize("words", [*SECRETS, *NO_SECRETS])
+def test_secrets_in_a_command_are_refused(cloud, tools, words):
+    result = cloud("gpu_run.sh", "sbatch", "--dry_run", "--", "bash", "-c", words, PATH=tools)
+    assert result.returncode == 2 * (words in SECRETS), result.stderr
+    if words in SECRETS:
+        assert "a secret in the command could be read" in only_error(result)
+        assert words not in result.stderr
 
 
 @pytest.mark.parametrize("script", ["tpu_run.sh", "gpu_run.sh"])
