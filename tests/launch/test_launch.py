@@ -286,11 +286,11 @@ def bash(script: str) -> list[str]:
 
 
 def only_error(result: subprocess.CompletedProcess) -> str:
-    """The error: one line, the last one, and nothing but progress before it."""
+    """The error: one line, the last one, and nothing but progress (dots: of pip) before it."""
     lines = result.stderr.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert errors == lines[-1:], result.stderr
-    assert all(re.match(r"(tpu|gpu)_run: ", line) for line in lines[:-1]), result.stderr
+    assert all(re.match(r"(tpu|gpu)_run: |[. ]*$", line) for line in lines[:-1]), result.stderr
     return errors[0]
 
 
