@@ -131,7 +131,7 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
         ({"tasks__prompt": "no"}, "choose from"),
         ({"tasks__seeds_per_request": 999}, "contains 64 seeds"),
         ({"budget_usd": -1.0}, "budget_usd must be at least 0"),
-        ({"budget_usd": float("nan")}, "budget_usd must be at least 0"),
+        ({"budget_usd": float("nan")}, "must be a finite number"),
         ({"budget_tokens": -1}, "budget_tokens must be at least 0"),
     ],
 )
