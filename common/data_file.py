@@ -49,7 +49,7 @@ def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
     """(location, record) of each record of a file.
 
     One object around one list of objects, such as {"data": [...]}, stands for the list; what else
-    it says (a version, a name) is left out. All cells of a CSV file are texts.
+    it says (a version, a name) is skipped. All cells of a CSV file are texts.
 
     Raises:
       FileNotFoundError: the file does not exist.

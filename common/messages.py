@@ -89,7 +89,7 @@ class StatusLine:
 
 @contextlib.contextmanager
 def heartbeat(text: str) -> Iterator[None]:
-    """While the block works in silence, a status line shows `text` and the time so far."""
+    """While the block runs without output, a status line shows `text` and the time so far."""
     began, ended, status = time.monotonic(), threading.Event(), StatusLine()
 
     def beat() -> None:

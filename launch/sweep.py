@@ -53,7 +53,7 @@ def inputs(base: str, data: str, eval_data: str) -> dict[str, Any]:
 
 def differences(run: Run) -> dict[str, str]:
     """What differs from the settings and inputs in the run's run.json; empty without the file."""
-    record = sweep_results.read_record(run.workdir)
+    record = sweep_results.read(run.workdir).record
     before = sections.flatten(record.get("config", {}))
     compared = [
         key
@@ -72,7 +72,7 @@ def differences(run: Run) -> dict[str, str]:
 
 def is_finished(run: Run) -> bool:
     """Whether the run can be skipped; where settings differ, train reports the difference."""
-    return bool(sweep_results.read_record(run.workdir).get("end")) and not differences(run)
+    return sweep_results.read(run.workdir).finished and not differences(run)
 
 
 def row(run: Run, failure: tuple[int, str] | None = None) -> dict[str, Any]:
@@ -220,8 +220,8 @@ def main(argv: Sequence[str]) -> int:
         # The jobs of an array share the folder: each run has a lock of its own.
         with locks.hold(workdir) if index is None else contextlib.nullcontext():
             failures = run_all(chosen, given, FLAGS.launcher)
-    rows = [row(run, failures.get(run.name)) for run in runs]
-    rows.sort(key=sweep_results.best_first)
+    best_first = sorted(runs, key=lambda run: sweep_results.read(run.workdir).order)
+    rows = [row(run, failures.get(run.name)) for run in best_first]
     if not FLAGS.table:
         write_results(epath.Path(workdir), rows, config=given, sweep=FLAGS.sweep)
     print(sweep_results.table(rows))

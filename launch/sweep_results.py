@@ -1,58 +1,36 @@
 """Results of training runs, read from run.json and metrics.jsonl, as one table."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from alpacare_jax.reporting import run_files
-from common import provenance
+from alpacare_jax.reporting.run_files import RunFiles
 
 
-def read_record(workdir: epath.Path) -> dict[str, Any]:
-    """A run's run.json; empty where there is none, or a damaged one, which train reports."""
+def read(workdir: epath.Path) -> RunFiles:
+    """The run of a workdir; a damaged run.json counts as missing here, train reports it."""
     try:
-        return provenance.read_record(workdir / "run.json")
+        return run_files.read(workdir)
     except ValueError:
-        return {}
+        return RunFiles(workdir.name, {}, run_files.read_steps(workdir / run_files.METRICS), [])
 
 
 def row(name: str, workdir: epath.Path, failure: tuple[int, str] | None = None) -> dict[str, Any]:
     """A row of the table; `failure` is an exit code and a line of stderr."""
-    record = read_record(workdir)
-    steps = run_files.read_steps(workdir / run_files.METRICS)
-    # At step 0 every run has the loss of the base model.
-    values = {
-        key: [step[key] for step in steps if step["step"] and key in step]
-        for key in ("step", "loss", "eval_loss", "tokens_per_second", "seconds")
-    }
-    last = max(values["step"], default=0)
-    state = "finished" if record.get("end") else f"stopped at step {last:,}"
-    if failure:
-        state = f"failed {failure[0]}"
-    elif not record and not steps:
-        state = "not started"
+    run = read(workdir)
     return {
         "name": name,
-        "steps": last,
-        "loss": values["loss"][-1] if values["loss"] else None,
-        "eval_loss": min(values["eval_loss"], default=None),
-        "tokens_per_second": statistics.median(values["tokens_per_second"] or [0]) or None,
-        "hours": sum(values["seconds"]) / 3600,
-        "state": state,
+        "steps": run.last_step,
+        "loss": run.loss,
+        "eval_loss": run.best[1] if run.best else None,
+        "tokens_per_second": run.tokens_per_second,
+        "hours": run.seconds / 3600,
+        "state": f"failed {failure[0]}" if failure else run.state,
         "error": failure[1] if failure else None,
         "workdir": str(workdir),
     }
-
-
-def best_first(row: Mapping[str, Any]) -> tuple[int, float]:
-    """Sorts by held-out loss, then runs without it by training loss, then those without either."""
-    for place, name in enumerate(("eval_loss", "loss")):
-        if row[name] is not None and math.isfinite(row[name]):
-            return place, row[name]
-    return 2, 0.0
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

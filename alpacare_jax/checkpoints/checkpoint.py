@@ -39,10 +39,10 @@ def steps_folder(directory: str | PurePath) -> epath.Path:
 
 
 def mark_changing(folder: epath.Path, steps: Iterable[int]) -> None:
-    """Notes the steps whose folders are about to be written or removed; none: the note goes.
+    """Records the steps whose folders are about to be written or removed; none: deletes the record.
 
-    Whatever moment a kill comes, a step without a manifest is then either on this note, and its
-    remains are worthless, or it was damaged by somebody else, which is reported.
+    A step without a manifest is then either in this record, cut off by a kill and safe to delete,
+    or it was damaged later, which is reported.
     """
     if steps := list(steps):
         provenance.write_text(folder / CHANGING, json.dumps(steps))
@@ -51,7 +51,7 @@ def mark_changing(folder: epath.Path, steps: Iterable[int]) -> None:
 
 
 def unfinished_steps(folder: epath.Path) -> list[int]:
-    """Steps whose writing or removal was cut off, or is going on; some may be gone already."""
+    """Steps whose writing or removal was cut off, or is in progress; some may be gone."""
     try:
         noted = [int(step) for step in json.loads((folder / CHANGING).read_text(encoding="utf-8"))]
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def find_step(directory: str | PurePath, step: str = "best") -> int:
 def problem(folder: epath.Path, part: str = "") -> str:
     """What is wrong with the step in a folder; "" if it is whole.
 
-    Names and sizes of all files are compared, and the content of those that lie in `part`. Each
+    Names and sizes of all files are compared, and the content of those in `part`. Each
     process reads its share of them, and all get the same answer.
     """
     own, text = _first_problem(folder, part, jax.process_index(), jax.process_count())
@@ -187,7 +187,7 @@ def newest_whole(directory: str | PurePath) -> int:
                 "from the beginning"
             )
         if processes.is_first():
-            messages.log(f"damaged steps in {folder} are left out: {found}")
+            messages.log(f"damaged steps in {folder} are skipped: {found}")
     return step
 
 

@@ -5,7 +5,7 @@ off, or half of it was copied.
 
     {"step": 6, "metrics": {"eval_loss": 1.25}, "weights": "9f2c...",
      "files": {"params/manifest.ocdbt": {"size": 118, "crc32c": "5d0a1f77"}, ...},
-     "crc32c": "03be51c2"}      of all that stands before it
+     "crc32c": "03be51c2"}      of everything before it
 
 crc32c finds every single flipped bit, and is the checksum that Google Cloud Storage keeps of each
 object: in a bucket nothing is downloaded to check a file.
@@ -57,7 +57,7 @@ def _hex(crc: int) -> str:
 
 
 def write(folder: epath.Path, manifest: Manifest) -> None:
-    """Writes the manifest of a step, with all files that lie in its folder."""
+    """Writes the manifest of a step, with all files in its folder."""
     names = sorted(_sizes(folder))
     files = dict(zip(names, _measure(folder, names), strict=True))
     whole = dataclasses.replace(manifest, files=files)

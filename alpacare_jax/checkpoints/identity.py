@@ -1,4 +1,4 @@
-"""What a model is, and what a run reads, wherever the files lie: digests of their content."""
+"""What a model is, and what a run reads, wherever the files are: digests of their content."""
 
 from pathlib import PurePath
 from typing import Any

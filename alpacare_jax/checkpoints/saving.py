@@ -65,22 +65,22 @@ class TrainingCheckpoints(contextlib.AbstractContextManager["TrainingCheckpoints
         self._saved = {step: one for step, one in found.items() if step <= first_step}
         if processes.is_first():
             if self._folder.exists():
-                self._remove_remains()
+                self._remove_leftovers()
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def _remove_remains(self) -> None:
-        """Removes the remains of saves and removals that were cut off."""
+    def _remove_leftovers(self) -> None:
+        """Removes what is left of saves and removals that were cut off."""
         unfinished = {str(step) for step in checkpoint.unfinished_steps(self._folder)}
-        remains = [
+        leftovers = [
             path
             for path in self._folder.iterdir()
             if path.name in unfinished or ORBAX_PARTIAL in path.name
         ]
-        for path in remains:
+        for path in leftovers:
             path.rmtree()
         checkpoint.mark_changing(self._folder, [])
-        if remains:
-            names = ", ".join(sorted({path.name.partition(".")[0] for path in remains}))
+        if leftovers:
+            names = ", ".join(sorted({path.name.partition(".")[0] for path in leftovers}))
             messages.log(f"removed what was left of a save that was cut off: step {names}")
 
     @property

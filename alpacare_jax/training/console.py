@@ -24,7 +24,7 @@ def log(text: str) -> None:
 
 
 def waiting(text: str) -> contextlib.AbstractContextManager[None]:
-    """Shows `text` and the time so far while the block works in silence."""
+    """Shows `text` and the time so far while the block runs without output."""
     return messages.heartbeat(text) if processes.is_first() else contextlib.nullcontext()
 
 

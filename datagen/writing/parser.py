@@ -127,7 +127,7 @@ def parse(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
 
 
 def _fields_on_lines(line: str) -> str:
-    """A line of several fields, parted by "|", as lines; as it is where that is ambiguous.
+    """A line of several fields, separated by "|", as lines; as it is where that is ambiguous.
 
     >>> _fields_on_lines("Type: Q&A | Topic: Gout | View: Nurse | Difficulty: 2")
     'Type: Q&A \\n Topic: Gout \\n View: Nurse \\n Difficulty: 2'

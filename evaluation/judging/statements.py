@@ -98,7 +98,7 @@ def plain(reply: str) -> str:
 @dataclasses.dataclass(frozen=True)
 class _Sentence:
     text: str
-    ended: bool  # False: it goes on in the next line
+    ended: bool  # False: it continues in the next line
     quoted: bool  # it begins inside a quotation
 
 

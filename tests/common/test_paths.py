@@ -276,7 +276,6 @@ def outage(gcs, monkeypatch):
     gcs.outage = None
 
 
-@pytest.mark.xfail(reason="known defect: metrics.jsonl of the resumed run differs; see issue 12")
 def test_an_outage_in_the_middle_of_a_run(gcs, place, corpus, outage, capsys):
     config = ten_steps(corpus, checkpoint__every_steps=3)
     outage(503, 5)  # when metrics.jsonl is put, before the first save

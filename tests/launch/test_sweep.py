@@ -342,10 +342,11 @@ def test_a_sweep_from_nothing_to_its_table(sweeps):
     assert re.split(r" {2,}", lines[0]) == [
         *("name", "steps", "last loss", "best eval loss", "tokens/s", "hours", "state")
     ]
+    # 250 tokens/s: the median of steps 2 and 3; step 1 compiles.
     assert [line.split() for line in lines[1:]] == [
-        ["learning_rate=1e-4", "3", "0.3343", "0.0100", "200", "0.003", "finished"],
-        ["learning_rate=2e-4", "3", "0.3353", "0.0200", "200", "0.003", "finished"],
-        ["learning_rate=3e-4", "3", "0.3363", "0.0300", "200", "0.003", "finished"],
+        ["learning_rate=1e-4", "3", "0.3343", "0.0100", "250", "0.003", "finished"],
+        ["learning_rate=2e-4", "3", "0.3353", "0.0200", "250", "0.003", "finished"],
+        ["learning_rate=3e-4", "3", "0.3363", "0.0300", "250", "0.003", "finished"],
     ]
     content = json.loads((sweeps.workdir / "sweep.json").read_text())
     assert (content["config"], content["sweep"]) == (str(sweeps.config), "sweep")
@@ -355,7 +356,7 @@ def test_a_sweep_from_nothing_to_its_table(sweeps):
         "steps": 3,
         "loss": pytest.approx(1e-3 + 1 / 3),
         "eval_loss": pytest.approx(0.01),
-        "tokens_per_second": 200,
+        "tokens_per_second": 250,
         "hours": pytest.approx(0.003),
         "state": "finished",
         "error": None,
@@ -582,9 +583,9 @@ def test_a_signal_lets_the_run_save_and_ends_the_sweep(sweeps, number, front):
     ]
     assert sweeps.started == ["learning_rate=1e-3", "epochs=99"]
     assert [row["state"] for row in sweeps.rows()] == [
-        *("finished", "stopped at step 2", "not started")
+        *("finished", "unfinished, at step 2", "not started")
     ]
-    assert "stopped at step 2" in out.splitlines()[2]
+    assert "unfinished, at step 2" in out.splitlines()[2]
 
 
 def test_a_signal_before_the_run_can_save_is_no_failure(sweeps):
@@ -620,10 +621,9 @@ def test_the_best_run_comes_first(tmp_path):
             {"step": 2, "loss": 1.0, "eval_loss": 1.9},
         ],
     }
-    rows = [
-        sweep_results.row(name, write_run(tmp_path / name, steps)) for name, steps in runs.items()
-    ]
-    rows.sort(key=sweep_results.best_first)
+    folders = [write_run(tmp_path / name, steps) for name, steps in runs.items()]
+    folders.sort(key=lambda folder: sweep_results.read(folder).order)
+    rows = [sweep_results.row(folder.name, folder) for folder in folders]
     assert [row["name"] for row in rows] == [
         *("first", "second", "loss only", "loss only, worse", "no steps")
     ]
@@ -640,11 +640,12 @@ def test_the_numbers_of_a_run(tmp_path):
     with open(workdir / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')
     row = sweep_results.row("w", workdir)
-    assert (row["steps"], row["loss"], row["tokens_per_second"]) == (5, 0.2, 1000.0)
+    assert (row["steps"], row["loss"]) == (5, 0.2)
+    assert row["tokens_per_second"] == (1e3 + 1e4) / 2, "the median without step 1, which compiles"
     assert row["hours"] == 2.5
-    assert row["state"] == "stopped at step 5"
+    assert row["state"] == "unfinished, at step 5"
     (workdir / "run.json").write_text("{")
-    assert sweep_results.row("w", workdir)["state"] == "stopped at step 5"
+    assert sweep_results.row("w", workdir)["state"] == "unfinished, at step 5"
     assert sweep_results.row("w", tmp_path / "none")["state"] == "not started"
     assert sweep_results.row("w", workdir, (1, "why"))["state"] == "failed 1"
 

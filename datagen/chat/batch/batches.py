@@ -233,8 +233,8 @@ class Batches:
 
     async def _requeue(self, batch: Batch, reason: NotSubmittedError) -> None:
         """Queues the awaited requests of a batch that is certainly not at the provider again."""
-        waits_for_room = reason.queue_full and len(self._open) > 1  # until another batch ends
-        self._not_accepted += not waits_for_room
+        other_batches_fill_the_queue = reason.queue_full and len(self._open) > 1
+        self._not_accepted += not other_batches_fill_the_queue
         if self._not_accepted >= self.config.attempts:
             failure = f"no batch was accepted in {self._not_accepted} attempts: {reason}"
             return await self._finish(batch, "not sent", {}, FatalProviderError(failure))
@@ -242,7 +242,7 @@ class Batches:
         requests = list(self._log.requests(batch))
         await self._close(batch, "not sent")
         seconds = MAX_RESUBMIT_BACKOFF
-        if not waits_for_room:
+        if not other_batches_fill_the_queue:
             seconds = min(seconds, INITIAL_RESUBMIT_BACKOFF * 2 ** (self._not_accepted - 1))
         self._submit_after = time.monotonic() + max(seconds, reason.retry_after or 0.0)
         for key, body in requests:

@@ -104,7 +104,7 @@ def test_damage_is_found_and_named_and_the_step_before_goes_on(run, kind, capsys
     damage(run / "checkpoints" / "6")
     assert checkpoint.newest_whole(run) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"damaged steps in {run}/checkpoints are left out: step 6: ")
+    assert line.startswith(f"damaged steps in {run}/checkpoints are skipped: step 6: ")
     assert re.search(words, line)
     if "opt_state/" in line and "checksum" in line:  # of moments, only sizes concern the weights
         checkpoint.load_params(run, TINY, step="6")
@@ -129,7 +129,7 @@ def test_a_run_goes_on_from_the_newest_whole_step(corpus, run, kind, capsys):
     capsys.readouterr()
     resume(ten_steps(corpus, **THREE), run)
     err = capsys.readouterr().err
-    assert "are left out: step 9: it has no manifest.json" in err and "; step 6: " in err
+    assert "are skipped: step 9: it has no manifest.json" in err and "; step 6: " in err
     assert "resuming from step 3" in err
     assert_same_end(run, finished_run(corpus).workdir, 10)
     assert checkpoint.saved_steps(checkpoint.steps_folder(run)) == [9, 10]
@@ -161,7 +161,7 @@ def test_conversion_refuses_damaged_weights(run, tmp_path, capsys):
     assert not (tmp_path / "hf").exists()
 
 
-def test_200_flipped_bits_are_200_found(run):
+def test_every_one_of_200_flipped_bits_is_found(run):
     """Anywhere in weights, moments, Orbax's metadata and the manifest."""
     step = checkpoint.steps_folder(run) / "6"
     files = [path for path in Path(step).rglob("*") if path.is_file() and path.stat().st_size]
