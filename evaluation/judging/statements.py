@@ -13,7 +13,6 @@ how a reason begins, so that what no list foresees makes a reply invalid, not a 
 
 import dataclasses
 import re
-import unicodedata
 from collections.abc import Iterator, Set
 
 from evaluation.judging.vocabulary import (
@@ -68,6 +67,9 @@ _SUBJECT_END = re.compile(
     r"[,:;—]|\s[-–]+\s|\b(?:although|and|but|than|though|unlike|whereas|while)\b", re.IGNORECASE
 )
 _HARMLESS = frozenset(" \t.,:;\"'#_-–—…✅✔🏆👉")
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Full-width form -> ASCII. Other look-alikes, such as ª, are letters of their own."""
+
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufe0e\ufe0f\ufeff]")
 _TAG = re.compile(r"</?(?:answer|b|choice|decision|final|final_answer|i|p|strong|verdict)>", re.I)
 _SENTENCE_END = re.compile(rf"[.!?…][\"')]*(?:\s+|$)|[。।]|[{MARKS}]\s+(?=[A-Z])")
@@ -87,7 +89,8 @@ def plain(reply: str) -> str:
     "[[A]], it's safer"
     """
     text = _MARK.sub("\ufffd", reply.replace("\u037e", "?"))  # a Greek question mark
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    text = _INVISIBLE.sub("", text).translate(_FULL_WIDTH)
+    text = re.sub(r"[^\S\n]", " ", text)  # no-break and other spaces
     text = re.sub("[‘’]", "'", re.sub("[“”„«»]", '"', text))
     text = re.sub(r"```(?:json\b|markdown\b|text\b)?", "\n", text)
     text = re.sub(r"^[ \t]*[*•][ \t]+", "- ", text, flags=re.MULTILINE)
