@@ -80,6 +80,8 @@ fi
 export PATH=$venv/bin:\$PATH PYTHONUNBUFFERED=1
 # One process per node: by default JAX gives a SLURM task a single GPU.
 export JAX_LOCAL_DEVICE_IDS=$devices
+ALPACARE_RUN_TOKEN=\$(random_token)
+export ALPACARE_RUN_TOKEN
 
 # Of several exit codes srun returns the highest, often that of a task which it killed because
 # another had failed. The first task to fail writes its own into a file that all nodes see.

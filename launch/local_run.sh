@@ -70,12 +70,13 @@ free_port() { # a random one that is not in use, below the range that the system
 }
 
 start_all() { # COMMAND...: sets `pids`
-    local i address=127.0.0.1:${port:-$(free_port)}
+    local i token address=127.0.0.1:${port:-$(free_port)}
+    token=$(random_token)
     pids=()
     for ((i = 0; i < processes; i++)); do
         JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} JAX_NUM_CPU_DEVICES=$devices \
             JAX_COORDINATOR_ADDRESS=$address JAX_NUM_PROCESSES=$processes JAX_PROCESS_ID=$i \
-            "${tie[@]}" "$@" &
+            ALPACARE_RUN_TOKEN=$token "${tie[@]}" "$@" &
         pids+=($!)
     done
     # A signal that arrived before the processes were started.

@@ -111,9 +111,10 @@ attempt() { # RETRIES COMMAND...: sets OUTCOME as `watch` does
         host_gone || fail "cannot install on all hosts: $(last_error)"
         return
     fi
+    local token=${ALPACARE_RUN_TOKEN:-$(random_token)}
     # JAX's former default port, which is open in Google's networks (jax#35905).
     command=$(quote env ALPACARE_DISTRIBUTED=1 JAX_COORDINATOR_PORT=8476 \
-        ALPACARE_GIT_COMMIT="$COMMIT" "$@")
+        ALPACARE_GIT_COMMIT="$COMMIT" ALPACARE_RUN_TOKEN="$token" "$@")
     say "starting on all hosts"
     if ! on_worker "$ASK_SECONDS" all "bash $WORKER start $(run_key "$@") $command"; then
         if host_gone; then return; fi

@@ -2,14 +2,10 @@
 
 import contextlib
 import faulthandler
-import json
 import os
-import re
 import shutil
 import signal
-import socket
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +15,7 @@ from absl import flags
 from etils import epath
 from jax.experimental import multihost_utils
 
+from alpacare_jax.distributed import roll_call
 from common import locks, paths
 
 JOIN_SECONDS = 1800
@@ -39,7 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "coordinator",
         env.get("JAX_COORDINATOR_ADDRESS", ""),
-        "HOST:PORT of process 0; required when neither a TPU pod nor SLURM provides it.",
+        "HOST:PORT or [IPV6]:PORT of process 0; a TPU pod and SLURM provide it.",
     )
     number, index = int(env.get("JAX_NUM_PROCESSES", 0)), int(env.get("JAX_PROCESS_ID", -1))
     flags.DEFINE_integer("num_processes", number, "With --coordinator: number of processes.")
@@ -55,7 +52,7 @@ def join(
 
     Raises:
       ValueError: the flags are inconsistent.
-      ConnectionError: as `wait_for_processes`.
+      ConnectionError: as `roll_call.wait_for_processes`.
     """
     devices = None
     if coordinator:
@@ -64,14 +61,16 @@ def join(
                 f"--coordinator requires --num_processes (now {num_processes}) and a --process_id "
                 f"from 0 to one less (now {process_id})"
             )
-        if not re.fullmatch(r".+:\d+", coordinator):
-            raise ValueError(f"--coordinator is {coordinator!r}; it must be HOST:PORT")
     elif distributed or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         coordinator, num_processes, process_id, devices = _detect_cluster(join_seconds)
     else:
         return
-    wait_for_processes(coordinator, num_processes, process_id, join_seconds)
-    jax.distributed.initialize(coordinator, num_processes, process_id, devices)
+    host, _ = roll_call.split(coordinator)
+    roll_call.wait_for_processes(coordinator, num_processes, process_id, join_seconds)
+    local = coordinator if roll_call.is_local(host) else None  # else JAX listens on all addresses
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, devices, coordinator_bind_address=local
+    )
 
 
 def _detect_cluster(join_seconds: int) -> tuple[str, int, int, Sequence[int] | None]:
@@ -97,76 +96,6 @@ def _detect_cluster(join_seconds: int) -> tuple[str, int, int, Sequence[int] | N
     if coordinator is None or num_processes is None or process_id is None:
         raise ValueError("--distributed is set, but this is neither a TPU pod nor a SLURM step")
     return coordinator, num_processes, process_id, devices
-
-
-def wait_for_processes(
-    coordinator: str, num_processes: int, process_id: int, seconds: float
-) -> None:
-    """Returns, at about the same time in every process, once all have arrived.
-
-    When some do not, JAX ends the others with a stack dump that does not name them. So all first
-    meet here, on the same port: no additional one has to be open.
-
-    Raises:
-      ConnectionError: not all arrived in time; every process that did reports the missing ones.
-    """
-    host, _, port = coordinator.rpartition(":")
-    deadline = time.monotonic() + seconds
-    if process_id:
-        missing = _check_in(host.strip("[]"), int(port), process_id, deadline)
-    else:
-        missing = _collect(int(port), num_processes, deadline)
-    if missing is None:
-        raise ConnectionError(
-            f"process 0 did not answer at {coordinator} within {seconds:.0f} s; check that it is "
-            "running and that this host can reach its port"
-        )
-    if missing:
-        hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        complete = len(hosts) == num_processes  # with several slices, each lists its own hosts only
-        names = [f"{i} ({hosts[i]})" if complete and hosts[i] else str(i) for i in missing]
-        raise ConnectionError(
-            f"{len(missing)} of {num_processes} processes had not arrived after {seconds:.0f} s: "
-            f"{', '.join(names)}; check their logs, start all hosts together, or raise "
-            "--join_seconds"
-        )
-
-
-def _collect(port: int, num_processes: int, deadline: float) -> list[int]:
-    """Process 0: waits for the others, then sends each the list of missing ones."""
-    arrived: dict[int, socket.socket] = {}
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    with (
-        contextlib.ExitStack() as stack,
-        socket.create_server(("", port), family=family, dualstack_ipv6=dual) as server,
-    ):
-        while len(arrived) < num_processes - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            with contextlib.suppress(OSError, ValueError):  # time-out, or not one of our processes
-                connection = stack.enter_context(server.accept()[0])
-                connection.settimeout(5)
-                process_id = int(connection.makefile("rb").readline(20))
-                if 0 < process_id < num_processes:
-                    arrived[process_id] = connection  # a restarted process connects again
-        missing = [i for i in range(1, num_processes) if i not in arrived]
-        for connection in arrived.values():
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(missing).encode() + b"\n")
-    return missing
-
-
-def _check_in(host: str, port: int, process_id: int, deadline: float) -> list[int] | None:
-    """Any other process: reports to process 0 and receives the list of missing ones."""
-    grace = 10  # the clock of process 0 may have started later
-    while (left := deadline + grace - time.monotonic()) > 0:
-        with contextlib.suppress(OSError, ValueError):  # not started yet, or restarted
-            connection = socket.create_connection((host, port), timeout=left)
-            with connection, connection.makefile("rb") as answer:
-                connection.sendall(b"%d\n" % process_id)
-                return json.loads(answer.readline())
-        time.sleep(0.2)
-    return None
 
 
 def is_first() -> bool:

@@ -21,3 +21,7 @@ announce_retry() {
     fi
     echo "$(basename "$0" .sh): $1; restarting, $2 of at most $bound times" >&2
 }
+
+random_token() { # of a run, by which its processes know each other
+    od -An -N16 -tx1 /dev/urandom | tr -d ' \n'
+}

@@ -184,6 +184,7 @@ class Cloud:
             "HOME": str(root / "user"),
             "CLOUD": str(root),
             "ALPACARE_POLL_SECONDS": "0.05",
+            "ALPACARE_RUN_TOKEN": "of-the-run",
             "ALPACARE_SETTLE_SECONDS": "0.1",
             "ALPACARE_RETRY_SECONDS": "0.01",
         }

@@ -1,15 +1,11 @@
 """Several processes as one run: how they meet, what they agree on, and how they end."""
 
-import contextlib
 import faulthandler
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,73 +35,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-# How they meet.
-
-
-def call_roll(present: list[int], count: int, seconds: float, port: int) -> dict[int, str]:
-    """What each present process gets: "" or the error's text."""
-    results = {}
-
-    def call(process_id: int) -> None:
-        try:
-            lib.wait_for_processes(f"127.0.0.1:{port}", count, process_id, seconds)
-            results[process_id] = ""
-        except ConnectionError as error:
-            results[process_id] = str(error)
-
-    threads = [threading.Thread(target=call, args=(i,)) for i in present]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)  # they never come at once
-    for thread in threads:
-        thread.join()
-    return results
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=["first first", "first last"])
-def test_all_arrive(order):
-    assert call_roll(order, 3, LIMIT, free_port()) == {0: "", 1: "", 2: ""}
-
-
-def test_those_who_came_are_told_who_did_not(monkeypatch):
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-0,t-1,t-2,t-3")
-    results = call_roll([0, 2], 4, 3, free_port())
-    assert results.keys() == {0, 2}
-    for text in results.values():
-        assert text.startswith("2 of 4 processes had not arrived after 3 s: 1 (t-1), 3 (t-3);")
-        assert "raise --join_seconds" in text
-
-
-def test_a_first_process_that_never_comes(monkeypatch):
-    clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: 50 * clock())  # the wait has 10 s of grace
-    (text,) = call_roll([1], 2, 1, port := free_port()).values()
-    assert text.startswith(f"process 0 did not answer at 127.0.0.1:{port} within 1 s; check")
-
-
-def call_stranger(port: int, words: bytes) -> None:
-    """Sends words to process 0, once it listens."""
-    while True:
-        with contextlib.suppress(ConnectionRefusedError):
-            connection = socket.create_connection(("127.0.0.1", port))
-            break
-        time.sleep(0.01)
-    with connection:
-        connection.sendall(words)
-
-
-@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n", b"99\n", b"-1\n", b"0\n", b"1\n"])
-def test_a_stranger_is_not_counted_and_a_restarted_process_once(words):
-    """The last stranger is process 1, which crashes and comes again."""
-    address = f"127.0.0.1:{(port := free_port())}"
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(lib.wait_for_processes, address, 3, 0, LIMIT)
-        call_stranger(port, words)
-        with socket.create_connection(("127.0.0.1", port)) as process_1:
-            process_1.sendall(b"1\n")
-            lib.wait_for_processes(address, 3, 2, LIMIT)
-            assert process_1.makefile().readline() == "[]\n", "none is missing"
-        assert first.result() is None
+# Joining.
 
 
 def join(**changes) -> None:
@@ -127,6 +57,7 @@ def test_alone_there_is_nobody_to_join():
         ({"num_processes": 2, "process_id": 2}, r"from 0 to one less \(now 2\)"),
         ({"num_processes": 0, "process_id": 0}, r"requires --num_processes \(now 0\)"),
         ({"num_processes": 2, "process_id": 0, "coordinator": "host"}, "must be HOST:PORT"),
+        ({"num_processes": 2, "process_id": 0, "coordinator": "::1:80"}, r"brackets: \[::1\]:8476"),
     ],
 )
 def test_flags_that_do_not_fit_together(changes, message):
@@ -152,10 +83,13 @@ def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices
         "SLURM_STEP_NODELIST": "gpu[07,09-11]",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(lib, "wait_for_processes", lambda *who: joined.append(who))
-    monkeypatch.setattr(lib.jax.distributed, "initialize", lambda *who: joined.append(who))
+    monkeypatch.setattr(lib.roll_call, "wait_for_processes", lambda *who: joined.append(who))
+    monkeypatch.setattr(
+        lib.jax.distributed, "initialize", lambda *who, **where: joined.append((*who, where))
+    )
     join()
-    assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices)]
+    everywhere = {"coordinator_bind_address": None}
+    assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices, everywhere)]
 
 
 @pytest.mark.parametrize("given", ["", "elsewhere"])
