@@ -214,6 +214,8 @@ def wrong_flag(error: Exception, keys: Sequence[str] = ()) -> str:
     if isinstance(error, (OSError, SyntaxError, ImportError)):
         return f"{' '.join(error_text(error).split())} (see --help)"
     text = str(error.args[0] if error.args else error).strip()
+    if not isinstance(error, (flags.Error, AttributeError, LookupError, TypeError, ValueError)):
+        return f"--config could not be loaded: {type(error).__name__}: {' '.join(text.split())}"
     if "has no attribute 'get_config'" in text:
         return "--config could not be loaded: the file has no function get_config"
     if "Traceback" in text:  # an error inside a config file; its last line is the message
