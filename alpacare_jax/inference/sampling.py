@@ -5,6 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from common.sections import UsageError
+
+LEAST, MOST = 1e-6, 1e6
+"""Of temperature, top_p and penalty: beyond these, float32 has zeros and infinities."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -18,12 +23,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise ValueError("sampling requires temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
-        if self.repetition_penalty <= 0:
-            raise ValueError("repetition_penalty must be above 0; 1 disables it")
+        if not (self.temperature == 0 or LEAST <= self.temperature <= MOST):
+            raise UsageError(f"temperature must be 0, for greedy, or from {LEAST} to {MOST:,.0f}")
+        if self.top_k < 0:
+            raise UsageError("top_k must be at least 0; 0 keeps all tokens")
+        if not LEAST <= self.top_p <= 1:
+            raise UsageError(f"top_p must be from {LEAST} to 1; 1 keeps all tokens")
+        if not LEAST <= self.repetition_penalty <= MOST:
+            raise UsageError(
+                f"repetition_penalty must be from {LEAST} to {MOST:,.0f}; 1 disables it"
+            )
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2^32 - 1")
+            raise UsageError(f"seed is {self.seed}; it must be from 0 to 2^32 - 1")
 
 
 def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float) -> jax.Array:

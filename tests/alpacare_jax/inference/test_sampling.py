@@ -131,6 +131,10 @@ def test_narrow_sampling_is_greedy(sampling):
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"top_p": float("nan")},
+        {"top_p": 1e-300},  # 0 in float32: no token would be kept
+        {"temperature": 1e-300},
+        {"temperature": 1e300},
+        {"repetition_penalty": 1e300},
         {"repetition_penalty": 0.0},
         {"seed": -1},
         {"seed": 2**32},  # to JAX the same as 0
