@@ -25,7 +25,7 @@ from common.records import Task, read_records, require_unique_ids
 from common.sections import UsageError
 from common.text.prompt_file import Prompt
 from common.text.refusals import is_refusal
-from datagen.chat.client import Client, Failure, run_until_done
+from datagen.chat.client import Client, Failure, require_answers, run_until_done
 from datagen.chat.config import ChatRequest
 from datagen.chat.progress import Estimate
 from datagen.chat.replies import ChatAnswer
@@ -100,6 +100,7 @@ class ResponseRun:
         self.outcomes: list[ChatAnswer | Failure] = []
         self.reasons: list[str] = []  # rejection reason of each outcome; "" for examples
         self.ratings: dict[int, float | None] = {}  # by position of the task
+        self.rating_failures: list[Failure] = []
 
     def requests(self) -> list[ChatRequest]:
         """The request of each task."""
@@ -144,7 +145,9 @@ class ResponseRun:
         for sample in range(RATING_ATTEMPTS):
             requests = ((i, ask(self.tasks[i], answers[i], sample)) for i in missing)
             async for i, outcome in client.stream(requests, len(missing)):
-                if isinstance(outcome, ChatAnswer):
+                if isinstance(outcome, Failure):
+                    self.rating_failures.append(outcome)
+                else:
                     self.ratings[i] = parse_rating(outcome.text)
             missing = [i for i in missing if self.ratings[i] is None]
         client.counts["ratings without a number"] += len(missing)
@@ -177,7 +180,8 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
     """Answers the tasks of `path` and writes the examples.
 
     Raises:
-      FileNotFoundError, ValueError: bad settings or tasks.
+      FileNotFoundError, ValueError: bad settings or tasks; or, after everything is written, there
+        is no example, or some tasks have no answer for a reason that is not theirs.
       RunStoppedError: the budget is reached or a signal arrived; nothing is written then.
     """
     output = workdir / "examples.jsonl"
@@ -220,6 +224,11 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
         f"{output}: {len(examples):,} examples from {len(answering.tasks):,} tasks; "
         f"not used: {format_counts(counts['unused'])}"
     )
+    failures = [*answering.outcomes, *answering.rating_failures]
+    if not config.offline:
+        require_answers(failures, len(answering.tasks), output)
+    if not examples:
+        raise ValueError(f"{output} has no example; see {workdir / 'unused.jsonl'}")
 
 
 def define_flags() -> None:

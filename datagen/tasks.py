@@ -11,7 +11,7 @@ request twice.
 """
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,16 +22,20 @@ from common import cli, jsonl, provenance, sections
 from common.messages import format_counts
 from common.records import Task, read_tasks
 from common.text.prompt_file import Prompt
-from datagen.chat.client import Client, run_until_done
+from datagen.chat.client import Client, Failure, require_answers, run_until_done
+from datagen.chat.config import ChatRequest
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore
 from datagen.config import DATAGEN_PROMPTS, DatagenConfig
 from datagen.writing.filters import Filters
-from datagen.writing.pool import INITIAL_YIELD, Pool, TaskCollector
+from datagen.writing.pool import Pool, TaskCollector
 from datagen.writing.requests import TasksConfig, Teacher
 
 TOKENS_PER_TASK = 150
 """Output tokens per task, for estimates: half of the inputs have some 125 words."""
+
+MAX_GAP = 1000
+"""Requests in a row without a stored reply after which no later one is looked for."""
 
 
 def read_seeds(config: TasksConfig) -> list[Task]:
@@ -54,25 +58,50 @@ def read_seeds(config: TasksConfig) -> list[Task]:
     return seeds
 
 
-def estimate(teacher: Teacher, client: Client) -> Estimate:
-    """Estimates the cost of all tasks, with requests that show seeds only."""
-    config = teacher.config
-    number = math.ceil(config.num_tasks / (config.tasks_per_request * INITIAL_YIELD))
-    requests = (teacher.request(teacher.examples(i, [])) for i in range(number))
-    return client.estimate(requests, config.tasks_per_request * TOKENS_PER_TASK)
+def estimate(collector: TaskCollector, client: Client) -> Estimate:
+    """What the tasks that are missing take, by what the stored replies gave.
+
+    Args:
+      collector: an offline one, which reads the stored replies here.
+    """
+    teacher, gap = collector.teacher, min(client.window, MAX_GAP)
+    to_send: list[ChatRequest] = []
+    unstored = 0  # since the last stored reply
+    for item in collector.requests():
+        assert item, "each request is decided before the next"
+        index, request = item
+        answer = client.stored(request)
+        unstored = 0 if answer else unstored + 1
+        if not answer:
+            to_send.append(request)
+        collector.add(index, answer or Failure("not stored"))
+        if unstored == gap:
+            break
+    number = max(collector.forecast(), len(to_send) - unstored)
+    beyond = range(collector.num_sent, collector.num_sent + number)
+    further = (teacher.request(teacher.examples(index, [])) for index in beyond)
+    needed = itertools.islice(itertools.chain(to_send, further), number)
+    expected = client.estimate(needed, teacher.config.tasks_per_request * TOKENS_PER_TASK)
+    stored = collector.num_read - collector.missing
+    return dataclasses.replace(expected, stored=stored)
 
 
 def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     """Collects tasks and writes them.
 
     Raises:
-      FileNotFoundError, ValueError: bad settings or seeds; no useful replies.
+      FileNotFoundError, ValueError: bad settings or seeds; no useful replies; or, after everything
+        is written, some requests have no reply.
       RunStoppedError: the budget is reached or a signal arrived; nothing is written then.
     """
     settings = config.tasks
     seeds = read_seeds(settings)
     teacher = Teacher(settings, Prompt.read(settings.prompt, DATAGEN_PROMPTS), seeds)
-    pool = Pool(settings, Filters(config.filters), seeds)
+
+    def new_pool() -> Pool:
+        return Pool(settings, Filters(config.filters), seeds)
+
+    pool = new_pool()
     description = provenance.describe(
         config=dataclasses.asdict(config),
         prompt_version=teacher.prompt.version,
@@ -81,7 +110,7 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config.within(config.teacher), store)
-        client.report(str(estimate(teacher, client)))
+        client.report(str(estimate(TaskCollector(teacher, new_pool(), gap=MAX_GAP), client)))
         if dry_run:
             return
         gap = min(client.window, settings.num_tasks) if config.offline else 0
@@ -110,6 +139,9 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         f"{collector.surplus:,} tasks, {collector.unused:,} replies; a higher num_tasks would use "
         "them"
     )
+    require_answers(collector.failures, collector.num_read, output)
+    if not pool.kept:
+        raise ValueError(f"{output} has no task; see {workdir / 'rejected.jsonl'}")
 
 
 async def collect(collector: TaskCollector, client: Client) -> None:

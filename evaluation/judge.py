@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from common import cli, data_file, jsonl, provenance, sections
 from common.sections import UsageError
-from datagen.chat.client import Client, run_until_done
+from datagen.chat.client import Client, require_answers, run_until_done
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
@@ -225,12 +225,10 @@ def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
     ended = {"counts": counts, "spent": spent, "end": provenance.now()}
     judging.write(workdir, record | ended)
     client.report(comparisons.summary(counts))
-    if failures := [reply.failure for reply in judging.replies if reply.failure]:
-        raise ValueError(
-            f"{len(failures):,} of {len(judging.replies):,} comparisons have no reply and are "
-            f"invalid in {workdir / JUDGEMENTS_FILE}; the first failure: {failures[0]}; rerun the "
-            "command to request them again"
-        )
+    failures = [reply.failure for reply in judging.replies if reply.failure]
+    if refused := [failure for failure in failures if failure.own]:
+        client.report(f"{len(refused):,} comparisons are refused; the first: {refused[0].reason}")
+    require_answers(failures, len(judging.replies), workdir / JUDGEMENTS_FILE)
     if silent := [n for n, found in counts["verdicts"].items() if set(found) == {Verdict.INVALID}]:
         raise ValueError(
             f"no reply to {', '.join(silent)} states a verdict; check `raw` in "

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from common import cli, data_file, jsonl, provenance, sections
 from common.text.prompt_file import Prompt
-from datagen.chat.client import Client, Failure, run_until_done
+from datagen.chat.client import Client, Failure, require_answers, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
@@ -113,7 +113,7 @@ def run_ask(
 
     Raises:
       FileNotFoundError, ValueError: bad settings or items; or, after everything is written, some
-        items have no answer, which are empty.
+        items have no answer for a reason that is not theirs, or none has one.
       RunStoppedError: the budget is reached, a signal arrived, or no request can be answered;
         nothing is written.
     """
@@ -137,13 +137,16 @@ def run_ask(
     pairs = list(zip(items, outcomes, strict=True))
     found = [output(item, reference.name, outcome) for item, outcome in pairs]
     write(workdir, items, found, run_record)
-    failed = [(item, outcome) for item, outcome in pairs if isinstance(outcome, Failure)]
-    if failed:
-        item, failure = failed[0]
-        raise ValueError(
-            f"{len(failed):,} of {len(items):,} items have no answer and are empty in {path}, the "
-            f"first {item.id!r}: {failure.reason}; rerun the command to request them again"
+    require_answers(outcomes, len(items), path)
+    refused = [(item, outcome) for item, outcome in pairs if isinstance(outcome, Failure)]
+    if refused:
+        item, failure = refused[0]
+        client.report(
+            f"{len(refused):,} items are refused by the server and empty, the first {item.id!r}: "
+            f"{failure.reason}"
         )
+    if not any(answer.output for answer in found):
+        raise ValueError(f"{path}: all {len(items):,} references are empty")
 
 
 def define_flags() -> None:

@@ -11,42 +11,42 @@ Works with OpenAI, with any server that has its protocol (`base_url`) and with A
 import asyncio
 import collections
 import dataclasses
-import random
+import os
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from common import exits, messages
-from datagen.chat import prices, progress, protocols, replies
+from datagen.chat import prices, progress
+from datagen.chat.attempts import Attempts
 from datagen.chat.batch.batches import Batches
 from datagen.chat.batch.log import BatchLog
-from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.config import (
+    BASE_URL_VARIABLES,
+    HEADER_VARIABLES,
+    ChatConfig,
+    ChatRequest,
+    RequestKey,
+    size,
+)
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
     BudgetReachedError,
     FatalProviderError,
     RejectedRequestError,
-    RetryableError,
     RunStoppedError,
 )
 from datagen.chat.prices import Budget, Price
 from datagen.chat.progress import Estimate
-from datagen.chat.rate_limit import RateLimit
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
 
 Tag = TypeVar("Tag")
 Result = TypeVar("Result")
 
-MAX_INITIAL_FAILURES = 3
-"""The run ends if this many requests are rejected, or get no reply, before any is answered."""
-
 MAX_WAITING = 100_000
 """Requests of a run that may wait in batches; each takes some 8 kB of memory plus its text."""
-
-INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 60.0
-"""Seconds before the second attempt, doubled each time, and the most; half of it is random."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,21 @@ class Failure:
     """Why a request has no answer. It is not stored: the next run tries again."""
 
     reason: str
+    own: bool = False  # for a reason of this request only: asking again would not help
+
+
+def require_answers(outcomes: Iterable[object], total: int, path: Path) -> None:
+    """Raises ValueError if an outcome is a Failure that asking again may mend.
+
+    Args:
+      path: what was written all the same.
+    """
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    if failures := [failure for failure in failures if not failure.own]:
+        raise ValueError(
+            f"{path} is incomplete: {len(failures):,} of {total:,} requests have no answer; the "
+            f"first failure: {failures[0].reason}; rerun the command to request them again"
+        )
 
 
 class Client:
@@ -83,7 +98,16 @@ class Client:
         self.budget = Budget(config.budget_usd, config.budget_tokens, store.total_spent())
         self.counts: collections.Counter[str] = collections.Counter()  # outcomes, for the summary
         self.stop_reason = ""  # why nothing more is sent
-        self._limit = RateLimit(config.concurrency)
+        self._attempts = Attempts(
+            config,
+            store,
+            self.budget,
+            self.price,
+            self.counts,
+            report,
+            stop=self.stop,
+            check_running=self._check_running,
+        )
         self._in_flight: dict[str, asyncio.Task[ChatAnswer]] = {}  # by key
         self._connection: Connection | None = None
         self._batches: Batches | None = None
@@ -92,7 +116,14 @@ class Client:
         config, store = self.config, self.store
         if config.offline:
             return self
-        connection = self._connection = Connection(config)
+        variable = BASE_URL_VARIABLES[config.provider]
+        if config.base_url and config.base_url == os.environ.get(variable):
+            self.report(f"{config.model} is asked at {config.base_url} ({variable})")
+        if os.environ.get(headers := HEADER_VARIABLES[config.provider]):
+            self.report(f"{headers} of the environment is sent, too")
+        if left := store.without_reply():
+            self.report(f"{left:,} requests of earlier runs without a reply count at the most")
+        connection = self._connection = self._attempts.connection = Connection(config)
         # Without batch=True too: requests in a batch of an earlier run must not be sent again.
         if config.batch or BatchLog(store).open():
             self._batches = Batches(
@@ -137,21 +168,26 @@ class Client:
           RejectedRequestError: the model rejected this request, or all its attempts failed.
           RunStoppedError: the budget is reached, `stop` was called, or no request can be answered.
         """
-        content = protocols.body(self.config, request)
-        key = protocols.key(self.config, request, content)
+        content = request.body(self.config)
+        stored_key = request.key(self.config, content)
+        key = stored_key.key
         if key in self._in_flight:  # the same request twice at once
             return await asyncio.shield(self._in_flight[key])
-        if stored := self.store.get(key):
+        if stored := self.store.get(stored_key):
             self.counts["stored"] += 1
             return self._without_thoughts(stored)
         if self.config.offline:
             raise RejectedRequestError("offline, and the answer is not stored")
-        task = self._in_flight[key] = asyncio.ensure_future(self._answer(key, content))
+        task = self._in_flight[key] = asyncio.ensure_future(self._answer(stored_key, content))
         try:
             return await asyncio.shield(task)
         finally:
             if task.done():
                 del self._in_flight[key]
+
+    def stored(self, request: ChatRequest) -> ChatAnswer | None:
+        """The answer from the store; None: the model would be asked."""
+        return self.store.get(request.key(self.config, request.body(self.config)))
 
     async def stream(
         self,
@@ -190,7 +226,7 @@ class Client:
                 elif isinstance(error, RejectedRequestError):
                     self.counts["failed"] += 1
                     shown.failed += 1
-                    yield tag, Failure(str(error))
+                    yield tag, Failure(str(error), error.own)
                 else:
                     shown.done += 1
                     yield tag, task.result()
@@ -216,117 +252,50 @@ class Client:
         """
         config, log, stored, waiting, sizes = self.config, BatchLog(self.store), 0, 0, []
         for request in requests:
-            content = protocols.body(config, request)
-            key = protocols.key(config, request, content)
+            content = request.body(config)
+            key = request.key(config, content)
             if self.store.get(key):
                 stored += 1
-            elif not config.offline and key in log:
+            elif not config.offline and key.key in log:
                 waiting += 1
             else:
-                sizes.append(protocols.size(content))
-        seconds, output = self.store.typical(config.model)
-        output = output or output_tokens or config.max_tokens
-        seconds = seconds or progress.FIRST_TOKEN_SECONDS + output / progress.TOKENS_PER_SECOND
-        rounds = -(-len(sizes) // config.concurrency)
-        tokens = sum(sizes) // progress.BYTES_PER_TOKEN, round(len(sizes) * output)
-        return Estimate(
-            requests=len(sizes),
-            stored=stored,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
-            usd=self.price.usd(*tokens) if self.price else None,
-            seconds=progress.BATCH_SECONDS if config.batch and sizes else rounds * seconds,
-            waiting=waiting,
-            batch=config.batch,
+                sizes.append(size(content))
+        seconds, typical = self.store.typical(config.model)
+        return progress.estimate(
+            config, sizes, stored, waiting, self.price, typical or output_tokens, seconds
         )
 
-    async def _answer(self, key: str, content: dict[str, Any]) -> ChatAnswer:
-        failure = RetryableError("")
-        for attempt in range(self.config.attempts):
-            if attempt and not self.config.batch:  # waiting for the next batch is enough
-                await self._back_off(attempt, failure.retry_after)
-            if self.stop_reason:
-                raise RunStoppedError(self.stop_reason)
-            try:
-                return await self._attempt(key, content)
-            except BudgetReachedError:
-                self.stop(f"the budget is reached: {self.describe_spent()}; raise it and rerun")
-                raise RunStoppedError(self.stop_reason) from None
-            except RetryableError as error:
-                failure = error
-                self.counts["retried"] += 1
-            except RejectedRequestError as error:
-                self._count_failure("rejected by the server", error)
-                raise
-            except FatalProviderError as error:
-                self.stop(str(error))
-                raise RunStoppedError(self.stop_reason) from None
-        attempts = self.config.attempts
-        error = RejectedRequestError(f"no answer in {attempts} attempts; the last: {failure}")
-        if not self.config.batch and replies.UNUSABLE["content_filter"] not in str(failure):
-            self._count_failure("given up", error)
-        raise error
-
-    def _count_failure(self, kind: str, error: RejectedRequestError) -> None:
-        """Ends the run if all requests so far failed in this way."""
-        self.counts[kind] += 1
-        works = self.counts["answered"] or self.counts["stored"]  # with this same configuration
-        if self.counts[kind] >= MAX_INITIAL_FAILURES and not works:
-            self.stop(f"every request so far is {kind}: {error}")
+    async def _answer(self, key: RequestKey, content: dict[str, Any]) -> ChatAnswer:
+        try:
+            answer = await self._attempts.answer(key.key, lambda: self._attempt(key, content))
+        except BudgetReachedError:
+            self.stop(f"the budget is reached: {self.describe_spent()}; raise it and rerun")
             raise RunStoppedError(self.stop_reason) from None
+        except FatalProviderError as error:
+            self.stop(str(error))
+            raise RunStoppedError(self.stop_reason) from None
+        except OSError as error:  # of the store
+            self.stop(str(error))
+            raise
+        return self._without_thoughts(answer)
 
-    async def _attempt(self, key: str, content: dict[str, Any]) -> ChatAnswer:
+    async def _attempt(self, key: RequestKey, content: dict[str, Any]) -> ChatAnswer:
+        self._check_running()
         if self._batches:
             if stored := self.store.get(key):  # its batch may have been collected meanwhile
                 return stored
-            if self.config.batch or key in self._batches:
-                return await self._batches.ask(key, content)
-        cost = prices.worst_case(self.price, protocols.size(content), self.config.max_tokens)
-        await self.budget.reserve(*cost)
-        try:
-            return await self._send(key, content)
-        finally:
-            await self.budget.release(*cost)
+            if self.config.batch or key.key in self._batches:
+                return await self._batches.ask(key.key, content)
+        return await self._attempts.send(key.key, content)
 
-    async def _send(self, key: str, content: dict[str, Any]) -> ChatAnswer:
-        assert self._connection, "use the client as an async context manager"
-        request = self._connection.prepare(content)  # before waiting for a slot
-        sent = await self._limit.enter()
-        try:
-            if self.stop_reason:
-                raise RunStoppedError(self.stop_reason)
-            reply, headers = await self._connection.send(request)
-        except BaseException as error:
-            if isinstance(error, RetryableError) and error.throttled:
-                self._limit.throttled(sent, error.retry_after)
-            else:
-                self._limit.leave(success=False)
-            raise
-        seconds = time.monotonic() - sent
-        self._limit.leave(success=True, headers=headers)
-        answer = replies.read_reply(self.config.provider, content, reply)
-        charge = prices.charge(key, self.config.model, self.price, answer)
-        self.budget.charge(charge)
-        try:
-            await self.store.put(charge, content, answer, seconds)
-        except OSError as error:
-            self.stop(str(error))
-            raise
-        self.counts["answered"] += charge.is_answer
-        self.counts["no usage reported"] += not answer.usage_reported
-        if not charge.is_answer:
-            detail = f": {replies.describe(reply)}" if charge.kind == "malformed" else ""
-            raise RetryableError(replies.UNUSABLE[charge.kind] + detail)
-        return self._without_thoughts(answer)
+    def _check_running(self) -> None:
+        if self.stop_reason:
+            raise RunStoppedError(self.stop_reason)
 
     def _without_thoughts(self, answer: ChatAnswer) -> ChatAnswer:
         if answer.thoughts:
             self.counts["with thoughts, which are left out"] += 1
         return answer
-
-    async def _back_off(self, attempt: int, retry_after: float | None) -> None:
-        seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (attempt - 1))
-        await asyncio.sleep(max(retry_after or 0.0, seconds * random.uniform(0.5, 1.0)))
 
     def describe_spent(self) -> str:
         """Money and tokens spent in the store so far."""

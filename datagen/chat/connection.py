@@ -14,23 +14,9 @@ from typing import Any
 import httpx2
 
 from datagen.chat.config import API_KEY_VARIABLES, ChatConfig
-from datagen.chat.errors import (
-    FatalProviderError,
-    NotFoundError,
-    RejectedRequestError,
-    RetryableError,
-)
+from datagen.chat.errors import FatalProviderError, RetryableError
+from datagen.chat.meanings import short_text, status_error
 from datagen.chat.rate_limit import seconds_until
-
-
-def short_text(error: BaseException | str) -> str:
-    """One line of an error, at most 300 characters, without anything that could be a key."""
-    text = " ".join(str(error).split())
-    for variable in API_KEY_VARIABLES.values():
-        if key := os.environ.get(variable):
-            text = text.replace(key, "[key]")
-    text = re.sub(r"\bsk-[\w*.-]{4,}", "[key]", text)
-    return text[:300] or type(error).__name__
 
 
 class Connection:
@@ -43,10 +29,9 @@ class Connection:
     def __init__(self, config: ChatConfig):
         self.config = config
         self._sdk = importlib.import_module(config.provider)  # each takes a second to import
-        variable = API_KEY_VARIABLES[config.provider]
-        key = os.environ.get(variable)
-        if not key and not config.base_url:
-            raise FatalProviderError(f"set {variable} in the environment, or base_url")
+        key = _api_key(config)
+        aiohttp = importlib.import_module("aiohttp")  # the SDKs' transport
+        self._unsent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
         limits = httpx2.Limits(max_connections=config.concurrency + 1)
         self._http = self._sdk.DefaultAioHttpClient(limits=limits)
         name = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[config.provider]
@@ -91,8 +76,18 @@ class Connection:
             response = await self._http.send(request)
             if not response.is_success:
                 raise self._response_error(response)
-            # A look-up in the SDK's own mapping decodes all headers again.
-            return _json(response.content), dict(response.headers.items())
+            try:
+                # A look-up in the SDK's own mapping decodes all headers again.
+                return _json(response.content), dict(response.headers.items())
+            except RetryableError as error:
+                # The provider charges for a reply with status 200.
+                error.billed = True
+                kind = _no_json(response)
+                if not kind:
+                    raise
+                fatal = FatalProviderError(f"{self._url} sends {kind}; check base_url, extra_body")
+                fatal.billed = True
+                raise fatal from None
 
     async def get(self, path: str, **query: Any) -> Any:
         """The JSON at a path."""
@@ -131,20 +126,50 @@ class Connection:
             raise self._response_error(error.response) from None
         except (self._sdk.APIConnectionError, httpx2.HTTPError) as error:
             cause = error.__cause__ if isinstance(error, self._sdk.APIConnectionError) else error
-            # The transport reports a refused connection as a timeout, too.
-            timed_out = isinstance(cause, httpx2.TimeoutException)
-            if timed_out and not isinstance(cause, httpx2.ConnectTimeout):
+            unsent = isinstance(cause and cause.__cause__, self._unsent)
+            # The transport reports any loss of a connection as this timeout.
+            lost = isinstance(cause, httpx2.ConnectTimeout)
+            if isinstance(cause, httpx2.TimeoutException) and not lost:
                 seconds = self.config.timeout_seconds
-                raise RetryableError(f"no answer within {seconds:g} s") from None
-            raise RetryableError(f"connection: {short_text(cause or error)}") from None
+                raise RetryableError(f"no answer within {seconds:g} s", billed=True) from None
+            reason = f"connection: {short_text(cause or error)}"
+            raise RetryableError(reason, billed=not unsent, unsent=unsent) from None
 
     def _response_error(self, response: httpx2.Response) -> Exception:
         headers, status = response.headers, response.status_code
         retry_after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
         if retry_after is None:
             retry_after = seconds_until(headers.get("retry-after", ""))
-        message = f"Error code: {status} - {response.text}"
-        return status_error(self.config, status, message, retry_after)
+        error = status_error(self.config, status, response.text, retry_after)
+        if (kind := _no_json(response)) and not isinstance(error, RetryableError):
+            return FatalProviderError(f"{self._url} sends {kind} ({status}); check base_url")
+        return error
+
+
+def _api_key(config: ChatConfig) -> str:
+    """The key from the environment; "" where a server needs none."""
+    variable = API_KEY_VARIABLES[config.provider]
+    key = os.environ.get(variable, "")
+    if not key and not config.base_url:
+        raise FatalProviderError(f"set {variable} in the environment, or base_url")
+    if not re.fullmatch(r"[!#-&(-~]*", key):
+        raise FatalProviderError(
+            f"{variable} contains a space, a line end, a quotation mark or another character that "
+            "no key has; set it again"
+        )
+    return key
+
+
+def _no_json(response: httpx2.Response) -> str:
+    """What a reply is that a chat API never sends; "" for JSON, and for what may have been one."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "text/html" or response.text[:15].lower().lstrip().startswith(
+        ("<!doctype", "<html")
+    ):
+        return "an HTML page"
+    if kind in ("text/event-stream", "application/x-ndjson") or response.text[:6] == "data: ":
+        return f"a stream ({kind})"
+    return ""
 
 
 def _json(content: bytes) -> Any:
@@ -152,23 +177,3 @@ def _json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # also for too many digits or brackets
         raise RetryableError(f"not JSON: {short_text(error)}") from None
-
-
-def status_error(
-    config: ChatConfig, status: int, message: str, retry_after: float | None = None
-) -> Exception:
-    """The exception of errors.py for an HTTP status.
-
-    `message` is the server's own text, which may contain keys.
-    """
-    message = short_text(message)
-    if status == 429 and "insufficient_quota" in message:
-        return FatalProviderError(f"{config.provider}: {message}; add credit and rerun")
-    if status in (408, 409, 429) or status >= 500:
-        return RetryableError(message, status=status, retry_after=retry_after)
-    if status in (401, 402, 403, 404):
-        return (NotFoundError if status == 404 else FatalProviderError)(
-            f"{config.base_url or config.provider} replied: {message}; check the key in "
-            f"{API_KEY_VARIABLES[config.provider]}, the model {config.model!r} and base_url"
-        )
-    return RejectedRequestError(message)

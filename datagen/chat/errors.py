@@ -1,13 +1,29 @@
 """Why a request has no answer: whether to retry it, give it up, or end the run."""
 
 
-class RetryableError(Exception):
+class AttemptError(Exception):
+    """An attempt failed. The subclasses say what that means for its request and the run."""
+
+    billed = False  # the provider may charge for the attempt: its outcome is unknown
+
+
+class RetryableError(AttemptError):
     """This attempt failed; another one may succeed."""
 
-    def __init__(self, reason: str, *, status: int = 0, retry_after: float | None = None):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int = 0,
+        retry_after: float | None = None,
+        billed: bool = False,
+        unsent: bool = False,
+    ):
         super().__init__(reason)
         self.status = status  # of HTTP; 0 without a reply
         self.retry_after = retry_after  # seconds that the provider asks to wait
+        self.billed = billed
+        self.unsent = unsent  # there was no connection to the server
 
     @property
     def throttled(self) -> bool:
@@ -15,11 +31,15 @@ class RetryableError(Exception):
         return self.status in (429, 529)
 
 
-class RejectedRequestError(Exception):
+class RejectedRequestError(AttemptError):
     """This request will never be answered; others may be."""
 
+    def __init__(self, reason: str, *, own: bool = False):
+        super().__init__(reason)
+        self.own = own  # for a reason of this request only, such as its length
 
-class FatalProviderError(ValueError):
+
+class FatalProviderError(AttemptError, ValueError):
     """No request will be answered: unknown model, no credit, invalid key."""
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from datagen.chat.config import most_tokens
 from datagen.chat.errors import BudgetReachedError
 from datagen.chat.replies import UNUSABLE, ChatAnswer
 from datagen.chat.store import Charge, TotalSpent
@@ -53,10 +55,10 @@ def charge(key: str, model: str, price: Price | None, answer: ChatAnswer) -> Cha
     return Charge(key, model, kind, *tokens, price.usd(*tokens) if price else None)
 
 
-def worst_case(price: Price | None, input_bytes: int, max_tokens: int) -> tuple[float, int]:
-    """Upper bound on the (USD, tokens) of a request: one token per byte of input."""
-    usd = price.usd(input_bytes, max_tokens) if price else 0.0
-    return usd, input_bytes + max_tokens
+def most(key: str, model: str, price: Price | None, content: Mapping[str, Any]) -> Charge:
+    """The most that a request with this body can cost: one token per byte of input."""
+    tokens = most_tokens(content)
+    return Charge(key, model, "no reply", *tokens, price.usd(*tokens) if price else None)
 
 
 class Budget:
@@ -72,15 +74,15 @@ class Budget:
         self._reserved_usd, self._reserved_tokens = 0.0, 0
         self._changed = asyncio.Condition()
 
-    async def reserve(self, usd: float, tokens: int) -> None:
+    async def reserve(self, most: Charge) -> None:
         """Returns once the request may be sent.
 
         Raises:
           BudgetReachedError: it does not fit, even with no other request in flight.
         """
         async with self._changed:
-            while not self.try_reserve(usd, tokens):
-                if not self._fits(usd, tokens):
+            while not self.try_reserve(most.usd or 0.0, most.tokens):
+                if not self._fits(most.usd or 0.0, most.tokens):
                     raise BudgetReachedError
                 await self._changed.wait()
 
@@ -96,6 +98,11 @@ class Budget:
         self._reserved_usd += usd
         self._reserved_tokens += tokens
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a cap."""
+        return min(self.caps) < float("inf")
+
     def set_aside(self, usd: float, tokens: int) -> None:
         """Lowers the caps by the cost of requests whose replies this run will not receive."""
         self.caps = (self.caps[0] - usd, self.caps[1] - tokens)
@@ -110,7 +117,7 @@ class Budget:
     def charge(self, charge: Charge) -> None:
         """Adds the cost of a reply."""
         self.usd += charge.usd or 0.0
-        self.tokens += charge.input_tokens + charge.output_tokens
+        self.tokens += charge.tokens
 
     def _fits(self, usd: float, tokens: int) -> bool:
         return self.usd + usd <= self.caps[0] and self.tokens + tokens <= self.caps[1]

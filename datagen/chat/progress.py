@@ -4,9 +4,11 @@ import asyncio
 import collections
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from common import messages
+from datagen.chat.config import ChatConfig
+from datagen.chat.prices import Price
 
 BYTES_PER_TOKEN = 4
 """English text, in estimates (OpenAI's rule of thumb). Budgets count one token per byte."""
@@ -46,6 +48,39 @@ class Estimate:
             f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, {price}, "
             f"{bound}{messages.duration(self.seconds)}"
         )
+
+
+def estimate(
+    config: ChatConfig,
+    sizes: Sequence[int],
+    stored: int,
+    waiting: int,
+    price: Price | None,
+    output_tokens: float,
+    seconds: float | None,
+) -> Estimate:
+    """What requests take.
+
+    Args:
+      sizes: bytes of each request to send.
+      output_tokens: of a typical answer; 0: `max_tokens` of the config.
+      seconds: of a typical request; None: unknown.
+    """
+    output = output_tokens or config.max_tokens
+    seconds = seconds or FIRST_TOKEN_SECONDS + output / TOKENS_PER_SECOND
+    tokens = sum(sizes) // BYTES_PER_TOKEN, round(len(sizes) * output)
+    return Estimate(
+        requests=len(sizes),
+        stored=stored,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        usd=price.usd(*tokens) if price else None,
+        seconds=BATCH_SECONDS
+        if config.batch and sizes
+        else -(-len(sizes) // config.concurrency) * seconds,
+        waiting=waiting,
+        batch=config.batch,
+    )
 
 
 def status_text(done: int, failed: int, total: int | None, spent: str, rate: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 from common.text import thoughts
-from datagen.chat import protocols
+from datagen.chat.config import most_tokens
 
 MAX_REPORTED_TOKENS = 10**9
 """Usage above this is not believed: nonsense must not distort a budget."""
@@ -109,7 +109,7 @@ def read_reply(provider: str, content: Mapping[str, Any], reply: Any) -> ChatAns
         finish,
         model,
         id,
-        *(tokens or protocols.most_tokens(content)),
+        *(tokens or most_tokens(content)),
         usage_reported=tokens is not None,
         thoughts=thought,
         raw=raw if raw != answer else "",

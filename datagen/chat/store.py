@@ -5,58 +5,33 @@ goes into the next, so that thousands of answers per second share a few disk syn
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import json
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from common import messages
+from datagen.chat import store_file
+from datagen.chat.config import RequestKey, most_tokens
 from datagen.chat.replies import ChatAnswer
 
 Written = TypeVar("Written")
 
-STORE_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-  key TEXT PRIMARY KEY,  -- hash of everything that can change the answer
-  request TEXT NOT NULL, -- the body sent, as JSON
-  answer TEXT NOT NULL,  -- a ChatAnswer, as JSON
-  seconds REAL,          -- from sending to answer
-  stored TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS charges (  -- every reply that costs money, answers or not
-  key TEXT NOT NULL,
-  model TEXT NOT NULL,
-  what TEXT NOT NULL,    -- Charge.kind
-  input_tokens INTEGER NOT NULL,
-  output_tokens INTEGER NOT NULL,
-  usd REAL,              -- NULL: price unknown
-  stored TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS batches (  -- see batch/log.py
-  name TEXT PRIMARY KEY, -- chosen by us, written before anything is sent
-  provider TEXT NOT NULL,
-  base_url TEXT NOT NULL,
-  model TEXT NOT NULL,
-  price_input REAL,      -- USD per million tokens, as charged; NULL: unknown
-  price_output REAL,
-  requests INTEGER NOT NULL,
-  usd REAL NOT NULL,     -- maximum cost
-  tokens INTEGER NOT NULL,
-  sent REAL NOT NULL,    -- Unix time just before the submission
-  id TEXT,               -- the provider's; NULL: not known whether it was received
-  state TEXT NOT NULL    -- open, or how it ended
-);
-CREATE TABLE IF NOT EXISTS batch_requests (  -- those without a result so far
-  key TEXT PRIMARY KEY,  -- so no request is in two batches
-  batch TEXT NOT NULL,
-  request TEXT NOT NULL  -- the body sent, as JSON
-);
-CREATE INDEX IF NOT EXISTS requests_of_batch ON batch_requests (batch);
-"""
+MAX_WAL_BYTES = 16_000_000
+"""Size of the WAL at which it is moved into the main file."""
+
+PATIENCE, CLOSING_PATIENCE = 600.0, 10.0
+"""Seconds to wait for a locked file or a full disk: in a run, and at its end."""
+
+RETRY_SECONDS = 0.2
+"""Between two attempts to write meanwhile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +46,11 @@ class Charge:
     usd: float | None  # None: price unknown
 
     @property
+    def tokens(self) -> int:
+        """Input and output tokens."""
+        return self.input_tokens + self.output_tokens
+
+    @property
     def is_answer(self) -> bool:
         """Whether the reply is an answer to be stored."""
         return self.kind == "answer"
@@ -78,11 +58,12 @@ class Charge:
 
 @dataclasses.dataclass(frozen=True)
 class TotalSpent:
-    """What all replies in the store have cost."""
+    """What all replies in the store have cost, and the requests without a reply at most."""
 
     usd: float
     tokens: int
     unpriced: int  # replies whose price is unknown
+    first_key: str = ""  # of the first reply: no other store has it
 
 
 class AnswerStore:
@@ -93,31 +74,27 @@ class AnswerStore:
       dry_run: like read_only, but a missing file counts as an empty store; none is created.
 
     Raises:
-      OSError: the file is not an answer store, or cannot be written.
+      OSError: the file is not an answer store, not the one of the run beside it, locked by another
+        program, or cannot be written.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, dry_run: bool = False):
         self.path = path
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        writable, exists = not (read_only or dry_run), path.exists()
-        if read_only and not exists:
+        self._closing = threading.Event()
+        writable = not (read_only or dry_run)
+        if read_only and not path.exists():
             raise FileNotFoundError(f"no stored answers: {path}")
+        if not path.exists():
+            store_file.require_run(path, 0, "")
         if writable:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not exists:
+            if not path.exists():
                 path.touch()  # by the umask; SQLite would not let a group write
-        try:
-            location = path if exists or writable else ":memory:"
-            self._reader = sqlite3.connect(location, check_same_thread=False)
-            if writable or not exists:
-                self._reader.execute("PRAGMA journal_mode = WAL")
-                self._reader.executescript(STORE_SCHEMA)
-            self._reader.execute("SELECT 1 FROM answers, batch_requests LIMIT 1")
-        except sqlite3.Error as error:
-            failed = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
-            remedy = "make room, or make it writable" if failed else "it is not an answer store"
-            raise OSError(f"{path}: {error}; {remedy}") from None
+        self._reader = store_file.connect(path, writable=writable)
+        spent = self.total_spent()
+        store_file.require_run(path, spent.tokens, spent.first_key)
         if writable:
             self._writer = threading.Thread(target=self._write, name="answer store", daemon=True)
             self._writer.start()
@@ -131,43 +108,94 @@ class AnswerStore:
     def close(self) -> None:
         """Returns once everything put so far is on disk."""
         if self._writer:
+            self._closing.set()
             self._queue.put(None)
             self._writer.join()
             self._writer = None
         self._reader.close()
 
-    def get(self, key: str) -> ChatAnswer | None:
-        """The stored answer to a request."""
-        row = self._reader.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return ChatAnswer.from_json(row[0]) if row else None
+    def get(self, key: RequestKey) -> ChatAnswer | None:
+        """The stored answer that the request would get: a cut one only for the limit that cut it.
+
+        Raises:
+          OSError: the store cannot be read.
+        """
+        query = "SELECT request, answer FROM answers WHERE key = ?"
+        for name in (f"{key.key}:{key.limit}", key.key, key.former):
+            if row := self.rows(query, name).fetchone():
+                answer = ChatAnswer.from_json(row[1])
+                fits = answer.output_tokens <= key.limit or not answer.usage_reported
+                if name != key.key or fits or most_tokens(json.loads(row[0]))[1] <= key.limit:
+                    return answer
+        return None
 
     def total_spent(self) -> TotalSpent:
         """The cost of all replies so far."""
-        query = "SELECT sum(usd), sum(input_tokens + output_tokens), sum(usd IS NULL) FROM charges"
-        usd, tokens, unpriced = self._reader.execute(query).fetchone()
-        return TotalSpent(usd or 0.0, tokens or 0, unpriced or 0)
+        query = "SELECT sum(usd), sum(input_tokens + output_tokens), sum(usd IS NULL) FROM "
+        both = "(SELECT * FROM charges UNION ALL SELECT * FROM sent)"
+        usd, tokens, unpriced = self.rows(query + both).fetchone()
+        first = self.rows("SELECT key FROM charges ORDER BY rowid LIMIT 1").fetchone()
+        return TotalSpent(usd or 0.0, tokens or 0, unpriced or 0, first[0] if first else "")
+
+    def without_reply(self) -> int:
+        """Requests of earlier runs without a reply, which count at the most they can cost."""
+        return self.rows("SELECT count(*) FROM sent").fetchone()[0]
 
     def typical(self, model: str) -> tuple[float | None, float | None]:
         """Mean (seconds, output tokens) of a model's answers; None if there are none."""
-        query = (
-            "SELECT avg(a.seconds), avg(c.output_tokens) FROM answers a JOIN charges c "
-            "ON a.key = c.key WHERE c.model = ? AND c.what = 'answer'"
+        tokens = "SELECT avg(output_tokens) FROM charges WHERE model = ? AND what = 'answer'"
+        seconds = (
+            "SELECT avg(a.seconds) FROM answers a JOIN charges c ON a.key = c.key WHERE c.model = ?"
         )
-        return self._reader.execute(query, (model,)).fetchone()
+        return self.rows(seconds, model).fetchone()[0], self.rows(tokens, model).fetchone()[0]
 
     def rows(self, query: str, *values: Any) -> sqlite3.Cursor:
         """The rows of a SELECT over everything on disk; read them to the end at once."""
-        return self._reader.execute(query, values)
+        try:
+            return self._reader.execute(query, values)
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path}: {store_file.describe(error)}") from None
+
+    async def reserve(self, most: Charge) -> int:
+        """The number of a request, once the most that it can cost is on disk.
+
+        Raises: as `write`.
+        """
+
+        def change(connection: sqlite3.Connection) -> int:
+            query = "INSERT INTO sent VALUES (?, ?, ?, ?, ?, ?, ?)"
+            return connection.execute(query, (*dataclasses.astuple(most), _now())).lastrowid or 0
+
+        return await self.write(change)
+
+    async def release(self, number: int) -> None:
+        """A reserved request has cost nothing. Raises: as `write`."""
+        await self.write(lambda connection: _release(connection, number))
 
     async def put(
-        self, charge: Charge, request: dict, answer: ChatAnswer | None, seconds: float | None
+        self,
+        number: int,
+        charge: Charge,
+        request: dict,
+        answer: ChatAnswer | None,
+        seconds: float | None,
     ) -> None:
-        """Returns once the charge, and any answer, are on disk. Raises: as `write`."""
+        """Returns once the charge of a reserved request, and any answer, are on disk.
+
+        Raises: as `write`.
+        """
         text = json.dumps(request, ensure_ascii=False)
-        await self.write(lambda connection: insert(connection, charge, text, answer, seconds))
+
+        def change(connection: sqlite3.Connection) -> None:
+            _release(connection, number)
+            insert(connection, charge, text, answer, seconds)
+
+        await self.write(change)
 
     async def write(self, change: Callable[[sqlite3.Connection], Written]) -> Written:
         """The result of `change`, once its changes are on disk; it runs in the writer thread.
+
+        While the file is locked or the disk is full, it waits up to PATIENCE seconds.
 
         Raises:
           OSError: the disk is full or fails.
@@ -180,6 +208,8 @@ class AnswerStore:
     def _write(self) -> None:
         connection = sqlite3.connect(self.path)
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        wal = self.path.with_name(self.path.name + "-wal")
         last = False
         while not last:
             items = [self._queue.get()]
@@ -188,17 +218,34 @@ class AnswerStore:
             last = items[-1] is None
             self._commit(connection, [item for item in items if item])
             del items  # may be large, and the thread now waits for more
+            if wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
+                with contextlib.suppress(sqlite3.Error):  # the next commit meets it, too
+                    store_file.checkpoint(connection)
         connection.close()
 
     def _commit(self, connection: sqlite3.Connection, items: list[tuple]) -> None:
-        try:
-            with connection:
-                results = [change(connection) for _, _, change in items]
-        except sqlite3.Error as error:
-            failure = OSError(
-                f"{self.path}: {error}; make room and rerun: all earlier answers are kept"
-            )
-            results = [failure] * len(items)
+        started, announced = time.monotonic(), False
+        while True:
+            try:
+                with connection:
+                    results = [change(connection) for _, _, change in items]
+                break
+            except sqlite3.Error as error:
+                waited_for = store_file.passes(error)
+                patience = CLOSING_PATIENCE if self._closing.is_set() else PATIENCE
+                if not waited_for or time.monotonic() - started > patience:
+                    failure = OSError(f"{self.path}: {store_file.describe(error)}")
+                    results = [failure] * len(items)
+                    break
+                if not announced:
+                    announced = True
+                    messages.log(
+                        f"{self.path} {waited_for}: nothing is sent until then, and replies are "
+                        "kept in memory"
+                    )
+                time.sleep(RETRY_SECONDS)
+        if announced and not isinstance(results[0], OSError):
+            messages.log(f"{self.path} is written again")
         for (loop, done, _), result in zip(items, results, strict=True):
             if not loop.is_closed():  # as it is after a second Ctrl-C
                 loop.call_soon_threadsafe(_settle, done, result)
@@ -212,16 +259,28 @@ def insert(
     seconds: float | None,
 ) -> None:
     """Inserts the cost of a reply and, unless the charge is for none, the answer to `request`."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = _now()
     connection.execute(
         "INSERT INTO charges VALUES (?, ?, ?, ?, ?, ?, ?)", (*dataclasses.astuple(charge), now)
     )
     if answer and charge.is_answer:
+        key = charge.key
+        query = "SELECT 1 FROM answers WHERE key = ?"
+        if answer.finish_reason == "length" or connection.execute(query, (key,)).fetchone():
+            key = f"{key}:{most_tokens(json.loads(request))[1]}"
         as_json = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
         connection.execute(
-            "INSERT INTO answers VALUES (?, ?, ?, ?, ?)",
-            (charge.key, request, as_json, seconds, now),
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)",
+            (key, request, as_json, seconds, now),
         )
+
+
+def _release(connection: sqlite3.Connection, number: int) -> None:
+    connection.execute("DELETE FROM sent WHERE rowid = ?", (number,))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _settle(done: asyncio.Future, result: Any) -> None:

@@ -92,6 +92,7 @@ class TaskCollector:
         self.offline = gap > 0
         self.max_useless = max(gap, MAX_USELESS_REPLIES)
         self.missing = 0  # offline: replies that are not stored
+        self.failures: list[Failure] = []  # of requests without a reply
         self.num_sent = 0
         self.num_read = 0  # replies read so far, without gaps from the first on
         self.surplus = 0  # tasks left over in the last reply that was needed
@@ -116,6 +117,13 @@ class TaskCollector:
         in_flight = self.num_sent - self.num_read
         missing = self.config.num_tasks - len(self.pool.kept) - in_flight * self._yield()
         return self.num_sent + max(0, math.ceil(missing / self._yield()))
+
+    def forecast(self) -> int:
+        """How many more requests the tasks that are still missing take, by the replies so far."""
+        assumed = INITIAL_YIELD_WEIGHT * self.config.tasks_per_request * INITIAL_YIELD
+        replies = self.num_read - self.missing
+        tasks_per_reply = (len(self.pool.kept) + assumed) / (replies + INITIAL_YIELD_WEIGHT)
+        return max(0, math.ceil((self.config.num_tasks - len(self.pool.kept)) / tasks_per_reply))
 
     def requests(self) -> Iterator[tuple[int, ChatRequest] | None]:
         """(index, request) of each request; None: the next one depends on replies in flight."""
@@ -189,6 +197,7 @@ class TaskCollector:
             if self.offline:
                 self.missing += 1
             else:
+                self.failures.append(outcome)
                 self.pool.reject("no reply", outcome.reason, source)
             return
         source |= {"model": outcome.model, "reply": outcome.id}

@@ -54,7 +54,7 @@ class Reply:
     answer: ChatAnswer | None = None  # None: no reply yet
     asked: int = 0  # number of replies so far
     verdict: Verdict = Verdict.INVALID
-    failure: str = ""  # why the last request got no answer
+    failure: Failure | None = None  # why the last request got no answer
 
 
 def pair(
@@ -100,7 +100,7 @@ async def ask(
         requests = ((index, comparisons[index].request(sample)) for index in waiting)
         async for index, outcome in client.stream(requests, len(waiting)):
             if isinstance(outcome, Failure):
-                replies[index] = dataclasses.replace(replies[index], failure=outcome.reason)
+                replies[index] = dataclasses.replace(replies[index], failure=outcome)
             else:
                 verdict = comparisons[index].verdict(outcome)
                 replies[index] = Reply(outcome, sample + 1, verdict)

@@ -8,7 +8,7 @@ from common import sections
 from common.records import read_tasks
 from configs import datagen as config_file
 from datagen import tasks
-from datagen.chat import client
+from datagen.chat import attempts
 from datagen.chat.errors import RunStoppedError
 from datagen.config import DatagenConfig
 from tests.datagen.writing.test_requests import SEEDS, make_teacher
@@ -48,8 +48,8 @@ def test_a_run_against_a_server_that_fails(server, tmp_path):
     server.faults, server.stall = 0.3, 0.2
     config = make_config(server, teacher__attempts=20, teacher__timeout_seconds=5.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "INITIAL_BACKOFF", 0.01)
-        patch.setattr(client, "MAX_BACKOFF", 0.05)
+        patch.setattr(attempts, "INITIAL_BACKOFF", 0.01)
+        patch.setattr(attempts, "MAX_BACKOFF", 0.05)
         tasks.run(config, tmp_path, dry_run=False)
     kept = read_tasks(tmp_path / "tasks.jsonl")
     assert len(kept) == 60

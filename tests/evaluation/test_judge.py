@@ -14,7 +14,7 @@ import time
 import pytest
 
 from common import sections
-from datagen.chat import client
+from datagen.chat import attempts
 from datagen.chat.errors import RunStoppedError
 from evaluation import judge
 from evaluation.config import EvaluationConfig
@@ -41,8 +41,8 @@ def server():
 
 @pytest.fixture(autouse=True)
 def quick(server, monkeypatch):
-    monkeypatch.setattr(client, "INITIAL_BACKOFF", 0.01)
-    monkeypatch.setattr(client, "MAX_BACKOFF", 0.05)
+    monkeypatch.setattr(attempts, "INITIAL_BACKOFF", 0.01)
+    monkeypatch.setattr(attempts, "MAX_BACKOFF", 0.05)
     server.answer, server.always = (lambda _: "Output (a)"), None
     server.bodies.clear()
 
@@ -206,7 +206,7 @@ def test_a_judge_that_thinks_aloud_is_noticed_early(server, tmp_path):
         judge.run(make(config, tmp_path, ["model-7B"], ["gpt"]), tmp_path / "workdir")
     assert len(server.bodies) < 40
     offline = make_config(server, offline=True)
-    with pytest.raises(ValueError, match="comparisons have no reply"):
+    with pytest.raises(ValueError, match="80 of 80 requests have no answer"):
         judge.run(make(offline, tmp_path, ["model-7B"], ["gpt"]), tmp_path / "workdir")
 
 
@@ -219,12 +219,28 @@ def test_what_the_server_refuses_is_invalid_and_reported(server, files, tmp_path
     server.answer = reply
     judging = make(make_config(server, concurrency=1), files, ["model-7B"], ["gpt"], ids=["b", "a"])
     judging.compared.reverse()  # an answer comes first, so that not every request is refused
-    with pytest.raises(ValueError, match=r"2 of 4 comparisons have no reply .*content policy"):
-        judge.run(judging, tmp_path)
+    judge.run(judging, tmp_path)
     assert [line["verdict"] for line in read(tmp_path)] == ["tie", "tie", "invalid", "invalid"]
     assert read(tmp_path)[-1]["usage"] is None and read(tmp_path)[-1]["raw"] == ""
     assert counts(tmp_path)["invalid"]["without reply"] == 2
-    assert "2 without reply" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "2 without reply" in err and "2 comparisons are refused; the first: the request" in err
+    assert "content policy" in err
+
+
+def test_comparisons_without_a_reply_end_the_command_with_an_error(server, files, tmp_path):
+    def reply(body):
+        refused = "gout" in question(body)
+        server.always = (500, {"error": {"message": "broken"}}) if refused else None
+        return "Tie"
+
+    server.answer = reply
+    config = make_config(server, concurrency=1, attempts=1)
+    judging = make(config, files, ["model-7B"], ["gpt"], ids=["b", "a"])
+    judging.compared.reverse()
+    with pytest.raises(ValueError, match=r"2 of 4 requests have no answer.*broken"):
+        judge.run(judging, tmp_path)
+    assert [line["verdict"] for line in read(tmp_path)] == ["tie", "tie", "invalid", "invalid"]
 
 
 def test_empty_answers_are_judged_and_reported(server, files, tmp_path, capsys):

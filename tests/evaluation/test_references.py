@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from common.text.prompt_file import Prompt
-from datagen.chat import client
+from datagen.chat import attempts
 from datagen.chat.errors import RunStoppedError
 from evaluation import references
 from evaluation.inputs import benchmarks, outputs
@@ -31,7 +31,7 @@ __all__ = ["flat", "original", "small"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(client, "INITIAL_BACKOFF", 0.01)
+    monkeypatch.setattr(attempts, "INITIAL_BACKOFF", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-test")
 
 
@@ -107,8 +107,8 @@ def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path
     with pytest.raises(RunStoppedError, match="every request so far is rejected"):
         ask(concurrency=1)
     assert not (tmp_path / "run/references.jsonl").exists()
-    server.always, server.kinds, server.faults = None, ("content filter",), 0.5
-    with pytest.raises(ValueError, match=r"\d of 4 items have no answer .*filter; rerun"):
+    server.always, server.kinds, server.faults = None, ("500",), 0.5
+    with pytest.raises(ValueError, match=r"\d of 4 requests have no answer; .*overloaded.*; rerun"):
         ask(concurrency=1, attempts=1)
     records = read(tmp_path / "run/references.jsonl")
     failed = [record for record in records if record["finish_reason"] == "error"]
@@ -117,6 +117,21 @@ def test_items_without_an_answer_are_named_and_asked_again(ask, server, tmp_path
     records = ask()
     assert [r["output"] for r in records] == ["fine", "fine", "", "fine"]
     assert len(server.bodies) == sent + len(failed)
+
+
+def test_items_that_the_server_refuses_are_empty_and_reported(ask, server, tmp_path, capsys):
+    def reply(body):
+        refused = "DNA" in question(body)
+        server.always = (403, {"error": {"message": "flagged"}}) if refused else None
+        return "fine"
+
+    server.answer = reply
+    records = ask(concurrency=1)
+    assert [r["output"] for r in records] == ["fine", "fine", "", "fine"]
+    assert "1 items are refused by the server" in capsys.readouterr().err
+    server.answer, server.always = str, (403, {"error": {"message": "flagged"}})
+    with pytest.raises(ValueError, match="all 4 references are empty"):
+        ask(model="other", generator="stand-in")
 
 
 def test_the_budget_ends_the_run(ask, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import openai
 
-from datagen.chat import client as chat_client
+from datagen.chat import attempts
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatConfig
 from datagen.chat.store import AnswerStore
@@ -33,7 +33,7 @@ def live(config: ChatConfig, store_path: Path, fifo: int) -> None:
 
 
 def main() -> None:
-    chat_client.INITIAL_BACKOFF, chat_client.MAX_BACKOFF = 0.01, 0.05
+    attempts.INITIAL_BACKOFF, attempts.MAX_BACKOFF = 0.01, 0.05
     openai.DefaultAioHttpClient()  # imports here what each life would import else
     gc.freeze()  # else a life's first collection copies all that it shares with this process
     for line in sys.stdin:

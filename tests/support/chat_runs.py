@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from datagen.chat import client
+from datagen.chat import attempts
 from datagen.chat.batch import batches
 from datagen.chat.client import Client
 from datagen.chat.config import ChatConfig, ChatRequest
@@ -43,8 +43,8 @@ HALF = PRICE / 2
 
 def quicken(monkeypatch):
     """Shortens all waits, and sets API keys."""
-    monkeypatch.setattr(client, "INITIAL_BACKOFF", 0.01)
-    monkeypatch.setattr(client, "MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(attempts, "INITIAL_BACKOFF", 0.01)
+    monkeypatch.setattr(attempts, "MAX_BACKOFF", 0.1)
     monkeypatch.setattr(batches, "QUIET_SECONDS", 0.02)
     monkeypatch.setattr(batches, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(batches, "INITIAL_RESUBMIT_BACKOFF", 0.01)

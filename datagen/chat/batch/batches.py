@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from datagen.chat import prices
 from datagen.chat.batch.log import Batch, BatchLog, BatchState, PendingRequest
 from datagen.chat.batch.protocols import BATCH_PROTOCOLS
 from datagen.chat.config import ChatConfig
@@ -29,7 +30,7 @@ from datagen.chat.errors import (
     RetryableError,
     SubmissionUnknownError,
 )
-from datagen.chat.prices import Budget, Price, worst_case
+from datagen.chat.prices import Budget, Price
 from datagen.chat.replies import UNUSABLE, ChatAnswer
 from datagen.chat.store import AnswerStore, Charge
 
@@ -154,9 +155,9 @@ class Batches:
         return await future
 
     def _enqueue(self, key: str, body: str) -> None:
-        size = len(body.encode())
-        cost = worst_case(self._price, size, self.config.max_tokens)
-        request = PendingRequest(key, body, size + self._protocol.line_bytes, *cost)
+        size = len(body.encode()) + self._protocol.line_bytes
+        most = prices.most(key, self.config.model, self._price, json.loads(body))
+        request = PendingRequest(key, body, size, most.usd or 0.0, most.tokens)
         self._pending.append(request)
         self._pending_bytes += request.size
         self._last_added = time.monotonic()

@@ -15,13 +15,14 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from datagen.chat.batch.log import Batch, BatchState
-from datagen.chat.connection import Connection, short_text, status_error
+from datagen.chat.connection import Connection
 from datagen.chat.errors import (
     FatalProviderError,
     NotSubmittedError,
     RetryableError,
     SubmissionUnknownError,
 )
+from datagen.chat.meanings import short_text, status_error
 
 METADATA_KEY = "alpacare_jax_batch"
 """Key of the batch's name in OpenAI's `metadata`."""
@@ -196,7 +197,7 @@ class OpenAIBatches(BatchProtocol):
             status, content = response["status_code"], response.get("body")
             if status == 200:
                 return response["body"]
-            message = f"{status} {json.dumps(content, ensure_ascii=False)}"
+            message = json.dumps(content, ensure_ascii=False)
             return status_error(self._connection.config, status, message)
         error = line["error"]
         if error["code"] == "batch_cancelled":

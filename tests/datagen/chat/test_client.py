@@ -247,7 +247,8 @@ def test_a_second_signal_waits_for_nothing(new_life, tmp_path):
         (401, "Incorrect API key provided: sk-secret-of-the-test", "OPENAI_API_KEY"),
         (404, "no such model", "the model 'stand-in'"),
         (429, "insufficient_quota", "add credit"),
-        (400, "Unsupported parameter: temperature", "every request so far is rejected"),
+        (400, "Unsupported parameter: temperature", "the model rejects a setting"),
+        (400, "no reason", "every request so far is rejected"),
     ],
 )
 def test_a_hopeless_run_ends_at_once(server, tmp_path, status, message, says):

@@ -2,14 +2,13 @@
 
 import pytest
 
-from datagen.chat import protocols
 from datagen.chat.config import ChatRequest
 from tests.support.chat_runs import make_config
 
 
 def body(**changes):
     request = ChatRequest("sys", "usr", "v1", schema=changes.pop("schema", None))
-    return protocols.body(make_config(None, **changes), request)
+    return request.body(make_config(None, **changes))
 
 
 def test_bodies_hold_what_the_config_says_and_no_more():
@@ -37,7 +36,7 @@ def test_bodies_hold_what_the_config_says_and_no_more():
 
 
 def key_of(config, request):
-    return protocols.key(config, request, protocols.body(config, request))
+    return request.key(config, request.body(config))
 
 
 @pytest.mark.parametrize(
