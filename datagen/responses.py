@@ -25,8 +25,9 @@ from common.records import Task, read_records, require_unique_ids
 from common.sections import UsageError
 from common.text.prompt_file import Prompt
 from common.text.refusals import is_refusal
-from datagen.chat.client import Client, Failure, require_answers, run_until_done
+from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatRequest
+from datagen.chat.errors import Failure, require_answers
 from datagen.chat.progress import Estimate
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore

@@ -22,8 +22,9 @@ from common import cli, jsonl, provenance, sections
 from common.messages import format_counts
 from common.records import Task, read_tasks
 from common.text.prompt_file import Prompt
-from datagen.chat.client import Client, Failure, require_answers, run_until_done
+from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatRequest
+from datagen.chat.errors import Failure, require_answers
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore
 from datagen.config import DATAGEN_PROMPTS, DatagenConfig

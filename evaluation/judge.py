@@ -28,7 +28,8 @@ from ml_collections import config_flags
 
 from common import cli, data_file, jsonl, provenance, sections
 from common.sections import UsageError
-from datagen.chat.client import Client, require_answers, run_until_done
+from datagen.chat.client import Client, run_until_done
+from datagen.chat.errors import require_answers
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs

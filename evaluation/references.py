@@ -24,8 +24,9 @@ from ml_collections import config_flags
 
 from common import cli, data_file, jsonl, provenance, sections
 from common.text.prompt_file import Prompt
-from datagen.chat.client import Client, Failure, require_answers, run_until_done
+from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.errors import Failure, require_answers
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig

@@ -10,11 +10,9 @@ Works with OpenAI, with any server that has its protocol (`base_url`) and with A
 
 import asyncio
 import collections
-import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from common import exits, messages
@@ -33,11 +31,12 @@ from datagen.chat.config import (
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
     BudgetReachedError,
+    Failure,
     FatalProviderError,
     RejectedRequestError,
     RunStoppedError,
 )
-from datagen.chat.prices import Budget, Price
+from datagen.chat.prices import Budget
 from datagen.chat.progress import Estimate
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
@@ -47,28 +46,6 @@ Result = TypeVar("Result")
 
 MAX_WAITING = 100_000
 """Requests of a run that may wait in batches; each takes some 8 kB of memory plus its text."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why a request has no answer. It is not stored: the next run tries again."""
-
-    reason: str
-    own: bool = False  # for a reason of this request only: asking again would not help
-
-
-def require_answers(outcomes: Iterable[object], total: int, path: Path) -> None:
-    """Raises ValueError if an outcome is a Failure that asking again may mend.
-
-    Args:
-      path: what was written all the same.
-    """
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    if failures := [failure for failure in failures if not failure.own]:
-        raise ValueError(
-            f"{path} is incomplete: {len(failures):,} of {total:,} requests have no answer; the "
-            f"first failure: {failures[0].reason}; rerun the command to request them again"
-        )
 
 
 class Client:
@@ -84,17 +61,7 @@ class Client:
         self.config = config
         self.store = store
         self.report = report
-        if config.price_input is None or config.price_output is None:
-            self.price = prices.look_up(config.model)
-        else:
-            self.price = Price(config.price_input, config.price_output)
-        if config.batch and self.price:
-            self.price = self.price.in_batch()
-        if config.budget_usd and not self.price:
-            raise ValueError(
-                f"budget_usd is set, but {config.model!r} has no price in datagen/prices.json; "
-                "set price_input and price_output"
-            )
+        self.price = prices.of(config)
         self.budget = Budget(config.budget_usd, config.budget_tokens, store.total_spent())
         self.counts: collections.Counter[str] = collections.Counter()  # outcomes, for the summary
         self.stop_reason = ""  # why nothing more is sent

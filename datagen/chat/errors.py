@@ -1,5 +1,9 @@
 """Why a request has no answer: whether to retry it, give it up, or end the run."""
 
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
 
 class AttemptError(Exception):
     """An attempt failed. The subclasses say what that means for its request and the run."""
@@ -65,3 +69,25 @@ class BudgetReachedError(Exception):
 
 class RunStoppedError(ValueError):
     """The run ended before it was complete; the answers received so far are stored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a request has no answer. It is not stored: the next run tries again."""
+
+    reason: str
+    own: bool = False  # for a reason of this request only: asking again would not help
+
+
+def require_answers(outcomes: Iterable[object], total: int, path: Path) -> None:
+    """Raises ValueError if an outcome is a Failure that asking again may mend.
+
+    Args:
+      path: what was written all the same.
+    """
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    if failures := [failure for failure in failures if not failure.own]:
+        raise ValueError(
+            f"{path} is incomplete: {len(failures):,} of {total:,} requests have no answer; the "
+            f"first failure: {failures[0].reason}; rerun the command to request them again"
+        )

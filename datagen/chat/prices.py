@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from datagen.chat.config import most_tokens
+from datagen.chat.config import ChatConfig, most_tokens
 from datagen.chat.errors import BudgetReachedError
 from datagen.chat.replies import UNUSABLE, ChatAnswer
 from datagen.chat.store import Charge, TotalSpent
@@ -46,6 +46,24 @@ def look_up(model: str, path: Path = PRICE_TABLE) -> Price | None:
         return Price(float(row["input"]), float(row["output"])) if row else None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a price table like {PRICE_TABLE.name} ({error!r})") from None
+
+
+def of(config: ChatConfig) -> Price | None:
+    """What the config's model costs; None: unknown.
+
+    Raises:
+      ValueError: it is unknown, and there is a budget in USD.
+    """
+    if config.price_input is None or config.price_output is None:
+        price = look_up(config.model)
+    else:
+        price = Price(config.price_input, config.price_output)
+    if config.budget_usd and not price:
+        raise ValueError(
+            f"budget_usd is set, but {config.model!r} has no price in datagen/prices.json; set "
+            "price_input and price_output"
+        )
+    return price.in_batch() if config.batch and price else price
 
 
 def charge(key: str, model: str, price: Price | None, answer: ChatAnswer) -> Charge:

@@ -7,8 +7,9 @@ from typing import Any
 
 from common.jsonl import Record
 from common.messages import format_counts
-from datagen.chat.client import Client, Failure
+from datagen.chat.client import Client
 from datagen.chat.config import ChatRequest
+from datagen.chat.errors import Failure
 from datagen.chat.replies import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput

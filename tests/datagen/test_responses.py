@@ -11,8 +11,7 @@ from alpacare_jax import train
 from common.records import read_records
 from common.text import refusals
 from datagen import dedup, responses, tasks
-from datagen.chat.client import Failure
-from datagen.chat.errors import RunStoppedError
+from datagen.chat.errors import Failure, RunStoppedError
 from datagen.chat.replies import ChatAnswer
 from tests.datagen.test_tasks import make_config, read
 from tests.support import teacher

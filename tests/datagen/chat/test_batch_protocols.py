@@ -8,9 +8,8 @@ import pytest
 from datagen.chat.batch import batches
 from datagen.chat.batch import log as batch_log
 from datagen.chat.batch import protocols as batch_protocols
-from datagen.chat.client import Failure
 from datagen.chat.config import API_KEY_VARIABLES
-from datagen.chat.errors import RunStoppedError
+from datagen.chat.errors import Failure, RunStoppedError
 from tests.support.batch_server import others_batch
 from tests.support.chat_runs import (
     HALF,

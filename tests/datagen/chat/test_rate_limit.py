@@ -5,7 +5,7 @@ import threading
 import time
 
 from datagen.chat import rate_limit
-from datagen.chat.client import Failure
+from datagen.chat.errors import Failure
 from tests.support.chat_runs import ask, make_config, requests
 from tests.support.chat_server import ChatServer
 

@@ -7,7 +7,7 @@ import pytest
 
 from common.text import thoughts
 from datagen.chat import replies
-from datagen.chat.client import Failure
+from datagen.chat.errors import Failure
 from datagen.chat.replies import ChatAnswer
 from tests.support.chat_runs import ask, make_config, requests, rows
 from tests.support.chat_server import anthropic_reply, openai_reply

@@ -3,7 +3,7 @@
 import pytest
 
 from common.records import read_tasks
-from datagen.chat.client import Failure
+from datagen.chat.errors import Failure
 from datagen.chat.replies import ChatAnswer
 from datagen.writing.filters import Filters
 from datagen.writing.pool import MAX_USELESS_REPLIES, Pool, TaskCollector
