@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from common import locks, paths
+from common import alpacare, locks, paths
 from tests.conftest import LIMIT, REPOSITORY
 
 
@@ -172,6 +173,47 @@ def test_of_several_starts_at_the_same_moment_one_wins(tmp_path):
     turns = log.read_text()
     assert turns == "+-" * (len(turns) // 2) != ""
     assert not any((tmp_path / "runs").glob("*")), "the folder itself may stay"
+
+
+# Commands.
+
+WRITES_NOTHING = {"tokenizer"}
+BY_ITSELF = {"train": "with processes.hold_lock(FLAGS.workdir):"}  # once the processes have met
+
+
+@pytest.mark.parametrize("name", sorted(alpacare.COMMANDS.keys() - WRITES_NOTHING))
+def test_every_command_that_writes_locks_its_output(name):
+    source = REPOSITORY / (alpacare.COMMANDS[name].replace(".", "/") + ".py")
+    text = source.read_text(encoding="utf-8")
+    if name in BY_ITSELF:
+        assert BY_ITSELF[name] in text
+    else:
+        flag = re.search(r'cli\.run\(main.*, output="(\w+)"\)', text)[1]
+        assert f'"{flag}"' in text.rpartition("cli.run(")[0], "no such flag"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "alpacare_jax.train", "--config=configs/quickstart.py"],
+        ["launch/sweep.py", "--config=configs/quickstart.py"],
+        ["-m", "evaluation.references", "--import=x", "--benchmark=x"],
+    ],
+    ids=["train", "sweep", "references"],
+)
+def test_a_command_whose_output_is_held_ends_in_one_line(tmp_path, command):
+    workdir = tmp_path / "run"
+    with locks.hold(workdir):
+        done = subprocess.run(
+            [sys.executable, *command, f"--workdir={workdir}"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {workdir} is in use by process {os.getpid()} on ")
+    assert done.stderr.count("\n") == 1
 
 
 # File systems without flock.
