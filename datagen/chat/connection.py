@@ -73,7 +73,7 @@ class Connection:
             `get`, `post` and `lines`.
         """
         with self._translated_errors():
-            response = await self._http.send(request)
+            response = await self._http.send(request, follow_redirects=False)
             if not response.is_success:
                 raise self._response_error(response)
             try:
@@ -140,7 +140,8 @@ class Connection:
         retry_after = seconds_until(headers.get("retry-after-ms", "none") + "ms")
         if retry_after is None:
             retry_after = seconds_until(headers.get("retry-after", ""))
-        error = status_error(self.config, status, response.text, retry_after)
+        text = response.text or headers.get("location", "")  # of a redirection
+        error = status_error(self.config, status, text, retry_after)
         if (kind := _no_json(response)) and not isinstance(error, RetryableError):
             return FatalProviderError(f"{self._url} sends {kind} ({status}); check base_url")
         return error

@@ -201,6 +201,7 @@ def status_error(
       status: of HTTP; with 200, the code in the body counts, if there is one.
     """
     words, code = _words(body)
+    billed = status in GATEWAY_STATUSES
     if status == 200:
         status = code or 500
     row = _row(status, words)
@@ -208,7 +209,6 @@ def status_error(
     if row.meaning == Meaning.PASSING:
         retry_after = _seconds_named(words) if retry_after is None else retry_after
         if (retry_after or 0) <= MAX_PAUSE:
-            billed = status in GATEWAY_STATUSES
             return RetryableError(message, status=status, retry_after=retry_after, billed=billed)
         wait = messages.duration(retry_after or 0)
         return FatalProviderError(f"{message}; the provider asks to wait {wait}: rerun after that")

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,6 +22,9 @@ FAULTS = (
     "empty choices",
     "content filter",
 )
+
+CHARGED = ("", "content filter", "empty choices")
+"""Replies with usage, among those of status 200."""
 
 
 def openai_reply(text: str, finish: str = "stop") -> dict[str, Any]:
@@ -58,6 +62,8 @@ class ChatServer:
         self.faults, self.kinds, self.delay, self.stall = faults, kinds, 0.0, 1.5
         self.headers: dict[str, str] = {}
         self.always: tuple[int, dict] | None = None  # (status, body) of every reply
+        # (status, JSON or text, headers) of the reply to a body, where it is no answer
+        self.error: Callable[[dict], tuple[int, Any, dict[str, str]] | None] = lambda body: None
         self.bodies: list[dict] = []
         self.authorization: set[str] = set()
         self.answered: Counter[str] = Counter()  # hash of a body -> 200s delivered whole
@@ -111,7 +117,8 @@ class ChatServer:
     def _reply(self, handler: BaseHTTPRequestHandler, body: dict, fault: str) -> None:
         is_openai = handler.path.endswith("/chat/completions")
         make = openai_reply if is_openai else anthropic_reply
-        status, headers, content, cut = 200, dict(self.headers), make(self.answer(body)), 0
+        status, content, cut = 200, make(self.answer(body)), 0
+        headers = {"Content-Type": "application/json"} | self.headers
         if fault.startswith("429"):
             status, content = 429, {"error": {"message": "too many requests"}}
             headers |= {"Retry-After": "0.05"} if fault == "429 after" else {}
@@ -128,19 +135,22 @@ class ChatServer:
             content = content | ({"choices": []} if is_openai else {"content": None})
         elif fault == "content filter":
             content = make("", "content_filter")
-        if self.always:
-            status, content = self.always
-        data = json.dumps(content).encode()
+        error = self.error(body) or (self.always and (*self.always, {}))
+        if error:
+            status, content, more = error
+            headers |= more
+        data = (content if isinstance(content, str) else json.dumps(content)).encode()
         if fault == "half json":
             data = data[: len(data) // 2]
         if fault == "short body":
             cut = len(data) // 2
         with self._lock:
-            self.charged += status == 200 and fault in ("", "content filter", "empty choices")
+            self.charged += (
+                status == 200 and not error and fault in ("", "content filter", "empty choices")
+            )
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         try:
@@ -151,7 +161,7 @@ class ChatServer:
         if cut:
             handler.close_connection = True
             handler.connection.close()
-        elif status == 200 and not fault and not self.always:
+        elif status == 200 and not fault and not error:
             key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
             with self._lock:
                 self.answered[key] += 1
