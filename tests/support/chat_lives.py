@@ -5,6 +5,7 @@ each life. It reads a life from stdin, as a line of JSON, and prints the life's 
 how it ended. A life writes what it uses to a FIFO.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -18,6 +19,25 @@ from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatConfig
 from datagen.chat.store import AnswerStore
 from tests.support.chat_runs import requests
+
+
+class Life:
+    """A client's process that asks 1,000 questions; `lines` reads what it uses."""
+
+    def __init__(self, parent, config, store, fifo):
+        self._parent = parent
+        wanted = {"config": dataclasses.asdict(config), "store": str(store), "fifo": str(fifo)}
+        os.mkfifo(fifo)
+        print(json.dumps(wanted), file=parent.stdin, flush=True)
+        self.lines = open(fifo)  # noqa: SIM115 - read by the test
+        self.number = int(parent.stdout.readline())
+
+    def signal(self, number):
+        os.kill(self.number, number)
+
+    def wait(self) -> int:
+        self.lines.close()
+        return int(self._parent.stdout.readline())
 
 
 def live(config: ChatConfig, store_path: Path, fifo: int) -> None:

@@ -68,6 +68,7 @@ class ChatServer:
         self.authorization: set[str] = set()
         self.answered: Counter[str] = Counter()  # hash of a body -> 200s delivered whole
         self.charged = 0  # replies with usage
+        self.billed = 0  # requests that were processed, whether their replies arrived or not
         self.most_at_once = self._at_once = 0
         self._random, self._lock = random.Random(seed), threading.Lock()
         outer = self
@@ -125,9 +126,11 @@ class ChatServer:
         elif fault in ("500", "529"):
             status, content = int(fault), {"error": {"message": "overloaded"}}
         elif fault == "drop":
+            self.billed += 1
             handler.close_connection = True
             return handler.connection.close()
         elif fault == "stall":
+            self.billed += 1
             time.sleep(self.stall)
             handler.close_connection = True
             return None
@@ -145,6 +148,7 @@ class ChatServer:
         if fault == "short body":
             cut = len(data) // 2
         with self._lock:
+            self.billed += status == 200
             self.charged += (
                 status == 200 and not error and fault in ("", "content filter", "empty choices")
             )

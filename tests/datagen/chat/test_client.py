@@ -1,15 +1,11 @@
 """Asking models over real HTTP, through the real SDKs, from a server that fails."""
 
 import asyncio
-import dataclasses
 import itertools
 import json
-import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,7 +15,6 @@ from datagen.chat.config import ChatRequest
 from datagen.chat.errors import Failure, RunStoppedError
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
-from tests.conftest import REPOSITORY
 from tests.support.chat_runs import PRICE, ask, make_config, requests, rows
 from tests.support.chat_server import FAULTS, ChatServer, question
 
@@ -128,48 +123,6 @@ def test_a_refused_request_among_others_is_told(server, tmp_path):
 
 
 # Kills and signals.
-
-
-class Life:
-    """A client's process that asks 1,000 questions; `lines` reads what it uses."""
-
-    def __init__(self, parent, config, store, fifo):
-        self._parent = parent
-        wanted = {"config": dataclasses.asdict(config), "store": str(store), "fifo": str(fifo)}
-        os.mkfifo(fifo)
-        print(json.dumps(wanted), file=parent.stdin, flush=True)
-        self.lines = open(fifo)  # noqa: SIM115 - read by the test
-        self.number = int(parent.stdout.readline())
-
-    def signal(self, number):
-        os.kill(self.number, number)
-
-    def wait(self) -> int:
-        self.lines.close()
-        return int(self._parent.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def parent():
-    command = [sys.executable, "-m", "tests.support.chat_lives"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdin=pipe, stdout=pipe, text=True
-    ) as process:
-        yield process
-        process.stdin.close()
-
-
-@pytest.fixture
-def new_life(parent, tmp_path):
-    numbers = itertools.count()
-
-    def start(server):
-        config = make_config(server, concurrency=32, timeout_seconds=1.0)
-        return Life(parent, config, tmp_path / "s", tmp_path / f"fifo {next(numbers)}")
-
-    return start
 
 
 @pytest.mark.slow
