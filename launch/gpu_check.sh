@@ -14,11 +14,9 @@
 # Uses $PYTHON, by default python3, with the packages of setup.py, jax[cuda13] and pytest; for the
 # comparison torch with CUDA and transformers. Installs nothing.
 set -uo pipefail
-if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
-    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
-    exit 0
-fi
 cd "$(dirname "$0")/.." || exit
+. launch/lib/command_line.sh
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then usage; fi
 PYTHON=${PYTHON:-python3}
 small=0
 if [ "${1:-}" = --try ]; then
@@ -26,8 +24,7 @@ if [ "${1:-}" = --try ]; then
     shift
 fi
 if [ $# -gt 1 ] || [[ ${1:-} == -* ]]; then
-    echo "error: unknown argument '${*: -1}'; see gpu_check.sh --help" >&2
-    exit 2
+    usage_error "unknown argument '${*: -1}'; see gpu_check.sh --help"
 fi
 out=${1:-gpu_check}
 mkdir -p "$out" || exit

@@ -13,46 +13,17 @@
 # The first process that fails ends all others. SIGTERM and SIGINT are passed to every process.
 # Exit code: that of the first failure, or 0.
 set -euo pipefail
+folder=$(dirname "$0")/lib
+# shellcheck source=launch/lib/command_line.sh
+. "$folder/command_line.sh"
 # shellcheck source=launch/lib/restart.sh
-. "$(dirname "$0")/lib/restart.sh"
+. "$folder/restart.sh"
 
 processes=2 devices=1 port='' restarts=0
-while [ $# -gt 0 ]; do
-    case $1 in
-    --processes=*) processes=${1#*=} ;;
-    --devices=*) devices=${1#*=} ;;
-    --port=*) port=${1#*=} ;;
-    --restarts=*) restarts=${1#*=} ;;
-    --help | -h)
-        awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
-        exit 0
-        ;;
-    --)
-        shift
-        break
-        ;;
-    *)
-        echo "error: unexpected argument '$1'; usage:" \
-            "local_run.sh --processes=N --devices=N --restarts=N -- COMMAND" >&2
-        exit 2
-        ;;
-    esac
-    shift
-done
-for number in "$processes" "$devices" "${port:-1}"; do
-    if ! [[ $number =~ ^[1-9][0-9]*$ ]]; then
-        echo "error: '$number' is not a positive number" >&2
-        exit 2
-    fi
-done
-if ! [[ $restarts =~ ^[0-9]{1,9}$ ]]; then
-    echo "error: --restarts=$restarts is not a whole number" >&2
-    exit 2
-fi
-if [ $# = 0 ]; then
-    echo "error: no command; write it after --" >&2
-    exit 2
-fi
+parse_flags "processes devices port restarts" '' "$@"
+for flag in processes devices ${port:+port}; do check_positive "--$flag" "${!flag}"; done
+check_whole_number --restarts "$restarts"
+check_command "${COMMAND[@]}"
 
 # If this script is killed with SIGKILL, the kernel kills its processes too.
 tie=()
@@ -120,7 +91,7 @@ terminated=0 pids=()
 trap 'terminated=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 count=0
 while :; do
-    start_all "$@"
+    start_all "${COMMAND[@]}"
     wait_for_all
     if [ "$terminated" = 1 ] || [ "$restarts" = 0 ] || ! may_retry "$code"; then break; fi
     count=$((count + 1))

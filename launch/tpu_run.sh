@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Creates a TPU, runs a command on all its hosts, and restarts it after preemption.
 #
-#     bash launch/tpu_run.sh create --name=alpaca --zone=us-west4-a --spot \
-#         --accelerator_type=v5litepod-16 --version=v2-alpha-tpuv5-lite
-#     bash launch/tpu_run.sh run    (the same flags) -- \
-#         python -m alpacare_jax.train --config=configs/alpacare.py:llama-7b --workdir=/mnt/all/run
-#     bash launch/tpu_run.sh status --name=alpaca --zone=us-west4-a
-#     bash launch/tpu_run.sh logs   --name=alpaca --zone=us-west4-a --worker=3 [--follow]
-#     bash launch/tpu_run.sh stop   --name=alpaca --zone=us-west4-a
-#     bash launch/tpu_run.sh delete --name=alpaca --zone=us-west4-a
+#     bash launch/tpu_run.sh run FLAGS -- python -m alpacare_jax.train \
+#         --config=configs/alpacare.py:llama-7b --workdir=gs://BUCKET/runs/alpacare-7b
+#     bash launch/tpu_run.sh create|status|stop|delete FLAGS
+#     bash launch/tpu_run.sh logs FLAGS --worker=3 [--follow]
+#
+# FLAGS are the same for all actions, e.g. --name=alpaca --zone=us-west4-a --spot --queued
+# --accelerator_type=v5litepod-16
 #
 # create  creates the TPU and waits until it is ready.
 # run     creates the TPU if it does not exist; copies the files that git tracks, as they are now
@@ -28,12 +27,18 @@
 #
 # --name=NAME --zone=ZONE     which TPU
 # --project=PROJECT           default: that of gcloud
-# --accelerator_type=TYPE     e.g. v5litepod-16, v4-8, v6e-8             (create, run)
-# --version=VERSION           runtime version, e.g. v2-alpha-tpuv5-lite  (create, run)
-# --spot                      cheaper, and may be preempted              (create, run)
+# --accelerator_type=TYPE     v2-N, v3-N, v4-N, v5litepod-N (v5e), v5p-N or v6e-N. TPU7x
+#                             (Ironwood) is served by GKE and Compute Engine only
+# --version=VERSION           runtime version (default: the type's for JAX)
+# --spot                      cheaper, and may be preempted
+# --create_flags='--A=1 --B'  more flags for gcloud's create, e.g. --network, --subnetwork,
+#                             --internal-ips, --service-account, --reserved, --reservation,
+#                             --boot-disk, --labels
+# --ssh_flags='--A=1 --B'     more flags for gcloud's ssh and scp, e.g. --internal-ip,
+#                             --tunnel-through-iap, --ssh-key-file
 # --queued                    requests a queued resource of the same name, and waits for it
-# --slices=N                  one run on N such TPUs in one queued resource; give it to all actions.
-#                             sharding.data must be a multiple of N (default 1)
+# --slices=N                  one run on N such TPUs in one queued resource; sharding.data
+#                             must be a multiple of N (default 1)
 # --untracked                 copies new files that git does not ignore, too     (run)
 # --max_retries=N             how often `run` restarts (default 10; 0: it creates no TPU either)
 # --slice=N --worker=N        which host (logs; default 0)
@@ -55,9 +60,9 @@ create | run | status | logs | stop | delete) shift ;;
 esac
 
 name='' zone='' project='' accelerator_type='' version='' spot=0 queued=0 max_retries=10
-slices=1 slice=0 worker=0 follow=0 untracked=0
-parse_flags "name zone project accelerator_type version max_retries slices slice worker" \
-    "spot queued follow untracked dry_run" "$@"
+slices=1 slice=0 worker=0 follow=0 untracked=0 create_flags='' ssh_flags=''
+parse_flags "name zone project accelerator_type version max_retries slices slice worker \
+create_flags ssh_flags" "spot queued follow untracked dry_run" "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     usage_error "--name='$name' is not a TPU name; use lower-case letters, digits and hyphens"
 [[ $zone =~ ^[a-z0-9-]+$ ]] || usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"
@@ -69,11 +74,17 @@ if [ "$slice" -ge "$slices" ]; then
     usage_error "--slice=$slice, but --slices=$slices; slices are numbered from 0"
 fi
 if [ "$slices" != 1 ]; then queued=1; fi # the only way to get several
-if [ "$action" = create ] || { [ "$action" = run ] && [ "$max_retries" != 0 ]; }; then
-    if [ -z "$accelerator_type" ] || [ -z "$version" ]; then
-        usage_error "$action may create a TPU; it requires --accelerator_type and --version"
-    fi
+if [ -n "$accelerator_type" ]; then
+    [[ $accelerator_type =~ ^(v[234]|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||
+        usage_error "--accelerator_type='$accelerator_type' is none of v2-N, v3-N, v4-N," \
+            "v5litepod-N (v5e), v5p-N and v6e-N; TPU7x (Ironwood) needs GKE or Compute Engine"
+    declare -A runtimes=([v5litepod]=v2-alpha-tpuv5-lite [v5p]=v2-alpha-tpuv5 [v6e]=v2-alpha-tpuv6e)
+    version=${version:-${runtimes[${BASH_REMATCH[1]}]:-tpu-ubuntu2204-base}} # cloud.google.com/tpu/docs/runtimes
+elif [ "$action" = create ] || { [ "$action" = run ] && [ "$max_retries" != 0 ]; }; then
+    usage_error "$action may create a TPU; it requires --accelerator_type, e.g. v5litepod-16"
 fi
+split_flags create_flags 'accelerator-type|topology|type|version|runtime-version|node-.*|async'
+split_flags ssh_flags 'worker|node|command|output-directory|dry-run|ssh-flag|scp-flag'
 if [ "$action" = run ]; then
     check_command "${COMMAND[@]}"
 elif [ ${#COMMAND[@]} != 0 ]; then

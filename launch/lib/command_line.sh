@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by tpu_run.sh and gpu_run.sh: flags, messages, and commands that a dry run only prints.
+# Sourced by the other scripts: flags, messages, and commands that a dry run only prints.
 
 if [ "${BASH_VERSINFO[0]}" -lt 5 ]; then
     echo "error: this is bash $BASH_VERSION; install bash 5 and GNU coreutils first" >&2
@@ -22,8 +22,8 @@ usage_error() { # one line, exit 2
     exit 2
 }
 
-usage() { # prints the comment at the top of the script
-    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+usage() { # prints the comment at the top of the script, which may have changed the folder
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "${BASH_SOURCE[0]%/lib/*}/${0##*/}"
     exit 0
 }
 
@@ -46,6 +46,20 @@ parse_flags() {
         shift
     done
     COMMAND=("${@:2}")
+}
+
+# NAME OWN: makes the variable NAME, flags for gcloud, an array. OWN is a pattern of those that the
+# script sets itself; one that ssh or scp lacks would fail only when the TPU exists.
+split_flags() {
+    local word own="zone|project|spot|preemptible|quiet|format|$2"
+    local -n words=$1
+    read -r -d '' -a words <<<"$words" || true
+    for word in "${words[@]}"; do
+        [[ $word =~ ^--[a-z] ]] || usage_error "--$1: '$word' is not a flag; write those of gcloud" \
+            "as --flag or --flag=value, without spaces in a value"
+        [[ ! $word =~ ^--($own)(=|$) ]] ||
+            usage_error "--$1: ${word%%=*} cannot be given there; see tpu_run.sh --help"
+    done
 }
 
 check_whole_number() { # FLAG VALUE
@@ -82,17 +96,17 @@ check_command() { # COMMAND...
 }
 
 quote() { # the arguments as one would type them
-    local argument out=()
+    local argument words=()
     for argument; do
         if [[ $argument =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
-            out+=("$argument")
+            words+=("$argument")
         elif [[ $argument =~ ^(--[a-z._-]+=)(.*)$ ]]; then
-            out+=("${BASH_REMATCH[1]}${BASH_REMATCH[2]@Q}")
+            words+=("${BASH_REMATCH[1]}${BASH_REMATCH[2]@Q}")
         else
-            out+=("${argument@Q}")
+            words+=("${argument@Q}")
         fi
     done
-    printf '%s' "${out[*]}"
+    printf '%s' "${words[*]}"
 }
 
 prepare_work() { # a temporary folder, removed when the script ends

@@ -17,11 +17,13 @@ NODES=("$name") REACH=("${TPU[@]}") SLICE=all
 if [ "$slices" != 1 ]; then
     mapfile -t NODES < <(seq -f "$name-%.0f" 0 $((slices - 1)))
     REACH=("${QUEUED_RESOURCE[@]}")
+elif [[ " ${ssh_flags[*]}" =~ \ --(tunnel-through-iap|batch-size) ]]; then
+    REACH=(gcloud alpha "${TPU[@]:1}") # the released commands have them for queued resources only
 fi
 WAIT_SECONDS=${ALPACARE_WAIT_SECONDS:-3600}
 
 address() { # SLICE WORKER: sets ADDRESS, the flags for gcloud ssh and scp
-    ADDRESS=(--worker="$2")
+    ADDRESS=(--worker="$2" "${ssh_flags[@]}")
     if [ "$slices" != 1 ]; then ADDRESS=(--node="$1" "${ADDRESS[@]}"); fi
 }
 
@@ -79,17 +81,17 @@ host_gone() { # false where gcloud does not know
 }
 
 create() {
-    local nodes=(--node-id="$name")
-    if [ "$slices" != 1 ]; then nodes=(--node-count="$slices" --node-prefix="$name"); fi
-    say "creating $name, $accelerator_type$(if [ "$slices" != 1 ]; then echo " x $slices"; fi)"
+    local group=("${TPU[@]}") nodes=() track=() runtime=version
     if [ "$queued" = 1 ]; then
-        call "${QUEUED_RESOURCE[@]}" create "$name" "${nodes[@]}" \
-            --accelerator-type="$accelerator_type" --runtime-version="$version" "${SPOT[@]}" \
-            "${LOCATION[@]}"
-    else
-        call "${TPU[@]}" create "$name" --accelerator-type="$accelerator_type" \
-            --version="$version" "${SPOT[@]}" "${LOCATION[@]}"
+        group=("${QUEUED_RESOURCE[@]}") nodes=(--node-id="$name") runtime=runtime-version
     fi
+    if [ "$slices" != 1 ]; then nodes=(--node-count="$slices" --node-prefix="$name"); fi
+    # The released commands have only --reserved.
+    if [[ " ${create_flags[*]}" =~ \ --(reservation|provisioning-model)= ]]; then track=(alpha); fi
+    say "creating $name, $accelerator_type$(if [ "$slices" != 1 ]; then echo " x $slices"; fi)"
+    call gcloud "${track[@]}" "${group[@]:1}" create "$name" "${nodes[@]}" \
+        --accelerator-type="$accelerator_type" "--$runtime=$version" "${SPOT[@]}" \
+        "${create_flags[@]}" "${LOCATION[@]}"
 }
 
 delete() {

@@ -851,7 +851,7 @@ class TestDryRun:
         (["tpu_run.sh", "status", "--name", "a"], "flags are written --flag=value"),
         (
             ["tpu_run.sh", "create", "--name=a", "--zone=z"],
-            "requires --accelerator_type and --version",
+            "requires --accelerator_type, e.g. v5litepod-16",
         ),
         (["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=0"], "no command; write it"),
         (["tpu_run.sh", "run", "--name=a", "--zone=z", "--", "x"], "requires --accelerator_type"),

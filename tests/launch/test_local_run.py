@@ -107,9 +107,11 @@ def test_what_was_asked_to_end_does_not_start_again(tmp_path):
     [
         (["--restarts=-1", "--", "true"], "--restarts=-1 is not a whole number"),
         ([], "no command; write it after --"),
-        (["--processes=0", "--", "true"], "'0' is not a positive number"),
-        (["--devices=x", "--", "true"], "'x' is not a positive number"),
-        (["true"], "unexpected argument 'true'"),
+        (["--processes=0", "--", "true"], "--processes=0; give 1 or more"),
+        (["--devices=x", "--", "true"], "--devices=x is not a whole number"),
+        (["true"], "unexpected 'true'; flags are written --flag=value, COMMAND after --"),
+        (["--port=0", "--", "true"], "--port=0; give 1 or more"),
+        (["--", "env", "HF_TOKEN=x", "true"], "a secret in the command"),
     ],
 )
 def test_wrong_arguments(args, said):
