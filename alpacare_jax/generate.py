@@ -229,7 +229,6 @@ def run(config: GenerationConfig) -> None:
     settings = {
         "model": identity.of_model(config.checkpoint, step),
         "input": provenance.sha256(config.input),
-        "dataset": config.input.name.split(".")[0],
         "template": config.template,
         "max_length": max_length,
         "max_new_tokens": config.max_new_tokens,
@@ -244,12 +243,15 @@ def run(config: GenerationConfig) -> None:
     source = {"checkpoint": str(paths.absolute(config.checkpoint)), "step": step}
     record = provenance.describe(config=settings, source=source)
     partial = answer_file.PartialOutput(config.output, settings)
-    folder = paths.absolute(config.checkpoint).name
-    # A model that has moved keeps the name that it has in an unfinished output.
-    began = next((record["generator"] for record in partial.answers.values()), "")
-    as_answer = functools.partial(
-        as_record, generator=began or config.generator or folder, dataset=settings["dataset"]
-    )
+    names = {
+        "generator": config.generator or paths.absolute(config.checkpoint).name,
+        "dataset": config.input.name.split(".")[0],
+    }
+    for (
+        answer
+    ) in partial.answers.values():  # of a run before a file was renamed: one file, one name
+        names = {name: answer[name] for name in names}
+    as_answer = functools.partial(as_record, **names)
     for index in overlong_prompts(examples, encoded, max_length):
         partial.add(index, as_answer(examples[index], answer_file.NO_ANSWER))
     requests = [
@@ -262,8 +264,7 @@ def run(config: GenerationConfig) -> None:
         engine = load_engine(config, step, model_config, dtype, eos, max_length)
     for index, answer in answers(engine, requests, tokenizer, config.stop):
         partial.add(index, as_answer(examples[index], answer))
-    provenance.write_json(provenance.run_json(config.output), record | {"end": provenance.now()})
-    partial.finish()
+    partial.finish(record)
 
 
 def define_flags() -> None:

@@ -57,9 +57,14 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def json_text(content: Any) -> str:
+    """`content` as the indented JSON of a file."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | PurePath, content: Any) -> None:
     """Writes JSON atomically, indented."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content))
 
 
 def read_json(path: str | PurePath) -> dict[str, Any]:
@@ -197,11 +202,15 @@ def is_finished(output: Path | epath.Path, settings: dict[str, Any]) -> bool:
     """
     if not output.exists():
         return False
-    made_with = read_record(run_json(output)).get("config")
-    if made_with is None:
+    record = read_record(run_json(output))
+    if "config" not in record:
         found = f"there is no {run_json(output).name}"
-    elif not (found := as_text(differences(made_with, settings))):
-        return True
+    elif not (found := as_text(differences(record["config"], settings))):
+        if record.get("sha256") in (None, sha256(output)):
+            return True
+        raise ValueError(
+            f"{output} is damaged or was edited; delete it, or choose another --output"
+        )
     raise ValueError(
         f"{output} exists and was made with other settings or input ({found}); choose another "
         "--output or delete it"

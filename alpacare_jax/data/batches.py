@@ -199,7 +199,10 @@ class Batcher:
         steps = [self._store.lengths[self.indices(stride * i)].tolist() for i in range(count)]
         longest = -(-self.max_length // self.row_multiple) * self.row_multiple
         limit = max(longest, self.max_row_length // self.row_multiple * self.row_multiple)
-        possible = packing.possible_shapes(self.row_multiple, limit, self.microbatch_tokens)
+        max_rows = -(-self.batch_size // self.row_groups)  # more would hold no example
+        possible = packing.possible_shapes(
+            self.row_multiple, limit, self.microbatch_tokens, max_rows
+        )
         num_rows = {
             T: np.array([len(packing.pack(s, T)) if max(s) <= T else np.inf for s in steps])
             for T in {T for T, _ in possible}

@@ -69,12 +69,14 @@ def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def possible_shapes(row_multiple: int, max_row_length: int, micro_tokens: int) -> list[MicroShape]:
-    """Rows of every multiple; per device as many as `micro_tokens` allows, and at least one."""
+def possible_shapes(
+    row_multiple: int, max_row_length: int, micro_tokens: int, max_rows: int
+) -> list[MicroShape]:
+    """Rows of every multiple; per device as many as both limits allow, and at least one."""
     return [
         (T, r)
         for T in range(row_multiple, max_row_length + 1, row_multiple)
-        for r in range(1, max(1, micro_tokens // T) + 1)
+        for r in range(1, max(1, min(max_rows, micro_tokens // T)) + 1)
     ]
 
 

@@ -1,10 +1,16 @@
-"""The file of a model's answers: OUTPUT.partial while the run lasts, OUTPUT at its end."""
+"""The file of a model's answers: OUTPUT.partial while the run lasts, OUTPUT at its end.
+
+{"settings": {"input": "9f2c...", "max_length": 1024, ...}}
+{"index": 5, "record": {"instruction": ..., "output": ...}, "crc32c": "5d0a1f77"}
+"""
 
 import collections
+import hashlib
 import json
 import sys
 from typing import Any
 
+import google_crc32c
 from etils import epath
 
 from common import jsonl, provenance
@@ -40,7 +46,8 @@ class PartialOutput:
 
     @staticmethod
     def _line(item: tuple[int, dict[str, Any]]) -> str:
-        return json.dumps({"index": item[0], "record": item[1]}, ensure_ascii=False)
+        text = json.dumps({"index": item[0], "record": item[1]}, ensure_ascii=False)
+        return f'{text[:-1]}, "crc32c": "{google_crc32c.value(text.encode()):08x}"}}'
 
     def _read(self, settings: dict[str, Any]) -> None:
         first, *lines = self.path.read_bytes().split(b"\n")
@@ -58,28 +65,41 @@ class PartialOutput:
                 f"{self.path} was made with other settings, input or weights "
                 f"({provenance.as_text(found)}); delete it or choose another --output"
             )
+        damaged = []
         for number, line in enumerate(lines, start=2):
             try:
-                content = json.loads(line or b"null")
-                self.answers[content["index"]] = content["record"]
-            except (ValueError, LookupError, TypeError):
-                if number <= len(lines):  # the last line may be cut short by a kill
-                    print(
-                        f"{self.path}:{number} is damaged; its answer is generated again",
-                        file=sys.stderr,
-                    )
+                content = json.loads(line)
+                item = content["index"], content["record"]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                item = None
+            if item and self._line(item).encode() == line:
+                self.answers[item[0]] = item[1]
+            elif number <= len(lines):  # the last is empty, or was cut short by a kill
+                damaged.append(number)
+        if damaged:
+            print(
+                f"{self.path}: {len(damaged):,} of {len(lines) - 1:,} answers are damaged, the first in "
+                f"line {damaged[0]}; they are generated again",
+                file=sys.stderr,
+            )
 
     def add(self, index: int, record: dict[str, Any]) -> None:
         """Appends the answer to record number `index` of the input."""
         self.answers[index] = record
         self._lines.add(self._line((index, record)))
 
-    def finish(self) -> None:
-        """Writes the complete output, in input order, and removes the partial file."""
+    def finish(self, run: dict[str, Any]) -> None:
+        """Writes the complete output, in input order, and its `run.json`; removes the partial file.
+
+        A kill in between leaves the partial file, from which the next run writes both.
+        """
         self._lines.close()
         records = [self.answers[i] for i in sorted(self.answers)]
-        write = provenance.write_json if self.output.suffix == ".json" else jsonl.write
-        write(self.output, records)
+        is_array = self.output.suffix == ".json"
+        text = provenance.json_text(records) if is_array else "".join(map(jsonl.line, records))
+        end = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "end": provenance.now()}
+        provenance.write_json(provenance.run_json(self.output), run | end)
+        provenance.write_text(self.output, text)
         self.path.unlink()
         reasons = collections.Counter(record["finish_reason"] for record in records)
         print(

@@ -90,7 +90,7 @@ class LlamaConfig:
                     f"config.json sets {key}={hf[key]!r:.80}; only {only!r} is implemented"
                 )
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        if missing := [key for key in required if key not in hf]:
+        if missing := [key for key in required if hf.get(key) is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}")
         known = {f.name for f in dataclasses.fields(cls)} - {"rope_scaling"}
         kwargs = {k: v for k, v in hf.items() if k in known and v is not None}

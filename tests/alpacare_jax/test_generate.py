@@ -393,7 +393,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(answer, asked, tmp_path, 
 def test_a_run_killed_before_the_output_was_written_only_writes_it(answer, asked, monkeypatch):
     whole = answer("whole.json").read_bytes()
 
-    def full_disk(self):
+    def full_disk(self, run):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
@@ -432,8 +432,6 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
     other_input = tmp_path / "other" / "clinic.jsonl"
     other_input.parent.mkdir()
     other_input.write_text(records.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    renamed = tmp_path / "renamed.jsonl"  # its answers would say another dataset
-    shutil.copyfile(records, renamed)
     for changes in (
         {"max_length": 350},
         {"max_new_tokens": 39},
@@ -442,7 +440,6 @@ def test_another_run_does_not_touch_a_partial_file(answer, asked, records, model
         {"dtype": "bfloat16"},
         {"generator": "other"},
         {"input": other_input},
-        {"input": renamed},
         {"checkpoint": other_weights(model, tmp_path)},
     ):
         with pytest.raises(ValueError, match=r"cut\.json\.partial .*other settings.*delete"):
@@ -469,6 +466,14 @@ def test_a_finished_run_is_not_made_again(answer, asked, capsys):
     assert len(asked) == 1
     assert "already complete" in capsys.readouterr().err
     assert (output.read_bytes(), output.stat().st_mtime_ns) == before
+
+
+def test_a_finished_output_that_was_cut_short_is_named(answer, asked):
+    output = answer()
+    output.write_bytes(output.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"answers\.json is damaged or was edited; delete it"):
+        answer()
+    assert len(asked) == 1
 
 
 def replace_weights(directory, other) -> None:
@@ -516,16 +521,19 @@ def test_answers_of_another_model_in_the_same_folder_are_refused(
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_model_that_has_moved_is_the_same_model(answer, asked, model, tmp_path, finished, capsys):
+def test_model_and_input_may_be_renamed(answer, asked, model, records, tmp_path, finished, capsys):
     directory = shutil.copytree(model, tmp_path / "mine" / model.name)
     started = functools.partial(answer, checkpoint=directory, generator="")
     if finished:
         started("a.json")
     else:
         interrupt(started, asked, "a.json")
-    moved = directory.rename(tmp_path / "renamed")
-    rows = read(answer("a.json", checkpoint=moved, generator=""))
-    assert {row["generator"] for row in rows} == {model.name}, "one file, one name"
+    moved = {
+        "checkpoint": directory.rename(tmp_path / "renamed"),
+        "input": records.rename(tmp_path / "other.jsonl"),
+    }
+    rows = read(answer("a.json", generator="", **moved))
+    assert {(row["generator"], row["dataset"]) for row in rows} == {(model.name, "clinic")}
     assert len(asked) == (1 if finished else 2)
     assert ("already complete" in capsys.readouterr().err) is finished
 

@@ -134,11 +134,11 @@ def main(folder: Path, count: int, seed: int = 0) -> None:
             if ended or target.exists():
                 compare = functools.partial(same, reference, ended)
                 fork(compare, log)
-            if not ended:
-                killed += 1
-                continue
-            outputs += 1
-            shutil.rmtree(target)
+            killed += not ended
+            # Conversion renames its output as the last thing: a kill may come after that.
+            if ended or (kind in ("from_hf", "to_hf") and target.exists()):
+                outputs += 1
+                shutil.rmtree(target)
         print(f"{kind}: {killed} kills; {outputs} outputs like an undisturbed one's", flush=True)
 
 

@@ -61,8 +61,9 @@ def test_an_item_is_passed_over_where_shorter_ones_fill_the_row():
 
 
 def test_possible_shapes_fill_a_micro_batch_or_are_one_row():
-    assert packing.possible_shapes(128, 300, 300) == [(128, 1), (128, 2), (256, 1)]
-    assert packing.possible_shapes(128, 256, 1) == [(128, 1), (256, 1)]
+    assert packing.possible_shapes(128, 300, 300, 9) == [(128, 1), (128, 2), (256, 1)]
+    assert packing.possible_shapes(128, 256, 1, 9) == [(128, 1), (256, 1)]
+    assert packing.possible_shapes(128, 256, 2**62, 1) == [(128, 1), (256, 1)]
 
 
 def test_the_cost_counts_whole_micro_batches():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from alpacare_jax.inference import answer_file
+from common import provenance
 
 SETTINGS = {"step": 7}
 RECORDS = [
@@ -58,15 +59,27 @@ def test_a_line_cut_short_by_a_kill_is_lost_alone(output, cut, lost):
     assert answer_file.PartialOutput(output, SETTINGS).answers == dict(enumerate(RECORDS))
 
 
-def test_a_line_damaged_in_the_middle_is_named_and_generated_again(output, capsys):
+def test_every_flipped_bit_of_an_answer_is_found_and_counted(output, capsys):
+    whole = partial_of(output).read_bytes()
+    begin = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    for place in range(begin, whole.index(b"\n", begin)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 7  # for some bits the text stays valid JSON
+        partial_of(output).write_bytes(damaged)
+        partial = answer_file.PartialOutput(output, SETTINGS)
+        assert partial.answers == {index: RECORDS[index] for index in (2, 3, 1)}, bytes(damaged)
+        found, resumed = capsys.readouterr().err.splitlines()
+        assert found.endswith("the first in line 3; they are generated again")
+        assert resumed == "resuming: 3 answers already generated"
+
+
+@pytest.mark.parametrize("line", [b"", b"null", b'{"index": 0}', b"[" * 100_000, b"\xff", b"7"])
+def test_damaged_lines_are_counted(output, capsys, line):
     lines = partial_of(output).read_bytes().split(b"\n")
-    lines[2] = lines[2][:9] + lines[2][20:]
-    partial_of(output).write_bytes(b"\n".join(lines))
+    partial_of(output).write_bytes(b"\n".join([*lines[:2], line, line, *lines[4:]]))
     partial = answer_file.PartialOutput(output, SETTINGS)
-    assert partial.answers == {index: RECORDS[index] for index in (2, 3, 1)}
-    damaged, resumed = capsys.readouterr().err.splitlines()
-    assert damaged == f"{partial_of(output)}:3 is damaged; its answer is generated again"
-    assert resumed == "resuming: 3 answers already generated"
+    assert partial.answers == {index: RECORDS[index] for index in (2, 1)}
+    assert f"{partial_of(output)}: 2 of 4 answers are damaged" in capsys.readouterr().err
 
 
 def test_a_damaged_header_is_an_error(output):
@@ -87,12 +100,15 @@ def test_finish_writes_input_order(tmp_path, suffix, capsys):
         partial.add(index, RECORDS[index])
     records = [*RECORDS, {"output": "", "finish_reason": answer_file.TOO_LONG}]
     partial.add(4, records[4])
-    partial.finish()
+    partial.finish({"config": SETTINGS})
     text = output.read_text(encoding="utf-8")
     assert (
         json.loads(text) if suffix == ".json" else [json.loads(x) for x in text.split("\n")[:-1]]
     ) == records
-    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+    run_json = provenance.run_json(output)
+    assert sorted(tmp_path.iterdir()) == [output, run_json]
+    assert json.loads(run_json.read_text())["sha256"] == provenance.sha256(output)
+    assert provenance.is_finished(output, SETTINGS)
     assert capsys.readouterr().err == (
         f"{output}: 5 answers, 2 of them truncated at the length limit, 1 empty because the prompt "
         "is too long\n"

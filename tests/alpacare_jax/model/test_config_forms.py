@@ -124,6 +124,10 @@ REFUSED = {
     "number as a text": ({"hidden_size": "64"}, ["hidden_size is '64'", "whole number"]),
     "number with a point": ({"vocab_size": 96.0}, ["vocab_size is 96.0"]),
     "no layers": ({"num_hidden_layers": 0}, ["num_hidden_layers is 0"]),
+    "null for a size": (
+        {"hidden_size": None, "vocab_size": ...},
+        ["lacks vocab_size, hidden_size"],
+    ),
     "no heads": ({"num_attention_heads": 0}, ["num_attention_heads is 0"]),
     "negative heads": ({"num_key_value_heads": -1}, ["num_key_value_heads is -1"]),
     "not a number": ({"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan"]),
