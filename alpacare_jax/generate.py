@@ -247,9 +247,7 @@ def run(config: GenerationConfig) -> None:
         "generator": config.generator or paths.absolute(config.checkpoint).name,
         "dataset": config.input.name.split(".")[0],
     }
-    for (
-        answer
-    ) in partial.answers.values():  # of a run before a file was renamed: one file, one name
+    for answer in partial.answers.values():  # model and input may have been renamed since
         names = {name: answer[name] for name in names}
     as_answer = functools.partial(as_record, **names)
     for index in overlong_prompts(examples, encoded, max_length):

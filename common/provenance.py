@@ -208,9 +208,7 @@ def is_finished(output: Path | epath.Path, settings: dict[str, Any]) -> bool:
     elif not (found := as_text(differences(record["config"], settings))):
         if record.get("sha256") in (None, sha256(output)):
             return True
-        raise ValueError(
-            f"{output} is damaged or was edited; delete it, or choose another --output"
-        )
+        raise ValueError(f"{output} is damaged or was edited; delete it or choose another --output")
     raise ValueError(
         f"{output} exists and was made with other settings or input ({found}); choose another "
         "--output or delete it"

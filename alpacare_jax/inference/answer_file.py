@@ -78,8 +78,8 @@ class PartialOutput:
                 damaged.append(number)
         if damaged:
             print(
-                f"{self.path}: {len(damaged):,} of {len(lines) - 1:,} answers are damaged, the first in "
-                f"line {damaged[0]}; they are generated again",
+                f"{self.path}: {len(damaged):,} of {len(lines) - 1:,} answers are damaged, the "
+                f"first in line {damaged[0]}; they are generated again",
                 file=sys.stderr,
             )
 
