@@ -85,6 +85,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             tensorboard=False,
             wandb=False,
         ),
+        preference=common.section(beta=0.0, sft_weight=0.0),
         checkpoint=common.section(every_steps=200, keep=1),
         sharding=common.sharding(),
         profile="",

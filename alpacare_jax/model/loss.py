@@ -1,4 +1,4 @@
-"""Next-token cross-entropy that never holds the logits of a whole batch."""
+"""Next-token cross-entropy and log-probabilities that never hold the logits of a whole batch."""
 
 from functools import partial
 
@@ -36,36 +36,20 @@ def chunked_cross_entropy(
 
 
 def _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients):
+    """(loss, its gradients by hidden_BTD and head_VD, or None), with weights of any sign."""
     T = hidden_BTD.shape[1]
-    chunk = min(chunk, T)
-    padding = -T % chunk
-    # Each row is sorted by itself, so nothing crosses devices when rows are sharded:
-    #   loss weights  = [0, 1, 0, 1]
-    #   order         = [1, 3, 0, 2]
-    order_BT = jnp.argsort(loss_weights_BT == 0, axis=1, stable=True)
-
-    def sort_and_pad(x_BT):
-        x_BT = jnp.take_along_axis(x_BT, order_BT, axis=1)
-        return jnp.pad(x_BT, ((0, 0), (0, padding)))
-
-    hidden = jnp.take_along_axis(hidden_BTD, order_BT[..., None], axis=1)
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    order_BT, num_chunks, chunk = _order(loss_weights_BT != 0, chunk)
     # Targets of weight 0 may be invalid ids, such as the -100 of other libraries.
-    targets = sort_and_pad(jnp.where(loss_weights_BT == 0, 0, targets_BT))
-    loss_weights = sort_and_pad(loss_weights_BT)
-    num_chunks = -(-jnp.max(jnp.sum(loss_weights_BT != 0, axis=1)) // chunk)
-
-    def slice_chunk(x, i):
-        return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
+    targets_BT = jnp.where(loss_weights_BT == 0, 0, targets_BT)
+    hidden, targets, loss_weights = (
+        _sorted(x, order_BT, chunk) for x in (hidden_BTD, targets_BT, loss_weights_BT)
+    )
 
     def step(i, carry):
         total, d_hidden, d_head = carry
-        h_BCD, w_BC = slice_chunk(hidden, i), slice_chunk(loss_weights, i)
-        logits_BCV = jnp.einsum("BCD,VD->BCV", h_BCD, head_VD, preferred_element_type=jnp.float32)
-        log_z = jax.nn.logsumexp(logits_BCV, axis=-1)
-        t_BC = slice_chunk(targets, i)
-        target_logits = jnp.take_along_axis(logits_BCV, t_BC[..., None], axis=-1)[..., 0]
-        total += jnp.sum(w_BC * (log_z - target_logits))
+        h_BCD, t_BC, w_BC = (_slice(x, i, chunk) for x in (hidden, targets, loss_weights))
+        logits_BCV, log_z, losses_BC = _token_losses(h_BCD, head_VD, t_BC)
+        total += jnp.sum(w_BC * losses_BC)
         if gradients:
             softmax = jnp.exp(logits_BCV - log_z[..., None])
             one_hot = jax.lax.broadcasted_iota(jnp.int32, softmax.shape, 2) == t_BC[..., None]
@@ -86,6 +70,37 @@ def _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients)
     return total, d_hidden, d_head
 
 
+def _order(counted_BT, chunk):
+    """The order that has each row's counted positions first, chunks that hold them, their length.
+
+    Each row is sorted by itself, so nothing crosses devices when rows are sharded:
+
+        counted  = [0, 1, 0, 1]
+        order    = [1, 3, 0, 2]
+    """
+    chunk = min(chunk, counted_BT.shape[1])
+    num_chunks = -(-jnp.max(jnp.sum(counted_BT, axis=1)) // chunk)
+    return jnp.argsort(~counted_BT, axis=1, stable=True), num_chunks, chunk
+
+
+def _sorted(x, order_BT, chunk):
+    """The positions of each row in `order_BT`, padded to whole chunks."""
+    x = jnp.take_along_axis(x, order_BT.reshape(order_BT.shape + (1,) * (x.ndim - 2)), axis=1)
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *[(0, 0)] * (x.ndim - 2)))
+
+
+def _slice(x, i, chunk):
+    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
+
+
+def _token_losses(h_BCD, head_VD, t_BC):
+    """Logits of a chunk, their log normalisers, and -log p of the targets."""
+    logits_BCV = jnp.einsum("BCD,VD->BCV", h_BCD, head_VD, preferred_element_type=jnp.float32)
+    log_z = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_logits = jnp.take_along_axis(logits_BCV, t_BC[..., None], axis=-1)[..., 0]
+    return logits_BCV, log_z, log_z - target_logits
+
+
 def _forward_rule(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk):
     total, *grads = _forward(
         hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients=True
@@ -104,3 +119,52 @@ def _backward_rule(chunk, residuals, d_total):
 
 
 chunked_cross_entropy.defvjp(_forward_rule, _backward_rule)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def chunked_log_probs(
+    hidden_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    counted_BT: jax.Array,
+    chunk: int,
+) -> jax.Array:
+    """log p of each target in nats, 0 where `counted_BT` is False; [B, T] float32.
+
+    For losses that weigh tokens by their sums. The backward pass computes the logits again, chunk
+    by chunk: with weights -d, the gradient of `chunked_cross_entropy` is that of sum(d * log p).
+
+    Args: as of `chunked_cross_entropy`.
+    """
+    T = hidden_BTD.shape[1]
+    order_BT, num_chunks, chunk = _order(counted_BT, chunk)
+    hidden, targets = (
+        _sorted(x, order_BT, chunk) for x in (hidden_BTD, jnp.where(counted_BT, targets_BT, 0))
+    )
+
+    def step(i, losses):
+        h_BCD, t_BC = _slice(hidden, i, chunk), _slice(targets, i, chunk)
+        losses_BC = _token_losses(h_BCD, head_VD, t_BC)[2]
+        return jax.lax.dynamic_update_slice_in_dim(losses, losses_BC, i * chunk, axis=1)
+
+    with jax.named_scope(CHUNKS):
+        losses = jax.lax.fori_loop(0, num_chunks, step, jnp.zeros(targets.shape, jnp.float32))
+    losses_BT = jnp.take_along_axis(losses[:, :T], jnp.argsort(order_BT, axis=1), axis=1)
+    return jnp.where(counted_BT, -losses_BT, 0)
+
+
+def _log_probs_forward(hidden_BTD, head_VD, targets_BT, counted_BT, chunk):
+    inputs = hidden_BTD, head_VD, targets_BT, counted_BT
+    return chunked_log_probs(*inputs, chunk), inputs
+
+
+def _log_probs_backward(chunk, inputs, d_BT):
+    hidden_BTD, head_VD, targets_BT, counted_BT = inputs
+    weights_BT = jnp.where(counted_BT, -d_BT, 0)
+    _, d_hidden, d_head = _forward(
+        hidden_BTD, head_VD, targets_BT, weights_BT, chunk, gradients=True
+    )
+    return d_hidden, d_head.astype(head_VD.dtype), None, None
+
+
+chunked_log_probs.defvjp(_log_probs_forward, _log_probs_backward)

@@ -10,6 +10,7 @@ from alpacare_jax.model.attention import KERNELS
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.model.layers import REMAT_POLICIES
 from alpacare_jax.training.optimizers import OptimizerConfig
+from alpacare_jax.training.preference import PreferenceConfig
 from common import sections
 
 MAX_EPOCHS = 100_000
@@ -93,6 +94,7 @@ class RunConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    preference: PreferenceConfig
     checkpoint: CheckpointConfig
     sharding: ShardingConfig
     profile: str  # "10,15": trace these steps, first and last, into WORKDIR/profile; "": none

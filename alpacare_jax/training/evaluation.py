@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from alpacare_jax.checkpoints import model_folder
@@ -14,7 +13,7 @@ from alpacare_jax.inference.engine import Engine, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama
 from alpacare_jax.training.console import waiting
-from alpacare_jax.training.train_step import State, TrainingProgram
+from alpacare_jax.training.train_step import State, StepReport, TrainingProgram
 
 SAMPLE_TOKENS = 256
 """Maximum length of an answer of `Samples`."""
@@ -27,7 +26,7 @@ class Evaluation:
         self,
         program: TrainingProgram,
         held_out: Batcher | None,
-        eval_step: Callable[..., jax.Array],
+        eval_step: Callable[..., StepReport],
     ):
         self._eval_step, self._arrays, self._samples = eval_step, None, None
         if held_out is None:
@@ -39,12 +38,12 @@ class Evaluation:
             self._samples = Samples(program, held_out.examples[:count])
 
     def loss(self, state: State) -> dict[str, float]:
-        """{"eval_loss": the mean loss per target token}; {} where nothing is held out."""
+        """What a step reports, as `eval_loss` and so on; {} where nothing is held out."""
         if self._arrays is None:
             return {}
-        loss = self._eval_step(state["params"], self._arrays, self._num_micro)
+        report = self._eval_step(state["params"], self._arrays, self._num_micro)
         with waiting("evaluating the held-out examples"):
-            return {"eval_loss": float(loss)}
+            return {f"eval_{name}": float(value) for name, value in report.items()}
 
     def answers(self, state: State) -> list[dict[str, str]]:
         """What `Samples.answer` returns; [] where train.samples is 0."""

@@ -17,7 +17,7 @@ from alpacare_jax.model import loss as loss_lib
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
-from alpacare_jax.training import offload, optimizers
+from alpacare_jax.training import offload, optimizers, preference
 from alpacare_jax.training.config import BaseModelConfig, RunConfig
 
 State = dict[str, Any]
@@ -27,7 +27,7 @@ Batch = dict[str, jax.Array]
 """The arrays of `data.batches.Step` on the devices: [A, R, T], or [R, T] of one micro-batch."""
 
 StepReport = dict[str, jax.Array]
-"""{"loss", "grad_norm", "stop"}: float32 scalars that a training step returns."""
+"""{"loss", "grad_norm", "stop"} and `preference.reported`: float32 scalars of a training step."""
 
 ACCUMULATE = "accumulate"
 """Name of the loop over micro-batches in compiled programs; `plan` looks for it."""
@@ -52,6 +52,11 @@ def accumulate(
 
     with jax.named_scope(ACCUMULATE):
         return jax.lax.fori_loop(0, num_micro, add_number, zero)
+
+
+def _added(report: StepReport, part: tuple[jax.Array, StepReport]) -> StepReport:
+    """A report with what `mean_loss` returns of one more micro-batch."""
+    return jax.tree.map(jnp.add, report, {"loss": part[0]} | part[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +129,29 @@ class TrainingProgram:
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings["opt_state"])(params)
         return {"params": params, "opt_state": opt_state}
 
-    def mean_loss(self, params: Params, micro: Batch, sums: Params | None = None) -> jax.Array:
-        """This micro-batch's part of the step's mean loss per target token; scalar, float32.
+    def mean_loss(
+        self, params: Params, micro: Batch, sums: Params | None = None
+    ) -> tuple[jax.Array, StepReport]:
+        """This micro-batch's part of the step's mean loss, and of `preference.reported`; float32.
+
+        Without pairs the mean is per target token, and nothing more is reported.
 
         Args:
           micro: the arrays of `data.batches.Step`, [R, T] each.
           sums: gradients of the layers so far; those that come back include them. See `layers.run`.
         """
+        config = self.run_config.preference
+        hidden, head, chunk = self._hidden(params, micro, sums)
+        inputs = hidden, head, micro["targets"]
+        if not config.beta:
+            return loss_lib.chunked_cross_entropy(*inputs, micro["weights"], chunk), {}
+        log_probs: Any = loss_lib.chunked_log_probs(*inputs, micro["weights"] > 0, chunk)
+        return preference.loss(log_probs, micro, config)
+
+    def _hidden(
+        self, params: Params, micro: Batch, sums: Params | None = None
+    ) -> tuple[jax.Array, jax.Array, int]:
+        """Final hidden states, the output embedding, and how long the chunks of the loss are."""
         base = self.run_config.model
         dtype = llama.compute_dtype(base.dtype, self.mesh.devices.flat[0].platform)
         kernel = attention_kernel(self.model_config, base, self.mesh)
@@ -142,18 +163,19 @@ class TrainingProgram:
         hidden = module.hidden(
             micro["tokens"], micro["positions"], micro["segments"], base.remat, sums
         )
-        chunk = max(1, base.loss_tokens // rows)
-        return loss_lib.chunked_cross_entropy(
-            hidden, module.head_VD, micro["targets"], micro["weights"], chunk
-        )
+        return hidden, module.head_VD, max(1, base.loss_tokens // rows)
 
     def make_steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
         """The two compiled programs of a run: `train_step`, which donates the state, `eval_step`.
+
+        Both report the means of `mean_loss`; `eval_step` takes the parameters.
 
         `stops` [devices] are the flags of `sharding.put_flag`; "stop" of the report is their
         maximum.
         """
         shardings = self.state_shardings
+        names = ("loss", *self.run_config.preference.reported)
+        zero_report = {name: jnp.zeros((), jnp.float32) for name in names}
 
         def train_step(state: State, arrays: Batch, num_micro, stops) -> tuple[State, StepReport]:
             params, opt_state = state["params"], state["opt_state"]
@@ -164,13 +186,15 @@ class TrainingProgram:
                 #   grads  = {"layers": G,     "embed_tokens": E}
                 #   new    = {"layers": G + g, "embed_tokens": e}
                 #   result = {"layers": G + g, "embed_tokens": E + e}
-                loss, grads = total
-                part, new = jax.value_and_grad(self.mean_loss)(params, micro, grads["layers"])
+                report, grads = total
+                value_and_grad = jax.value_and_grad(self.mean_loss, has_aux=True)
+                part, new = value_and_grad(params, micro, grads["layers"])
                 rest = [name for name in grads if name != "layers"]
-                return loss + part, new | {n: jax.tree.map(jnp.add, grads[n], new[n]) for n in rest}
+                new |= {name: jax.tree.map(jnp.add, grads[name], new[name]) for name in rest}
+                return _added(report, part), new
 
-            zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-            loss, grads = accumulate(add, arrays, num_micro, zero)
+            zero = zero_report, jax.tree.map(jnp.zeros_like, params)
+            report, grads = accumulate(add, arrays, num_micro, zero)
             norm = optax.tree.norm(grads)
             if self.run_config.optimizer.offload:
                 new_params, opt_state = offload.update_by_layer(
@@ -179,14 +203,14 @@ class TrainingProgram:
             else:
                 updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
                 new_params = optax.apply_updates(params, updates)
-            report = {"loss": loss, "grad_norm": norm, "stop": jnp.max(stops)}
+            report |= {"grad_norm": norm, "stop": jnp.max(stops)}
             return {"params": new_params, "opt_state": opt_state}, report
 
-        def eval_step(params: Params, arrays: Batch, num_micro) -> jax.Array:
-            def add(micro, total):
-                return total + self.mean_loss(params, micro)
+        def eval_step(params: Params, arrays: Batch, num_micro) -> StepReport:
+            def add(micro, report):
+                return _added(report, self.mean_loss(params, micro))
 
-            return accumulate(add, arrays, num_micro, jnp.zeros((), jnp.float32))
+            return accumulate(add, arrays, num_micro, zero_report)
 
         replicated = sharding.replicated(self.mesh)
         rows, flags = sharding.batch_sharding(self.mesh), sharding.flag_sharding(self.mesh)

@@ -12,7 +12,7 @@ from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.console import log
 from common import provenance, sections
 
-SAME_RUN = ("model", "data", "optimizer", "train")
+SAME_RUN = ("model", "data", "optimizer", "train", "preference")
 """Config sections that determine the numbers: a run resumes only with the same ones."""
 
 MAY_CHANGE = (
@@ -29,6 +29,9 @@ MAY_CHANGE = (
 )
 """Keys of those sections that may differ when a run resumes."""
 
+
+OLDER = {"preference": {"beta": 0.0, "sft_weight": 0.0}}
+"""Sections that runs of older versions lack, with what they did."""
 
 BY_CONTENT = ("model.checkpoint", "data.path", "data.eval_path")
 """Keys whose paths may change, too: what they lead to must not."""
@@ -58,9 +61,10 @@ def check(workdir: epath.Path, run: dict[str, Any]) -> None:
         return
     if not {"config", "inputs"} <= before.keys() or "train" not in before["config"]:
         raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
+    config = OLDER | before["config"]
     changed = {
         name: difference
-        for name, difference in provenance.differences(before["config"], run["config"]).items()
+        for name, difference in provenance.differences(config, run["config"]).items()
         if name.partition(".")[0] in SAME_RUN and name not in (*MAY_CHANGE, *BY_CONTENT)
     }
     for name, difference in provenance.differences(before["inputs"], run["inputs"]).items():

@@ -161,6 +161,7 @@ QUICKSTART = {
         "tensorboard": False,
         "wandb": False,
     },
+    "preference": {"beta": 0.0, "sft_weight": 0.0},
     "checkpoint": {"every_steps": 0, "keep": 1},
     "sharding": {
         "data": 1,

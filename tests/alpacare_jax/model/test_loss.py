@@ -11,7 +11,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
-from alpacare_jax.model.loss import chunked_cross_entropy
+from alpacare_jax.model.loss import chunked_cross_entropy, chunked_log_probs
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -130,6 +130,43 @@ def test_rows_may_be_sharded():
         assert_close(got, want, 1e-6)
 
 
+# Log-probabilities of tokens.
+
+
+def plain_log_probs(hidden_BTD, head_VD, targets_BT, counted_BT):
+    logits = jnp.einsum("btd,vd->btv", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    found = jnp.take_along_axis(log_p, jnp.where(counted_BT, targets_BT, 0)[..., None], -1)[..., 0]
+    return jnp.where(counted_BT, found, 0)
+
+
+def curved(log_probs):
+    """A loss whose gradient has both signs and depends on the sums over rows, as that of DPO."""
+
+    def loss(*args):
+        found_BT = log_probs(*args)
+        slope_T = jnp.linspace(-1, 2, found_BT.shape[1])
+        return jnp.sum(jnp.sum(slope_T * found_BT, axis=1) ** 2)
+
+    return loss
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_log_probs_and_their_gradients_in_chunks_of_any_size(chunk):
+    def chunked(*args):
+        return chunked_log_probs(*args, chunk)
+
+    for pattern in PATTERNS:
+        hidden, head, targets, weights = inputs(pattern)
+        args = hidden, head, jnp.where(weights > 0, targets, -100), weights > 0
+        assert_close(jax.jit(chunked)(*args), plain_log_probs(*args), 1e-6)
+        want, wants = jax.jit(both(curved(plain_log_probs)))(*args)
+        got, grads = jax.jit(both(curved(chunked)))(*args)
+        assert_close(got, want, 1e-6)
+        for grad, wanted in zip(grads, wants, strict=True):
+            assert_close(grad, wanted, 4e-6)
+
+
 # Memory.
 
 SHAPE = (4, 64, 8, 96)
@@ -165,3 +202,6 @@ def test_the_logits_of_a_batch_are_never_held(measure):
     whole = measure(both(plain), *args)
     assert whole >= B * T * V, "the measure does not see logits where there are some"
     assert measure(both(lambda *args: chunked_cross_entropy(*args, chunk)), *args) <= B * chunk * V
+    counted = *args[:3], args[3] > 0
+    log_probs = curved(lambda *args: chunked_log_probs(*args, chunk))
+    assert measure(both(log_probs), *counted) <= B * chunk * V

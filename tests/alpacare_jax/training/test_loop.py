@@ -73,7 +73,12 @@ def test_a_held_out_loss_that_is_not_a_number_is_not_saved(corpus, tmp_path):
 
         def poisoned(*args):
             step, evaluate = make_steps(*args)
-            return step, lambda *inputs: evaluate(*inputs) * (np.nan if poison else 1)
+
+            def poisoned_evaluate(*inputs):
+                report = evaluate(*inputs)
+                return {name: value * (np.nan if poison else 1) for name, value in report.items()}
+
+            return step, poisoned_evaluate
 
         patch.setattr(TrainingProgram, "make_steps", poisoned)
         after_write(patch, 7, lambda: poison.append(True))

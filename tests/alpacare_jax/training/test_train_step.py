@@ -53,7 +53,7 @@ PROGRAM = TrainingProgram(TINY, run_config(Path()), 10, ONE_DEVICE)
 @functools.cache
 def gradient_of_micro():
     def loss(weights, micro):
-        return PROGRAM.mean_loss(weights, micro)
+        return PROGRAM.mean_loss(weights, micro)[0]
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -106,7 +106,7 @@ def test_accumulation_of_four_is_accumulation_of_one():
     def gradient(weights, arrays, num_micro):
         def add(micro, total):
             def loss(weights):
-                return PROGRAM.mean_loss(weights, micro)
+                return PROGRAM.mean_loss(weights, micro)[0]
 
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(weights))
 
