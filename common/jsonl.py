@@ -1,6 +1,7 @@
 """JSON lines in UTF-8: the texts of a record, writing, and files that grow line by line."""
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -48,6 +49,21 @@ def identity(location: str, record: Record) -> str:
     """
     value = record.get("id")
     return text(location, {"id": None if value is None else str(value)}, "id")
+
+
+def number(value: object) -> float | None:
+    """A finite number, also one that is a text, as all cells of a CSV file; None for another value.
+
+    >>> number(2), number(" 1.5 "), number(True), number("two"), number("nan")
+    (2.0, 1.5, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def line(record: Record) -> str:

@@ -1,9 +1,12 @@
 """Makes tables, figures and a page with transcripts from judged workdirs.
 
     python -m evaluation.report --judgements=D,... --output=DIR [--labels=F,...] [--systems=F]
+    python -m evaluation.report --judgements=annotations.json,gpt-4_pair.jsonl --output=DIR
 
 Writes report.json, report.html (one self-contained file), figures/*.png and *.svg, tables/*.md and
-*.tex, and run.json into --output. --labels are judgements of people, in the same format with judge
+*.tex, and run.json into --output. --judgements are workdirs of evaluation.judge and files of
+judgements: alpaca_eval's annotations, FastChat's pairs, or the form of docs/file_formats.md;
+NAME=FILE names the benchmark. --labels are judgements of people, in the same format with judge
 "human"; --systems names systems and their backbones (evaluation/reporting/systems.py). The same
 judgements give the same files.
 """
@@ -17,7 +20,8 @@ from common import cli, provenance
 from common.messages import log
 from common.reports.drawing import missing_glyphs
 from common.sections import UsageError
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import foreign, reading, workdirs
+from evaluation.judging.foreign import ForeignJudgements
 from evaluation.judging.verdicts import JUDGEMENTS_FILE
 from evaluation.reporting import figures, page, systems, tables, transcripts
 from evaluation.reporting.table_formats import Table, latex, markdown
@@ -52,6 +56,7 @@ def run(
     systems_file: str,
     seed: int,
     page_mib: float,
+    baseline: str = "",
 ) -> None:
     """Writes a report; see the flags for the arguments.
 
@@ -63,13 +68,18 @@ def run(
             f"{output} is a workdir of evaluation.judge, whose run.json would be overwritten; "
             "choose another --output"
         )
-    judged, people = verdicts.read(judgements, labels)
+    sources = foreign.load(judgements, baseline)
+    judged, people = reading.read(sources, labels)
     log(f"{judged.count:,} verdicts, {len(judged.tables):,} matchups")
-    texts = workdirs.read(judgements, judged)
-    inputs = [Path(directory) / JUDGEMENTS_FILE for directory in judgements]
+    texts = workdirs.read(sources, judged)
+    inputs = [
+        source.path if isinstance(source, ForeignJudgements) else source / JUDGEMENTS_FILE
+        for source in sources
+    ]
     settings = {
         "judgements": {str(path): provenance.sha256(path) for path in inputs},
         "labels": {str(path): provenance.sha256(path) for path in labels},
+        "baseline": baseline,
         "systems": provenance.sha256(systems_file) if systems_file else None,
         "seed": seed,
         "page_mib": page_mib,
@@ -102,7 +112,10 @@ def run(
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_list("judgements", None, "Workdirs of evaluation.judge.")
+    flags.DEFINE_list("judgements", None, "Workdirs of evaluation.judge, FILE or NAME=FILE.")
+    flags.DEFINE_string(
+        "baseline", "", "Model to compare with, where a file has pairs of all models."
+    )
     flags.DEFINE_string("output", None, "Folder for the report.")
     flags.DEFINE_list("labels", [], "Judgements of people: JSONL files.")
     flags.DEFINE_string("systems", "", "JSON file with names and backbones of systems.")
@@ -130,6 +143,7 @@ def main(argv: Sequence[str]) -> None:
         systems_file=FLAGS.systems,
         seed=FLAGS.seed,
         page_mib=FLAGS.page_mib,
+        baseline=FLAGS.baseline,
     )
 
 

@@ -1,7 +1,7 @@
-"""The items and answers in the workdirs of evaluation.judge, which a report shows."""
+"""The questions and answers behind the verdicts, which a report shows."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from common import data_file, jsonl, records
 from common.jsonl import Record
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging.verdicts import Verdicts
+from evaluation.judging.foreign import ForeignJudgements
+from evaluation.judging.verdicts import Matchup, Verdicts
 
 ITEMS_FILE, OUTPUTS_FILE = "items.jsonl", "outputs.jsonl"
 
@@ -31,26 +32,30 @@ class ReportTexts:
         outputs = self.outputs[benchmark, generator]
         return np.array([len(outputs[i].output) if i in outputs else 0 for i in ids])
 
+    def cover(self, matchup: Matchup, ids: Sequence[str]) -> bool:
+        """Whether both answers to all of `ids` are known; those from elsewhere may not be."""
+        generators = matchup.generator, matchup.reference
+        known = [self.outputs.get((matchup.benchmark, name), {}).keys() for name in generators]
+        return all(keys >= set(ids) for keys in known)
 
-def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> ReportTexts:
-    """The items and answers that `verdicts` refer to.
+
+def read(sources: Sequence[str | Path | ForeignJudgements], verdicts: Verdicts) -> ReportTexts:
+    """The items and answers that `verdicts` refer to; of those from elsewhere, what they hold.
 
     Raises:
       FileNotFoundError: a workdir lacks items.jsonl or outputs.jsonl.
-      ValueError: two workdirs have different texts, or a text is missing; the remedy is named.
+      ValueError: two sources have different texts, or a text is missing; the remedy is named.
     """
     items: dict[tuple[str, str], Item] = {}
     outputs: dict[tuple[str, str], Outputs] = {}
-    for workdir in map(Path, workdirs):
-        for location, record in data_file.read(workdir / ITEMS_FILE):
-            item = _item(location, record)
+    for source in sources:
+        for location, item in _items(source):
             if items.setdefault((item.benchmark, item.id), item) != item:
                 raise ValueError(
                     f"{location}: id {item.id!r} of {item.benchmark} has another text in another "
                     f"workdir; {REMEDY}"
                 )
-        for location, record in data_file.read(workdir / OUTPUTS_FILE):
-            output = _output(location, record)
+        for location, output in _outputs(source):
             known = outputs.setdefault((output.benchmark, output.generator), {})
             if known.setdefault(output.id, output).output != output.output:
                 raise ValueError(
@@ -59,7 +64,26 @@ def read(workdirs: Sequence[str | Path], verdicts: Verdicts) -> ReportTexts:
                 )
     texts = ReportTexts(items, outputs)
     _check(texts, verdicts)
+    for benchmark, names in verdicts.ids.items():
+        for name in names:  # from elsewhere, where questions may be missing
+            items.setdefault((benchmark, name), Item(name, benchmark, "", ""))
     return texts
+
+
+def _items(source: str | Path | ForeignJudgements) -> Iterator[tuple[str, Item]]:
+    if isinstance(source, ForeignJudgements):
+        yield from ((str(source.path), item) for item in source.items)
+        return
+    for location, record in data_file.read(Path(source) / ITEMS_FILE):
+        yield location, _item(location, record)
+
+
+def _outputs(source: str | Path | ForeignJudgements) -> Iterator[tuple[str, ModelOutput]]:
+    if isinstance(source, ForeignJudgements):
+        yield from ((str(source.path), output) for output in source.outputs)
+        return
+    for location, record in data_file.read(Path(source) / OUTPUTS_FILE):
+        yield location, _output(location, record)
 
 
 def _name(location: str, record: Record, field: str) -> str:
@@ -92,17 +116,18 @@ def _output(location: str, record: Record) -> ModelOutput:
 
 
 def _check(texts: ReportTexts, verdicts: Verdicts) -> None:
-    """Requires a text for everything that was judged."""
-    for benchmark, names in verdicts.ids.items():
+    """Requires a text for everything that was judged in a workdir."""
+    for matchup in verdicts.tables:
+        if verdicts.is_foreign(matchup):
+            continue
+        names = verdicts.judged(matchup)
         for name in names:
-            if (benchmark, name) not in texts.items:
-                raise ValueError(f"{ITEMS_FILE} lacks id {name!r} of {benchmark}; {REMEDY}")
-    for matchup, table in verdicts.tables.items():
-        judged = np.flatnonzero(table[:, 0] >= 0)
+            if (matchup.benchmark, name) not in texts.items:
+                raise ValueError(f"{ITEMS_FILE} lacks id {name!r} of {matchup.benchmark}; {REMEDY}")
         for generator in (matchup.generator, matchup.reference):
             answered = texts.outputs.get((matchup.benchmark, generator), {})
-            for item in judged:
-                if (name := verdicts.ids[matchup.benchmark][item]) not in answered:
+            for name in names:
+                if name not in answered:
                     raise ValueError(
                         f"{OUTPUTS_FILE} lacks the answer of {generator} to id {name!r} of "
                         f"{matchup.benchmark}; {REMEDY}"

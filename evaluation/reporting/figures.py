@@ -149,10 +149,12 @@ def _win_rates(results: Results, systems: Systems, judge: str) -> ReportFigure:
             title = _panel_title(benchmark, results, only)
             colours = _colours(references, results.references)
             drawings.append(charts.rate_bars(title, groups, references, colours))
+    orders = "averaged over both orders of the two answers and"
+    if results.judges[judge].one_order:
+        orders = "in the one order in which the judge saw the two answers, averaged"
     text = (
-        f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, averaged over both orders of the "
-        "two answers and over the items with valid verdicts. Lines are 95 % intervals, items "
-        "resampled whole."
+        f"Judge: {judge}. A win counts 1, a tie 0.5, a loss 0, {orders} over the items with valid "
+        "verdicts. Lines are 95 % intervals, items resampled whole."
     )
     return ReportFigure(f"Win rates, {judge}", text, drawings)
 

@@ -14,7 +14,7 @@ from evaluation.scoring.results import Results
 WEB_FILES = Path(__file__).parent / "web"
 
 SECTIONS = {  # id: heading, prefixes of figures, tables
-    "rates": ("Win rates", ("win_rates", "backbones"), ("win_rates", "counts")),
+    "rates": ("Win rates", ("win_rates", "backbones"), ("win_rates", "both_orders", "counts")),
     "differences": ("Differences between systems", ("comparisons",), ("comparisons",)),
     "judges": ("Judges", ("judges", "position"), ("judges", "agreement")),
     "labels": ("Difficulty and topic", ("difficulty", "topics"), ("difficulty", "topics")),
@@ -89,10 +89,15 @@ def _section(
 
 def _summary(results: Results) -> str:
     items = ", ".join(f"{name} ({b.items:,})" for name, b in results.benchmarks.items())
+    once = [name for name, judge in results.judges.items() if judge.one_order]
+    orders = "each pair judged in both orders"
+    if once:
+        orders += f", except by {', '.join(once)}"
+    if len(once) == len(results.judges):
+        orders = "each pair judged in one order only"
     return (
         f"{len(results.systems):,} systems against {len(results.references):,} references on "
-        f"{items}; {results.verdicts:,} verdicts by {', '.join(results.judges)}, each pair "
-        "judged in both orders."
+        f"{items}; {results.verdicts:,} verdicts by {', '.join(results.judges)}, {orders}."
     )
 
 
@@ -101,6 +106,11 @@ def _warnings(results: Results) -> str:
     warnings = []
     for judge, summary in results.judges.items():
         position = summary.position
+        if summary.one_order:
+            warnings.append(
+                f"{judge}: each pair was judged once, so a preference for the first or the second "
+                "answer is part of its rates, and cannot be measured."
+            )
         if position.invalid:
             warnings.append(
                 f"{judge}: {position.invalid:,} of {position.verdicts:,} verdicts are invalid."
@@ -110,6 +120,16 @@ def _warnings(results: Results) -> str:
             side = "first" if preference > 0.5 else "second"
             share = 100 * max(preference, 1 - preference)
             warnings.append(f"{judge} names the {side} answer in {share:.0f} % of its decisions.")
+    partly = [
+        f"{m.generator} by {m.judge} on {m.benchmark}: {rate.items:,} of {total:,}"
+        for m, rate in results.rates.items()
+        if rate.items < (total := results.benchmarks[m.benchmark].items)
+        and m.reference == results.headline[m.judge, m.benchmark]
+    ]
+    if partly:
+        warnings.append(
+            f"Not all items were judged, so rates are over different ones: {'; '.join(partly)}."
+        )
     cut = [
         f"{generator} on {benchmark}: {found.texts.cut:,} of {found.texts.outputs:,}"
         for benchmark, signals in results.signals.items()

@@ -15,6 +15,7 @@ def build(results: Results, systems: Systems) -> dict[str, list[Table]]:
     """The tables by the names of their files, without those that would be empty."""
     found = {
         "win_rates": _win_rates(results, systems),
+        "both_orders": _both_orders(results, systems),
         "counts": _counts(results, systems),
         "judges": [_judges(results)],
         "agreement": [_agreement(results)] if results.agreement else [],
@@ -74,6 +75,24 @@ def _win_rates(results: Results, systems: Systems) -> Iterator[Table]:
         yield Table(caption, ["System", *references], lines, _best(rates))
 
 
+def _both_orders(results: Results, systems: Systems) -> Iterator[Table]:
+    """FastChat's rates, which differ from the win rate where one order is a tie."""
+    lines = [
+        [systems[m.generator].label, m.judge, m.benchmark, m.reference, f"{position.items:,}"]
+        + [percent(rate) for rate in position.agreed_rates.values()]
+        for m, position in results.positions.items()
+        if position.items
+    ]
+    caption = (
+        "Rates if an item is won or lost only where both orders agree, and a tie otherwise, as "
+        "FastChat counts; over the items with two valid verdicts, in per cent. Adjusted: a tie is "
+        "half a win."
+    )
+    head = ["System", "Judge", "Benchmark", "Reference", "Items", "Won", "Lost", "Adjusted"]
+    if lines:
+        yield Table(caption, head, lines)
+
+
 def _counts(results: Results, systems: Systems) -> Iterator[Table]:
     """The counts behind each rate with invalid verdicts."""
     lines = [
@@ -107,7 +126,8 @@ def _judges(results: Results) -> Table:
     caption = (
         "Judges, in per cent: invalid of all verdicts, ties of the valid ones, the first answer of "
         "those that name a side (50 is no preference); of pairs with two valid verdicts, the same "
-        "in both orders, the first twice, the second twice, a tie in one."
+        "in both orders, the first twice, the second twice, a tie in one. A judge in one order has "
+        "none of the last five: what the order changed is unknown."
     )
     head = ["Judge", "Prompt", "Verdicts", "Invalid", "Ties", "First answer"]
     head += ["Same twice", "First twice", "Second twice", "Half a tie"]
@@ -216,7 +236,8 @@ def _signals(results: Results, systems: Systems) -> Iterator[Table]:
             "reference, times 100. None of them is quality."
         )
         head = ["Answers of", "Words", "Cut", "Run on", "Refuse", "Empty"]
-        yield Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines)
+        if lines:
+            yield Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines)
 
 
 def _rouge(scores: Mapping[str, float] | None) -> str:

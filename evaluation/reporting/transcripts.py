@@ -65,6 +65,11 @@ class _Source:
                 ]
                 for matchup in self.tables
             ],
+            "unordered": [
+                number
+                for number, matchup in enumerate(self.tables)
+                if matchup in self.verdicts.unordered
+            ],
         }
 
     def codes(self) -> bytes:

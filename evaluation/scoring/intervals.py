@@ -118,6 +118,6 @@ def mean_interval(scores: np.ndarray, steps: int) -> tuple[float, float, str]:
     Where all items score the same (all won, all lost, only ties) no resample differs and the
     bootstrap would claim certainty: the interval is Wilson's.
     """
-    if np.ptp(scores) > 0:
+    if np.ptp(np.rint(scores * steps)) > 0:
         return (*bootstrap(scores, steps), "bootstrap")
-    return (*wilson(float(scores[0]), len(scores)), "wilson")
+    return (*wilson(float(scores.mean()), len(scores)), "wilson")

@@ -69,7 +69,11 @@ def measure(
             for field, least in zip(ITEM_LABELS, (1, MIN_TOPIC_ITEMS), strict=True)
         },
         differences={key: _differences(sheet) for key, sheet in sheets.items()},
-        lengths={panel: _lengths(verdicts, texts, panel, seed) for panel in panels},
+        lengths={
+            panel: effects
+            for panel in panels
+            if (effects := _lengths(verdicts, texts, panel, seed))
+        },
         agreement=_agreement(verdicts, people, seed),
         signals={name: benchmark_signals(verdicts, texts, name) for name in benchmarks},
     )
@@ -82,11 +86,11 @@ def score_sheets(verdicts: Verdicts) -> dict[SheetKey, Sheet]:
         if matchup.reference == AVERAGE:
             raise ValueError(f"a reference is named {AVERAGE!r}; give it another name")
         sheet = sheets.setdefault(matchup[:3], {})
-        sheet[matchup.generator] = [score.item_bounds(table)]
+        sheet[matchup.generator] = [score.item_bounds(table, verdicts.scores.get(matchup))]
     for judge, benchmark in sorted({key[:2] for key in sheets}):
         each = [sheet for key, sheet in sheets.items() if key[:2] == (judge, benchmark)]
-        if len(each) > 1:
-            everywhere = sorted(set.intersection(*map(set, each)))
+        everywhere = sorted(set.intersection(*map(set, each)))
+        if len(each) > 1 and everywhere:
             sheets[judge, benchmark, AVERAGE] = {
                 name: [sheet[name][0] for sheet in each] for name in everywhere
             }
@@ -149,7 +153,7 @@ def _differences(sheet: Sheet) -> dict[tuple[str, str], Difference]:
         if not both.any():
             continue
         a, b = scores[one][both], scores[other][both]
-        steps = score.STEPS * len(sheet[one])  # scores are multiples of 1 / steps
+        steps = score.grid(np.concatenate([a, b]), len(sheet[one]))
         low, high = difference_interval(a, b, steps)
         p = paired(a, b, steps)
         rows[one, other] = Difference(int(both.sum()), float((a - b).mean()), low, high, p, p)
@@ -168,6 +172,7 @@ def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
     first, decided = [], []
     for benchmark in sorted({matchup.benchmark for matchup in tables}):
         own = np.stack([table for key, table in tables.items() if key.benchmark == benchmark])
+        own = np.where((own == VerdictCode.MISSING).any(axis=2, keepdims=True), -1, own)
         for_first = (own == [model, reference]).sum(axis=(0, 2))
         for_second = (own == [reference, model]).sum(axis=(0, 2))
         first.append(for_first)
@@ -177,28 +182,35 @@ def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
     if counts.sum():
         _, ends = bootstrap_ratios(sums, counts, seed=seed)
         low, high = map(float, ends[:, 0])
-    return JudgeSummary(verdicts.prompts[judge], total, low, high)
+    is_one_order = judge in verdicts.one_order
+    return JudgeSummary(verdicts.prompts[judge], total, low, high, is_one_order)
 
 
 def _lengths(
     verdicts: Verdicts, texts: ReportTexts, panel: Panel, seed: int
 ) -> dict[str | None, LengthEffect]:
-    """The effect of length for each system, and under None for all of them together."""
+    """The effect of length for each system, and under None for all of them together.
+
+    Matchups from elsewhere without all texts are left out; {} where none is left.
+    """
     benchmark = panel[1]
     ids = verdicts.ids[benchmark]
     bounds: dict[str, list[np.ndarray]] = {}
     ratio: dict[str, list[np.ndarray]] = {}
     for matchup, table in verdicts.tables.items():
-        if matchup[:2] != panel:
+        if matchup[:2] != panel or not texts.cover(matchup, verdicts.judged(matchup)):
             continue
         model = texts.lengths(benchmark, matchup.generator, ids)
         reference = texts.lengths(benchmark, matchup.reference, ids)
-        bounds.setdefault(matchup.generator, []).append(score.item_bounds(table))
+        scored = score.item_bounds(table, verdicts.scores.get(matchup))
+        bounds.setdefault(matchup.generator, []).append(scored)
         ratio.setdefault(matchup.generator, []).append(ratios(model, reference))
     effects: dict[str | None, LengthEffect] = {
         name: by_length(np.stack(bounds[name]), np.stack(ratio[name]), seed=seed)
         for name in sorted(bounds, key=natural)
     }
+    if not effects:
+        return {}
     everything = (np.concatenate([np.stack(x) for x in y.values()]) for y in (bounds, ratio))
     return effects | {None: by_length(*everything, seed=seed)}
 
@@ -209,10 +221,10 @@ def _agreement(
     """Each pair of judges, people included, on each benchmark, over what both judged."""
     scores: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
     for source in filter(None, (verdicts, people)):
-        item_bounds = score.either_order if source is people else score.item_bounds
         for matchup, table in source.tables.items():
             own = scores.setdefault(matchup.judge, {})
-            own[matchup[1:]] = score.item_scores(item_bounds(table))
+            bounds = score.item_bounds(table, source.scores.get(matchup))
+            own[matchup[1:]] = score.item_scores(bounds)
     found = {}
     for one, other in itertools.combinations(sorted(scores), 2):
         for benchmark in sorted(verdicts.ids):

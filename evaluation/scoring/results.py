@@ -37,6 +37,7 @@ class JudgeSummary:
     position: Position
     low: float | None  # 95 % interval of position.first_preference
     high: float | None
+    one_order: bool  # each pair was judged once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Results:
             "judges": {
                 name: {
                     "prompt_version": judge.prompt_version,
+                    "one_order": judge.one_order,
                     "position": judge.position.record()
                     | {"first_preference_low": judge.low, "first_preference_high": judge.high},
                 }

@@ -24,8 +24,9 @@ import numpy as np
 from evaluation.judging.verdicts import VerdictCode
 from evaluation.scoring.intervals import bootstrap_mean_ratio, mean_interval
 
-STEPS = 4
-"""An item's scores are multiples of 1 / STEPS: two verdicts of 0, 0.5 or 1, averaged."""
+STEPS, GRADED_STEPS = 4, 100
+"""An item's scores are multiples of 1 / STEPS: two verdicts of 0, 0.5 or 1, averaged. Those of
+graded verdicts have any value; for intervals and tests they are rounded to 1 / GRADED_STEPS."""
 
 _POINTS = np.full((2, len(VerdictCode)), np.nan)
 """Points of each verdict, [at least, at most] x code; the last column is MISSING (-1)."""
@@ -35,17 +36,25 @@ _POINTS[:, VerdictCode.TIE] = 0.5
 _POINTS[:, VerdictCode.INVALID] = 0, 1
 
 
-def item_bounds(table: np.ndarray) -> np.ndarray:
-    """[2, items]: the lowest and highest score of each item, averaged over the two orders.
+def item_bounds(table: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
+    """[2, items]: the lowest and highest score of each item, averaged over the orders judged.
 
-    They are equal where both verdicts are valid; NaN where the item was not judged.
+    They are equal where the verdicts are valid; NaN where the item was not judged. People, and some
+    judges from elsewhere, see a pair in one order only, which then counts alone.
 
-    >>> model, tie, invalid = VerdictCode.MODEL, VerdictCode.TIE, VerdictCode.INVALID
-    >>> item_bounds(np.array([[model, tie], [model, invalid], [VerdictCode.MISSING] * 2]))
-    array([[0.75, 0.5 ,  nan],
-           [0.75, 1.  ,  nan]])
+    Args:
+      scores: [items, 2] of graded verdicts, used in place of their codes; NaN for others.
+
+    >>> model, tie, invalid, missing = (VerdictCode[x] for x in "MODEL TIE INVALID MISSING".split())
+    >>> item_bounds(np.array([[model, tie], [model, invalid], [missing, tie], [missing, missing]]))
+    array([[0.75, 0.5 , 0.5 ,  nan],
+           [0.75, 1.  , 0.5 ,  nan]])
     """
-    return _POINTS[:, table].mean(axis=-1)
+    judged = (table != VerdictCode.MISSING).sum(axis=-1)
+    points = _POINTS[:, table]
+    if scores is not None:
+        points = np.where(np.isnan(scores), points, scores)
+    return np.nan_to_num(points).sum(axis=-1) / np.where(judged, judged, np.nan)
 
 
 def item_scores(bounds: np.ndarray) -> np.ndarray:
@@ -54,14 +63,15 @@ def item_scores(bounds: np.ndarray) -> np.ndarray:
     return np.where(low == high, low, np.nan)
 
 
-def either_order(table: np.ndarray) -> np.ndarray:
-    """As `item_bounds`, but an item judged in one order only is scored by that one.
+def grid(scores: np.ndarray, references: int) -> int:
+    """Steps from 0 to 1 for intervals of `scores`, each averaged over `references`.
 
-    For labels of people, who see each pair once, in a random order.
+    >>> grid(np.array([0.75, 0.5]), 1), grid(np.array([0.75, 1.99 - 1]), 1)
+    (4, 100)
     """
-    judged = (table != VerdictCode.MISSING).sum(axis=-1)
-    points = np.nan_to_num(_POINTS[:, table]).sum(axis=-1)
-    return points / np.where(judged, judged, np.nan)
+    steps = STEPS * references
+    exact = np.abs(scores * steps - np.rint(scores * steps)) < 1e-6
+    return steps if exact.all() else GRADED_STEPS
 
 
 def average(bounds: Sequence[np.ndarray]) -> np.ndarray:
@@ -105,7 +115,7 @@ def win_rate(
     scores = scores[~np.isnan(scores)]
     if not len(scores):
         return WinRate(count, 0, None, None, None, "none", worst, best)
-    low, high, method = mean_interval(scores, STEPS * references)
+    low, high, method = mean_interval(scores, grid(scores, references))
     return WinRate(count, len(scores), float(scores.mean()), low, high, method, worst, best)
 
 
@@ -139,7 +149,8 @@ class Position:
     """How verdicts depend on which answer was shown first: counts.
 
     The shares are None where nothing is counted. Those of `items` are "Consistency" and "Biased
-    toward first/second" of Zheng et al. 2023 (arXiv 2306.05685, table 2).
+    toward first/second" of Zheng et al. 2023 (arXiv 2306.05685, table 2). Verdicts on pairs that
+    were judged once are counted in the first three only: they do not show what the order changes.
     """
 
     verdicts: int  # one for each order of each item
@@ -152,6 +163,8 @@ class Position:
     for_first: int  # the answer shown first won, in both orders
     for_second: int
     mixed: int  # a tie in one order, a winner in the other
+    won: int  # of the consistent, for the model
+    lost: int  # for the reference
 
     @property
     def first_preference(self) -> float | None:
@@ -178,6 +191,20 @@ class Position:
             "mixed_share": _share(self.mixed, self.items),
         }
 
+    @property
+    def agreed_rates(self) -> dict[str, float | None]:
+        """The rates if only what both orders agree on is won or lost, and the rest a tie.
+
+        FastChat's win_rate, loss_rate and win_rate_adjusted (llm_judge/show_result.py,
+        `display_result_pairwise`): won / items, lost / items, (won + (items - won - lost) / 2) /
+        items.
+        """
+        return {
+            "agreed_win_rate": _share(self.won, self.items),
+            "agreed_loss_rate": _share(self.lost, self.items),
+            "agreed_adjusted_rate": _share(self.items + self.won - self.lost, 2 * self.items),
+        }
+
     def record(self) -> dict[str, Any]:
         """The counts and shares, for report.json."""
         return {
@@ -187,6 +214,7 @@ class Position:
             "tie_rate": self.tie_rate,
             "invalid_rate": self.invalid_rate,
             **self.item_shares,
+            **self.agreed_rates,
         }
 
 
@@ -195,8 +223,9 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def position(table: np.ndarray) -> Position:
-    """Counts of a table [items, 2]; items that were not judged are left out."""
-    table = table[table[:, 0] != VerdictCode.MISSING]
+    """Counts of a table [items, 2]; items that were not judged in both orders only in the first."""
+    judged = table[table != VerdictCode.MISSING]
+    table = table[(table != VerdictCode.MISSING).all(axis=1)]
     one, other = table[:, 0], table[:, 1]  # model first, reference first
     valid = (table != VerdictCode.INVALID).all(axis=1)
     same = valid & (one == other)
@@ -204,9 +233,9 @@ def position(table: np.ndarray) -> Position:
     second = np.stack([one == VerdictCode.REFERENCE, other == VerdictCode.MODEL])
     for_first, for_second = first.all(axis=0), second.all(axis=0)
     return Position(
-        verdicts=table.size,
-        invalid=int((table == VerdictCode.INVALID).sum()),
-        ties=int((table == VerdictCode.TIE).sum()),
+        verdicts=judged.size,
+        invalid=int((judged == VerdictCode.INVALID).sum()),
+        ties=int((judged == VerdictCode.TIE).sum()),
         first=int(first.sum()),
         second=int(second.sum()),
         items=int(valid.sum()),
@@ -214,4 +243,6 @@ def position(table: np.ndarray) -> Position:
         for_first=int(for_first.sum()),
         for_second=int(for_second.sum()),
         mixed=int((valid & ~same & ~for_first & ~for_second).sum()),
+        won=int((same & (one == VerdictCode.MODEL)).sum()),
+        lost=int((same & (one == VerdictCode.REFERENCE)).sum()),
     )

@@ -22,13 +22,17 @@ class SystemSignals:
 def benchmark_signals(
     verdicts: Verdicts, texts: ReportTexts, benchmark: str
 ) -> dict[str, SystemSignals]:
-    """The signals of every generator, systems first, over the items judged on a benchmark."""
+    """The signals of every generator, systems first, over the items judged on a benchmark.
+
+    Generators of whose answers nothing is known (from elsewhere) are left out.
+    """
     matchups = [matchup for matchup in verdicts.tables if matchup.benchmark == benchmark]
     references = sorted({matchup.reference for matchup in matchups}, key=natural)
     generators = sorted({matchup.generator for matchup in matchups}, key=natural)
     outputs = {
-        name: [texts.outputs[benchmark, name].get(i) for i in verdicts.ids[benchmark]]
+        name: [known.get(i) for i in verdicts.ids[benchmark]]
         for name in dict.fromkeys((*generators, *references))
+        if (known := texts.outputs.get((benchmark, name)))
     }
     scorer = rouge.Rouge()
     encoded = {
@@ -38,7 +42,7 @@ def benchmark_signals(
     signals = {}
     for name, answers in outputs.items():
         scores = {}
-        for reference in references:
+        for reference in filter(encoded.get, references):
             candidates = zip(encoded[name], encoded[reference], strict=True)
             pairs = [(one, other) for one, other in candidates if one and other]
             if name == reference or not pairs:

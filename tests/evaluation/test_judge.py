@@ -19,7 +19,7 @@ from datagen.chat.errors import RunStoppedError
 from evaluation import judge
 from evaluation.config import EvaluationConfig
 from evaluation.judge import JudgingRun
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from evaluation.scoring.measurement import measure
 from tests.conftest import DATA, REPOSITORY, needs_data
 from tests.support.chat_server import ChatServer, question
@@ -497,7 +497,7 @@ def test_other_answers_need_another_workdir(server, files, tmp_path):
 def test_the_report_reads_what_is_written(server, files, tmp_path):
     """A judge that always prefers the first answer: exactly 50 %, and a position bias of 100 %."""
     judge.run(make(make_config(server), files), tmp_path)
-    found, _ = verdicts.read([tmp_path])
+    found, _ = reading.read([tmp_path])
     results = measure(found, None, workdirs.read([tmp_path], found), seed=0)
     assert {rate.rate for rate in results.rates.values()} == {0.5}
     (summary,) = results.judges.values()

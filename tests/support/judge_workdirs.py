@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from evaluation.judging.verdicts import ORDERS
 from evaluation.scoring.measurement import measure
 from evaluation.scoring.results import Results
@@ -131,7 +131,7 @@ def read_set() -> tuple:
     """Verdicts, people's verdicts and texts of `write_set`, whose files are deleted."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_set(Path(temporary))
-        found, people = verdicts.read([folder], [write_labels(folder / "labels.jsonl")])
+        found, people = reading.read([folder], [write_labels(folder / "labels.jsonl")])
         return found, people, workdirs.read([folder], found)
 
 

@@ -200,7 +200,7 @@
     const side = make("div", undefined, "side");
     side.append(make("h4", `${role}: ${name}`));
     if (!output) {
-      side.append(make("p", "No answer to this item.", "muted"));
+      side.append(make("p", "The text of this answer is not included.", "muted"));
       return side;
     }
     const [text, reason] = output;
@@ -236,7 +236,9 @@
       both.forEach((code, order) => {
         if (!code) return;
         const line = make("p");
-        line.append(make("strong", order ? "Reference first: " : "Model first: "), WORDS[code]);
+        const shown = index.unordered.includes(cell) ? "Order unknown: "
+          : order ? "Reference first: " : "Model first: ";
+        line.append(make("strong", shown), WORDS[code]);
         box.append(line);
         const raw = replies[places[cell]?.[order]];
         if (raw) box.append(make("p", raw, "text reply"));
@@ -252,6 +254,16 @@
       open(found[at + by], true);
     }
   };
+
+  // Chooses a pair and a judge that have verdicts, if those shown have none; keeps what was changed.
+  function fit(changed) {
+    const places = { judge: 0, reference: 2, system: 3 };
+    const near = (ids) => index.cells.find(
+      (cell) => ids.every((id) => cell[places[id]] === Number(element(id).value)));
+    if (!(changed in places)) return;
+    const cell = near(Object.keys(places)) ?? near([changed, "system"]) ?? near([changed]);
+    for (const [id, place] of Object.entries(places)) element(id).value = String(cell[place]);
+  }
 
   // #benchmark/id/system/reference opens one transcript, for links from papers.
   function fromAddress() {
@@ -312,7 +324,7 @@
     const outcomes = Object.keys(OUTCOMES).filter((key) => key !== "other" || index.judges.length > 1);
     options("outcome", ["", ...outcomes], ["any", ...outcomes.map((key) => OUTCOMES[key])]);
     for (const id of ["benchmark", "system", "reference", "judge", "outcome", "deep"])
-      element(id).addEventListener("change", search);
+      element(id).addEventListener("change", () => { fit(id); search(); });
     element("query").addEventListener("input", search);
     element("more").addEventListener("click", () => { shown += SHOWN; list(); });
     element("previous").addEventListener("click", () => step(-1));
@@ -321,6 +333,7 @@
       element("transcripts").classList.remove("opened");
       element("transcripts").scrollIntoView();
     });
+    fit("judge");
     await search();
     await follow();
     addEventListener("hashchange", follow); // a link within the page, or an edited address

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.judging import verdicts
+from evaluation.judging import reading, verdicts
 from evaluation.judging.verdicts import Matchup, Verdict, VerdictCode
 from tests.support import judge_workdirs
 from tests.support.judge_workdirs import judgement, write_lines
@@ -27,7 +27,7 @@ def write(folder, *records):
 
 def error(folder, labels=()) -> str:
     with pytest.raises(ValueError) as caught:
-        verdicts.read([folder], labels)
+        reading.read([folder], labels)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -35,7 +35,7 @@ def error(folder, labels=()) -> str:
 
 def test_a_matchup_is_a_table_of_items_and_orders(tmp_path):
     records = [*both("b", "model", "tie"), *both("a", "reference", "invalid")]
-    found, people = verdicts.read([write(tmp_path, records[::-1])])
+    found, people = reading.read([write(tmp_path, records[::-1])])
     assert people is None
     assert found.ids == {"heart": ["a", "b"]}
     assert found.tables[MATCHUP].tolist() == [[1, 3], [0, 2]]
@@ -52,8 +52,8 @@ def test_the_order_of_the_lines_changes_nothing_but_that_of_the_items(tmp_path):
         for name in names
         for r in both(name, *draw.choice(list(Verdict), 2), judge=judge)
     ]
-    one, _ = verdicts.read([write(tmp_path / "one", records)])
-    other, _ = verdicts.read([write(tmp_path / "other", records[::-1])])
+    one, _ = reading.read([write(tmp_path / "one", records)])
+    other, _ = reading.read([write(tmp_path / "other", records[::-1])])
     assert list(one.tables) == list(other.tables)
     for matchup, table in one.tables.items():
         assert table[::-1].tolist() == other.tables[matchup].tolist()
@@ -63,7 +63,7 @@ def test_replies_are_the_raw_texts(tmp_path):
     folder = judge_workdirs.write(
         tmp_path, lambda r: "tie" if r["id"] == "x" else "model", items={"heart": ["é", "x"]}
     )
-    found, _ = verdicts.read([folder])
+    found, _ = reading.read([folder])
     spans = found.spans[MATCHUP].reshape(-1, 3)
     assert verdicts.replies(found, spans[::-1]) == ["j says tie"] * 2 + ["j says model"] * 2
     assert verdicts.replies(found, np.full((1, 3), -1)) == [""]
@@ -72,7 +72,7 @@ def test_replies_are_the_raw_texts(tmp_path):
 def test_workdirs_may_hold_different_items(tmp_path):
     one = write(tmp_path / "one", both("a", "tie", "tie"), both("b", "model", "model"))
     other = write(tmp_path / "other", both("b", "model", "tie", judge="k"))
-    found, _ = verdicts.read([one, other])
+    found, _ = reading.read([one, other])
     assert found.tables[Matchup("k", *MATCHUP[1:])].tolist() == [
         [VerdictCode.MISSING] * 2,
         [VerdictCode.MODEL, VerdictCode.TIE],
@@ -83,7 +83,7 @@ def test_an_empty_line_is_no_judgement(tmp_path):
     folder = write(tmp_path, both("a", "tie", "tie"))
     path = folder / "judgements.jsonl"
     path.write_text("\n" + path.read_text() + "\n")
-    assert verdicts.read([folder])[0].count == 2
+    assert reading.read([folder])[0].count == 2
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_id_that_is_a_number(tmp_path):
     good = write(tmp_path / "good", both("a", "tie", "tie"))
     bad = write(tmp_path / "bad", both(7, "tie", "tie"))
     with pytest.raises(ValueError, match=rf"^{bad}/judgements.jsonl: 7 .* non-empty strings"):
-        verdicts.read([good, bad])
+        reading.read([good, bad])
 
 
 @pytest.mark.parametrize("raw", [5, ["Tie"]])
@@ -134,7 +134,7 @@ def test_a_file_of_labels_without_any(tmp_path):
     labels = write_lines(tmp_path / "labels.jsonl", [])
     assert "contains no judgements; add people's judgements" in error(folder, [labels])
     with pytest.raises(FileNotFoundError, match="--judgements takes workdirs of"):
-        verdicts.read([folder / "judgements.jsonl"])
+        reading.read([folder / "judgements.jsonl"])
 
 
 def test_a_missing_order_is_named_with_the_remedy(tmp_path):
@@ -151,11 +151,12 @@ def test_an_item_that_one_matchup_lacks(tmp_path):
 
 def test_judged_twice(tmp_path):
     text = error(write(tmp_path / "one", both("a", "tie", "tie"), both("a", "model", "tie")[:1]))
-    assert "id 'a' was judged twice, model_first: j on ours" in text
+    assert "id 'a' was judged twice in the same order: j on ours" in text
+    assert "1 such, 1 of them with different verdicts" in text
     one = write(tmp_path / "one", both("a", "tie", "tie"))
     other = write(tmp_path / "other", both("a", "tie", "tie"))
     with pytest.raises(ValueError, match=r"one.judgements.jsonl and .*other.*judged twice"):
-        verdicts.read([one, other])
+        reading.read([one, other])
 
 
 def test_two_prompts_under_one_judge(tmp_path):
@@ -166,13 +167,13 @@ def test_two_prompts_under_one_judge(tmp_path):
 
 def test_no_such_workdir(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file.*workdirs of evaluation.judge"):
-        verdicts.read([tmp_path / "none"])
+        reading.read([tmp_path / "none"])
 
 
 def test_labels_of_people_may_hold_some_items_in_one_order(tmp_path):
     folder = write(tmp_path, both("a", "tie", "tie"), both("b", "model", "tie"))
     labels = write_lines(tmp_path / "labels.jsonl", both("b", "model", "tie", judge="human")[1:])
-    _, people = verdicts.read([folder], [labels])
+    _, people = reading.read([folder], [labels])
     (table,) = people.tables.values()
     assert table.tolist() == [
         [VerdictCode.MISSING, VerdictCode.MISSING],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from tests.support import judge_workdirs
 
 
@@ -14,7 +14,7 @@ def make(folder, **settings):
 
 
 def read(*folders):
-    found, _ = verdicts.read(folders)
+    found, _ = reading.read(folders)
     return workdirs.read(folders, found)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from common.reports.drawing import Polygon, Text
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from evaluation.judging.verdicts import Matchup
 from evaluation.reporting import figures
 from evaluation.reporting.systems import System
@@ -53,7 +53,7 @@ def test_a_reference_has_one_colour_in_all_panels(tmp_path):
         tmp_path / "one", lambda r: "tie", items={"heart": ["1"]}, references=["claude-2", "gpt-4"]
     )
     two = judge_workdirs.write(tmp_path / "two", lambda r: "tie", items={"lung": ["1"]})
-    found, _ = verdicts.read([one, two])
+    found, _ = reading.read([one, two])
     texts = workdirs.read([one, two], found)
     results = measure(found, None, texts, seed=0)
     heart, lung = figures.build(results, {"ours": System("ours")})["win_rates"].drawings

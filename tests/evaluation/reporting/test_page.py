@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from evaluation.reporting import figures, tables, transcripts
 from evaluation.reporting.page import build as build_page
 from evaluation.reporting.systems import System
@@ -14,7 +14,7 @@ from tests.support import judge_workdirs
 
 
 def build(folder, *, systems=None, max_bytes=10**6):
-    found, _ = verdicts.read([folder])
+    found, _ = reading.read([folder])
     texts = workdirs.read([folder], found)
     results = measure(found, None, texts, seed=0)
     named = {name: System((systems or {}).get(name, name)) for name in results.systems}

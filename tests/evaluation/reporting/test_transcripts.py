@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, verdicts, workdirs
 from evaluation.reporting import transcripts
 from evaluation.reporting.systems import System
 from tests.support import judge_workdirs
@@ -18,7 +18,7 @@ SYSTEMS = {name: System(name.upper()) for name in judge_workdirs.SET["systems"]}
 def read(tmp_path_factory):
     folder = judge_workdirs.write_set(tmp_path_factory.mktemp("set"))
     labels = judge_workdirs.write_labels(folder / "labels.jsonl")
-    found, people = verdicts.read([folder], [labels])
+    found, people = reading.read([folder], [labels])
     return found, people, workdirs.read([folder], found)
 
 
@@ -89,7 +89,7 @@ def test_half_a_surrogate_pair_in_a_reply(tmp_path):
     folder = judge_workdirs.write(tmp_path, lambda r: "tie", items={"b": ["1"]})
     path = folder / "judgements.jsonl"
     path.write_text(path.read_text().replace("j says tie", r"tie \ud83d"))
-    found, _ = verdicts.read([folder])
+    found, _ = reading.read([folder])
     texts = workdirs.read([folder], found)
     packed = transcripts.pack(
         found, None, texts, systems={"ours": System("ours")}, seed=0, max_bytes=10**6

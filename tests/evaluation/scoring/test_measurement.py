@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from evaluation.judging.verdicts import Matchup
 from evaluation.scoring import measurement, score
 from evaluation.scoring.measurement import measure
@@ -50,7 +50,7 @@ def test_the_average_is_over_both_references(read, measured):
 
 def test_a_reference_named_as_the_average_is_an_error(tmp_path):
     judge_workdirs.write(tmp_path, lambda r: "tie", items={"b": ["a"]}, references=[AVERAGE])
-    found, _ = verdicts.read([tmp_path])
+    found, _ = reading.read([tmp_path])
     with pytest.raises(ValueError, match="give it another name"):
         measurement.score_sheets(found)
 
@@ -119,7 +119,7 @@ def test_lengths_of_each_system_and_of_all(measured):
 
 def test_one_reference_needs_no_average(tmp_path):
     judge_workdirs.write(tmp_path, lambda record: "tie", items={"b": ["x"]})
-    found, _ = verdicts.read([tmp_path])
+    found, _ = reading.read([tmp_path])
     measured = measure(found, None, workdirs.read([tmp_path], found), seed=0).record()
     assert [row["reference"] for row in measured["win_rates"]] == ["gpt-4"]
     assert measured["judges"]["j"]["position"]["first_preference_low"] is None

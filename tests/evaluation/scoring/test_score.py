@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.judging import verdicts
+from evaluation.judging import reading, verdicts
 from evaluation.judging.verdicts import VerdictCode
 from evaluation.scoring import score
 from tests.conftest import REPOSITORY
@@ -19,7 +19,7 @@ def golden(tmp_path_factory):
     """The hand-made verdicts, as a table [8 items, 2 orders]."""
     folder = tmp_path_factory.mktemp("golden")
     (folder / "judgements.jsonl").write_bytes(GOLDEN.read_bytes())
-    found, _ = verdicts.read([folder])
+    found, _ = reading.read([folder])
     (table,) = found.tables.values()
     return table
 
@@ -151,7 +151,7 @@ def test_the_average_is_that_of_the_rates_with_invalid_verdicts_too():
 
 def test_people_may_judge_one_order():
     table = np.array([[MODEL, MISSING], [MISSING, TIE], [MODEL, TIE], [MISSING, INVALID]])
-    low, high = score.either_order(table)
+    low, high = score.item_bounds(table)
     assert low.tolist() == [1.0, 0.5, 0.75, 0.0]
     assert high.tolist() == [1.0, 0.5, 0.75, 1.0]
-    assert np.isnan(score.either_order(np.array([[MISSING, MISSING]]))).all()
+    assert np.isnan(score.item_bounds(np.array([[MISSING, MISSING]]))).all()

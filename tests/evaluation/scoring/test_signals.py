@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.judging import verdicts, workdirs
+from evaluation.judging import reading, workdirs
 from evaluation.scoring.signals import benchmark_signals
 from tests.support import judge_workdirs
 
@@ -16,7 +16,7 @@ def test_every_system_and_reference_has_signals(tmp_path):
         systems=["ours", "theirs"],
         text=lambda generator, _: text[generator],
     )
-    found, _ = verdicts.read([tmp_path])
+    found, _ = reading.read([tmp_path])
     signals = benchmark_signals(found, workdirs.read([tmp_path], found), "b")
     assert list(signals) == ["ours", "theirs", "gpt-4"]
     assert signals["gpt-4"].is_reference
