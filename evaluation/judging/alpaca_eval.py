@@ -20,8 +20,8 @@ from common import jsonl
 from common.jsonl import Record
 
 FILE_NAME = "annotations.json"
-BENCHMARK = "alpaca_eval"
-FIELDS = frozenset({"instruction", "output_1", "output_2", "preference"})
+ALPACA_EVAL = "alpaca_eval"
+ANNOTATION_FIELDS = frozenset({"instruction", "output_1", "output_2", "preference"})
 
 
 def converter(path: Path) -> Callable[[Record], Iterator[Record]]:
@@ -36,7 +36,7 @@ def converter(path: Path) -> Callable[[Record], Iterator[Record]]:
         judge = jsonl.text("", record, "annotator")
         model = folder.parent.name if folder.name == judge else folder.name
         yield {
-            "benchmark": BENCHMARK,
+            "benchmark": ALPACA_EVAL,
             "generator": record.get("generator_2") or model,
             "reference": record.get("generator_1") or "reference",
             "judge": judge,

@@ -20,8 +20,8 @@ from common.jsonl import Record
 from common.sections import UsageError
 from evaluation.judging.verdicts import MODEL_FIRST, REFERENCE_FIRST
 
-BENCHMARK = "mt_bench"
-FIELDS = frozenset({"question_id", "model_1", "model_2"})
+MT_BENCH = "mt_bench"
+PAIR_FIELDS = frozenset({"question_id", "model_1", "model_2"})
 WINNERS = frozenset({"g1_winner", "g2_winner", "winner"})
 GRADE_FIELDS = frozenset({"question_id", "model", "score"})
 SIDES = ("model_1", "model_2")
@@ -40,7 +40,7 @@ def converter(
     folder = path.resolve().parents[1] if is_placed else None
     models = sorted({str(record.get(side)) for record in found for side in SIDES})
     texts = _texts(folder, models) if folder else {}
-    benchmark = folder.name if folder else BENCHMARK
+    benchmark = folder.name if folder else MT_BENCH
 
     def convert(record: Record) -> Iterator[Record]:
         names = [_name(record, side) for side in SIDES]

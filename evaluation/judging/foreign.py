@@ -139,9 +139,9 @@ def read(
 def _form(path: Path, found: Sequence[Record], baseline: str) -> tuple[str, Converter]:
     """What the records are, by the first of them, and how they are converted."""
     fields = found[0].keys()
-    if fields >= alpaca_eval.FIELDS:
+    if fields >= alpaca_eval.ANNOTATION_FIELDS:
         return "alpaca_eval's annotations", alpaca_eval.converter(path)
-    if fields >= fastchat.FIELDS and fields & fastchat.WINNERS:
+    if fields >= fastchat.PAIR_FIELDS and fields & fastchat.WINNERS:
         return "FastChat's pairs", fastchat.converter(path, found, baseline)
     if fields >= {"generator", "reference"}:
         return "judgements", lambda record: [record]

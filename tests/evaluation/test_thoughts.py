@@ -118,7 +118,7 @@ def server():
 
 
 def serve(server, drawn, answer):
-    """Gives the thoughts out in turn; an answer must come first, or the run ends for want of one."""
+    """Gives the thoughts out in turn; first an answer, or the run ends for want of one."""
     numbers = itertools.count()
     order = sorted(drawn, key=lambda thinking: not thinking.is_answer)
 

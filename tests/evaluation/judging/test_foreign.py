@@ -87,9 +87,8 @@ def test_both_orders_are_not_marked_and_orders_may_be_in_two_files(tmp_path):
     found = read(*files)
     assert found.names("judge") == ["gpt-5"]
     assert not found.one_order
-    assert [*read(files[1]).tables.values()][0].tolist() == [
-        [VerdictCode.MISSING, VerdictCode.MODEL]
-    ]
+    (table,) = read(files[1]).tables.values()
+    assert table.tolist() == [[VerdictCode.MISSING, VerdictCode.MODEL]]
 
 
 def test_a_workdirs_judgements_by_their_file_or_as_lines_of_their_own(tmp_path):
@@ -103,8 +102,8 @@ def test_a_workdirs_judgements_by_their_file_or_as_lines_of_their_own(tmp_path):
 
 def test_everything_that_a_record_may_hold(tmp_path):
     record = SMALLEST | {"id": None, "instruction": "Why?", "input": "N/A", "topic": "gout"}
-    record |= {"difficulty": 3, "output": "So.", "reference_output": "", "raw": "A", "verdict": None}
-    record |= {"score": 0.25, "order": "reference_first", "prompt_version": "p@1"}
+    record |= {"difficulty": 3, "output": "So.", "reference_output": "", "raw": "A"}
+    record |= {"verdict": None, "score": 0.25, "order": "reference_first", "prompt_version": "p@1"}
     other = record | {"id": None, "instruction": "Why not?", "score": 1}
     (source,) = foreign.load([str(write_lines(tmp_path / "x.jsonl", [record, other, other][:2]))])
     one, two = source.judgements
@@ -254,7 +253,8 @@ def test_the_rates_of_fastchat(tmp_path, turned):
 def test_pairs_in_one_order(tmp_path, record, table):
     found = read(write_lines(tmp_path / "pair.jsonl", [record]))
     assert found.names("judge") == ["gpt-4 (one order)"]
-    assert [*found.tables.values()][0].tolist() == [table]
+    (only,) = found.tables.values()
+    assert only.tolist() == [table]
 
 
 def test_pairs_of_all_models_need_a_baseline(tmp_path):
@@ -322,7 +322,7 @@ def test_questions_and_answers_beside_fastchats_pairs(tmp_path):
         ([game(1, "A", "B")], "the winner is 'A'; it must be model_1, model_2, tie or error"),
         ([game(1, None, None)], "the winner is None"),
         ([game(1, "tie", "tie"), game(1, "tie", "tie")], "2 such, 0 of them with different"),
-        ([game(1, "tie", "tie"), game(2, "tie", None)], "lacks the order reference_first (1 such, 1"),
+        ([game(1, "tie", "tie"), game(2, "tie", None)], "lacks the order reference_first (1"),
         ([game(1, "tie", "tie", model_2="")], "field 'model_2' is missing"),
         (
             [{"question_id": 1, "model": "a", "score": 7, "turn": 1, "judgment": "[[7]]"}],
