@@ -1,4 +1,4 @@
-"""What launch/tpu_run.sh has gcloud do: golden files, and flags that gcloud documents.
+"""What tpu_run.sh and docs/tpu.md have gcloud do: golden files, and flags that it documents.
 
 python -m tests.launch.test_tpu_commands --write    makes the golden files anew; read the difference
 """
@@ -12,8 +12,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import LIMIT, REPOSITORY
+from tests.docs import documents
+from tests.docs.test_links import check_module
 
 GOLDEN = Path(__file__).parent / "golden"
 WHERE = "--name=alpaca --zone=us-west4-a"
@@ -67,39 +70,69 @@ FLAGS = {
     "alpha compute tpus tpu-vm scp": f"{SCP} batch-size tunnel-through-iap",
     "alpha compute tpus queued-resources create": f"{CREATE} {QUEUED} reservation best-effort "
     "provisioning-model autocheckpoint-enabled max-run-duration network-config workload-type",
+    # What docs/tpu.md needs besides.
+    "auth login": "",
+    "billing projects link": "billing-account",
+    "compute instances create": "zone machine-type image-family image-project",
+    "compute instances delete": "zone delete-disks keep-disks",
+    "compute ssh": "zone command internal-ip tunnel-through-iap",
+    "compute tpus queued-resources list": "zone filter limit page-size sort-by uri",
+    "compute tpus tpu-vm list": "zone filter limit page-size sort-by uri",
+    "config set": "installation",
+    "iam service-accounts create": "description display-name",
+    "projects create": "name organization folder labels set-as-default enable-cloud-apis tags",
+    "projects delete": "",
+    "services enable": "async",
+    "storage buckets add-iam-policy-binding": "member role condition condition-from-file",
+    "storage buckets create": "location uniform-bucket-level-access soft-delete-duration",
+    "storage cp": "recursive",
+    "storage rm": "recursive",
 }
 
 
-def dry_run(flags: str) -> str:
-    """What `run` would do, on a machine where git knows one clean commit."""
+STAND_IN = """#!/bin/bash
+# A git that knows one clean commit, and other programs that only note how they were called.
+case "${0##*/} $*" in
+*--show-toplevel) echo /project ;;
+*HEAD) echo 0123abc ;;
+git*) ;;
+*) printf '%q ' "${0##*/}" "$@" >>"$CALLS" && echo >>"$CALLS" ;;
+esac
+"""
+PROGRAMS = ("alpacare", "gcloud", "git", "pip", "sky", "sudo", "tmux")
+
+
+def run_bash(*arguments: str) -> tuple[str, list[str]]:
+    """Where the stand-ins are: what it printed, and their calls. It must not fail."""
     with tempfile.TemporaryDirectory() as folder:
-        git = Path(folder) / "git"
-        git.write_text(
-            '#!/bin/sh\ncase "$*" in *toplevel) echo /project ;; *HEAD) echo 0123abc ;; esac\n'
-        )
-        git.chmod(0o755)
-        arguments = [
-            "run",
-            *shlex.split(f"{WHERE} {flags}"),
-            "--dry_run",
-            "--",
-            "alpacare",
-            "train",
-        ]
+        for name in PROGRAMS:
+            (Path(folder) / name).write_text(STAND_IN)
+            (Path(folder) / name).chmod(0o755)
+        calls = Path(folder) / "calls"
+        env = {"CALLS": str(calls), "HOME": "/home/me", "ALPACARE_RUN_TOKEN": "of-the-run"}
         done = subprocess.run(
-            ["bash", "launch/tpu_run.sh", *arguments],
+            ["bash", *arguments],
             cwd=REPOSITORY,
-            env={
-                "PATH": f"{folder}:{os.environ['PATH']}",
-                "HOME": "/home/me",
-                "ALPACARE_RUN_TOKEN": "of-the-run",
-            },
+            env=env | {"PATH": f"{folder}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             timeout=LIMIT,
         )
-    assert (done.returncode, done.stderr) == (0, "")
-    return f"$ tpu_run.sh {shlex.join(arguments)}\n{done.stdout}"
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout, calls.read_text().splitlines() if calls.exists() else []
+
+
+def dry_run(flags: str) -> str:
+    """The command line, and what `run` would do."""
+    arguments = ["run", *shlex.split(f"{WHERE} {flags}"), "--dry_run", "--", "alpacare", "train"]
+    shown, calls = run_bash("launch/tpu_run.sh", *arguments)
+    assert calls == []
+    return f"$ tpu_run.sh {shlex.join(arguments)}\n{shown}"
+
+
+def gcloud_lines(shown: str) -> list[str]:
+    """Those of a dry run that are a call of gcloud."""
+    return [line for line in shown.splitlines() if re.match(r"(timeout \S+ \d+ )?gcloud ", line)]
 
 
 def undocumented(line: str) -> list[str]:
@@ -120,7 +153,7 @@ def test_a_dry_run_is_the_golden_file_and_its_flags_are_documented(name):
     assert shown == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8"), (
         "if it is meant: python -m tests.launch.test_tpu_commands --write"
     )
-    lines = [line for line in shown.splitlines() if re.match(r"(timeout \S+ \d+ )?gcloud ", line)]
+    lines = gcloud_lines(shown)
     assert {"create", "describe", "delete", "ssh", "scp"} <= set(" ".join(lines).split())
     assert [(line, found) for line in lines if (found := undocumented(line))] == []
 
@@ -136,6 +169,59 @@ def test_the_table_refuses_what_gcloud_refuses():
     assert undocumented(ssh.replace("gcloud", "gcloud alpha")) == []
     assert undocumented("gcloud compute tpus tpu-vm create a --reservation=b") == ["reservation"]
     assert undocumented("gcloud compute tpus tpu-vm start a")
+
+
+FOLLOWED = """
+cd() { :; } # the clone is here
+bash() { command bash "$1" "$2" --dry_run "${@:3}"; }
+"""
+
+
+def test_the_guide_can_be_followed_to_its_end():
+    """All its commands, as they stand: ours in a dry run, the others noted."""
+    text = (REPOSITORY / "docs" / "tpu.md").read_text(encoding="utf-8")
+    page = [body for _, language, body in documents.FENCE.findall(text) if language == "bash"]
+    shown, calls = run_bash("-euc", FOLLOWED + "".join(page))
+    called = [line for line in calls if line.startswith("gcloud ")]
+    ours = gcloud_lines(shown)
+    assert len(called) > 15 and len(ours) > 30
+    assert [(line, found) for line in called + ours if (found := undocumented(line))] == []
+    trained = re.findall(r"of-the-run python -m (\S+) ([^']*)", shown)
+    assert len(trained) == 3
+    for module, arguments in trained:
+        check_module("docs/tpu.md", module, arguments, documents.flag_names(arguments))
+    created = [line for line in ours if " create " in line]
+    assert all("--service-account=trainer@my-alpaca-1.iam." in line for line in created)
+
+
+def test_each_flag_for_gcloud_in_the_guide_is_accepted_and_documented():
+    text = (REPOSITORY / "docs" / "tpu.md").read_text(encoding="utf-8")
+    spans = [span for span in documents.spans(text) if span.startswith("--create_flags=--")]
+    spans += [
+        span
+        for span in documents.spans(text)
+        if span.startswith(("--ssh_flags=", '--create_flags="'))
+    ]
+    assert len(spans) >= 7
+    for span in spans:
+        lines = gcloud_lines(dry_run(f"--accelerator_type=v5p-8 --queued {span}"))
+        assert [(line, found) for line in lines if (found := undocumented(line))] == [], span
+
+
+def test_skypilot_starts_the_same_run():
+    """launch/sky.yaml agrees with the launcher: the image, what is started again, the flags."""
+    sky = yaml.safe_load((REPOSITORY / "launch" / "sky.yaml").read_text(encoding="utf-8"))
+    resources = sky["resources"]
+    golden = (GOLDEN / "v5litepod-16.txt").read_text(encoding="utf-8")
+    assert f"--runtime-version={resources['accelerator_args']['runtime_version']} " in golden
+    assert resources["accelerators"] == "tpu-v5litepod-16"
+    codes = resources["job_recovery"]["recover_on_exit_codes"]
+    retried = " && ".join(f"may_retry {code}" for code in codes)
+    run_bash("-c", f". launch/lib/restart.sh && {retried}")
+    port = sky["envs"]["JAX_COORDINATOR_PORT"]
+    assert f"JAX_COORDINATOR_PORT={port} " in golden
+    (arguments,) = re.findall(r"-m alpacare_jax.train (.*)", sky["run"].replace("\\\n", ""))
+    check_module("sky.yaml", "alpacare_jax.train", arguments, documents.flag_names(arguments))
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
