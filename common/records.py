@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, Self
 
+from etils import epath
+
 from common import data_file, jsonl, messages
 from common.jsonl import Record
 
@@ -232,6 +234,37 @@ def read_examples(
         )
         for location, record in _read(path, required, report)
     ]
+
+
+def require_kept(
+    paths: Iterable[PurePath], tasks: Iterable[tuple[str, str]], source: str | PurePath
+) -> None:
+    """Checks that a run repeats or extends what the files of its workdir hold.
+
+    Args:
+      paths: the files that the run will replace; those that do not exist are fine.
+      tasks: the id and the text of each task of the run.
+      source: where the tasks are from, named in the error.
+
+    Raises:
+      ValueError: a file holds a task that the run lacks, or has with another text.
+    """
+    known = dict(tasks)
+    for path in map(epath.Path, paths):
+        held = list(data_file.read(path)) if path.exists() else []
+        lost = [
+            (location, record.get("id"))
+            for location, record in held
+            if known.get(str(record.get("id")))
+            != join_text(*(jsonl.text(location, record, name) for name in ("instruction", "input")))
+        ]
+        if lost:
+            location, id_ = lost[0]
+            raise ValueError(
+                f"{location}: {source} has no task {id_!r} with this text ({len(lost):,} of "
+                f"{len(held):,} would be lost); choose another --workdir, or delete {path.name}: "
+                "its answers stay in answers.sqlite"
+            )
 
 
 def require_unique_ids(source: str | PurePath, ids: Iterable[str], purpose: str) -> None:

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from common import cli, jsonl, provenance, sections
 from common.jsonl import Record
 from common.messages import format_counts
-from common.records import Task, read_records, require_unique_ids
+from common.records import Task, read_records, require_kept, require_unique_ids
 from common.sections import UsageError
 from common.text.prompt_file import Prompt
 from common.text.refusals import is_refusal
@@ -181,14 +181,17 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
     """Answers the tasks of `path` and writes the examples.
 
     Raises:
-      FileNotFoundError, ValueError: bad settings or tasks; or, after everything is written, there
-        is no example, or some tasks have no answer for a reason that is not theirs.
+      FileNotFoundError, ValueError: bad settings or tasks, or other tasks than the workdir has; or,
+        after everything is written, there is no example, or some tasks have no answer for a reason
+        that is not theirs.
       RunStoppedError: the budget is reached or a signal arrived; nothing is written then.
     """
     output = workdir / "examples.jsonl"
     if path.resolve() == output.resolve():
         raise UsageError(f"--input {path} would be overwritten; it must contain tasks")
     answering = ResponseRun(config.responses, path)
+    held = output, workdir / "unused.jsonl"
+    require_kept(held, ((task.id, task.text) for task in answering.tasks), path)
     description = provenance.describe(
         config=dataclasses.asdict(config),
         input={str(path): provenance.sha256(path)},

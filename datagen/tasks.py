@@ -87,6 +87,18 @@ def estimate(collector: TaskCollector, client: Client) -> Estimate:
     return dataclasses.replace(expected, stored=stored)
 
 
+def require_same_seeds(output: Path, seeds: str) -> None:
+    """Raises ValueError where `output` was made from seeds of another digest."""
+    record = provenance.run_json(output)
+    if not (output.exists() and record.exists()):
+        return
+    if (found := provenance.read_record(record).get("seeds", seeds)) != seeds:
+        raise ValueError(
+            f"{output} was made from other seeds ({found:.12}, now {seeds:.12}); choose another "
+            f"--workdir, or delete {output.name}: its replies stay in answers.sqlite"
+        )
+
+
 def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     """Collects tasks and writes them.
 
@@ -108,7 +120,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         prompt_version=teacher.prompt.version,
         seeds=provenance.sha256(settings.seeds),
     )
-    answers = workdir / "answers.sqlite"
+    output, answers = workdir / "tasks.jsonl", workdir / "answers.sqlite"
+    require_same_seeds(output, description["seeds"])
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config.within(config.teacher), store)
         client.report(str(estimate(TaskCollector(teacher, new_pool(), gap=MAX_GAP), client)))
@@ -126,7 +139,6 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         "tasks not needed": collector.surplus,
         "replies not needed": collector.unused,
     }
-    output = workdir / "tasks.jsonl"
     if warning := provenance.replaced(output, description["config"]):
         client.report(warning)
     jsonl.write(workdir / "rejected.jsonl", pool.rejected)

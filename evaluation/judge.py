@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from common import cli, data_file, jsonl, provenance, sections
+from common import cli, data_file, jsonl, provenance, records, sections
 from common.sections import UsageError
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.errors import require_answers
@@ -210,6 +210,8 @@ def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
     config = judging.config.within(judging.config.chat)
     require_all_kept(workdir / JUDGEMENTS_FILE, judging.compared, config.model)
     require_same_outputs(workdir / workdirs.OUTPUTS_FILE, judging.systems)
+    asked = ((item.id, item.text) for item in judging.items)
+    records.require_kept([workdir / workdirs.ITEMS_FILE], asked, judging.items[0].benchmark)
     record = provenance.describe(**judging.description)
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from common import cli, data_file, jsonl, provenance, sections
+from common import cli, data_file, jsonl, provenance, records, sections
 from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest
@@ -69,10 +69,11 @@ def output(item: Item, generator: str, outcome: ChatAnswer | Failure) -> ModelOu
     )
 
 
-def require_own_workdir(path: Path, benchmark: str, generator: str) -> None:
+def require_own_workdir(path: Path, items: Sequence[Item], generator: str) -> None:
     """Raises ValueError where `path` contains other answers, which would be overwritten."""
     if not path.exists():
         return
+    benchmark = items[0].benchmark
     location, first = next(data_file.read(path), ("", {}))
     known = first.get("generator"), first.get("dataset")
     if known != (generator, benchmark):
@@ -80,6 +81,7 @@ def require_own_workdir(path: Path, benchmark: str, generator: str) -> None:
             f"{location}: contains answers of {known[0]!r} to {known[1]}, not of {generator!r} to "
             f"{benchmark}; choose another --workdir or delete it"
         )
+    records.require_kept([path], ((item.id, item.text) for item in items), benchmark)
 
 
 def write(
@@ -100,7 +102,7 @@ def run_import(source: str, benchmark: str, data: Path, workdir: Path) -> None:
     """Writes existing answers as references; see the module's docstring for the arguments."""
     items = benchmarks.load(benchmark, data)
     imported = outputs.load(source, items, data)
-    require_own_workdir(workdir / "references.jsonl", items[0].benchmark, imported[0].generator)
+    require_own_workdir(workdir / "references.jsonl", items, imported[0].generator)
     file, _ = outputs.locate(source, items, data)
     hashed = {str(file): provenance.sha256(file)}
     settings = {"import": source, "file": hashed, "benchmark": items[0].benchmark}
@@ -121,7 +123,7 @@ def run_ask(
     benchmarks.check_name("generator", reference.name)
     items = benchmarks.load(benchmark, data)
     path = workdir / "references.jsonl"
-    require_own_workdir(path, items[0].benchmark, reference.name)
+    require_own_workdir(path, items, reference.name)
     prompt = Prompt.read(reference.prompt, REFERENCE_PROMPTS)
     filled = [prompt.fill(question=item.text) for item in items]
     requests = [ChatRequest(system, user, prompt.version) for system, user in filled]

@@ -193,6 +193,36 @@ def test_the_budget_holds_for_answers_and_ratings_together(server, tmp_path):
     assert len(read(tmp_path / "capped" / "examples.jsonl")) == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (lambda tasks: tasks[1:], "has no task 'a' with this text (1 of 2"),
+        (lambda tasks: [{**tasks[0], "instruction": "Define flu."}, *tasks[1:]], "task 'a'"),
+        (lambda tasks: [tasks[0], {**tasks[1], "input": "Else."}, tasks[2]], "task 'b'"),
+        (lambda tasks: [{"instruction": task["instruction"]} for task in tasks], "(2 of 2"),
+    ],
+    ids=["fewer", "another instruction", "another input", "other ids"],
+)
+def test_another_input_replaces_nothing(server, tmp_path, change, lost):
+    """A longer one does: answers are added, and none is paid for twice."""
+    server.answer = lambda body: "" if "note" in question(body) else "Rest."
+    settings, path = config(server), write_tasks(tmp_path)
+    responses.run(settings, path, tmp_path, dry_run=False)
+    files = ("examples.jsonl", "unused.jsonl", "examples.jsonl.run.json")
+    before = [(tmp_path / name).read_bytes() for name in files]
+    write_tasks(tmp_path, change(TASKS))
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match="choose another --workdir") as caught:
+            responses.run(settings, path, tmp_path, dry_run=dry_run)
+    assert lost in str(caught.value) or "unused.jsonl:1" in str(caught.value)
+    assert [(tmp_path / name).read_bytes() for name in files] == before
+    assert len(server.bodies) == 3
+    more = write_tasks(tmp_path, [{"id": "d", "instruction": "Name a vein."}, *TASKS[::-1]])
+    responses.run(settings, more, tmp_path, dry_run=False)
+    assert [e["id"] for e in read(tmp_path / "examples.jsonl")] == ["d", "c", "a"]
+    assert len(server.bodies) == 4
+
+
 def test_bad_input(server, tmp_path):
     twice = write_tasks(tmp_path, [TASKS[0], TASKS[0]])
     with pytest.raises(ValueError, match="share the id 'a'"):

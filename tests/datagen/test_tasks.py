@@ -1,6 +1,7 @@
 """The tasks command: whole runs against a local server."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -138,6 +139,22 @@ def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path
 def test_bad_settings(tmp_path, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
         tasks.run(make_config(**changes), tmp_path, dry_run=True)
+
+
+def test_other_seeds_replace_nothing(server, tmp_path):
+    tasks.run(make_config(server, tasks__num_tasks=3), tmp_path, dry_run=False)
+    before, asked = (tmp_path / "tasks.jsonl").read_bytes(), len(server.bodies)
+    lines = Path(SEEDS).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "mine.jsonl").write_text("".join(lines[:40]), encoding="utf-8")
+    other = make_config(server, tasks__num_tasks=3, tasks__seeds=str(tmp_path / "mine.jsonl"))
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"tasks.jsonl was made from other seeds.*--workdir"):
+            tasks.run(other, tmp_path, dry_run=dry_run)
+    assert (tmp_path / "tasks.jsonl").read_bytes() == before
+    assert len(server.bodies) == asked
+    (tmp_path / "tasks.jsonl").unlink()
+    tasks.run(other, tmp_path, dry_run=False)
+    assert read_tasks(tmp_path / "tasks.jsonl")
 
 
 def test_a_seed_without_labels_is_named(tmp_path):

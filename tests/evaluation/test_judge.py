@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -489,6 +490,20 @@ def test_other_answers_need_another_workdir(server, files, tmp_path):
         judge.run(judging, tmp_path)
     assert len(server.bodies) == asked
     assert (tmp_path / "judgements.jsonl").read_bytes() == before
+
+
+def test_another_question_needs_another_workdir(server, files, tmp_path):
+    judge.run(make(make_config(server), files, ["model-7B"], ["gpt"]), tmp_path / "run")
+    before = (tmp_path / "run" / "judgements.jsonl").read_bytes()
+    asked = len(server.bodies)
+    changed = shutil.copytree(files, tmp_path / "changed")
+    for path in changed.glob("*.jsonl"):
+        path.write_text(path.read_text().replace(ITEMS[1]["instruction"], "What else?"))
+    judging = make(make_config(server), changed, ["model-7B"], ["gpt"])
+    with pytest.raises(ValueError, match=r"items.jsonl:2: set has no task 'b' with this text"):
+        judge.run(judging, tmp_path / "run")
+    assert len(server.bodies) == asked
+    assert (tmp_path / "run" / "judgements.jsonl").read_bytes() == before
 
 
 # The report.

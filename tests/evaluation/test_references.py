@@ -147,6 +147,18 @@ def test_other_answers_are_not_overwritten(ask, server):
     assert len(server.bodies) == 4
 
 
+def test_answers_to_other_questions_are_not_overwritten(ask, server, tmp_path):
+    ask()
+    before = (tmp_path / "run/references.jsonl").read_bytes()
+    questions = medinstruct(answers=False)
+    questions[1]["instruction"] = "Is it a cough?"
+    write(tmp_path / "test.jsonl", questions)
+    with pytest.raises(ValueError, match=r"jsonl:2: medinstruct has no task '1' .*1 of 4 would"):
+        ask()
+    assert (tmp_path / "run/references.jsonl").read_bytes() == before
+    assert len(server.bodies) == 4
+
+
 @pytest.mark.parametrize(
     "file", sorted(references.REFERENCE_PROMPTS.glob("*.txt")), ids=lambda f: f.stem
 )
