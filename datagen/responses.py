@@ -26,7 +26,7 @@ from common.sections import UsageError
 from common.text.prompt_file import Prompt
 from common.text.refusals import is_refusal
 from datagen.chat.client import Client, run_until_done
-from datagen.chat.config import ChatRequest
+from datagen.chat.config import ChatRequest, environment
 from datagen.chat.errors import Failure, require_answers
 from datagen.chat.progress import Estimate
 from datagen.chat.replies import ChatAnswer
@@ -196,6 +196,7 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
         config=dataclasses.asdict(config),
         input={str(path): provenance.sha256(path)},
         prompt_version=answering.prompt.version,
+        environment=environment(),
     )
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:

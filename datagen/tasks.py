@@ -23,7 +23,7 @@ from common.messages import format_counts
 from common.records import Task, read_tasks
 from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, run_until_done
-from datagen.chat.config import ChatRequest
+from datagen.chat.config import ChatRequest, environment
 from datagen.chat.errors import Failure, require_answers
 from datagen.chat.progress import Estimate
 from datagen.chat.store import AnswerStore
@@ -119,6 +119,7 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         config=dataclasses.asdict(config),
         prompt_version=teacher.prompt.version,
         seeds=provenance.sha256(settings.seeds),
+        environment=environment(),
     )
     output, answers = workdir / "tasks.jsonl", workdir / "answers.sqlite"
     require_same_seeds(output, description["seeds"])

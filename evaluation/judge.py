@@ -29,6 +29,7 @@ from ml_collections import config_flags
 from common import cli, data_file, jsonl, provenance, records, sections
 from common.sections import UsageError
 from datagen.chat.client import Client, run_until_done
+from datagen.chat.config import environment
 from datagen.chat.errors import require_answers
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
@@ -212,7 +213,7 @@ def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
     require_same_outputs(workdir / workdirs.OUTPUTS_FILE, judging.systems)
     asked = ((item.id, item.text) for item in judging.items)
     records.require_kept([workdir / workdirs.ITEMS_FILE], asked, judging.items[0].benchmark)
-    record = provenance.describe(**judging.description)
+    record = provenance.describe(**judging.description, environment=environment())
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
         client = Client(config, store)

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from common import cli, data_file, jsonl, provenance, records, sections
 from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, run_until_done
-from datagen.chat.config import ChatConfig, ChatRequest
+from datagen.chat.config import ChatConfig, ChatRequest, environment
 from datagen.chat.errors import Failure, require_answers
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
@@ -128,7 +128,9 @@ def run_ask(
     filled = [prompt.fill(question=item.text) for item in items]
     requests = [ChatRequest(system, user, prompt.version) for system, user in filled]
     settings = {"benchmark": items[0].benchmark, "asking": dataclasses.asdict(reference)}
-    run_record = provenance.describe(config=settings, prompt_version=prompt.version)
+    run_record = provenance.describe(
+        config=settings, prompt_version=prompt.version, environment=environment()
+    )
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=reference.chat.offline, dry_run=dry_run) as store:
         client = Client(reference.chat, store)

@@ -5,6 +5,10 @@ What a request can cost is reserved in the budget and in the store before it is 
     a reply of status 200   is charged as it reports, or at the most; whether it is an answer or not
     an error of the server  costs nothing, unless it is a gateway's
     anything else           (no reply, a kill) stays counted at the most
+
+Some errors are known to concern the run, and end it (see `meanings`). Of others only their number
+shows it: the first requests all fail in one way, or one after the other finds no server. What is
+on its way when that is suspected may prove it wrong, so it is waited for, and nothing else is sent.
 """
 
 import asyncio
@@ -14,6 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.request import getproxies_environment
 
 from common import messages
 from datagen.chat import prices, replies
@@ -25,15 +30,21 @@ from datagen.chat.errors import (
     RejectedRequestError,
     RetryableError,
     RunStoppedError,
+    status_error,
 )
-from datagen.chat.meanings import status_error
 from datagen.chat.prices import Budget, Price
 from datagen.chat.rate_limit import RateLimit
 from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore, Charge
 
-MAX_INITIAL_FAILURES = 3
-"""The run ends if the first requests fail in one way: so many, and all sent before the last."""
+MAX_INITIAL_FAILURES = {"rejected": 10, "odd": 3, "given up": 3}
+"""The run ends if the first requests fail in one way: so many, and all sent before the last.
+
+A rejection costs nothing, and may be for a reason of the request that no row of `meanings` knows.
+"""
+
+MAX_TURNED_AWAY = 3
+"""Requests in a row that are given up for want of a server or of its rate limit: the run ends."""
 
 MAX_WITHOUT_TEXT = 3
 """Replies without text to one request that are paid for before it is given up."""
@@ -74,6 +85,7 @@ class Attempts:
         self._no_doubt = asyncio.Event()  # a doubt holds new requests back
         self._no_doubt.set()
         self._failed: collections.Counter[str] = collections.Counter()
+        self._turned_away = 0  # in a row
         self._last_report = -ANNOUNCED_EVERY
         self._connected = False  # whether there was any reply
 
@@ -108,34 +120,43 @@ class Attempts:
             except RetryableError as error:
                 failure = error
                 self.counts["retried"] += 1
-                without_text += str(error).startswith(replies.UNUSABLE["no_text"])
+                without_text += error.unusable == "no_text"
                 if without_text == MAX_WITHOUT_TEXT:
                     break
                 if error.unsent and number and not self._connected:
-                    address = self.config.base_url or self.config.provider
-                    raise FatalProviderError(
-                        f"{address} cannot be reached: {error}; check base_url and the server"
-                    ) from None
+                    raise self._no_server(f"cannot be reached: {error}") from None
             except RejectedRequestError as error:
                 self.counts["rejected by the server"] += 1
                 if not error.own:
-                    self._doubt("rejected by the server", f"request so far is rejected: {error}")
+                    self._doubt("rejected", f"request so far is rejected: {error}")
                 raise
             else:
                 if end := _odd_end(answer):
-                    self._doubt("odd answers", f"answer so far {end}")
+                    self._doubt("odd", f"answer so far {end}")
                 return answer
-        blocked = str(failure).startswith(replies.UNUSABLE["content_filter"])
         reason = f"no answer in {number + 1} attempts; the last: {failure}"
+        blocked = failure.unusable == "content_filter"
         if not self.config.batch and not blocked:
-            self.counts["given up"] += 1
-            self._doubt("given up", f"request so far is given up: {reason}")
+            self._give_up(failure, reason)
         raise RejectedRequestError(reason, own=blocked)
+
+    def _give_up(self, failure: RetryableError, reason: str) -> None:
+        self.counts["given up"] += 1
+        self._doubt("given up", f"request so far is given up: {reason}")
+        turned_away = failure.throttled or failure.unsent
+        self._turned_away = self._turned_away + 1 if turned_away else 0
+        if self._turned_away == MAX_TURNED_AWAY:
+            raise self._no_server(f"answers no more: {reason}")
+
+    def _no_server(self, reason: str) -> FatalProviderError:
+        address = self.config.base_url or self.config.provider
+        proxy = ", HTTP_PROXY and its kin" if getproxies_environment() else ""
+        return FatalProviderError(f"{address} {reason}; check the server, base_url{proxy}")
 
     def _doubt(self, kind: str, reason: str) -> None:
         """Ends the run if the first requests all failed so, and no other proves it wrong."""
         self._failed[kind] += 1
-        first = self._failed[kind] >= MAX_INITIAL_FAILURES and not self._any_good()
+        first = self._failed[kind] >= MAX_INITIAL_FAILURES[kind] and not self._any_good()
         if first and not self._doubts:
             self._doubts[f"every {reason}"] = set(self._undecided)
             self._no_doubt.clear()
@@ -152,7 +173,7 @@ class Attempts:
                 self._no_doubt.set()
 
     def _any_good(self) -> bool:
-        return self.counts["answered"] + self.counts["stored"] > self._failed["odd answers"]
+        return self.counts["answered"] + self.counts["stored"] > self._failed["odd"]
 
     async def send(self, key: str, content: dict[str, Any]) -> ChatAnswer:
         """The answer of one attempt, stored with its charge. Raises: as `answer`."""
@@ -185,7 +206,8 @@ class Attempts:
             raise
         seconds = time.monotonic() - sent
         self._connected = True
-        self._limit.leave(success=True, headers=headers)
+        if pause := self._limit.leave(success=True, headers=headers):
+            self._announce(pause, "the rate limit is reached")
         return await self._store(number, most, content, reply, seconds)
 
     async def _account(self, number: int, most: Charge, error: BaseException) -> None:
@@ -204,7 +226,9 @@ class Attempts:
         charge = prices.charge(most.key, self.config.model, self._price, answer)
         self.budget.charge(charge)
         await self.store.put(number, charge, content, answer, seconds)
-        self.counts["answered"] += charge.is_answer
+        if charge.is_answer:
+            self.counts["answered"] += 1
+            self._turned_away = 0
         self.counts["no usage reported"] += not answer.usage_reported
         over = charge.output_tokens > most.output_tokens or charge.input_tokens > most.input_tokens
         if over and self.budget.is_limited:
@@ -219,22 +243,25 @@ class Attempts:
         if failure := replies.failure(reply):
             raise status_error(self.config, 200, json.dumps({"error": failure}))
         detail = f": {replies.describe(reply)}" if charge.kind == "malformed" else ""
-        raise RetryableError(replies.UNUSABLE[charge.kind] + detail)
+        raise RetryableError(replies.UNUSABLE[charge.kind] + detail, unusable=charge.kind)
 
     async def _back_off(self, number: int, failure: RetryableError) -> None:
         seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (number - 1))
         seconds = max(failure.retry_after or 0.0, seconds * random.uniform(0.5, 1.0))
+        self._announce(seconds, str(failure))
+        await asyncio.sleep(seconds)
+        self._check_running()
+
+    def _announce(self, seconds: float, reason: str) -> None:
         now = time.monotonic()
         if seconds >= ANNOUNCED_WAIT and now - self._last_report >= ANNOUNCED_EVERY:
             self._last_report = now
-            self._report(f"waiting {messages.duration(seconds)}: {failure}")
-        await asyncio.sleep(seconds)
-        self._check_running()
+            self._report(f"waiting {messages.duration(seconds)}: {reason}")
 
 
 def _odd_end(answer: ChatAnswer) -> str:
     """What is wrong with how an answer ended, if all end so; "" for nothing."""
-    if answer.finish_reason not in ("stop", "length", "refusal"):
+    if answer.finish_reason not in replies.KNOWN_ENDS:
         return (
             f"ends with {answer.finish_reason!r}, a word of the server that is not known here; if "
             "it means a complete answer, add it to datagen/chat/replies.py"

@@ -26,6 +26,7 @@ from datagen.chat.config import (
     ChatConfig,
     ChatRequest,
     RequestKey,
+    environment,
     size,
 )
 from datagen.chat.connection import Connection
@@ -38,7 +39,7 @@ from datagen.chat.errors import (
 )
 from datagen.chat.prices import Budget
 from datagen.chat.progress import Estimate
-from datagen.chat.replies import ChatAnswer
+from datagen.chat.replies import KNOWN_ENDS, ChatAnswer
 from datagen.chat.store import AnswerStore
 
 Tag = TypeVar("Tag")
@@ -84,10 +85,10 @@ class Client:
         if config.offline:
             return self
         variable = BASE_URL_VARIABLES[config.provider]
-        if config.base_url and config.base_url == os.environ.get(variable):
+        if config.base_url and config.base_url == os.environ.get(variable, "").strip():
             self.report(f"{config.model} is asked at {config.base_url} ({variable})")
-        if os.environ.get(headers := HEADER_VARIABLES[config.provider]):
-            self.report(f"{headers} of the environment is sent, too")
+        if names := environment().get(HEADER_VARIABLES[config.provider]):
+            self.report(f"headers of the environment are sent, too: {', '.join(names)}")
         if left := store.without_reply():
             self.report(f"{left:,} requests of earlier runs without a reply count at the most")
         connection = self._connection = self._attempts.connection = Connection(config)
@@ -142,7 +143,7 @@ class Client:
             return await asyncio.shield(self._in_flight[key])
         if stored := self.store.get(stored_key):
             self.counts["stored"] += 1
-            return self._without_thoughts(stored)
+            return self._counted(stored)
         if self.config.offline:
             raise RejectedRequestError("offline, and the answer is not stored")
         task = self._in_flight[key] = asyncio.ensure_future(self._answer(stored_key, content))
@@ -244,7 +245,7 @@ class Client:
         except OSError as error:  # of the store
             self.stop(str(error))
             raise
-        return self._without_thoughts(answer)
+        return self._counted(answer)
 
     async def _attempt(self, key: RequestKey, content: dict[str, Any]) -> ChatAnswer:
         self._check_running()
@@ -259,9 +260,11 @@ class Client:
         if self.stop_reason:
             raise RunStoppedError(self.stop_reason)
 
-    def _without_thoughts(self, answer: ChatAnswer) -> ChatAnswer:
+    def _counted(self, answer: ChatAnswer) -> ChatAnswer:
         if answer.thoughts:
             self.counts["with thoughts, which are left out"] += 1
+        if answer.finish_reason not in KNOWN_ENDS:
+            self.counts[f"ending with {answer.finish_reason!r}"] += 1
         return answer
 
     def describe_spent(self) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from common import sections
 
 API_KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 """Provider -> environment variable of its API key."""
+
+SECRET_VARIABLES = (*API_KEY_VARIABLES.values(), "ANTHROPIC_AUTH_TOKEN")
+"""Environment variables whose values are never printed or stored."""
 
 BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 """Provider -> environment variable of the address that is asked if `base_url` is empty."""
@@ -137,6 +141,15 @@ def same_server(base_url: str) -> str:
     return parts._replace(netloc=f"localhost{port}").geturl()
 
 
+def environment() -> dict[str, list[str]]:
+    """Variables of headers that are set -> the names of the headers; the values may be keys."""
+    return {
+        variable: [line.partition(":")[0].strip() for line in value.splitlines() if ":" in line]
+        for variable in HEADER_VARIABLES.values()
+        if (value := os.environ.get(variable))
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class ProviderConfig:
     """Which model to ask, and how: a section of a config file."""
@@ -164,7 +177,7 @@ class ProviderConfig:
     def __post_init__(self):
         sections.choice("provider", self.provider, API_KEY_VARIABLES)
         if not self.base_url and (url := os.environ.get(BASE_URL_VARIABLES[self.provider])):
-            object.__setattr__(self, "base_url", url)  # recorded, and part of each key
+            object.__setattr__(self, "base_url", url.strip())  # recorded, and part of each key
         positive = "max_tokens concurrency attempts timeout_seconds batch_requests poll_seconds"
         for name in positive.split():
             if not getattr(self, name) > 0:
@@ -173,8 +186,14 @@ class ProviderConfig:
             raise ValueError(
                 "base_url must contain no password or key; set these in the environment"
             )
-        if self.base_url and not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url is {self.base_url!r}, not http://... or https://...")
+        if self.base_url and not re.fullmatch(r"https?://[\w.:\[\]-]+(?:/[!-~]*)?", self.base_url):
+            raise ValueError(
+                f"base_url is {self.base_url!r}, not http://HOST... or https://HOST..."
+            )
+        try:
+            urllib.parse.urlsplit(self.base_url).port  # noqa: B018 - checks it
+        except ValueError as error:
+            raise ValueError(f"base_url is {self.base_url!r}: {error}") from None
         if min(self.price_input or 0.0, self.price_output or 0.0) < 0:
             raise ValueError("price_input and price_output must be at least 0")
         if (self.price_input is None) != (self.price_output is None):

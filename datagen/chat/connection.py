@@ -13,9 +13,19 @@ from typing import Any
 
 import httpx2
 
-from datagen.chat.config import API_KEY_VARIABLES, ChatConfig
-from datagen.chat.errors import FatalProviderError, RetryableError
-from datagen.chat.meanings import short_text, status_error
+from datagen.chat.config import (
+    API_KEY_VARIABLES,
+    BASE_URL_VARIABLES,
+    HEADER_VARIABLES,
+    ChatConfig,
+)
+from datagen.chat.errors import (
+    FatalProviderError,
+    RejectedRequestError,
+    RetryableError,
+    short_text,
+    status_error,
+)
 from datagen.chat.rate_limit import seconds_until
 
 
@@ -23,7 +33,8 @@ class Connection:
     """An SDK's client; one per run.
 
     Raises:
-      FatalProviderError: there is no API key, and no `base_url` of a server without one.
+      FatalProviderError: there is no API key, and no `base_url` of a server without one; or a
+        variable of the environment cannot be used.
     """
 
     def __init__(self, config: ChatConfig):
@@ -33,7 +44,12 @@ class Connection:
         aiohttp = importlib.import_module("aiohttp")  # the SDKs' transport
         self._unsent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
         limits = httpx2.Limits(max_connections=config.concurrency + 1)
-        self._http = self._sdk.DefaultAioHttpClient(limits=limits)
+        try:
+            self._http = self._sdk.DefaultAioHttpClient(limits=limits)
+        except OSError as error:
+            raise FatalProviderError(
+                f"the certificates in SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}"
+            ) from None
         name = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[config.provider]
         self._client = getattr(self._sdk, name)(
             api_key=key or "none",
@@ -142,7 +158,8 @@ class Connection:
             retry_after = seconds_until(headers.get("retry-after", ""))
         text = response.text or headers.get("location", "")  # of a redirection
         error = status_error(self.config, status, text, retry_after)
-        if (kind := _no_json(response)) and not isinstance(error, RetryableError):
+        own = isinstance(error, RejectedRequestError) and error.own  # as nginx's 413
+        if (kind := _no_json(response)) and not isinstance(error, RetryableError) and not own:
             return FatalProviderError(f"{self._url} sends {kind} ({status}); check base_url")
         return error
 
@@ -150,14 +167,21 @@ class Connection:
 def _api_key(config: ChatConfig) -> str:
     """The key from the environment; "" where a server needs none."""
     variable = API_KEY_VARIABLES[config.provider]
+    allowed = {variable: r"[!#-&(-~]*", HEADER_VARIABLES[config.provider]: r"[\n -~]*"}
+    for name, value in os.environ.items():
+        if (
+            not name.startswith(f"{config.provider.upper()}_")
+            or name in BASE_URL_VARIABLES.values()
+        ):
+            continue
+        if not re.fullmatch(allowed.get(name, r"[ -~]*"), value):
+            raise FatalProviderError(
+                f"{name} contains a space, a line end, a quotation mark or another character that "
+                "it cannot have; set it again"
+            )
     key = os.environ.get(variable, "")
     if not key and not config.base_url:
         raise FatalProviderError(f"set {variable} in the environment, or base_url")
-    if not re.fullmatch(r"[!#-&(-~]*", key):
-        raise FatalProviderError(
-            f"{variable} contains a space, a line end, a quotation mark or another character that "
-            "no key has; set it again"
-        )
     return key
 
 

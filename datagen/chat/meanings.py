@@ -4,23 +4,9 @@ The first row of ERROR_MEANINGS that fits decides. docs/provider_errors.md shows
 row, add it here and run `python -m tests.docs.provider_errors --write`.
 """
 
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
-
-from common import messages
-from datagen.chat.config import API_KEY_VARIABLES, ChatConfig
-from datagen.chat.errors import (
-    AttemptError,
-    FatalProviderError,
-    NotFoundError,
-    RejectedRequestError,
-    RetryableError,
-)
-from datagen.chat.rate_limit import MAX_PAUSE, seconds_until
+from typing import NamedTuple
 
 GATEWAY_STATUSES = (502, 504, 520, 522, 523, 524)
 """Of a server in between (RFC 9110; Cloudflare): the provider behind it may charge all the same."""
@@ -40,10 +26,19 @@ class ErrorMeaning(NamedTuple):
 
     meaning: Meaning
     statuses: str  # such as "400 429 5.."; a dot is any digit; "": any
-    phrases: str  # of code, type and message, separated by |; _ is a space; … is a few words
+    phrases: str  # of code, type and message, separated by |; _ and - are spaces; … is a few words
     cause: str
     remedy: str
     sources: str
+
+    def fits(self, status: int, words: str) -> bool:
+        """Whether an error with these words is of this kind."""
+        phrases = [re.escape(phrase.strip()) for phrase in self.phrases.split("|")]
+        pattern = "|".join(phrases).replace("…", ".{0,60}")
+        statuses = self.statuses.split() or ["..."]
+        return bool(re.search(pattern, words)) and any(
+            re.fullmatch(allowed, str(status)) for allowed in statuses
+        )
 
 
 OPENAI = "https://developers.openai.com/docs/guides/error-codes"
@@ -53,9 +48,14 @@ TOGETHER = "https://docs.together.ai/docs/error-codes"
 DEEPSEEK = "https://api-docs.deepseek.com/quick_start/error_codes"
 GEMINI = "https://ai.google.dev/gemini-api/docs/troubleshooting"
 AZURE = "https://learn.microsoft.com/azure/ai-services/openai/concepts/content-filter"
+BEDROCK = (
+    "https://docs.aws.amazon.com/bedrock/latest/userguide/troubleshooting-api-error-codes.html"
+)
+GROQ = "https://console.groq.com/docs/errors"
+LITELLM = "https://docs.litellm.ai/docs/exception_mapping"
 ALIBABA = "https://www.alibabacloud.com/help/en/model-studio/error-code"
 HTTP = "https://www.rfc-editor.org/rfc/rfc9110#section-15"
-SERVERS = "vLLM, llama.cpp and Ollama, as they reply"
+SERVERS = "vLLM, SGLang, TGI, llama.cpp, Ollama and LM Studio, as they reply"
 
 _KEY = "check the key in {variable}"
 _CREDIT = "add credit or raise the limit of the account, and rerun"
@@ -70,69 +70,86 @@ ERROR_MEANINGS = (
         Meaning.ITEM,
         "",
         "request too large | request is too large | request larger than | payload too large | "
-        "entity too large",
+        "entity too large | request body too large",
         "one request is too large",
         "shorten it",
-        f"{OPENAI} {ANTHROPIC}",
+        f"{OPENAI} {ANTHROPIC} {GROQ}",
+    ),
+    ErrorMeaning(
+        Meaning.RUN,
+        "403 429",
+        "perday | too many tokens per day | free models per day | daily limit | daily quota | "
+        "monthly quota | monthly limit | calls / month",
+        "the quota of the day or month is used up",
+        "rerun once it is renewed, or raise it",
+        f"{GEMINI} {OPENROUTER} {BEDROCK}",
     ),
     ErrorMeaning(
         Meaning.PASSING,
         "429",
-        "per minute | per min | retrydelay | retry in",
+        "per minute | per min | retrydelay | retry in | please wait",
         "a rate limit",
         "wait",
-        f"{OPENAI} {GEMINI}",
+        f"{OPENAI} {GEMINI} {BEDROCK}",
     ),
     ErrorMeaning(
         Meaning.RUN,
         "",
         "invalid api key | incorrect api key | api key not valid | api key is invalid | "
-        "api key … expired | invalid authentication | authentication error | unauthorized | "
-        "no credentials | no auth credentials | invalid credentials | invalid x api key",
+        "api key … expired | invalid authentication | authentication error | authenticationerror | "
+        "authorization failed | unauthorized | no credentials | no auth credentials | "
+        "invalid credentials | invalid x api key | invalid subscription key | security token",
         "the key is rejected",
         _KEY,
-        f"{OPENAI} {ANTHROPIC} {OPENROUTER} {GEMINI}",
+        f"{OPENAI} {ANTHROPIC} {OPENROUTER} {GEMINI} {BEDROCK} {LITELLM}",
     ),
     ErrorMeaning(
         Meaning.RUN,
         "",
         "insufficient quota | current quota | credit balance | insufficient balance | "
-        "insufficient credit | insufficient funds | out of credits | more credits | spend limit | "
-        "spending limit | billing error | billing hard limit | payment required | arrearage",
+        "insufficient credit | insufficient funds | out of credits | more credits | "
+        "available credits | key limit exceeded | spend limit | spending limit | usage limits | "
+        "budget has been exceeded | exceededbudget | billing error | billing hard limit | "
+        "payment required | arrearage | freetieronly | free tier … exhausted",
         "there is no credit",
         _CREDIT,
-        f"{OPENAI} {ANTHROPIC} {OPENROUTER} {TOGETHER} {DEEPSEEK} {ALIBABA}",
+        f"{OPENAI} {ANTHROPIC} {OPENROUTER} {TOGETHER} {DEEPSEEK} {ALIBABA} {LITELLM}",
     ),
     ErrorMeaning(
         Meaning.RUN,
         "",
         "billing not active | account … not active | account … deactivated | account … disabled | "
         "account … suspended | account … flagged | organization … disabled | "
-        "organization … deactivated | member of an organization | ip not authorized | "
-        "country, region | unsupported country",
+        "organization … deactivated | organization … restricted | member of an organization | "
+        "ip not authorized | country, region | unsupported country | location is not supported | "
+        "request not allowed | service quota",
         "the account may not use the API",
         "see the account's page at the provider",
-        OPENAI,
+        f"{OPENAI} {ANTHROPIC} {GEMINI} {GROQ} {BEDROCK}",
     ),
     ErrorMeaning(
         Meaning.ITEM,
         "",
-        "moderation | flagged | content filter | content policy | content management policy | "
-        "responsibleai | responsible ai | content exists risk | data inspection | invalid prompt | "
-        "inappropriate content | sensitive content | blocked by … safety | prohibited content",
+        "moderation | flagged | content filter | content policy | contentpolicy | "
+        "content management policy | responsibleai | responsible ai | usage guidelines | "
+        "usage policies | guardrail | content exists risk | datainspection | data inspection | "
+        "invalid prompt | high risk | inappropriate content | sensitive content | "
+        "blocked by … safety | prohibited content | prompt was blocked",
         "the request is refused for its content",
         "leave it out, or ask another model",
-        f"{OPENAI} {OPENROUTER} {AZURE} {DEEPSEEK} {ALIBABA}",
+        f"{OPENAI} {ANTHROPIC} {OPENROUTER} {AZURE} {BEDROCK} {DEEPSEEK} {ALIBABA} {LITELLM}",
     ),
     ErrorMeaning(
         Meaning.ITEM,
-        "",
-        "context length | context window | context size | context limit | prompt is too long | "
-        "prompt too long | input is too long | too many tokens | input token count | "
+        "400 403 413 422 5..",
+        "context length | context window | contextwindow | context size | context limit | "
+        "prompt is too long | prompt too long | prompt contains … tokens | input is too long | "
+        "input too long | input length | too many tokens | input token count | inputs` tokens | "
+        "inputs` must have less | maximum model length | maximum allowed length | "
         "string too long | string above max length | token limit exceeded",
         "prompt and answer exceed the context",
         "shorten it, or lower max_tokens",
-        f"{OPENAI} {TOGETHER} {GEMINI} {SERVERS}",
+        f"{OPENAI} {ANTHROPIC} {TOGETHER} {GEMINI} {BEDROCK} {ALIBABA} {LITELLM} {SERVERS}",
     ),
     ErrorMeaning(
         Meaning.RUN,
@@ -145,25 +162,52 @@ ERROR_MEANINGS = (
     ErrorMeaning(
         Meaning.RUN,
         "4..",
-        "unsupported parameter | unsupported value | unknown parameter | unrecognized argument | "
-        "unrecognized request argument | extra inputs are not permitted | extra forbidden | "
-        "maximum allowed number of output tokens | does not support",
+        "unsupported parameter | unsupported value | unsupportedparams | unknown parameter | "
+        "unrecognized argument | unrecognized request argument | extra inputs are not permitted | "
+        "extra forbidden | maximum allowed number of output tokens | supports at most | "
+        "exceed the model limit | max value | min value | does not support",
         "the model rejects a setting",
         _SETTING,
-        f"{OPENAI} {ANTHROPIC} {SERVERS}",
+        f"{OPENAI} {ANTHROPIC} {BEDROCK} {LITELLM} {SERVERS}",
     ),
     ErrorMeaning(
         Meaning.RUN,
-        "4..",
+        "",
         "model not found | model … does not exist | model … not found | model not exist | "
         "unknown model | invalid model | not a valid model | model … decommissioned | "
-        "model … deprecated",
-        "there is no such model",
+        "model … deprecated | model not available | unable to access … model | "
+        "model identifier is invalid | access to … model | access to model | no models loaded | "
+        "model requires more system memory",
+        "there is no such model for this key or server",
         _ADDRESS,
-        f"{OPENAI} {OPENROUTER} {DEEPSEEK} {SERVERS}",
+        f"{OPENAI} {OPENROUTER} {TOGETHER} {DEEPSEEK} {BEDROCK} {GROQ} {SERVERS}",
+    ),
+    ErrorMeaning(
+        Meaning.ITEM,
+        "400 422",
+        "failed to generate json | json validate failed | must be non empty | must not be empty",
+        "this request cannot be answered",
+        "leave it out, or change its text",
+        f"{ANTHROPIC} {GROQ}",
+    ),
+    ErrorMeaning(
+        Meaning.RUN,
+        "403",
+        "permission | access denied | accessdenied | not have access",
+        "the key may not do this",
+        f"{_KEY} and the model {{model!r}}",
+        f"{ANTHROPIC} {GEMINI} {ALIBABA}",
     ),
     ErrorMeaning(Meaning.RUN, "401 407", "", "the key is rejected", _KEY, HTTP),
     ErrorMeaning(Meaning.RUN, "402", "", "there is no credit", _CREDIT, f"{DEEPSEEK} {OPENROUTER}"),
+    ErrorMeaning(
+        Meaning.RUN,
+        "",
+        "unexpected endpoint",
+        "nothing answers there",
+        "check base_url: it usually ends with /v1",
+        SERVERS,
+    ),
     ErrorMeaning(
         Meaning.RUN,
         "3.. 404 405 410 421 501",
@@ -175,109 +219,26 @@ ERROR_MEANINGS = (
     ErrorMeaning(Meaning.ITEM, "413 451", "", "the request is refused", "shorten it", HTTP),
     ErrorMeaning(
         Meaning.PASSING,
-        "408 409 425 429 5..",
+        "408 409 425 429 498 499 5..",
         "",
         "the server is busy or fails",
         "wait",
-        f"{HTTP} {ANTHROPIC}",
+        f"{HTTP} {ANTHROPIC} {GROQ}",
+    ),
+    ErrorMeaning(
+        Meaning.PASSING,
+        "400 403 424",
+        "too many requests | rate limit | throttl | overloaded | timed out",
+        "the server is busy or fails",
+        "wait",
+        f"{BEDROCK} {LITELLM}",
     ),
     ErrorMeaning(
         Meaning.UNCLEAR,
-        "4..",
+        "...",
         "",
         "the request is rejected",
         f"{_KEY}, the model {{model!r}}, base_url and settings such as temperature",
         HTTP,
     ),
 )
-
-
-def status_error(
-    config: ChatConfig, status: int, body: str, retry_after: float | None = None
-) -> AttemptError:
-    """The exception for an error reply, whose text `body` may contain keys.
-
-    Args:
-      status: of HTTP; with 200, the code in the body counts, if there is one.
-    """
-    words, code = _words(body)
-    billed = status in GATEWAY_STATUSES
-    if status == 200:
-        status = code or 500
-    row = _row(status, words)
-    message = short_text(f"Error code: {status} - {body}")
-    if row.meaning == Meaning.PASSING:
-        retry_after = _seconds_named(words) if retry_after is None else retry_after
-        if (retry_after or 0) <= MAX_PAUSE:
-            return RetryableError(message, status=status, retry_after=retry_after, billed=billed)
-        wait = messages.duration(retry_after or 0)
-        return FatalProviderError(f"{message}; the provider asks to wait {wait}: rerun after that")
-    if row.meaning == Meaning.ITEM:
-        return RejectedRequestError(f"{row.cause}: {message}", own=True)
-    remedy = row.remedy.format(
-        variable=API_KEY_VARIABLES[config.provider],
-        model=config.model,
-        max_tokens=config.max_tokens,
-    )
-    if row.meaning == Meaning.UNCLEAR:
-        return RejectedRequestError(f"{message}; {remedy}")
-    text = f"{config.base_url or config.provider}: {row.cause}: {message}; {remedy}"
-    return (NotFoundError if status == 404 else FatalProviderError)(text)
-
-
-def short_text(error: BaseException | str) -> str:
-    """One line of an error, at most 300 characters, without anything that could be a key."""
-    text = " ".join(str(error).split())
-    for variable in API_KEY_VARIABLES.values():
-        if key := os.environ.get(variable, "").strip():
-            text = text.replace(key, "[key]")
-    text = re.sub(r"\bsk-[\w*.-]{4,}", "[key]", text)
-    return text[:300] or type(error).__name__
-
-
-def _row(status: int, words: str) -> ErrorMeaning:
-    for row in ERROR_MEANINGS:
-        phrases = [re.escape(phrase.strip()) for phrase in row.phrases.split("|")]
-        pattern = "|".join(phrases).replace("…", ".{0,60}")
-        allowed = row.statuses.split() or ["..."]
-        if re.search(pattern, words) and any(re.fullmatch(s, str(status)) for s in allowed):
-            return row
-    return ERROR_MEANINGS[-1]  # a status that is none, such as 299 or 600
-
-
-def _words(body: str) -> tuple[str, int]:
-    """(all words of an error in lower case, without _ and -; its code if that is a status)."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        content = {"message": body[:2000]}
-    values = list(_scalars(content))
-    codes = [str(value) for name, value in values if name in ("code", "status", "http_code")]
-    code = next((int(c) for c in codes if re.fullmatch("[45][0-9][0-9]", c)), 0)
-    text = " ; ".join(str(value)[:2000] for _, value in values)
-    return re.sub(r"[_-]", " ", text.lower()), code
-
-
-def _scalars(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, Mapping):
-        for inner, value in content.items():
-            if inner in ("input", "body", "prompt"):  # the request, repeated
-                continue
-            if inner == "retryDelay":  # of Gemini: the name says more than the value
-                yield inner, f"retryDelay {value}"
-            yield from _scalars(value, inner)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _scalars(value, name)
-    elif content is not None:
-        yield name, content
-
-
-def _seconds_named(words: str) -> float | None:
-    """The wait that an error asks for in words.
-
-    >>> _seconds_named("please try again in 7m12s. visit"), _seconds_named("try again later")
-    (432.0, None)
-    """
-    found = re.search(r"(?:again|retry) (?:in|after) ((?:[\d.]+(?:ms|h|m|s))+)", words)
-    return seconds_until(found[1].rstrip(".")) if found else None

@@ -62,8 +62,8 @@ class RateLimit:
             self._in_flight += 1
         return time.monotonic()
 
-    def leave(self, *, success: bool, headers: Mapping[str, str] | None = None) -> None:
-        """Ends a request that was not throttled."""
+    def leave(self, *, success: bool, headers: Mapping[str, str] | None = None) -> float:
+        """Ends a request that was not throttled; returns the seconds until another may be sent."""
         self._in_flight -= 1
         if success:
             growth = 1 / self._limit if self._was_throttled else 1
@@ -73,6 +73,7 @@ class RateLimit:
             if headers.get(remaining) == "0":
                 self._pause(seconds_until(headers.get(reset, "")))
         self._admit()
+        return max(0.0, self._paused_until - time.monotonic())
 
     def throttled(self, sent: float, retry_after: float | None) -> None:
         """Ends a request that the provider answered with "too many requests"."""

@@ -20,6 +20,9 @@ UNUSABLE = {
 }
 """Ends of replies that are paid for but are no answers -> what they mean."""
 
+KNOWN_ENDS = ("stop", "length", "refusal")
+"""Ends of answers; any other is a word that is not known here."""
+
 _WORDS = {
     "stop": "eos eos_token stop_token stop_sequence end_turn end_of_turn eot end complete "
     "completed done finished finish normal stopped success unspecified none null",
@@ -123,7 +126,8 @@ def failure(reply: Any) -> Any:
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else {}
     within = choice.get("error") if isinstance(choice, dict) else None
-    return reply.get("error") or within or None
+    is_error = not reply.keys() & {"choices", "content"} and reply.keys() & {"message", "detail"}
+    return reply.get("error") or within or (reply if is_error else None)
 
 
 def describe(reply: Any) -> str:

@@ -88,10 +88,6 @@ class AnswerStore:
             raise FileNotFoundError(f"no stored answers: {path}")
         if not path.exists():
             store_file.require_run(path, 0, "")
-        if writable:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.touch()  # by the umask; SQLite would not let a group write
         self._reader = store_file.connect(path, writable=writable)
         spent = self.total_spent()
         store_file.require_run(path, spent.tokens, spent.first_key)
@@ -154,7 +150,7 @@ class AnswerStore:
         try:
             return self._reader.execute(query, values)
         except sqlite3.Error as error:
-            raise OSError(f"{self.path}: {store_file.describe(error)}") from None
+            raise OSError(f"{self.path}: {store_file.describe(error, self.path)}") from None
 
     async def reserve(self, most: Charge) -> int:
         """The number of a request, once the most that it can cost is on disk.
@@ -234,7 +230,7 @@ class AnswerStore:
                 waited_for = store_file.passes(error)
                 patience = CLOSING_PATIENCE if self._closing.is_set() else PATIENCE
                 if not waited_for or time.monotonic() - started > patience:
-                    failure = OSError(f"{self.path}: {store_file.describe(error)}")
+                    failure = OSError(f"{self.path}: {store_file.describe(error, self.path)}")
                     results = [failure] * len(items)
                     break
                 if not announced:

@@ -6,19 +6,21 @@ store. To notice that, the main file holds `user_version` COMPLETE_WITH_WAL whil
 only the WAL holds COMPLETE: a main file that says COMPLETE_WITH_WAL, without its WAL, is not whole.
 """
 
+import errno
+import fcntl
 import json
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Any
 
 COMPLETE_WITH_WAL, COMPLETE = 1, 2
 """Values of SQLite's `user_version`; 0: of an earlier version of this program."""
 
+_LOCKED = "is locked by another program, such as a database browser or a backup; close it"
 WAITED_FOR = {
-    sqlite3.SQLITE_BUSY: "is locked by another program, such as a database browser or a backup; "
-    "close it",
-    sqlite3.SQLITE_LOCKED: "is locked by another program, such as a database browser or a backup; "
-    "close it",
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
     sqlite3.SQLITE_FULL: "cannot grow: there is no space left; make room",
     sqlite3.SQLITE_IOERR: "cannot be written: the disk fails or is full; make room or repair it",
 }
@@ -81,13 +83,12 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     Raises:
       OSError: it is no answer store, not the whole store, locked, or cannot be written.
     """
-    exists = path.exists()
+    _require_whole(path)
+    if writable and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # by the umask; SQLite would not let a group write
     try:
-        if exists:
-            _require_wal(path)
-        connection = sqlite3.connect(
-            path if exists or writable else ":memory:", check_same_thread=False
-        )
+        connection = sqlite3.connect(path if path.exists() else ":memory:", check_same_thread=False)
         connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `checkpoint`
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if tables and not {"answers", "charges"} <= tables:
@@ -100,7 +101,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         if writable:
             checkpoint(connection)
     except sqlite3.Error as error:
-        raise OSError(f"{path}: {describe(error)}") from None
+        raise OSError(f"{path}: {describe(error, path)}") from None
     return connection
 
 
@@ -111,9 +112,11 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {COMPLETE}")
 
 
-def describe(error: sqlite3.Error) -> str:
-    """What an error of SQLite means, with the remedy."""
+def describe(error: sqlite3.Error, path: Path) -> str:
+    """What an error of SQLite at `path` means, with the remedy."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
+    if code in (*WAITED_FOR, sqlite3.SQLITE_PROTOCOL) and not _has_locks(path.parent):
+        return "its drive has no file locks, which SQLite needs; put the workdir on a local disk"
     if code in WAITED_FOR:
         return f"{WAITED_FOR[code]} and rerun: all earlier answers are kept"
     is_operational = isinstance(error, sqlite3.OperationalError) and "no such" not in str(error)
@@ -124,6 +127,15 @@ def describe(error: sqlite3.Error) -> str:
 def passes(error: sqlite3.Error) -> str:
     """What to wait for, after an error that passes; "" after one that does not."""
     return WAITED_FOR.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+
+
+def _has_locks(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+    return True
 
 
 def require_run(path: Path, tokens: int, first_key: str) -> None:
@@ -156,12 +168,18 @@ def _spent(record: Path) -> dict[str, Any]:
     return spent if isinstance(spent, dict) and isinstance(spent.get("tokens"), int) else {}
 
 
-def _require_wal(path: Path) -> None:
-    with path.open("rb") as file:
-        header = file.read(100)
+def _require_whole(path: Path) -> None:
+    header, wal = b"", path.with_name(path.name + "-wal")
+    if path.exists():
+        with path.open("rb") as file:
+            header = file.read(100)
+    if not header and wal.exists() and wal.stat().st_size:
+        raise OSError(  # SQLite would delete the WAL
+            f"{path} is missing or empty, but {wal.name} beside it holds answers of a run; put "
+            f"{path.name} back, or delete {wal.name} to pay for all answers again"
+        )
     version = int.from_bytes(header[60:64], "big")  # user_version, in SQLite's file format
-    wal = path.with_name(path.name + "-wal")
-    if len(header) == 100 and version == COMPLETE_WITH_WAL and not wal.exists():
+    if version == COMPLETE_WITH_WAL and not wal.exists():
         raise OSError(
             f"{path} was copied without {wal.name}, which holds the newest answers of a run that "
             "was killed; copy both files, or delete it to pay for all answers again"

@@ -22,7 +22,7 @@ INITIAL_YIELD = 0.7
 """Share of the requested tasks that is kept, assumed until replies have arrived."""
 
 INITIAL_YIELD_WEIGHT = 10
-"""Number of replies that this assumption counts for."""
+"""Number of replies that this assumption counts for while a run decides how many to ask for."""
 
 FIRST_REPLIES = 10
 """Replies from the first on without a task to keep, after which one of them is shown."""
@@ -115,14 +115,13 @@ class TaskCollector:
     def expected(self) -> int:
         """Estimated total of requests."""
         in_flight = self.num_sent - self.num_read
-        missing = self.config.num_tasks - len(self.pool.kept) - in_flight * self._yield()
-        return self.num_sent + max(0, math.ceil(missing / self._yield()))
+        tasks_per_reply = self._yield(self.num_read, INITIAL_YIELD_WEIGHT)
+        missing = self.config.num_tasks - len(self.pool.kept) - in_flight * tasks_per_reply
+        return self.num_sent + max(0, math.ceil(missing / tasks_per_reply))
 
     def forecast(self) -> int:
         """How many more requests the tasks that are still missing take, by the replies so far."""
-        assumed = INITIAL_YIELD_WEIGHT * self.config.tasks_per_request * INITIAL_YIELD
-        replies = self.num_read - self.missing
-        tasks_per_reply = (len(self.pool.kept) + assumed) / (replies + INITIAL_YIELD_WEIGHT)
+        tasks_per_reply = self._yield(self.num_read - self.missing, weight=1)
         return max(0, math.ceil((self.config.num_tasks - len(self.pool.kept)) / tasks_per_reply))
 
     def requests(self) -> Iterator[tuple[int, ChatRequest] | None]:
@@ -143,10 +142,10 @@ class TaskCollector:
         )
         return needs_tasks or self.expected() <= self.num_sent
 
-    def _yield(self) -> float:
-        """Expected number of tasks kept per reply."""
-        assumed = INITIAL_YIELD_WEIGHT * self.config.tasks_per_request * INITIAL_YIELD
-        return (len(self.pool.kept) + assumed) / (self.num_read + INITIAL_YIELD_WEIGHT)
+    def _yield(self, replies: int, weight: int) -> float:
+        """Expected tasks kept per reply, after so many; the assumption counts for `weight` more."""
+        assumed = weight * self.config.tasks_per_request * INITIAL_YIELD
+        return (len(self.pool.kept) + assumed) / (replies + weight)
 
     def _machine_tasks(self) -> list[Task]:
         """The kept tasks that the next request may show.

@@ -1,6 +1,7 @@
 """The tasks command: whole runs against a local server."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,51 @@ def test_a_dry_run_asks_nothing(server, tmp_path, capsys):
     tasks.run(make_config(server), tmp_path / "run", dry_run=True)
     assert server.bodies == [] and not (tmp_path / "run").exists()
     assert "8 requests to send" in capsys.readouterr().err
+
+
+def test_what_will_be_sent_follows_from_what_the_replies_gave(server, tmp_path, capsys):
+    server.answer = lambda body: teacher.write_tasks(body, count=6)  # half of what is asked for
+    tasks.run(make_config(server, tasks__num_tasks=40), tmp_path, dry_run=False)
+    before, more = len(server.bodies), make_config(server, tasks__num_tasks=160)
+    capsys.readouterr()
+    tasks.run(more, tmp_path, dry_run=True)
+    said = re.match(r"(\d+) requests to send, (\d+) answers stored", capsys.readouterr().err)
+    assert said and int(said[2]) == before == len(server.bodies)
+    tasks.run(more, tmp_path, dry_run=False)
+    sent = len(server.bodies) - before
+    assert 0.7 * sent <= int(said[1]) <= 1.1 * sent and sent > 20
+
+
+LAYOUTS = {
+    "as asked for": lambda text: text,
+    "full-width punctuation": lambda text: text.replace(": ", "：").replace(". Type", "．Type"),
+    "emoji": lambda text: re.sub(r"(?m)^(Topic|View|Input)", "🔹 \\1", text),
+    "bold": lambda text: re.sub(
+        r"(Type|Topic|View|Difficulty|Instruction|Input):", r"**\1:**", text
+    ),
+    "no-break spaces": lambda text: text.replace("\nView", "\n\u00a0\u200bView"),
+    "one line": lambda text: re.sub(r"\n(?=Topic|View|Difficulty|Instruction|Input)", " | ", text),
+    "words before and after": lambda text: f"Sure! Here they are.\n{text}###\nLet me know!",
+    "thoughts": lambda text: f"<think>\n{text.replace('Explain', 'DRAFT')}</think>\n{text}",
+    "an end token": lambda text: f"{text}<|im_end|>",
+    "no input in words": lambda text: text.replace("<noinput>", "No input is needed."),
+    "German": lambda text: text.replace("<noinput>", "Keine Eingabe erforderlich."),
+}
+
+
+def test_every_layout_of_a_teacher_is_read(server, tmp_path):
+    layouts = list(LAYOUTS.values())
+    server.answer = lambda body: layouts[len(server.bodies) % len(layouts)](
+        teacher.write_tasks(body)
+    )
+    count = 9 * len(layouts)  # of twelve, two are flawed, and one may say the same as another
+    config = make_config(server, teacher__concurrency=1, tasks__num_tasks=count)
+    tasks.run(config, tmp_path, dry_run=False)
+    kept = read_tasks(tmp_path / "tasks.jsonl")
+    assert len(kept) == count and len(server.bodies) <= len(layouts) + 1
+    assert {task.input for task in kept} == {"", "DNA of NA, sodium."}
+    assert not any("DRAFT" in task.instruction for task in kept)
+    assert {task.difficulty for task in kept} == {1, 2, 3, 4, 5}
 
 
 def test_a_stop_writes_nothing_and_offline_writes_what_there_is(server, tmp_path):

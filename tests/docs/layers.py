@@ -6,6 +6,7 @@ python -m tests.docs.layers --write    replaces it in the document
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tests.test_structure import LAYERS, SHARED_MODULES, edges
@@ -95,26 +96,27 @@ def diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
-def replaced(text: str, new: str) -> str:
+def replaced(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
     """A document with `new` between the markers.
 
     Raises:
       ValueError: the document has no markers.
     """
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{DOCUMENT} has no lines {BEGIN.strip()!r} and {END!r}")
-    return before + BEGIN + new + END + after
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the document has no lines {begin.strip()!r} and {end!r}")
+    return before + begin + new + end + after
 
 
-def main() -> None:
+def write(document: Path, new: str, begin: str, end: str) -> None:
+    """Prints `new` or, with --write, puts it between the markers of a document."""
     if "--write" not in sys.argv:
-        print(diagram(), end="")
+        print(new, end="")
         return
-    text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(replaced(text, diagram()), encoding="utf-8")
+    text = document.read_text(encoding="utf-8")
+    document.write_text(replaced(text, new, begin, end), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write(DOCUMENT, diagram(), BEGIN, END)

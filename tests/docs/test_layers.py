@@ -1,12 +1,20 @@
-"""The diagram of layers is drawn from the imports."""
+"""What documents show of the sources is made from the sources."""
 
-from tests.docs import layers
+from tests.docs import layers, provider_errors
 
 
 def test_the_diagram_is_that_of_the_sources():
     text = layers.DOCUMENT.read_text(encoding="utf-8")
     assert layers.replaced(text, layers.diagram()) == text, (
         "run python -m tests.docs.layers --write"
+    )
+
+
+def test_the_table_of_errors_is_the_one_that_decides():
+    text = provider_errors.DOCUMENT.read_text(encoding="utf-8")
+    markers = provider_errors.BEGIN, provider_errors.END
+    assert layers.replaced(text, provider_errors.table(), *markers) == text, (
+        "run python -m tests.docs.provider_errors --write"
     )
 
 

@@ -3,15 +3,15 @@
 import dataclasses
 import itertools
 import json
+import os
 import string
 import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from common.messages import format_counts
 from datagen import responses, tasks
 from datagen.chat import attempts
 from evaluation import judge, references
@@ -107,6 +107,14 @@ thinking = st.builds(
 )
 
 
+DRAWS = settings(
+    max_examples=int(os.environ.get("ALPACARE_THOUGHT_DRAWS", "6")),
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),  # to shrink a run of 40 replies takes minutes
+)
+"""Each draw is a run of some 30 replies."""
+
+
 @pytest.fixture(scope="module")
 def server():
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +142,7 @@ def texts(folder, *names):
     return "".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
-@settings(max_examples=6, deadline=None)
+@DRAWS
 @given(drawn=st.lists(thinking, min_size=25, max_size=40))
 def test_thoughts_stay_out_of_all_data(server, drawn):
     with tempfile.TemporaryDirectory() as name:
@@ -161,15 +169,14 @@ def test_thoughts_stay_out_of_all_data(server, drawn):
 
 
 def questions(folder, count):
-    lines = [
-        {"id": str(i), "instruction": f"Question {i}?", "output": "Yes."} for i in range(count)
-    ]
+    lines = [{"id": str(i), "instruction": f"Question {i}?"} for i in range(count)]
     for name in ("set", "model-7B", "gpt"):
-        records = (json.dumps(line | {"generator": name}) + "\n" for line in lines)
+        added = {"output": f"Yes, says {name}.", "generator": name}
+        records = (json.dumps(line | added) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text("".join(records))
 
 
-@settings(max_examples=6, deadline=None)
+@DRAWS
 @given(drawn=st.lists(thinking, min_size=25, max_size=40))
 def test_thoughts_stay_out_of_references_and_verdicts(server, drawn):
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
@@ -199,5 +206,4 @@ def test_thoughts_stay_out_of_references_and_verdicts(server, drawn):
         assert SECRET not in texts(folder / "j", "judgements.jsonl")
         verdicts = [line["verdict"] for line in judgements]
         assert set(verdicts) <= {"tie", "invalid"}, "a thought says (a)"
-        without = sum(not thinking.is_answer for thinking in drawn)
-        assert verdicts.count("invalid") == without, format_counts({"without": without})
+        assert verdicts.count("invalid") == sum(not thinking.is_answer for thinking in drawn)

@@ -19,7 +19,7 @@ from typing import Any
 from datagen.chat import prices
 from datagen.chat.batch.log import Batch, BatchLog, BatchState, PendingRequest
 from datagen.chat.batch.protocols import BATCH_PROTOCOLS
-from datagen.chat.config import ChatConfig
+from datagen.chat.config import ChatConfig, same_server
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
     BudgetReachedError,
@@ -91,7 +91,11 @@ class Batches:
           FatalProviderError: the status of such a batch cannot be read.
         """
         for batch in self._log.open():
-            if (batch.provider, batch.base_url) != (self.config.provider, self.config.base_url):
+            server = same_server(batch.base_url)
+            if (batch.provider, server) != (
+                self.config.provider,
+                same_server(self.config.base_url),
+            ):
                 self.budget.set_aside(batch.usd, batch.tokens)
                 self.report(f"{batch} is left open: this run uses another provider")
                 continue
@@ -328,7 +332,8 @@ class Batches:
         self.counts["no usage reported"] += not answer.usage_reported
         if not charge.is_answer:
             self._in_batches.discard(charge.key)
-            return self._fail(charge.key, RetryableError(UNUSABLE[charge.kind]))
+            failure = RetryableError(UNUSABLE[charge.kind], unusable=charge.kind)
+            return self._fail(charge.key, failure)
         future = self._futures.pop(charge.key, None)
         if future and not future.done():
             future.set_result(answer)

@@ -21,8 +21,9 @@ from datagen.chat.errors import (
     NotSubmittedError,
     RetryableError,
     SubmissionUnknownError,
+    short_text,
+    status_error,
 )
-from datagen.chat.meanings import short_text, status_error
 
 METADATA_KEY = "alpacare_jax_batch"
 """Key of the batch's name in OpenAI's `metadata`."""

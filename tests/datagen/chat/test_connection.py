@@ -2,7 +2,7 @@
 
 import pytest
 
-from datagen.chat import connection, meanings
+from datagen.chat import connection, errors
 from datagen.chat.errors import RetryableError
 from tests.support.chat_runs import ask, make_config, requests
 from tests.support.chat_server import ChatServer
@@ -34,6 +34,6 @@ def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):
 
 def test_an_error_is_cut_after_the_key_is_gone(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-key-without-a-prefix")
-    text = meanings.short_text(ValueError("x" * 290 + " plain-key-without-a-prefix"))
+    text = errors.short_text(ValueError("x" * 290 + " plain-key-without-a-prefix"))
     assert text == "x" * 290 + " [key]"
-    assert meanings.short_text(ValueError()) == "ValueError"
+    assert errors.short_text(ValueError()) == "ValueError"

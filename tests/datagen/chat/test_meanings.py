@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from datagen.chat import attempts, meanings
+from datagen.chat import attempts, errors, meanings
+from datagen.chat import config as chat_config
 from datagen.chat.client import Client
 from datagen.chat.errors import (
     Failure,
@@ -14,13 +15,15 @@ from datagen.chat.errors import (
     RejectedRequestError,
     RetryableError,
     RunStoppedError,
+    status_error,
 )
-from datagen.chat.meanings import status_error
 from datagen.chat.store import AnswerStore
 from tests.support.chat_runs import answer_texts, ask, make_config, requests, rows, texts
-from tests.support.chat_server import openai_reply, question
+from tests.support.chat_server import ChatServer, openai_reply, question
 
-RUN, ITEM, PASSING = FatalProviderError, RejectedRequestError, RetryableError
+RUN, PASSING = (FatalProviderError, None), (RetryableError, None)
+ITEM, UNCLEAR = (RejectedRequestError, True), (RejectedRequestError, False)
+"""(class, `own`) of exceptions."""
 
 
 def error(message="", **fields):
@@ -44,13 +47,48 @@ MEANINGS = [
     (400, error("Access denied, account in good standing needed", code="Arrearage"), RUN),
     (403, error("This request requires more credits, or fewer max_tokens"), RUN),
     # The account.
+    (429, error("Monthly allowance gone", code="insufficient_quota"), RUN),
+    (403, error("Key limit exceeded (total limit)", code=403), RUN),  # OpenRouter
+    (400, error("You have reached the API usage limits you specified"), RUN),  # Anthropic
+    (400, error("Budget has been exceeded! Current cost: 2.0", type="budget_exceeded"), RUN),
+    (403, error("The free tier is used up", code="AllocationQuota.FreeTierOnly"), RUN),  # Alibaba
+    (403, '{"code": "denied", "error": "Your team has used all available credits"}', RUN),  # xAI
+    # The quota of a day or month.
+    (429, json.dumps([{"error": {"code": 429, "message": "You exceeded your current quota",
+        "details": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel"},
+                    {"retryDelay": "36s"}]}}]), RUN),  # Gemini
+    (429, error("Limit reached: free-models-per-day", code=429), RUN),  # OpenRouter
+    (429, '{"message": "Too many tokens per day, please wait and try again"}', RUN),  # Bedrock
+    (429, '{"message": "This key allows 1000 API calls / month"}', RUN),  # Cohere
+    (429, error("Rate limit on requests per day (RPD). Please try again in 7h12m."), RUN),
+    (429, error("Rate limit of 50 per 86400s. Please wait 39427 seconds before retrying."), RUN),
+    # The account.
     (429, error("Your account is not active", code="billing_not_active"), RUN),
+    (400, error("Organization has been restricted", code="organization_restricted"), RUN),  # Groq
+    (412, error("Account x is suspended, maybe for unpaid invoices"), RUN),  # Fireworks
+    (400, error("User location is not supported for the API use.", code=400), RUN),  # Gemini
+    (403, error("Request not allowed", type="forbidden"), RUN),  # Anthropic
+    (403, '{"message": "The security token included in the request is expired"}', RUN),  # Bedrock
+    (403, error("Your API key does not have permission", type="permission_error"), RUN),
+    (403, error("", status="PERMISSION_DENIED", code=403), RUN),  # Gemini
+    (401, '{"statusCode": 401, "message": "Unauthorized. Access token is missing"}', RUN),  # Azure
+    (500, error("litellm.AuthenticationError: no key"), RUN),
     (403, error("Country, region, or territory not supported"), RUN),
     (401, error("This organization has been disabled."), RUN),
     # The model and the address.
     (404, error("The model `x` does not exist or you do not have access"), RUN),
     (400, error("Model Not Exist"), RUN),
     (400, error("x is not a valid model ID", code=400), RUN),
+    (400, error("The model has been decommissioned", code="model_decommissioned"), RUN),  # Groq
+    (400, error("Unable to access non-serverless model x", code="model_not_available"), RUN),
+    (400, '{"message": "The provided model identifier is invalid."}', RUN),  # Bedrock
+    (403, error("Project p does not have access to model x", code="model_not_found"), RUN),
+    (400, '{"object": "error", "message": "Invalid model: x", "code": "1500"}', RUN),  # Mistral
+    (404, error("model 'x' not found, try pulling it first"), RUN),  # Ollama
+    (400, error("No models loaded. Please load a model"), RUN),  # LM Studio
+    (500, error("model requires more system memory than is available"), RUN),  # Ollama
+    (404, error("The API deployment does not exist", code="DeploymentNotFound"), RUN),  # Azure
+    (200, '{"error": "Unexpected endpoint or method. (POST /x)"}', RUN),  # LM Studio
     (404, '{"detail": "Not Found"}', RUN),
     (405, "", RUN),
     (307, "", RUN),
@@ -59,6 +97,11 @@ MEANINGS = [
     (400, error("", code="unsupported_parameter"), RUN),
     (400, error("max_tokens: 99 > 64, which is the maximum allowed number of output tokens"), RUN),
     (422, '{"detail": [{"type": "extra_forbidden", "loc": ["body", "top_k"]}]}', RUN),
+    (400, error("max_tokens is too large: this model supports at most 4 completion tokens"), RUN),
+    (400, error("Invalid 'temperature': decimal above max value", code="decimal_above_max_value"),
+     RUN),
+    (400, '{"object": "error", "message": "litellm.UnsupportedParamsError: x"}', RUN),
+    (400, error('"x" does not support thinking'), RUN),  # Ollama
     # One request.
     (403, error("Input flagged", code=403, metadata={"reasons": ["violence"]}), ITEM),
     (400, error("Content Exists Risk", type="invalid_request_error"), ITEM),
@@ -72,16 +115,50 @@ MEANINGS = [
     (400, error("prompt is too long: 210000 tokens > 200000 maximum"), ITEM),
     (403, error("Input token count + max_tokens parameter must be less than the context"), ITEM),
     (500, error("the request exceeds the available context size. try increasing it"), ITEM),
+    (400, error("Output blocked by content filtering policy"), ITEM),  # Anthropic
+    (403, '{"code": "denied", "error": "Content violates usage guidelines"}', ITEM),  # xAI
+    (400, error("", code="content_filter", innererror={"code": "ResponsibleAIPolicyViolation"}),
+     ITEM),  # Azure
+    (400, error("litellm.ContentPolicyViolationError: x"), ITEM),
+    (400, error("litellm.ContextWindowExceededError: x"), ITEM),
+    (400, '{"code": "DataInspectionFailed", "message": "bad"}', ITEM),  # Alibaba
+    (400, error("Unsafe or sensitive content may be in the input", code="1301"), ITEM),  # Zhipu
+    (400, error("rejected because it was considered high risk", type="content_filter"), ITEM),
+    (400, error("The prompt (length 9) is longer than the maximum model length of 8"), ITEM),
+    (400, '{"object": "error", "message": "The input (9 tokens) is longer than the model\'s '
+          'context length (8 tokens)."}', ITEM),  # SGLang
+    (400, error("Input length (9 tokens) exceeds the maximum allowed length (8 tokens)"), ITEM),
+    (422, '{"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8", '
+          '"error_type": "validation"}', ITEM),  # TGI
+    (400, error("the request exceeds the context", type="exceed_context_size_error"), ITEM),
+    (400, '{"message": "Input is too long for requested model."}', ITEM),  # Bedrock
+    (400, error("input length and `max_tokens` exceed context limit: 9 + 8 > 10"), ITEM),
+    (400, error("messages: text content blocks must be non-empty"), ITEM),  # Anthropic
+    (400, error("Failed to generate JSON.", code="json_validate_failed",
+                failed_generation="my api key is invalid"), ITEM),  # Groq
+    (403, error("Your input was flagged", code=403, metadata={
+        "flagged_input": "insufficient quota of kindness"}), ITEM),  # OpenRouter
+    (400, error("[{'loc': ('body',), 'msg': 'too long', 'input': 'unknown model'}]"), UNCLEAR),
     (413, error("", type="request_too_large"), ITEM),
     (413, "<html>too large</html>", ITEM),
     (429, error("Request too large for gpt-4o on tokens per min (TPM): Limit 30000"), ITEM),
-    (400, '{"detail": [{"msg": "bad", "input": "my credit balance is too low"}]}', ITEM),
+    (400, '{"detail": [{"msg": "bad", "input": "my credit balance is too low"}]}', UNCLEAR),
     # What passes.
     (429, error("Rate limit reached for requests per min (RPM)"), PASSING),
     (429, json.dumps([{"error": {"code": 429, "message": "You exceeded your current quota",
                                  "details": [{"retryDelay": "30s"}]}}]), PASSING),
     (429, error("This request would exceed the rate limit of 20,000 input tokens per minute. "
                 "Please reduce the prompt length or the maximum tokens requested"), PASSING),
+    (429, '{"message": "Too many tokens, please wait before trying again."}', PASSING),  # Bedrock
+    (429, error("Rate limit on tokens per day. Please try again in 4m19.2s"), PASSING),  # Groq
+    (429, error("exceeded the call rate limit. Please retry after 20 seconds."), PASSING),  # Azure
+    (429, error("Resource has been exhausted (e.g. check quota).", code=429,
+                status="RESOURCE_EXHAUSTED"), PASSING),  # Gemini
+    (429, '{"object": "error", "message": "Requests rate limit exceeded"}', PASSING),  # Mistral
+    (429, error("No deployments available. Try again in 60 seconds"), PASSING),  # LiteLLM
+    (400, '{"__type": "ThrottlingException"}', PASSING),  # Bedrock
+    (424, '{"message": "The model timed out"}', PASSING),  # Bedrock
+    (498, error("Flex capacity exceeded", code="capacity_exceeded"), PASSING),  # Groq
     (529, error("Overloaded", type="overloaded_error"), PASSING),
     (503, error("Loading model", type="unavailable_error"), PASSING),
     (502, "<html>Bad Gateway</html>", PASSING),
@@ -92,13 +169,13 @@ MEANINGS = [
 
 
 def test_doctests():
-    assert doctest.testmod(meanings).failed == 0
+    assert doctest.testmod(errors).failed == 0
 
 
 @pytest.mark.parametrize(("status", "body", "kind"), MEANINGS)
 def test_what_an_error_means(status, body, kind):
     found = status_error(make_config(None), status, body)
-    assert type(found).__mro__[0] is kind or isinstance(found, kind), found
+    assert isinstance(found, kind[0]) and getattr(found, "own", None) == kind[1], found
     assert getattr(found, "billed", False) == (status == 502), "a gateway's provider may charge"
 
 
@@ -121,6 +198,7 @@ def flagged(status, content, **headers):
         (429, {"error": {"type": "tokens", "message": "request larger than the limit per minute"}}),
         (400, {"error": {"message": "maximum context length is 4096 tokens"}}),
         (200, {"error": {"message": "flagged", "code": 403}}),
+        (413, "<html><title>413 Request Entity Too Large</title></html>"),
     ],
 )
 def test_an_error_of_an_item_rejects_it_alone(server, tmp_path, status, content):
@@ -144,16 +222,25 @@ def test_the_first_three_may_be_rejected_for_their_content(server, tmp_path, con
     assert stopped is None and answer_texts(got) == texts(20, 3)
 
 
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_nor_do_a_few_rejections_without_a_known_reason_end_it(server, tmp_path, concurrency):
+    first = {f"question {i}" for i in range(9)}
+    server.error = lambda body: (400, error("no"), {}) if question(body) in first else None
+    config = make_config(server, concurrency=concurrency)
+    got, _, stopped = ask(config, tmp_path / "s", requests(40))
+    assert stopped is None and answer_texts(got) == texts(40, 9)
+
+
 def test_what_is_on_its_way_may_prove_a_doubt_wrong(server, tmp_path):
     def slow_error(body):
-        if int(question(body).split()[-1]) < 3:
+        if int(question(body).split()[-1]) < 12:
             return 400, {"error": {"message": "no reason"}}, {}
         time.sleep(0.3)
         return None
 
     server.error = slow_error
     got, _, stopped = ask(make_config(server), tmp_path / "s", requests(60))
-    assert stopped is None and answer_texts(got) == texts(60, 3)
+    assert stopped is None and answer_texts(got) == texts(60, 12)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +265,9 @@ def test_what_is_on_its_way_may_prove_a_doubt_wrong(server, tmp_path):
             "a stream (text/event-stream)",
         ),
         (404, {"error": {"message": "no such path"}}, {}, "base_url"),
+        (200, {"error": "Unexpected endpoint or method. (POST /x)"}, {}, "ends with /v1"),
+        (200, {"object": "error", "message": "Invalid API key", "code": 401}, {}, "OPENAI_API_KEY"),
+        (200, {"detail": "Unauthorized"}, {}, "OPENAI_API_KEY"),
         (307, "", {"Location": "/elsewhere"}, "base_url"),
         (
             400,
@@ -215,6 +305,41 @@ def test_a_wait_is_announced(server, tmp_path, monkeypatch):
     assert sum("waiting" in line and "too many" in line for line in reports) == 1
 
 
+def test_a_limit_that_is_reached_is_announced(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "ANNOUNCED_WAIT", 0.1)
+    server.headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "200ms"}
+    reports = []
+    config = make_config(server, concurrency=1)
+    got, *_ = ask(config, tmp_path / "s", requests(3), report=reports.append)
+    assert answer_texts(got) == texts(3)
+    assert sum("waiting" in line and "rate limit is reached" in line for line in reports) == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_a_429_that_never_passes_ends_a_run_at_any_time(server, tmp_path, concurrency):
+    too_many = 429, {"error": {"message": "try later"}}, {}
+    server.error = lambda body: too_many if len(server.bodies) > 20 else None
+    config = make_config(server, attempts=2, concurrency=concurrency)
+    got, client, stopped = ask(config, tmp_path / "s", requests(500))
+    assert "answers no more: no answer in 2 attempts; the last: Error code: 429" in str(stopped)
+    assert len(answer_texts(got)) == 20 and client.counts["given up"] <= 2 + concurrency
+
+
+def test_a_server_that_is_gone_ends_a_run(tmp_path):
+    server = ChatServer(kinds=("drop",))
+
+    def answer(body):
+        if len(server.bodies) == 9:
+            server.close()
+            server.faults = 1.0  # on the connection that is still open
+        return "an answer"
+
+    server.answer = answer
+    config = make_config(server, attempts=2, concurrency=1)
+    got, _, stopped = ask(config, tmp_path / "s", requests(500))
+    assert "answers no more" in str(stopped) and len(answer_texts(got)) == 9
+
+
 def test_an_upstream_failure_in_a_choice_is_asked_again_and_charged(server, tmp_path):
     failed = openai_reply("", "error")
     failed["choices"][0]["error"] = {"code": 502, "message": "upstream failed"}
@@ -232,8 +357,9 @@ def test_a_run_whose_first_answers_end_with_an_unknown_word_says_so(server, tmp_
     assert "every answer so far ends with 'fertig', a word of the server" in str(stopped)
     assert len(server.bodies) <= 8
     server.error = lambda body: (200, reply, {}) if len(server.bodies) % 3 else None
-    got, _, stopped = ask(make_config(server, model="m2"), tmp_path / "s", requests(30))
+    got, client, stopped = ask(make_config(server, model="m2"), tmp_path / "s", requests(30))
     assert stopped is None and {a.finish_reason for a in got.values()} == {"stop", "fertig"}
+    assert "20 ending with 'fertig'" in client.summary()
 
 
 def test_a_run_whose_first_answers_are_all_cut_in_their_thoughts_says_so(server, tmp_path):
@@ -259,6 +385,11 @@ def test_the_base_url_of_the_environment_is_recorded_reported_and_part_of_the_ke
     with AnswerStore(tmp_path / "s") as store:
         assert Client(config, store).stored(request)
         assert not Client(plain, store).stored(request)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Tier: secret-of-a-header\nX-Way: b")
+    got, client, _ = ask(config, tmp_path / "s", requests(2), report=reports.append)
+    assert client.counts["answered"] == 2, "headers may change an answer"
+    assert "headers of the environment are sent, too: X-Tier, X-Way" in reports
+    assert chat_config.environment() == {"OPENAI_CUSTOM_HEADERS": ["X-Tier", "X-Way"]}
     monkeypatch.setenv("OPENAI_BASE_URL", "http://user:secret@proxy/v1")
     with pytest.raises(ValueError, match="no password or key"):
         make_config(None)
@@ -270,6 +401,35 @@ def test_a_key_that_cannot_be_one_is_named_by_its_variable(server, tmp_path, mon
     with pytest.raises(ValueError, match="OPENAI_API_KEY contains a space, a line end") as told:
         ask(make_config(server), tmp_path / "s", requests(1))
     assert "test" not in str(told.value) and not server.bodies
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("OPENAI_ORG_ID", "org\nx", "OPENAI_ORG_ID contains a space, a line end"),
+        ("OPENAI_CUSTOM_HEADERS", "X-A: café", "OPENAI_CUSTOM_HEADERS contains"),
+        ("SSL_CERT_FILE", "/nowhere", "SSL_CERT_FILE or SSL_CERT_DIR cannot be read"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(server, tmp_path, monkeypatch, name, value, says):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=says):
+        ask(make_config(server), tmp_path / "s", requests(3))
+    assert not server.bodies
+
+
+def test_a_proxy_of_the_environment_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    _, _, stopped = ask(make_config(server), tmp_path / "s", requests(3))
+    assert "cannot be reached" in str(stopped) and "HTTP_PROXY and its kin" in str(stopped)
+
+
+@pytest.mark.parametrize(
+    "url", ["http:///v1", "http://a b/v1", "http://h:99999/v1", "h/v1", "http://h/\n"]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ValueError, match="base_url is "):
+        make_config(None, base_url=url)
 
 
 def test_another_spelling_of_the_address_pays_nothing_again(server, tmp_path):

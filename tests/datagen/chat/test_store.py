@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
+import fcntl
+import functools
 import shutil
 import sqlite3
 
@@ -144,6 +147,50 @@ def test_a_copy_without_its_wal_is_noticed(server, tmp_path):
         assert store.total_spent().tokens >= 19 * 27
     with AnswerStore(copy, read_only=True) as store:
         assert store.total_spent().tokens >= 19 * 27, "closed: there is no -wal to copy"
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_wal_whose_store_is_missing_or_empty_is_kept(server, tmp_path, content):
+    path, left = tmp_path / "run" / "answers.sqlite", tmp_path / "left"
+    killed(server, path, left)
+    main, wal = left / "answers.sqlite", left / "answers.sqlite-wal"
+    whole = main.read_bytes()
+    main.unlink() if content is None else main.write_bytes(content)
+    for mode in ({}, {"dry_run": True}):
+        with pytest.raises(OSError, match=r"missing or empty, but answers.sqlite-wal beside it"):
+            AnswerStore(main, **mode)
+    assert wal.stat().st_size, "SQLite alone would delete it"
+    main.write_bytes(whole)
+    with AnswerStore(main) as store:
+        assert store.total_spent().tokens >= 19 * 27
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_drive_without_locks_is_named_as_such(tmp_path, monkeypatch, number):
+    AnswerStore(tmp_path / "s").close()
+
+    def lockf(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0.01))
+    with (
+        locked(tmp_path / "s"),  # what SQLite makes of ENOLCK
+        pytest.raises(
+            OSError, match="no file locks, which SQLite needs; put the workdir on a local"
+        ),
+    ):
+        AnswerStore(tmp_path / "s")
+
+
+def test_a_store_that_another_program_locks_is_named_as_such(tmp_path, monkeypatch):
+    AnswerStore(tmp_path / "s").close()
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0.01))
+    with (
+        locked(tmp_path / "s"),
+        pytest.raises(OSError, match=r"s: is locked by another program, .*; close it and rerun"),
+    ):
+        AnswerStore(tmp_path / "s")
 
 
 def test_another_program_may_empty_the_wal(server, tmp_path):
