@@ -5,12 +5,14 @@
 Run again with the same flags, it resumes from the last checkpoint of the workdir.
 """
 
+import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
@@ -20,13 +22,13 @@ from alpacare_jax.checkpoints.saving import TrainingCheckpoints
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import params
-from alpacare_jax.training import batching, optimizers
+from alpacare_jax.training import batching, optimizers, preference
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
 from alpacare_jax.training.console import Compilations, StartupTimer, log, waiting
 from alpacare_jax.training.evaluation import Evaluation
 from alpacare_jax.training.progress import TrainingProgress
-from alpacare_jax.training.train_step import TrainingProgram, attention_kernel
+from alpacare_jax.training.train_step import State, TrainingProgram, attention_kernel
 from common import cli, paths, sections
 
 
@@ -105,6 +107,9 @@ def run(
             state = program.initial_state()
     workdir_lib.make(workdir, run_config, description, first)
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
+    if run_config.preference.beta:
+        inputs, data = description["inputs"], (train_data, eval_data)
+        train_data, eval_data = with_references(program, workdir, inputs, data, state, watchdog)
     train_step, eval_step = announced_steps(program)
     evaluation = Evaluation(program, eval_data, eval_step)
     progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluation)
@@ -152,18 +157,58 @@ def run(
 def log_data(run_config: RunConfig, train_data: Batcher, num_steps: int, num_devices: int) -> None:
     """Reports how many examples and steps a run has, and whether a step fills the devices."""
     batch_size, epochs = run_config.train.batch_size, run_config.train.epochs
-    skipped = len(train_data.examples) % batch_size
+    skipped, noun = train_data.num_records % batch_size, train_data.noun
     log(
-        f"{len(train_data.examples):,} examples, {num_steps:,} steps of {batch_size} ({epochs} "
+        f"{train_data.num_records:,} {noun}, {num_steps:,} steps of {batch_size} ({epochs} "
         f"epochs), {optimizers.warmup_steps(run_config.optimizer, num_steps)} of them warm-up"
     )
     if skipped:
-        log(f"{skipped} examples are skipped each epoch (incomplete batch)")
+        log(f"{skipped} {noun} are skipped each epoch (incomplete batch)")
     if num_devices > 1 and batch_size < train_data.full_batch_size / 2:
         log(
-            f"{batch_size} examples per step do not fill {num_devices} devices; use a "
+            f"{batch_size} {noun} per step do not fill {num_devices} devices; use a "
             f"train.batch_size of {train_data.full_batch_size:,}, or fewer devices"
         )
+
+
+def with_references(
+    program: TrainingProgram,
+    workdir: epath.Path,
+    inputs: Mapping[str, Any],
+    data: tuple[Batcher, Batcher | None],
+    state: State | None,
+    watchdog: processes.Watchdog,
+) -> tuple[Batcher, Batcher | None]:
+    """The batchers of pairs, with the log-probabilities that the base model gives to the answers.
+
+    They are read from the workdir, or computed by the state that a run begins with, and stored.
+
+    Raises:
+      ValueError: those of the workdir are damaged, or of another model or other pairs.
+    """
+    path, batchers = workdir / preference.REFERENCES, [batcher for batcher in data if batcher]
+    identity = {"model": inputs["model"], "pairs": preference.digest(batchers)}
+    if processes.broadcast_from_process_0(path.exists()):
+        values = preference.read_references(path, identity)
+        log(f"{path} has the reference log-probabilities")
+    else:
+        params, step = (state or program.initial_state())["params"], program.make_reference_step()
+
+        def sums(arrays: dict[str, np.ndarray]) -> jax.Array:
+            watchdog.reset()
+            return step(params, sharding.put_batch(arrays, program.mesh))
+
+        with waiting("computing the reference log-probabilities"):
+            values = [preference.reference_log_probs(batcher, sums) for batcher in batchers]
+        log(f"reference log-probabilities of {sum(map(len, values)):,} answers are computed")
+        if processes.is_first():
+            preference.write_references(path, identity, values)
+        processes.barrier("references stored")
+    train_data, *held_out = (
+        dataclasses.replace(batcher, references=each)
+        for batcher, each in zip(batchers, values, strict=True)
+    )
+    return train_data, held_out[0] if held_out else None
 
 
 def announced_steps(program: TrainingProgram) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -21,7 +21,7 @@ from common import paths
 from common.jsonl import Record
 
 TABLE_ENDINGS = (".csv", ".tsv")
-RECORD_FIELDS = frozenset({"instruction", "output"})
+RECORD_FIELDS = frozenset({"instruction", "output", "chosen"})
 """An object with one of these is a record; a first line with one is the header of a table."""
 
 DELIMITERS = ",\t;|"

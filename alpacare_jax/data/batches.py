@@ -7,11 +7,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from alpacare_jax.data import packing
-from alpacare_jax.data.encoding import EncodedExample
+from alpacare_jax.data.encoding import NOUNS, EncodedExample
 from common.records import Example
 
 SAMPLED_STEPS, SAMPLED_EPOCHS = 64, 3
@@ -27,22 +28,33 @@ STEP_COLUMNS = {
 }
 """The arrays of a `Step`, with their dtypes."""
 
+PAIR_COLUMNS = {"references": np.float32, "pair_weights": np.float32}
+"""Further arrays of a `Step` of pairs of answers."""
+
 MICRO_HEADROOM = 1.25
 """Arrays have room for this multiple of the micro-batches that any step of the sample needs. The
 tokens of 128 real examples vary by 3 to 6 % from step to step, so no step should need it all."""
 
 
-def split_examples(
-    examples: Sequence[Example], share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(training, held-out) examples: a random `share`, rounded up, is held out."""
-    num_held_out = math.ceil(share * len(examples))
-    order = _shuffled(len(examples), seed, epoch=-1)
-    held_out = set(order[:num_held_out].tolist())
-    return (
-        [example for i, example in enumerate(examples) if i not in held_out],
-        [example for i, example in enumerate(examples) if i in held_out],
-    )
+Record = TypeVar("Record", bound=tuple[Example, ...])
+
+
+def split_records(
+    records: Sequence[Record], share: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """(training, held-out) records: a random `share`, rounded up, is held out.
+
+    A record is an example, or the two of a pair. Pairs are split by their prompts: other answers to
+    a held-out prompt are held out, too.
+    """
+    groups = [(r[0].instruction, r[0].input) if len(r) == 2 else i for i, r in enumerate(records)]
+    distinct = list(dict.fromkeys(groups))
+    order = _shuffled(len(distinct), seed, epoch=-1)
+    held_out = {distinct[i] for i in order[: math.ceil(share * len(distinct))]}
+    split = [], []
+    for group, record in zip(groups, records, strict=True):
+        split[group in held_out].append(record)
+    return split
 
 
 @lru_cache(maxsize=4)  # takes 5 ms for 52,002 items; every step of an epoch needs it
@@ -68,6 +80,12 @@ class Step:
 
     Weights are normalised by the number of targets of the whole step, so gradients of micro-batches
     sum to the gradient of the mean over tokens, on any device layout.
+
+    The same examples as the two answers of a pair, whose reference log-probabilities are -3 and -5:
+    weights are divided by the targets of the preferred answers, and the last tokens hold
+
+        references   = [ 0,  0,  0, -3,  0,  0, -5,  0]
+        pair_weights = [ 0,  0,  0,  0,  0,  0,  1,  0] / num_records
     """
 
     arrays: dict[str, np.ndarray]
@@ -76,6 +94,12 @@ class Step:
     num_computed: int  # tokens computed, padding included: num_micro * R * T
     num_targets: int
     num_pairs: int  # query-key pairs of causal attention: sum of n (n + 1) / 2
+    records: np.ndarray  # numbers of its records, as the rows hold them one after the other
+
+
+def examples_of(records: np.ndarray, answers: int) -> np.ndarray:
+    """The numbers of the examples of records; those of one record are consecutive."""
+    return np.add.outer(answers * records, np.arange(answers)).ravel()
 
 
 class TokenStore:
@@ -86,9 +110,19 @@ class TokenStore:
     Args:
       ids: token ids of each example.
       num_targets: how many of its last tokens are targets; never the first.
+      answers: consecutive examples that make a record: 2 for pairs, the preferred answer first.
+      references: [examples] log-probabilities by the reference, of pairs; zeros by default.
     """
 
-    def __init__(self, ids: Sequence[np.ndarray], num_targets: Sequence[int]):
+    def __init__(
+        self,
+        ids: Sequence[np.ndarray],
+        num_targets: Sequence[int],
+        answers: int = 1,
+        references: np.ndarray | None = None,
+    ):
+        self._answers = answers
+        self._references = np.zeros(len(ids), np.float32) if references is None else references
         self.lengths = np.array([len(tokens) for tokens in ids])
         self.num_targets = np.array(num_targets)
         self._starts = np.cumsum(self.lengths) - self.lengths
@@ -113,11 +147,13 @@ class TokenStore:
             weights   = [ 0,  1,  1,  0,  1,  1,  0,  0] / 4: repeats of 0, 1, 0 by spans
 
         Args:
-          chosen: [examples of the step], their numbers.
+          chosen: [records of the step], their numbers.
           rows: the indices into `chosen` that each row holds, in order. Further rows are padding.
           shape: [A, R, T].
         """
         T = shape[2]
+        chosen = examples_of(chosen, self._answers)
+        rows = [[self._answers * i + k for i in row for k in range(self._answers)] for row in rows]
         padding = np.cumsum([len(row) + 1 for row in rows]) - 1  # the last piece of each row
         first = np.append(0, padding[:-1] + 1)  # the first piece of each row
         numbers = chosen[np.array([i for row in rows for i in (*row, 0)])]
@@ -132,9 +168,11 @@ class TokenStore:
         # An example's targets stand one token early, and its last token predicts nothing.
         last = np.minimum(targets, 1)
         spans = np.stack([lengths - targets - last, targets, last], axis=1).ravel()
-        values = np.tile(np.array([0, 1 / targets.sum(), 0], np.float32), len(numbers))
+        num_targets = self.num_targets[chosen[:: self._answers]].sum()
+        values = np.tile(np.array([0, 1 / num_targets, 0], np.float32), len(numbers))
 
-        arrays = {name: np.zeros(shape, dtype) for name, dtype in STEP_COLUMNS.items()}
+        columns = STEP_COLUMNS if self._answers == 1 else STEP_COLUMNS | PAIR_COLUMNS
+        arrays = {name: np.zeros(shape, dtype) for name, dtype in columns.items()}
         used = len(rows) * T
         flat = {name: array.reshape(-1)[:used] for name, array in arrays.items()}
         index = np.arange(used)
@@ -147,6 +185,10 @@ class TokenStore:
         flat["segments"][:] = np.repeat(segments, lengths)
         index -= np.repeat(ends - lengths, lengths)
         np.multiply(index, flat["segments"] > 0, out=flat["positions"], casting="same_kind")
+        if self._answers == 2:
+            ends = np.delete(ends, padding)
+            flat["references"][ends - 1] = self._references[np.delete(numbers, padding)]
+            flat["pair_weights"][ends[1::2] - 1] = self._answers / len(chosen)
         return arrays
 
 
@@ -157,34 +199,48 @@ class Batcher:
     The examples of a step are a function of (examples, seed, batch_size, step) alone: the same on
     any mesh, on any number of hosts and after any restart. Their layout in rows also depends on the
     device count, which changes no result beyond rounding.
+
+    A record is an example, or the `answers` consecutive ones of a pair, which share a row.
     """
 
     examples: Sequence[EncodedExample]
-    batch_size: int  # examples per step, over all devices
+    batch_size: int  # records per step, over all devices
     seed: int
     max_length: int  # of an example, in tokens
-    max_row_length: int  # or the length of the longest example, if that is more
+    max_row_length: int  # or the length of the longest record, if that is more
     row_multiple: int
     row_groups: int  # devices that the rows of a batch are sharded over
     microbatch_tokens: int  # maximum tokens of a micro-batch per device
     attention_cost: float = 0.0  # see packing.cost
+    answers: int = 1  # examples of a record
+    references: np.ndarray | None = None  # see TokenStore
 
     def __post_init__(self):
-        if len(self.examples) < self.batch_size:
+        if self.num_records < self.batch_size:
             raise ValueError(
-                f"{len(self.examples):,} training examples do not fill one batch of "
-                f"{self.batch_size:,}; lower train.batch_size or add examples"
+                f"{self.num_records:,} training {self.noun} do not fill one batch of "
+                f"{self.batch_size:,}; lower train.batch_size or add {self.noun}"
             )
+
+    @property
+    def num_records(self) -> int:
+        """Examples, or pairs of them."""
+        return len(self.examples) // self.answers
+
+    @property
+    def noun(self) -> str:
+        """What a message calls the records."""
+        return NOUNS[self.answers]
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches only, as in the original: 52,002 examples give 406 of 128."""
-        return len(self.examples) // self.batch_size
+        return self.num_records // self.batch_size
 
     def indices(self, step: int) -> np.ndarray:
-        """The examples of step `step`, counted from 0; each epoch is shuffled anew."""
+        """The records of step `step`, counted from 0; each epoch is shuffled anew."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = _shuffled(len(self.examples), self.seed, epoch)
+        order = _shuffled(self.num_records, self.seed, epoch)
         return order[within * self.batch_size : (within + 1) * self.batch_size]
 
     @cached_property
@@ -196,8 +252,8 @@ class Batcher:
         """
         stride = max(1, self.steps_per_epoch // SAMPLED_STEPS)
         count = min(SAMPLED_STEPS, SAMPLED_EPOCHS * self.steps_per_epoch)
-        steps = [self._store.lengths[self.indices(stride * i)].tolist() for i in range(count)]
-        longest = -(-self.max_length // self.row_multiple) * self.row_multiple
+        steps = [self._lengths[self.indices(stride * i)].tolist() for i in range(count)]
+        longest = -(-self.max_length * self.answers // self.row_multiple) * self.row_multiple
         limit = max(longest, self.max_row_length // self.row_multiple * self.row_multiple)
         max_rows = -(-self.batch_size // self.row_groups)  # more would hold no example
         possible = packing.possible_shapes(
@@ -219,7 +275,7 @@ class Batcher:
         return shapes
 
     def _max_micro(self, shape: packing.MicroShape) -> int:
-        """Micro-batches of a step with one example per row."""
+        """Micro-batches of a step with one record per row."""
         return -(-self.batch_size // (shape[1] * self.row_groups))
 
     @cached_property
@@ -228,7 +284,7 @@ class Batcher:
 
         Rows are padded to a multiple; half of one is wasted on average, then 5 %.
         """
-        tokens = np.mean(self._store.lengths)
+        tokens = np.mean(self._lengths)
         return math.ceil(10 * self.row_multiple * self.row_groups / tokens)
 
     @cached_property
@@ -236,7 +292,14 @@ class Batcher:
         return TokenStore(
             [example.ids for example in self.examples],
             [example.num_targets for example in self.examples],
+            self.answers,
+            self.references,
         )
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """Tokens of each record."""
+        return self._store.lengths.reshape(-1, self.answers).sum(axis=1)
 
     def _cost(self, shape: packing.MicroShape, num_rows: np.ndarray) -> np.ndarray:
         return packing.cost(shape, num_rows, self.row_groups, self.attention_cost)
@@ -246,19 +309,25 @@ class Batcher:
 
     def batch(self, step: int) -> Step:
         """The arrays of optimizer step `step`, counted from 0."""
-        chosen = self.indices(step)
-        lengths = self._store.lengths[chosen]
+        return self.batch_of(self.indices(step))
+
+    def batch_of(self, chosen: np.ndarray) -> Step:
+        """The arrays of the records of these numbers, at most `batch_size`."""
+        lengths = self._lengths[chosen]
         shape, rows = packing.cheapest_layout(lengths.tolist(), self.shapes, self._price)
         T, R = shape[0], shape[1] * self.row_groups
         num_micro = -(-len(rows) // R)
         A = self.shapes[shape]
         if num_micro > A:  # far from the sample: one more compilation
             A = self._max_micro(shape)
+        examples = examples_of(chosen, self.answers)
+        each = self._store.lengths[examples]
         return Step(
             arrays=self._store.arrays(chosen, rows, (A, R, T)),
             num_micro=num_micro,
             num_tokens=int(lengths.sum()),
             num_computed=num_micro * R * T,
-            num_targets=int(self._store.num_targets[chosen].sum()),
-            num_pairs=int((lengths * (lengths + 1) // 2).sum()),
+            num_targets=int(self._store.num_targets[examples].sum()),
+            num_pairs=int((each * (each + 1) // 2).sum()),
+            records=chosen[[i for row in rows for i in row]],
         )

@@ -1,5 +1,6 @@
 """Records to token ids: which tokens are prompt, which are targets, and what is left out."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -57,6 +58,10 @@ class EncodedExample:
         """Tokens that carry loss."""
         return len(self.ids) - self.prompt_length
 
+    def truncated(self, length: int) -> "EncodedExample":
+        """Its first `length` tokens."""
+        return EncodedExample(self.ids[:length], self.prompt_length)
+
 
 def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) -> list[int]:
     """The ids of the prompt, after BOS where the tokenizer adds one."""
@@ -76,56 +81,62 @@ def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -
     return EncodedExample(ids, len(prompt))
 
 
+NOUNS = {1: "examples", 2: "pairs"}
+"""Answers of a record -> what messages call such records."""
+
+
 def encode_all(
     examples: Sequence[Example],
     tokenizer: Tokenizer,
     template: Template,
     config: DataConfig,
     report: Callable[[str], None],
+    answers: int = 1,
 ) -> list[EncodedExample]:
-    """Encodes every usable example; `report` receives one line per kind of change or omission.
+    """Encodes every usable record; `report` receives one line per kind of change or omission.
 
     Truncation removes the end, EOS included, as in the original: the model must not learn to stop
-    where an answer was cut.
+    where an answer was cut. An answer that is not usable takes the other one of its pair with it.
+
+    Args:
+      answers: consecutive examples that make a record: 2 for pairs.
 
     Raises:
       ValueError: an example is too long and `overlong` is "error", or no example is left.
     """
-    kept, empty, overlong, prompt_only = [], 0, 0, 0
-    for example in examples:
-        if not example.output.strip():
-            empty += 1
+    kept, counts = [], collections.Counter()
+    action = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
+    overlong = f"{action}: over {config.max_length:,} tokens"
+    for start in range(0, len(examples), answers):
+        record = examples[start : start + answers]
+        if not all(example.output.strip() for example in record):
+            counts["dropped: empty output"] += 1
             continue
-        encoded = encode_example(example, tokenizer, template)
-        if len(encoded.ids) > config.max_length:
+        encoded = [encode_example(example, tokenizer, template) for example in record]
+        if (longest := max(len(one.ids) for one in encoded)) > config.max_length:
             if config.overlong == "error":
                 raise ValueError(
-                    f"example {example.id} is {len(encoded.ids):,} tokens, over data.max_length "
+                    f"example {record[0].id} is {longest:,} tokens, over data.max_length "
                     f"{config.max_length:,}; raise it or set data.overlong to truncate or drop"
                 )
-            overlong += 1
-            encoded = EncodedExample(encoded.ids[: config.max_length], encoded.prompt_length)
+            counts[overlong] += 1
+            encoded = [one.truncated(config.max_length) for one in encoded]
             if config.overlong == "drop":
                 continue
-            if encoded.num_targets <= 0:
-                prompt_only += 1
+            if not all(one.num_targets > 0 for one in encoded):
+                counts["dropped: no response is left after truncation"] += 1
                 continue
-        kept.append(encoded)
-    action = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
-    outcomes = [
-        f"{count:,} of {len(examples):,} examples {outcome}"
-        for count, outcome in (
-            (empty, "dropped: empty output"),
-            (overlong, f"{action}: over {config.max_length:,} tokens"),
-            (prompt_only, "dropped: no response is left after truncation"),
-        )
-        if count
-    ]
+        if answers == 2 and np.array_equal(encoded[0].ids, encoded[1].ids):
+            counts["dropped: the two answers are the same"] += 1
+            continue
+        kept += encoded
+    noun, total = NOUNS[answers], len(examples) // answers
+    outcomes = [f"{count:,} of {total:,} {noun} {outcome}" for outcome, count in counts.items()]
     if not kept:
         remedy = (
             "give records with outputs"
-            if empty == len(examples)
-            else ("check data.max_length and data.overlong")
+            if counts["dropped: empty output"] == total
+            else "check data.max_length and data.overlong"
         )
         raise ValueError(f"no example is left ({'; '.join(outcomes)}); {remedy}")
     for outcome in outcomes:

@@ -41,7 +41,8 @@ def make_program(run_config: RunConfig, devices: Sequence[Any]) -> TrainingProgr
 def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> batches.Step:
     """One step's batch, laid out as in training, of examples with the workload's lengths."""
     run_config = program.run_config
-    count = run_config.train.batch_size
+    size = run_config.train.batch_size
+    count = size * run_config.preference.answers
     lengths = np.linspace(0.5, 1.5, count) * workload.example_tokens
     lengths = np.clip(lengths.round().astype(int), 2, run_config.data.max_length)
     prompt_share = 1 - workload.answer_share
@@ -49,7 +50,7 @@ def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> batch
         encoding.EncodedExample(np.zeros(n, np.int32), max(1, round(n * prompt_share)))
         for n in lengths.tolist()
     ]
-    batcher = batching.make_batcher(examples, count, run_config, program.model_config, program.mesh)
+    batcher = batching.make_batcher(examples, size, run_config, program.model_config, program.mesh)
     return batcher.batch(0)
 
 

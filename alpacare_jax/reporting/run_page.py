@@ -58,14 +58,25 @@ def drawings(run: RunFiles) -> list[Drawing]:
         found = run.pace(key) if key in PACE else run.curve(key)
         return draw(title, Curve(name, found, "series0"), **options) if found else None
 
-    loss = [
-        Curve("training", run.curve("loss"), "series0"),
-        Curve("held out", run.curve("eval_loss"), "series1", dots=True),
+    def both(title: str, key: str, **options: bool) -> Drawing | None:
+        training = Curve("training", run.curve(key), "series0")
+        held_out = Curve("held out", run.curve(f"eval_{key}"), "series1", dots=True)
+        found = training.points or held_out.points
+        return draw(title, training, held_out, **options) if found else None
+
+    answers = [
+        Curve(name, run.curve(f"{name}_log_prob"), f"series{number}")
+        for number, name in enumerate(("chosen", "rejected"))
     ]
+    pairs = bool(answers[0].points)
     norms = [y for _, y in run.curve("grad_norm")]
     wide = bool(norms) and max(norms) > SPREAD * min(norms) > 0
     found = [
-        draw("Loss, nats a token", *loss) if any(curve.points for curve in loss) else None,
+        both("Loss of a pair, nats" if pairs else "Loss, nats a token", "loss"),
+        both("Reward margin of the chosen answers", "reward_margin"),
+        both("Pairs whose chosen answer has the higher reward", "pair_accuracy", share=True),
+        draw("Log-probability of an answer, nats", *answers) if pairs else None,
+        both("Loss of the chosen answers, nats a token", "chosen_loss"),
         one("Learning rate", "learning_rate", "learning rate"),
         one("Gradient norm, before clipping", "grad_norm", "gradient norm", log=wide),
         one("Throughput, tokens a second", "tokens_per_second", "tokens/s"),

@@ -1,16 +1,20 @@
 """The batches of a run: its config and mesh applied to the records it names."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import model_folder
-from alpacare_jax.data import batches, encoding, prompts
+from alpacare_jax.data import batches, encoding, pairs, prompts
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.training.config import RunConfig
 from common import records
+
+Record = tuple[records.Example, ...]
+"""An example, or the two of a pair."""
 
 
 def load_batchers(
@@ -30,25 +34,38 @@ def load_batchers(
             f"max_position_embeddings {limit:,}; lower it"
         )
 
+    answers = run_config.preference.answers
+
     def batcher(
-        examples: Sequence[records.Example], name: str, batch_size: int | None = None
+        found: Sequence[Record], name: str, batch_size: int | None = None
     ) -> batches.Batcher:
+        examples = list(itertools.chain.from_iterable(found))
         try:
             encoded = encoding.encode_all(
-                examples, tokenizer, template, run_config.data, lambda text: log(f"{name}: {text}")
+                examples,
+                tokenizer,
+                template,
+                run_config.data,
+                lambda text: log(f"{name}: {text}"),
+                answers,
             )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        size = batch_size or len(encoded)
+        size = batch_size or len(encoded) // answers
         return make_batcher(encoded, size, run_config, model_config, mesh)
 
-    examples = records.read_examples(run_config.data.path, report=log)
+    def read(path: str) -> list[Record]:
+        if answers == 2:
+            return list(pairs.read_pairs(path, report=log))
+        return [(example,) for example in records.read_examples(path, report=log)]
+
+    found = read(run_config.data.path)
     if run_config.data.eval_path:
-        held_out = records.read_examples(run_config.data.eval_path, report=log)
+        held_out = read(run_config.data.eval_path)
     else:
         share = run_config.data.eval_share
-        examples, held_out = batches.split_examples(examples, share, run_config.train.seed)
-    train = batcher(examples, "training data", run_config.train.batch_size)
+        found, held_out = batches.split_records(found, share, run_config.train.seed)
+    train = batcher(found, "training data", run_config.train.batch_size)
     return train, batcher(held_out, "held-out data") if held_out else None
 
 
@@ -72,4 +89,5 @@ def make_batcher(
         microbatch_tokens=run_config.train.microbatch_tokens,
         # Attention over a full row of T costs 12 L N H T FLOPs per token, the parameters 6 P.
         attention_cost=2 * sizes["L"] * sizes["N"] * sizes["H"] / params.count(model_config),
+        answers=run_config.preference.answers,
     )

@@ -35,7 +35,8 @@ class Evaluation:
         self._arrays = sharding.put_batch(batch.arrays, program.mesh)
         self._num_micro = np.int32(batch.num_micro)
         if count := program.run_config.train.samples:
-            self._samples = Samples(program, held_out.examples[:count])
+            firsts = held_out.examples[:: held_out.answers]  # of a pair, the preferred answer
+            self._samples = Samples(program, firsts[:count])
 
     def loss(self, state: State) -> dict[str, float]:
         """What a step reports, as `eval_loss` and so on; {} where nothing is held out."""

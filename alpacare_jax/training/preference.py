@@ -6,15 +6,27 @@ A row of a batch holds pairs, the preferred answer before the other:
     answer      = [chosen , rej., chosen , rejected, padding]
     pair        = [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 
-What holds the model to the one that training begins with, the reference, are log-probabilities of
-that one, computed once.
+What holds the model to the one that training begins with, the reference, are the log-probabilities
+that it gave to the answers. They are computed once, and stored in the workdir.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from alpacare_jax.data.batches import Batcher
+from common import provenance
+
+REFERENCES = "references.json"
+"""{"inputs": what they were computed from, "values": for the training and the held-out pairs in
+turn [[log p(chosen), log p(rejected)], ...], "sha256": of the values}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +104,72 @@ def loss(
     }
     value = jnp.sum(weights * jax.nn.softplus(-margin)) + config.sft_weight * chosen_loss
     return value, means | {"chosen_loss": chosen_loss}
+
+
+def reference_log_probs(
+    batcher: Batcher, sums: Callable[[dict[str, np.ndarray]], jax.Array]
+) -> np.ndarray:
+    """[examples] float32: the log-probabilities of all answers, batched and packed as in training.
+
+    Args:
+      sums: one micro-batch, [1, R, T] each -> its `answer_sums`.
+    """
+    pairs = np.zeros((batcher.num_records, 2), np.float32)
+    for numbers in np.split(
+        np.arange(len(pairs)), range(batcher.batch_size, len(pairs), batcher.batch_size)
+    ):
+        step = batcher.batch_of(numbers)
+        micro = [
+            {name: array[i : i + 1] for name, array in step.arrays.items()}
+            for i in range(step.num_micro)
+        ]
+        found = np.concatenate([np.asarray(part) for part in list(map(sums, micro))])
+        segments = step.arrays["segments"][: step.num_micro]
+        counts = segments.max(axis=-1).reshape(-1, 1) // 2  # pairs of each row
+        pairs[step.records] = found[np.arange(found.shape[1]) < counts]
+    return pairs.ravel()
+
+
+def digest(batchers: Sequence[Batcher]) -> str:
+    """SHA-256 of the tokens of all pairs, and of which of them are targets."""
+    found = hashlib.sha256()
+    for batcher in batchers:
+        for example in batcher.examples:
+            counts = np.array([len(example.ids), example.num_targets], np.int64)
+            found.update(counts.tobytes() + example.ids.tobytes())
+    return found.hexdigest()
+
+
+def write_references(
+    path: epath.Path, inputs: Mapping[str, Any], values: Sequence[np.ndarray]
+) -> None:
+    """Stores the log-probabilities of each batcher's answers, and what they were computed from."""
+    pairs = [each.reshape(-1, 2).tolist() for each in values]
+    content = {"inputs": dict(inputs), "values": pairs, "sha256": _sha256(values)}
+    provenance.write_text(path, json.dumps(content) + "\n")
+
+
+def read_references(path: epath.Path, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+    """What `write_references` stored.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, or was computed from another model or other pairs.
+    """
+    remedy = f"delete {path}: the values are computed again"
+    try:
+        content = provenance.read_json(path)
+        values = [np.array(each, np.float32).ravel() for each in content["values"]]
+        intact = content["sha256"] == _sha256(values)
+        before = content["inputs"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is damaged; {remedy}") from None
+    if not intact:
+        raise ValueError(f"{path} is damaged: its checksum differs; {remedy}")
+    if found := provenance.differences(before, inputs):
+        raise ValueError(f"{path} is of other inputs ({provenance.as_text(found)}); {remedy}")
+    return values
+
+
+def _sha256(values: Sequence[np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(each.tobytes() for each in values)).hexdigest()

@@ -210,6 +210,10 @@ class TrainingProgress:
         ]
         if self._peak:
             parts.append(f"MFU {values['mfu']:.0%} of {self._peak[1]} peak")
+        if "pair_accuracy" in values:
+            parts.append(
+                f"pairs right {values['pair_accuracy']:.0%}, margin {values['reward_margin']:.3f}"
+            )
         if left is not None:
             parts.append(f"{messages.duration(left)} left")
         if "eval_loss" in values:

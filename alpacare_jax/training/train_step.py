@@ -140,13 +140,19 @@ class TrainingProgram:
           micro: the arrays of `data.batches.Step`, [R, T] each.
           sums: gradients of the layers so far; those that come back include them. See `layers.run`.
         """
-        config = self.run_config.preference
+        if self.run_config.preference.beta:
+            log_probs = self.log_probs(params, micro, sums)
+            return preference.loss(log_probs, micro, self.run_config.preference)
         hidden, head, chunk = self._hidden(params, micro, sums)
-        inputs = hidden, head, micro["targets"]
-        if not config.beta:
-            return loss_lib.chunked_cross_entropy(*inputs, micro["weights"], chunk), {}
-        log_probs: Any = loss_lib.chunked_log_probs(*inputs, micro["weights"] > 0, chunk)
-        return preference.loss(log_probs, micro, config)
+        inputs = hidden, head, micro["targets"], micro["weights"]
+        return loss_lib.chunked_cross_entropy(*inputs, chunk), {}
+
+    def log_probs(self, params: Params, micro: Batch, sums: Params | None = None) -> jax.Array:
+        """[R, T]: log p of each target, 0 elsewhere. Arguments as of `mean_loss`."""
+        hidden, head, chunk = self._hidden(params, micro, sums)
+        counted = micro["weights"] > 0
+        found: Any = loss_lib.chunked_log_probs(hidden, head, micro["targets"], counted, chunk)
+        return found
 
     def _hidden(
         self, params: Params, micro: Batch, sums: Params | None = None
@@ -226,4 +232,17 @@ class TrainingProgram:
                 in_shardings=(shardings["params"], rows, replicated),
                 out_shardings=replicated,
             ),
+        )
+
+    def make_reference_step(self) -> jax.stages.Wrapped:
+        """(params, arrays of one micro-batch [1, R, T]) -> `preference.answer_sums`, replicated."""
+
+        def reference_step(params: Params, arrays: Batch) -> jax.Array:
+            micro = {name: array[0] for name, array in arrays.items()}
+            return preference.answer_sums(self.log_probs(params, micro), micro["segments"])
+
+        return jax.jit(
+            reference_step,
+            in_shardings=(self.state_shardings["params"], sharding.batch_sharding(self.mesh)),
+            out_shardings=sharding.replicated(self.mesh),
         )

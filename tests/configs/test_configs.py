@@ -30,6 +30,7 @@ TRAINING = {
         "variant=llama2-13b",
         "data=alpaca,variant=llama-13b",
     ],
+    "dpo": [None, "", "models/other", "models/other,data=pairs.jsonl"],
     "finetune": [None, "", "models/other", "models/other,data=data/other.jsonl"],
     "quickstart": [None, "", "dir=/tmp/elsewhere"],
 }

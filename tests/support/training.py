@@ -94,7 +94,8 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
             config.train, log_every=1, eval_every=0, samples=0, tensorboard=False, wandb=False
         )
         examples = dataclasses.replace(config.data, path=provenance.sha256(config.data.path))
-        parts = (program.model_config, config.model, config.optimizer, loop, examples, program.mesh)
+        settings = (config.model, config.optimizer, config.preference, loop, examples)
+        parts = (program.model_config, *settings, program.mesh)
         if not (steps := _compiled(repr(parts))):
             steps.extend(make_steps(program))
         return tuple(steps)
@@ -207,6 +208,12 @@ def stopped_run(corpus: Path, workdir: Path, step: int, **changes) -> RunConfig:
     A checkpoint is due there, so the run waits for that very step; else it stops one step later.
     """
     config = ten_steps(corpus, **{"checkpoint__every_steps": step} | changes)
+    stop_at(config, workdir, step)
+    return config
+
+
+def stop_at(config: RunConfig, workdir: Path, step: int) -> None:
+    """Runs until the run is asked to stop; see `stopped_run`."""
 
     class RequestedAtStep(contextlib.nullcontext):
         looks, interrupted = 0, False
@@ -220,7 +227,6 @@ def stopped_run(corpus: Path, workdir: Path, step: int, **changes) -> RunConfig:
         compile_once(patch)
         patch.setattr(train, "StopRequest", RequestedAtStep)
         train.run(config, workdir)
-    return config
 
 
 def resume(config: RunConfig, workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Encoded examples -> packed batches: columns, packing, and `batch(step)` as a pure function."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -88,23 +89,47 @@ def test_columns_of_a_packed_row():
     }
 
 
+def test_columns_of_a_pair():
+    answers = [
+        EncodedExample(np.array([1, 10, 20, 2]), 2),
+        EncodedExample(np.array([1, 30, 2]), 1),
+    ]
+    one = batcher(answers, 1, max_length=4)
+    pairs = dataclasses.replace(one, answers=2, references=np.array([-3, -5], np.float32))
+    step = pairs.batch(0)
+    columns = {name: array[0, 0].tolist() for name, array in step.arrays.items()}
+    assert columns["segments"] == [1, 1, 1, 1, 2, 2, 2, 0]
+    assert columns["references"] == [0, 0, 0, -3, 0, 0, -5, 0]
+    assert columns["pair_weights"] == [0, 0, 0, 0, 0, 0, 1, 0]
+    assert columns["weights"] == [0, 0.5, 0.5, 0, 0.5, 0.5, 0, 0]  # by the preferred answer's two
+    assert (step.num_targets, step.num_pairs, step.records.tolist()) == (4, 10 + 6, [0])
+
+
 # The held-out share.
 
 
 @pytest.mark.parametrize("share, held", [(0.0, 0), (0.1, 2), (0.5, 8), (0.01, 1)])
 def test_split_covers_every_example_once(share, held):
-    examples = [example(str(i)) for i in range(15)]
-    train, held_out = batches.split_examples(examples, share, seed=5)
+    examples = [(example(str(i)),) for i in range(15)]
+    train, held_out = batches.split_records(examples, share, seed=5)
     assert len(held_out) == held
-    assert sorted(train + held_out, key=lambda e: int(e.id)) == examples
-    assert (train, held_out) == batches.split_examples(examples, share, seed=5)
+    assert sorted(train + held_out, key=lambda record: int(record[0].id)) == examples
+    assert (train, held_out) == batches.split_records(examples, share, seed=5)
 
 
 def test_split_depends_on_the_seed():
-    examples = [example(str(i)) for i in range(50)]
-    assert batches.split_examples(examples, 0.5, seed=5) != batches.split_examples(
+    examples = [(example(str(i)),) for i in range(50)]
+    assert batches.split_records(examples, 0.5, seed=5) != batches.split_records(
         examples, 0.5, seed=6
     )
+
+
+def test_pairs_of_one_prompt_are_not_split():
+    pairs = [(Example(str(i), f"prompt {i % 7}", "", "a"),) * 2 for i in range(30)]
+    train, held_out = batches.split_records(pairs, 0.3, seed=5)
+    prompts = [{pair[0].instruction for pair in part} for part in (train, held_out)]
+    assert len(train) + len(held_out) == 30
+    assert len(prompts[1]) == 3 and not prompts[0] & prompts[1]
 
 
 # Steps.

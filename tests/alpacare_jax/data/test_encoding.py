@@ -142,6 +142,31 @@ def test_empty_outputs_are_dropped_and_counted(policy):
     assert reported == ["2 of 3 examples dropped: empty output"]
 
 
+def test_a_pair_stays_or_goes_as_a_whole():
+    long = " ".join(["20"] * 9)
+    pairs = [("20", "21"), ("20", long), ("", "21"), ("20", "20"), (long, long + " 21")]
+    examples = [example("10", answer) for pair in pairs for answer in pair]
+
+    def encode(policy):
+        config, reported = dataclasses.replace(CONFIG, overlong=policy), []
+        kept = encoding.encode_all(examples, Numbers(), BARE, config, reported.append, answers=2)
+        return [e.ids.tolist() for e in kept], reported
+
+    whole = [[1, 10, 20, 2], [1, 10, 21, 2]]
+    cut = [1, 10, *[20] * 6]
+    assert encode("drop") == (
+        whole,
+        [
+            "2 of 5 pairs dropped: over 8 tokens",
+            "1 of 5 pairs dropped: empty output",
+            "1 of 5 pairs dropped: the two answers are the same",
+        ],
+    )
+    kept, reported = encode("truncate")
+    assert kept == [*whole, [1, 10, 20, 2], cut]
+    assert reported[-1] == "2 of 5 pairs dropped: the two answers are the same"
+
+
 @pytest.mark.parametrize("policy, lengths", [("drop", [9, 10]), ("truncate", [0]), ("error", [0])])
 def test_nothing_left_is_an_error(policy, lengths):
     with pytest.raises(ValueError, match=r"no example is left \(\d of \d"):

@@ -60,6 +60,16 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
     assert state / 8 <= held < state / 8 * (2.1 if limit.keys() > {"data.max_length"} else 1.2)
 
 
+def test_a_step_of_pairs_is_planned():
+    config = tiny_config(preference__beta=0.1, data__max_row_length=256)
+    program = training.make_program(config, jax.devices()[:1])
+    batch = training.typical_batch(program, WORK)
+    assert len(batch.records) == config.train.batch_size
+    assert batch.arrays["segments"].max() % 2 == 0
+    report = training.trace_step(program, batch).out_info[1]
+    assert {"loss", "pair_accuracy", "reward_margin"} <= report.keys()
+
+
 @pytest.fixture(scope="module")
 def local_plan():
     with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,90 @@
+"""Conversations in the forms that data sets have: ShareGPT's `from, value`, or `role, content`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from common import jsonl
+from common.jsonl import Record
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+"""What data sets call who speaks, in lower case -> our word."""
+
+FIELDS = ("messages", "conversations", "conversation")
+"""Names of fields that hold a conversation."""
+
+
+class Turn(NamedTuple):
+    """What one side says."""
+
+    role: str  # system, user or assistant
+    text: str
+
+
+def read_turns(location: str, field: str, value: Any) -> tuple[Turn, ...]:
+    """The turns of a field of a record: an optional system prompt, then user and assistant.
+
+    Raises:
+      ValueError: it is no list of turns, or they do not take turns; the turn is named.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{location}: field {field!r} must be a list of turns, not {value!r:.40}")
+    turns = tuple(
+        _turn(f"{location}: field {field!r}, turn {number}", turn)
+        for number, turn in enumerate(value)
+    )
+    expected = "user"
+    for number, turn in enumerate(turns):
+        if number == 0 and turn.role in ("system", "assistant"):  # an answer alone is allowed
+            expected = "user" if turn.role == "system" else turn.role
+            if turn.role == "system":
+                continue
+        if turn.role != expected:
+            raise ValueError(
+                f"{location}: field {field!r}, turn {number}: {turn.role} where {expected} must "
+                "speak; after an optional system turn user and assistant alternate"
+            )
+        expected = "assistant" if turn.role == "user" else "user"
+    return turns
+
+
+def _turn(location: str, turn: Any) -> Turn:
+    if not isinstance(turn, dict):
+        raise ValueError(f"{location}: a turn must be an object, not {turn!r:.40}")
+    role, text = ("from", "value") if "value" in turn else ("role", "content")
+    for name in (role, text):
+        if turn.get(name) is None:
+            raise ValueError(f"{location}: field {name!r} is missing; it has {', '.join(turn)}")
+    speaker = ROLES.get(str(turn[role]).lower())
+    if speaker is None:
+        raise ValueError(
+            f"{location}: {role} is {turn[role]!r:.40}; it must be one of {', '.join(ROLES)}"
+        )
+    return Turn(speaker, jsonl.text(location, turn, text))
+
+
+def of_record(location: str, record: Record) -> tuple[Turn, ...] | None:
+    """The conversation of a record, with its field `system` as the first turn; None if it has none.
+
+    Raises: as `read_turns`.
+    """
+    field = next((name for name in FIELDS if record.get(name)), "")
+    if not field:
+        return None
+    return with_system(location, record, read_turns(location, field, record[field]))
+
+
+def with_system(location: str, record: Record, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns after the text of the record's field `system`, if it has one."""
+    system = jsonl.text(location, record, "system")
+    if not system:
+        return tuple(turns)
+    if turns and turns[0].role == "system":
+        raise ValueError(f"{location}: a field 'system' and a system turn; keep one of them")
+    return Turn("system", system), *turns
