@@ -65,7 +65,8 @@ parse_flags "name zone project accelerator_type version max_retries slices slice
 create_flags ssh_flags" "spot queued follow untracked dry_run" "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     usage_error "--name='$name' is not a TPU name; use lower-case letters, digits and hyphens"
-[[ $zone =~ ^[a-z0-9-]+$ ]] || usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"
+[[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] ||
+    usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"
 check_whole_number --max_retries "$max_retries"
 check_whole_number --worker "$worker"
 check_positive --slices "$slices"
@@ -83,8 +84,11 @@ if [ -n "$accelerator_type" ]; then
 elif [ "$action" = create ] || { [ "$action" = run ] && [ "$max_retries" != 0 ]; }; then
     usage_error "$action may create a TPU; it requires --accelerator_type, e.g. v5litepod-16"
 fi
-split_flags create_flags 'accelerator-type|topology|type|version|runtime-version|node-.*|async'
-split_flags ssh_flags 'worker|node|command|output-directory|dry-run|ssh-flag|scp-flag'
+split_flags create_flags NONE "zone|project|spot|preemptible|quiet|format|accelerator-type|topology|\
+type|version|runtime-version|node-.*|async"
+# A wrong flag for ssh would fail only when the TPU exists, and scp must have it, too.
+split_flags ssh_flags ONLY "internal-ip|tunnel-through-iap|ssh-key-file|strict-host-key-checking|\
+ssh-key-expiration|ssh-key-expire-after|force-key-file-overwrite|plain|batch-size"
 if [ "$action" = run ]; then
     check_command "${COMMAND[@]}"
 elif [ ${#COMMAND[@]} != 0 ]; then

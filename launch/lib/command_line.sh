@@ -40,25 +40,30 @@ parse_flags() {
         elif [[ $1 == "--$flag" && $switches == *" $flag "* ]]; then
             printf -v "$flag" 1
         else
-            usage_error "unexpected '$1'; flags are written --flag=value, COMMAND after --;" \
-                "see --help"
+            flag=${flag//-/_}
+            if [[ $valued == *" $flag "* ]]; then usage_error "'$1': write --$flag=VALUE"; fi
+            if [[ $switches == *" $flag "* ]]; then usage_error "'$1': write --$flag"; fi
+            usage_error "unexpected '$1'; COMMAND is written after --; for flags see --help"
         fi
         shift
     done
     COMMAND=("${@:2}")
 }
 
-# NAME OWN: makes the variable NAME, flags for gcloud, an array. OWN is a pattern of those that the
-# script sets itself; one that ssh or scp lacks would fail only when the TPU exists.
+# NAME ONLY|NONE PATTERN: makes the variable NAME, flags for gcloud, an array. They must be, or must
+# not be, among those of PATTERN.
 split_flags() {
-    local word own="zone|project|spot|preemptible|quiet|format|$2"
+    local word
     local -n words=$1
     read -r -d '' -a words <<<"$words" || true
     for word in "${words[@]}"; do
         [[ $word =~ ^--[a-z] ]] || usage_error "--$1: '$word' is not a flag; write those of gcloud" \
             "as --flag or --flag=value, without spaces in a value"
-        [[ ! $word =~ ^--($own)(=|$) ]] ||
-            usage_error "--$1: ${word%%=*} cannot be given there; see tpu_run.sh --help"
+        if [[ $word =~ ^--($3)(=|$) ]]; then
+            [ "$2" = ONLY ] || usage_error "--$1: this script decides on ${word%%=*}; see --help"
+        elif [ "$2" = ONLY ]; then
+            usage_error "--$1: ${word%%=*} is none of ${3//|/, }"
+        fi
     done
 }
 

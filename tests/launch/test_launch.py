@@ -840,26 +840,47 @@ class TestDryRun:
         assert "tpu-vm create" not in dry
 
 
+A = ("--name=a", "--zone=us-west4-a")
+
+
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
         (["tpu_run.sh"], "choose create, run, status, logs, stop or delete"),
         (["tpu_run.sh", "start"], "unknown action 'start'"),
-        (["tpu_run.sh", "status", "--zone=z"], "--name='' is not a TPU name"),
-        (["tpu_run.sh", "status", "--name=A_b", "--zone=z"], "lower-case letters"),
+        (["tpu_run.sh", "status", "--zone=us-a1-a"], "--name='' is not a TPU name"),
+        (["tpu_run.sh", "status", "--name=A_b", "--zone=us-a1-a"], "lower-case letters"),
         (["tpu_run.sh", "status", "--name=a"], "--zone='' is not a zone"),
-        (["tpu_run.sh", "status", "--name", "a"], "flags are written --flag=value"),
         (
-            ["tpu_run.sh", "create", "--name=a", "--zone=z"],
+            ["tpu_run.sh", "status", "--name=a", "--zone=us-west4"],
+            "--zone='us-west4' is not a zone",
+        ),
+        (["tpu_run.sh", "status", "--name", "a"], "'--name': write --name=VALUE"),
+        (["tpu_run.sh", "status", "--spot=1"], "'--spot=1': write --spot"),
+        (["tpu_run.sh", "status", "--dry-run"], "'--dry-run': write --dry_run"),
+        (["tpu_run.sh", "status", "x"], "unexpected 'x'; COMMAND is written after --"),
+        (
+            ["tpu_run.sh", "create", *A, "--accelerator_type=v5e-16"],
+            "v5litepod-N (v5e), v5p-N and v6e-N",
+        ),
+        (["tpu_run.sh", "run", *A, "--accelerator_type=tpu7x-8"], "TPU7x (Ironwood) needs GKE or"),
+        (["tpu_run.sh", "status", *A, "--create_flags=--spot"], "this script decides on --spot"),
+        (
+            ["tpu_run.sh", "status", *A, "--create_flags=--labels=a b"],
+            "'b' is not a flag; write those of",
+        ),
+        (["tpu_run.sh", "logs", *A, "--ssh_flags=--tunnel"], "--tunnel is none of internal-ip, "),
+        (
+            ["tpu_run.sh", "create", *A],
             "requires --accelerator_type, e.g. v5litepod-16",
         ),
-        (["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=0"], "no command; write it"),
-        (["tpu_run.sh", "run", "--name=a", "--zone=z", "--", "x"], "requires --accelerator_type"),
-        (["tpu_run.sh", "run", "--name=a", "--zone=z", "--max_retries=-1"], "not a whole number"),
-        (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--worker=all"], "not a whole number"),
-        (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--", "x"], "stop takes no command"),
-        (["tpu_run.sh", "stop", "--name=a", "--zone=z", "--slices=0"], "--slices=0; give 1"),
-        (["tpu_run.sh", "logs", "--name=a", "--zone=z", "--slice=1"], "slices are numbered from 0"),
+        (["tpu_run.sh", "run", *A, "--max_retries=0"], "no command; write it"),
+        (["tpu_run.sh", "run", *A, "--", "x"], "requires --accelerator_type"),
+        (["tpu_run.sh", "run", *A, "--max_retries=-1"], "not a whole number"),
+        (["tpu_run.sh", "logs", *A, "--worker=all"], "not a whole number"),
+        (["tpu_run.sh", "stop", *A, "--", "x"], "stop takes no command"),
+        (["tpu_run.sh", "stop", *A, "--slices=0"], "--slices=0; give 1"),
+        (["tpu_run.sh", "logs", *A, "--slice=1"], "slices are numbered from 0"),
         (["gpu_run.sh"], "unknown action ''; the only one is sbatch"),
         (["gpu_run.sh", "ssh"], "unknown action 'ssh'"),
         (["gpu_run.sh", "sbatch"], "no command"),

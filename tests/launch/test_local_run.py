@@ -109,7 +109,7 @@ def test_what_was_asked_to_end_does_not_start_again(tmp_path):
         ([], "no command; write it after --"),
         (["--processes=0", "--", "true"], "--processes=0; give 1 or more"),
         (["--devices=x", "--", "true"], "--devices=x is not a whole number"),
-        (["true"], "unexpected 'true'; flags are written --flag=value, COMMAND after --"),
+        (["true"], "unexpected 'true'; COMMAND is written after --"),
         (["--port=0", "--", "true"], "--port=0; give 1 or more"),
         (["--", "env", "HF_TOKEN=x", "true"], "a secret in the command"),
     ],
