@@ -37,9 +37,9 @@ RUNS = {
 """The names of the golden files, and the flags of `run`."""
 
 # From https://cloud.google.com/sdk/gcloud/reference/COMMAND, with / between the words of COMMAND,
-# read in November 2026; the flags of every command are its "gcloud wide flags". gcloud 528.0.0 itself
-# was asked, too: its --help has all of them but --boot-disk and --image, which are newer, and its
-# parser took the golden files and the commands of docs/tpu.md.
+# read in November 2026; the flags of every command are its "gcloud wide flags". gcloud 528.0.0 was
+# asked, too: its help has all of them but --boot-disk and --image, which are newer, and its parser
+# took the golden files and the commands of docs/tpu.md.
 WIDE = "access-token-file account billing-project configuration flags-file flatten format help "
 WIDE += (
     "impersonate-service-account log-http project quiet trace-token user-output-enabled verbosity"
