@@ -14,15 +14,16 @@
 #         and at most 100 MB, to every host; installs; starts COMMAND on all hosts,
 #         prints the log of worker 0, and exits with COMMAND's exit code. The TPU is kept: delete it
 #         when you are done. COMMAND continues without this terminal; the same `run` watches it
-#         again. After a preemption `run` deletes and recreates the TPU and restarts COMMAND, which
-#         resumes from its checkpoint; so write to a bucket (gs://). On a healthy TPU COMMAND is
-#         restarted only if a signal ended it (a crash, out of memory, the watchdog).
+#         again. After a preemption `run` deletes and recreates the TPU, as soon as there is room, and
+#         restarts COMMAND, which resumes from its checkpoint; so write to a bucket (gs://). On a
+#         healthy TPU COMMAND is restarted if a signal ended it (a crash, out of memory, the watchdog),
+#         or with exit code 75, which means that another host, a device or a bucket was lost.
 #         `run` must stay alive for this. For a run of days start it in tmux on a machine that stays
 #         on (the smallest VM will do): tmux new -s alpaca 'bash launch/...'. If it ends too, the
 #         same `run` picks up the current state.
 # status  the TPU's state and that of COMMAND on every host.
 # logs    what COMMAND printed on one host.
-# stop    sends SIGTERM to COMMAND on all hosts: training saves a checkpoint and ends.
+# stop    sends SIGTERM to COMMAND on all hosts, and waits: training saves a checkpoint and ends.
 # delete  deletes the TPU, and with --queued its queued resource.
 #
 # --name=NAME --zone=ZONE     which TPU
@@ -36,11 +37,15 @@
 #                             --boot-disk, --labels
 # --ssh_flags='--A=1 --B'     more flags for gcloud's ssh and scp, e.g. --internal-ip,
 #                             --tunnel-through-iap, --ssh-key-file
-# --queued                    requests a queued resource of the same name, and waits for it
+# --queued                    requests a queued resource of the same name: where the zone is full, it
+#                             keeps its place; without it, `create` is tried again every minute
+# --wait_hours=N              how long to wait for room, for maintenance and for a network, each
+#                             time (default 72)
 # --slices=N                  one run on N such TPUs in one queued resource; sharding.data
 #                             must be a multiple of N (default 1)
 # --untracked                 copies new files that git does not ignore, too     (run)
-# --max_retries=N             how often `run` restarts (default 10; 0: it creates no TPU either)
+# --max_retries=N             how often `run` restarts COMMAND after other failures than preemption
+#                             (default 10; 0: it creates no TPU either)
 # --slice=N --worker=N        which host (logs; default 0)
 # --follow                    until COMMAND ends (logs)
 # --dry_run                   prints each command and runs none; needs no gcloud
@@ -59,15 +64,16 @@ create | run | status | logs | stop | delete) shift ;;
     ;;
 esac
 
-name='' zone='' project='' accelerator_type='' version='' spot=0 queued=0 max_retries=10
+name='' zone='' project='' accelerator_type='' version='' spot=0 queued=0 max_retries=10 wait_hours=72
 slices=1 slice=0 worker=0 follow=0 untracked=0 create_flags='' ssh_flags=''
-parse_flags "name zone project accelerator_type version max_retries slices slice worker \
-create_flags ssh_flags" "spot queued follow untracked dry_run" "$@"
+parse_flags "name zone project accelerator_type version max_retries wait_hours slices slice \
+worker create_flags ssh_flags" "spot queued follow untracked dry_run" "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     usage_error "--name='$name' is not a TPU name; use lower-case letters, digits and hyphens"
 [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] ||
     usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"
 check_whole_number --max_retries "$max_retries"
+check_whole_number --wait_hours "$wait_hours"
 check_whole_number --worker "$worker"
 check_positive --slices "$slices"
 check_whole_number --slice "$slice"
@@ -97,48 +103,54 @@ fi
 if [ "$dry_run" = 0 ] && ! command -v gcloud >/dev/null; then
     fail "gcloud is not installed; install the Google Cloud CLI, or add --dry_run"
 fi
+# gcloud logs in with the local user's name, which it finds so.
+if [ "$dry_run" = 0 ] && [ "${LOGNAME:-${USER:-$(id -un)}}" = root ]; then
+    fail "gcloud would log in as root, which TPU VMs refuse; run this as another user, or prepend" \
+        "LOGNAME=NAME, any other name"
+fi
 
 . launch/lib/tpu_vm.sh
 
-attempt() { # RETRIES COMMAND...: sets OUTCOME as `watch` does
-    local retries=$1 command
+attempt() { # AGAIN COMMAND...: sets OUTCOME as `watch` does
+    local again=$1 command key token=${ALPACARE_RUN_TOKEN:-$(random_token)}
     shift
     OUTCOME=interrupted CODE=1 HOST=$name
-    if ! ensure_ready "$retries"; then return; fi
-    if query_states && grep -q ' running ' "$WORK/states"; then
-        if [ "$retries" != 0 ]; then # left over from before a preemption or reboot
-            on_worker "$ASK_SECONDS" all "bash $WORKER stop 120" || true
-        elif grep ' running ' "$WORK/states" | grep -qv " $(run_key "$@")$"; then
-            fail "another command is running on $name; stop it first with: tpu_run.sh stop"
-        else
+    key=$(printf '%s\0' "$@" | cksum | tr ' ' -) # equal for equal commands
+    ensure_ready
+    if [ "$again" = 1 ]; then # left over from before
+        on_all "$ASK_SECONDS" "$(worker_command stop 120)" || true
+    else
+        query_states || true
+        if grep -q ^running "$WORK/states"; then
+            if grep ^running "$WORK/states" | grep -qv "\s$key\s"; then
+                fail "another command is running on $name; stop it first with: tpu_run.sh stop"
+            fi
             say "this command is already running; watching it"
             watch
             return
         fi
     fi
     say "copying the working tree to all hosts"
-    if ! copy; then
-        host_gone || fail "cannot copy the working tree: $(last_error)"
-        return
-    fi
+    if ! copy; then step_failed "cannot copy the working tree to" && return; fi
     say "installing on all hosts (takes minutes the first time)"
-    if ! on_worker "$INSTALL_SECONDS" all "$(install_command alpacare-jax.tgz tpu)"; then
-        host_gone || fail "cannot install on all hosts: $(last_error)"
-        return
+    if ! on_all "$INSTALL_SECONDS" "bash $SCRIPT install alpacare-jax.tgz tpu"; then
+        step_failed "cannot install on" && return
     fi
-    local token=${ALPACARE_RUN_TOKEN:-$(random_token)}
-    # JAX's former default port, which is open in Google's networks (jax#35905).
-    command=$(quote env ALPACARE_DISTRIBUTED=1 JAX_COORDINATOR_PORT=8476 \
+    # 8476: JAX's former default port, which is open in Google's networks (jax#35905).
+    command=$(quote env ALPACARE_DISTRIBUTED=1 JAX_COORDINATOR_PORT=8476 JAX_PLATFORMS=tpu,cpu \
         ALPACARE_GIT_COMMIT="$COMMIT" ALPACARE_RUN_TOKEN="$token" "$@")
     say "starting on all hosts"
-    if ! on_worker "$ASK_SECONDS" all "bash $WORKER start $(run_key "$@") $command"; then
-        if host_gone; then return; fi
-        cp "$WORK/stderr" "$WORK/cause"
-        on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # each waits for all others
-        cp "$WORK/cause" "$WORK/stderr"
-        fail "not all hosts started the command; it was stopped on the others: $(last_error)"
+    if ! on_all "$ASK_SECONDS" "bash $SCRIPT start $key $(random_token) $command"; then
+        step_failed "stopping the others: cannot start on" && return
     fi
     watch
+}
+
+step_failed() { # MESSAGE: ends the script where somebody is likely to be watching it
+    REASON="$1 $MISSING: $(last_error)"
+    if host_gone; then OUTCOME=gone && return; fi
+    on_all "$ASK_SECONDS" "$(worker_command stop 20)" || true # each process waits for all others
+    if [ "$UNATTENDED" = 0 ]; then fail "$REASON"; fi
 }
 
 leave() { # CODE
@@ -146,15 +158,24 @@ leave() { # CODE
     exit "$1"
 }
 
+finish_failed() { # ends the script with CODE, unless a restart may help
+    on_all "$ASK_SECONDS" "$(worker_command stop 20)" || true # they wait for the dead one
+    REASON="the command failed on $HOST with code $CODE"
+    if [ "$max_retries" = 0 ] || ! may_retry "$CODE"; then
+        HOST=${HOST/slice /--slice=}
+        printf 'error: %s; see tpu_run.sh logs %s\n' "$REASON" "${HOST/worker /--worker=}" >&2
+        exit "$CODE"
+    fi
+}
+
 run() { # COMMAND...
-    local retries=0 reason
+    local retries=0 again=0
     ARCHIVE=$CACHE/$name.tgz # packed once: a retry runs the same code
     pack "$ARCHIVE"
     trap 'leave 130' INT
     trap 'leave 143' TERM
     while :; do
-        attempt "$retries" "$@"
-        reason="$name was interrupted"
+        attempt "$again" "$@"
         case $OUTCOME in
         done)
             say "done. $name still costs money; delete it with: tpu_run.sh delete"
@@ -164,55 +185,54 @@ run() { # COMMAND...
             say "stopped as requested, with code $CODE; rerun to resume. $name still costs money"
             exit "$CODE"
             ;;
-        failed)
-            on_worker "$ASK_SECONDS" all "bash $WORKER stop 20" || true # they wait for the dead one
-            reason="the command failed on $HOST with code $CODE"
-            if [ "$max_retries" = 0 ] || ! may_retry "$CODE"; then
-                reason+="; see tpu_run.sh logs --worker=${HOST##*-}"
-                if [ "$slices" != 1 ]; then reason+=" and --slice, by tpu_run.sh status"; fi
-                printf 'error: %s\n' "$reason" >&2
-                exit "$CODE"
-            fi
-            ;;
-        silent)
-            fail "some hosts of $name do not answer: $(last_error); rerun to watch it again" ;;
+        failed) finish_failed ;;
         esac
-        retries=$((retries + 1))
-        announce_retry "$reason" "$retries" "--max_retries=$max_retries" || exit "$CODE"
+        if [ "$OUTCOME" = gone ]; then
+            say "$name is $STATE; the command is restarted when it is there again"
+        else
+            retries=$((retries + 1))
+            announce_retry "$REASON" "$retries" "--max_retries=$max_retries" || exit "$CODE"
+        fi
+        again=1 UNATTENDED=1
         pause "$RETRY_SECONDS"
     done
 }
 
-prepare_work
-trap 'end_log_stream; rm -rf "$WORK"' EXIT
-case $action in
-create)
-    create || fail "cannot create $name: $(last_error)"
-    max_retries=0 ensure_ready 0
-    ;;
-run) run "${COMMAND[@]}" ;;
-status)
+show_status() {
     find_state || fail "cannot query the state of $name: $(last_error)"
-    if [ "$dry_run" = 0 ]; then echo "$name $STATE"; fi
-    if [ "$STATE" = READY ]; then
-        for i in "${!NODES[@]}"; do
-            if [ "$slices" != 1 ]; then SLICE=$i; fi
-            query_states || fail "not all hosts of ${NODES[$i]} answer: $(last_error)"
-            if [ "$dry_run" = 1 ]; then continue; fi
-            if [ "$slices" != 1 ]; then echo "slice $i:"; fi
-            awk '{ print $2, $3, "code " $4 }' "$WORK/states"
-        done
-    fi
-    ;;
+    if [ "$dry_run" = 0 ]; then echo "$name $STATE${HEALTH:+, $HEALTH}${CAUSE:+: $CAUSE}"; fi
+    if [ "$STATE" != READY ]; then return; fi
+    query_states || true
+    if [ "$dry_run" = 1 ]; then return; fi
+    awk -F '\t' '{ print $5, $1, "code", $2 }' "$WORK/states" | sort -V
+    [ -z "$MISSING" ] || fail "no answer from $MISSING: $(last_error)"
+}
+
+stop() { # sends SIGTERM, and waits until COMMAND has saved and ended everywhere
+    find_state || fail "cannot query the state of $name: $(last_error)"
+    [ "$STATE" = READY ] || fail "$name is $STATE; nothing runs there"
+    on_all "$ASK_SECONDS" "$(worker_command stop)" || fail "cannot stop $MISSING: $(last_error)"
+    say "sent SIGTERM to all hosts; waiting until training has saved a checkpoint and ended"
+    until ! grep -q ^running "$WORK/states"; do
+        pause "$POLL_SECONDS"
+        query_states || fail "cannot see whether $MISSING has ended: $(last_error)"
+    done
+    say "stopped"
+}
+
+prepare_work
+case $action in
+create) max_retries=1 ensure_ready && say "$name is READY" ;;
+run) run "${COMMAND[@]}" ;;
+status) show_status ;;
 logs)
-    if [ "$follow" = 1 ]; then mode=" follow"; else mode=; fi
-    address "$slice" "$worker"
-    call "${REACH[@]}" ssh "$name" "${LOCATION[@]}" "${ADDRESS[@]}" \
-        --command="bash $WORKER log 1$mode" || fail "cannot read the log: $(last_error)"
+    NEXT=1
+    while :; do
+        show_log || fail "cannot read the log: $(last_error)"
+        if [ "$follow" = 0 ] || [ "$LOG" = ended ]; then break; fi
+        pause "$POLL_SECONDS"
+    done
     ;;
-stop)
-    on_worker "$ASK_SECONDS" all "bash $WORKER stop" || fail "cannot stop on all hosts: $(last_error)"
-    say "sent SIGTERM to all hosts; training saves a checkpoint and ends; see: tpu_run.sh status"
-    ;;
+stop) stop ;;
 delete) delete || fail "cannot delete $name: $(last_error)" ;;
 esac

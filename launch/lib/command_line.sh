@@ -117,7 +117,7 @@ quote() { # the arguments as one would type them
 prepare_work() { # a temporary folder, removed when the script ends
     exec 3>&1 # dry runs print here also where a command's output is captured
     WORK=$(mktemp -d)
-    trap 'rm -rf "$WORK"' EXIT
+    trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$WORK"' EXIT
     : >"$WORK/stderr"
 }
 
@@ -126,10 +126,18 @@ call() { # COMMAND...: runs it, or prints it in a dry run; keeps its stderr for 
         printf '%s\n' "$(quote "$@")" >&3
         return
     fi
-    "$@" 2>"${ERRORS:-$WORK/stderr}" </dev/null 3>&-
+    # In the background, so that a signal is handled at once.
+    "$@" 2>"${ERRORS:-$WORK/stderr}" </dev/null 3>&- &
+    wait $!
 }
 
-last_error() { # the most telling line of the last call's stderr
-    { grep -m 1 -iE '^ *\(?(error|fatal)' "$WORK/stderr" ||
-        grep -v '^ *$' "$WORK/stderr" | tail -n 1 || true; } | grep . || echo "no error message"
+# What went wrong in the last call, on one line. gcloud prints JSON over several lines, an error in a
+# thread as a traceback, and at the end at times that updates are available.
+last_error() {
+    awk '
+        /^Updates are available|^ *\$ gcloud components/ { exit }
+        tolower($0) ~ /^ *\(?(error|fatal)/ || /^googlecloudsdk[.a-zA-Z_]*: / { found = 1 }
+        found && /[^ ]/ && length(text) < 400 { sub(/^ +|^googlecloudsdk[^ ]* /, ""); text = text separator $0; separator = " " }
+        /[^ ]/ && !/^Completed execution/ { last = $0 }
+        END { print text ? text : last ? last : "no error message" }' "$WORK/stderr"
 }

@@ -43,7 +43,7 @@ prepare_environment() {
         return
     fi
     python=$(find_python) || return 1
-    [ -x "$PYTHON_BIN" ] || "$python" -m venv "$VENV"
+    "$PYTHON_BIN" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$VENV" # or half of one
     (
         set -o pipefail
         "$PYTHON_BIN" -m pip install --disable-pip-version-check --constraint constraints.txt \

@@ -1,9 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Sourced by tpu_run.sh: runs one command on several hosts and watches it. The script that sources
-# it provides
-#   on_worker LIMIT N COMMAND    COMMAND on worker N, or on all where N is `all`
-#   host_gone                    true where a silent or failed host was preempted, not broken
-# On the hosts worker.sh, in the tree that was copied to them, answers.
+# Sourced by tpu_run.sh: packs the working tree, runs commands on all hosts, and watches one. On the
+# hosts worker.sh, in the tree that was copied to them, answers. tpu_vm.sh reaches them.
 
 . launch/lib/restart.sh
 
@@ -11,9 +8,9 @@ POLL_SECONDS=${ALPACARE_POLL_SECONDS:-30}
 SETTLE_SECONDS=${ALPACARE_SETTLE_SECONDS:-60}
 RETRY_SECONDS=${ALPACARE_RETRY_SECONDS:-60}
 ASK_SECONDS=${ALPACARE_ASK_SECONDS:-300}
+SILENT_SECONDS=${ALPACARE_SILENT_SECONDS:-3600} # of a TPU that is ready and under no maintenance
 INSTALL_SECONDS=1800
-MISSES=10 # polls in a row that may fail, e.g. while this machine has no network
-WORKER=alpacare-jax/tree/launch/lib/worker.sh
+SCRIPT=alpacare-jax/tree/launch/lib/worker.sh
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/alpacare-jax
 
 pause() { # SECONDS; a signal is handled at once, not after the pause
@@ -26,8 +23,11 @@ note() { # in a dry run: the condition of what is printed next
     if [ "$dry_run" = 1 ]; then printf '# %s\n' "$*" >&3; fi
 }
 
-bounded() { # SECONDS COMMAND...; in the foreground, so that Ctrl-C and end_log_stream reach it
-    call timeout --foreground "$@"
+bounded() { # SECONDS COMMAND...; timeout also ends what the command has started, such as ssh
+    local code=0
+    call timeout --kill-after=10 "$@" || code=$?
+    if [ "$code" = 124 ]; then echo "ERROR: no answer within $1 s" >>"${ERRORS:-$WORK/stderr}"; fi
+    return "$code"
 }
 
 # The files that `pack` copies, each ended by NUL: those that git tracks and, with --untracked, new
@@ -51,12 +51,14 @@ pack() {
     command+=" tar --no-recursion --null --files-from=- -czf $(quote "$1")"
     if [ "$dry_run" = 1 ]; then
         printf '(%s)\n' "$command" >&3
+        SUM=SHA256
         return
     fi
     check_size
     mkdir -p "$(dirname "$1")"
     (umask 077 && bash -o pipefail -c "$command") 2>"$WORK/stderr" ||
         fail "cannot pack the working tree: $(last_error)"
+    SUM=$(sha256sum <"$1" | cut -d ' ' -f 1)
 }
 
 check_size() { # says what is copied, and what not; fails where it is too much
@@ -77,103 +79,103 @@ check_size() { # says what is copied, and what not; fails where it is too much
     fi
 }
 
-install_command() { # ARCHIVE EXTRA
-    echo "mkdir -p alpacare-jax/tree && tar -xzf $1 -C alpacare-jax/tree &&" \
-        "bash $WORKER install $1 $2"
+worker_command() { # ACTION...: works also before anything was copied
+    echo "if [ -f $SCRIPT ]; then bash $SCRIPT $*;" \
+        "else echo alpacare-state \${HOSTNAME:-\$(uname -n)} none 1 9999999999 -" \
+        "-,\$(hostname -I | tr -s ' ' ,) .; fi"
 }
 
-state_command() { # works also before anything is installed
-    echo "if [ -f $WORKER ]; then bash $WORKER state;" \
-        "else echo alpacare-state \${HOSTNAME:-\$(uname -n)} none 1 9999999999 -; fi"
+# LIMIT COMMAND: on all hosts, of which each ends with the line of `worker.sh state`. Only these
+# lines count, and they must be complete: with slices gcloud exits with 0 though it reached only some
+# of them, or none (queued_resources/ssh.py), and when a connection breaks it repeats the command
+# (AttemptRunWithRetries in tpu_vm/ssh.py), after half a line. Writes STATE, CODE, TIME, KEY
+# and HOST of each to $WORK/states, with tabs between. False where some are missing: MISSING names them.
+on_all() {
+    address all all
+    on_hosts "$@" >"$WORK/output" || true
+    MISSING=
+    if [ "$dry_run" = 1 ]; then printf 'ended\t0\t0\t-\tdry\n' >"$WORK/states" && return; fi
+    awk -v states="$WORK/states" -f launch/lib/answers.awk "$WORK/hosts" "$WORK/output" >"$WORK/missing"
+    MISSING=$(sort -V "$WORK/missing" | awk '
+        NR <= 5 { printf "%s%s", separator, $0; separator = ", " }
+        END { if (NR > 5) printf " and %d more", NR - 5 }')
+    [ -z "$MISSING" ]
 }
 
-run_key() { # COMMAND...: equal for equal commands
-    printf '%s\0' "$@" | cksum | tr ' ' -
-}
-
-query_states() { # one line per host; false where one does not answer
-    on_worker "$ASK_SECONDS" all "$(state_command)" >"$WORK/states" || return 1
-    if [ "$dry_run" = 1 ]; then echo "alpacare-state dry ended 0 0 -" >"$WORK/states"; fi
-    sed -i -n 's/.*alpacare-state /alpacare-state /p' "$WORK/states" # ssh may print more
-    [ -s "$WORK/states" ]
+query_states() {
+    on_all "$ASK_SECONDS" "$(worker_command state)"
 }
 
 evaluate_states() { # sets OUTCOME, CODE and HOST
-    read -r OUTCOME CODE HOST < <(awk '
-        { count[$3]++ }
-        ($3 == "ended" && $4 != 0) || $3 ~ /^(lost|killed|none)$/ {
+    read -r OUTCOME CODE HOST < <(awk -F '\t' '
+        { state = $1; host = $5; count[state]++ }
+        (state == "ended" && $2 != 0) || state ~ /^(lost|killed|none)$/ {
             # The first to fail is the cause; the others fail because they lost it.
-            if (!failed || $5 < first) { failed = 1; first = $5; code = $4; host = $2 }
+            if (!failed || $3 < first) { failed = 1; first = $3; code = $2; culprit = host }
         }
-        $3 ~ /^(interrupted|rebooted)$/ && !gone { gone = $2 }
-        $3 == "stopped" && $4 > worst { worst = $4 }
+        state ~ /^(interrupted|rebooted)$/ && !gone { gone = host }
+        state == "stopped" && $2 > worst { worst = $2 }
         END {
             if (count["stopped"] && !count["running"]) print "stopped", worst + 0, "-"
             else if (count["stopped"]) print "running 0 -"
             else if (gone) print "interrupted 1", gone
-            else if (failed) print "failed", code, host
+            else if (failed) print "failed", code, culprit
             else if (count["running"]) print "running 0 -"
             else print "done 0 -"
         }' "$WORK/states")
 }
 
-begin_log_stream() { # prints worker 0's log; after a dropped connection it continues at the same byte
-    : >"$WORK/shown"
-    if [ "$dry_run" = 1 ]; then
-        on_worker "$ASK_SECONDS" 0 "bash $WORKER log 1 follow"
-        return
-    fi
-    set -m # a separate process group, to be ended as a whole
-    (
-        ERRORS=/dev/null
-        while :; do
-            on_worker "$ASK_SECONDS" 0 "bash $WORKER log $(($(wc -c <"$WORK/shown") + 1)) follow" |
-                tee -a "$WORK/shown" || true
-            sleep "$POLL_SECONDS"
-        done
-    ) &
-    STREAM=$!
-    set +m
+# Prints what is new in the log of host $worker of $slice, from byte NEXT on, in pieces. The line
+# that follows a piece says how long it is, so what gcloud repeats before it does not count.
+show_log() {
+    local line count
+    address "$slice" "$worker"
+    while :; do
+        on_hosts "$ASK_SECONDS" "bash $SCRIPT log $NEXT" >"$WORK/output" || return 1
+        if [ "$dry_run" = 1 ]; then LOG=ended && return; fi
+        line=$(tail -n 1 "$WORK/output")
+        [[ $line =~ ^alpacare-log\ ([0-9]+)\ ([0-9]+)\ ([a-z]+)$ ]] || return 1
+        count=${BASH_REMATCH[1]} NEXT=${BASH_REMATCH[2]} LOG=${BASH_REMATCH[3]}
+        tail -c $((count + ${#line} + 2)) "$WORK/output" | head -c "$count"
+        if [ "$LOG" != more ]; then return; fi
+    done
 }
 
-end_log_stream() {
-    if [ -n "${STREAM:-}" ]; then
-        kill -TERM -- "-$STREAM" 2>/dev/null || true
-        wait "$STREAM" 2>/dev/null || true
-        STREAM=
-    fi
-}
-
-# Watches until COMMAND has ended. Sets OUTCOME (done, stopped, failed, interrupted, silent), CODE, HOST.
+# Watches until COMMAND has ended, or hosts have been silent for too long. Sets OUTCOME (done,
+# stopped, failed, interrupted, gone), CODE, HOST, and REASON of an interruption.
 watch() {
-    local misses=0 seen_failed=
-    begin_log_stream
+    local answered=$SECONDS seen_failed='' shown='' limit
+    NEXT=1 UNTIL=''
     while :; do
         pause "$POLL_SECONDS"
         if ! query_states; then
-            misses=$((misses + 1)) OUTCOME=silent CODE=1 HOST=-
-            if host_gone; then
-                OUTCOME=interrupted
-            elif [ "$misses" -lt "$MISSES" ]; then
+            REASON="no answer from $MISSING: $(last_error)"
+            limit=$((wait_hours * 3600)) # this machine may have no network, or the TPU maintenance
+            if host_gone; then OUTCOME=gone && return; fi
+            if [ "$STATE$HEALTH" = READY ]; then limit=$SILENT_SECONDS; fi
+            if [ "$REASON" != "$shown" ]; then
+                say "$REASON; $name is $STATE${HEALTH:+, $HEALTH}; waiting"
+                shown=$REASON
+            fi
+            if [ $((SECONDS - answered)) -le "$limit" ]; then continue; fi
+            OUTCOME=interrupted
+            return
+        fi
+        answered=$SECONDS shown='' LOG=''
+        evaluate_states
+        show_log || true
+        if [ "$OUTCOME" = running ]; then continue; fi
+        if [ "$OUTCOME" = failed ]; then
+            if host_gone; then OUTCOME=gone && return; fi
+            # When one host is preempted the others fail, often before its state shows it: look twice.
+            if [ -z "$seen_failed" ]; then
+                seen_failed=1
+                pause "$SETTLE_SECONDS"
                 continue
             fi
-            break
         fi
-        misses=0
-        evaluate_states
-        if [ "$OUTCOME" = running ]; then continue; fi
-        if [ "$OUTCOME" != failed ]; then break; fi
-        if host_gone; then
-            OUTCOME=interrupted
-            break
-        fi
-        # When one host is preempted the others fail, often before its state shows it: look twice.
-        if [ -n "$seen_failed" ]; then break; fi
-        seen_failed=1
-        pause "$SETTLE_SECONDS"
+        if [ -z "$LOG" ] && ! show_log; then say "the end of the log could not be read: $(last_error)"; fi
+        REASON="the command was interrupted on $HOST"
+        return
     done
-    end_log_stream
-    if [ "$OUTCOME" != silent ] && [ "$dry_run" = 0 ] && ! host_gone; then # the last lines
-        on_worker "$ASK_SECONDS" 0 "bash $WORKER log $(($(wc -c <"$WORK/shown") + 1))" || true
-    fi
 }

@@ -7,149 +7,197 @@ QUEUED_RESOURCE=(gcloud compute tpus queued-resources)
 LOCATION=(--zone="$zone")
 if [ -n "$project" ]; then LOCATION+=(--project="$project"); fi
 LOCATION+=(--quiet) # no questions
-SPOT=()
+SPOT=() OWNER=("${TPU[@]}") FORCE=()
 if [ "$spot" = 1 ]; then SPOT=(--spot); fi
+if [ "$queued" = 1 ]; then OWNER=("${QUEUED_RESOURCE[@]}") FORCE=(--force); fi # with its TPU
 # Several slices are the nodes of one queued resource, NAME-0, NAME-1 and so on (tpu_v2
-# MultisliceParams), and only commands to the queued resource reach them all. Their VMs have MEGASCALE_NUM_SLICES,
-# _SLICE_ID and _COORDINATOR_ADDRESS in the metadata `tpu-env`, where jax.distributed finds them
-# (jax/_src/clusters/cloud_tpu_cluster.py): nothing has to be set here.
-NODES=("$name") REACH=("${TPU[@]}") SLICE=all
+# MultisliceParams), and only commands to the queued resource reach them all. jax.distributed finds
+# MEGASCALE_NUM_SLICES and the like in the metadata of their VMs (cloud_tpu_cluster.py).
+NODES=("$name") REACH=("${TPU[@]}")
 if [ "$slices" != 1 ]; then
     mapfile -t NODES < <(seq -f "$name-%.0f" 0 $((slices - 1)))
     REACH=("${QUEUED_RESOURCE[@]}")
 elif [[ " ${ssh_flags[*]}" =~ \ --(tunnel-through-iap|batch-size) ]]; then
     REACH=(gcloud alpha "${TPU[@]:1}") # the released commands have them for queued resources only
 fi
-WAIT_SECONDS=${ALPACARE_WAIT_SECONDS:-3600}
+UNATTENDED=0 # 1 once this has waited: then no error is final before --wait_hours are over
 
 address() { # SLICE WORKER: sets ADDRESS, the flags for gcloud ssh and scp
     ADDRESS=(--worker="$2" "${ssh_flags[@]}")
     if [ "$slices" != 1 ]; then ADDRESS=(--node="$1" "${ADDRESS[@]}"); fi
 }
 
-on_worker() { # LIMIT N COMMAND; a number is a worker of slice 0, `all` are those of $SLICE
-    if [ "$2" = all ]; then address "$SLICE" all; else address 0 "$2"; fi
-    bounded "$1" "${REACH[@]}" ssh "$name" "${LOCATION[@]}" "${ADDRESS[@]}" --command="$3"
+on_hosts() { # LIMIT COMMAND: on the hosts of ADDRESS
+    bounded "$1" "${REACH[@]}" ssh "$name" "${LOCATION[@]}" "${ADDRESS[@]}" --command="$2"
 }
 
-query_state() { # NAME KIND...: prints the state, or MISSING; false where gcloud fails
-    local text
-    if text=$(bounded "$ASK_SECONDS" "${@:2}" describe "$1" "${LOCATION[@]}" --format="$FORMAT"); then
-        echo "$text"
-    elif grep -qE 'NOT_FOUND|Resource .* not found' "${ERRORS:-$WORK/stderr}"; then
-        echo MISSING
-    else
-        return 1
-    fi
+# NAME FIELDS KIND...: the values of FIELDS, separated by |, to $WORK/described; MISSING where there
+# is no such thing; false where gcloud fails.
+describe() {
+    bounded "$ASK_SECONDS" "${@:3}" describe "$1" "${LOCATION[@]}" \
+        --format="value[separator=\"|\"]($2)" >"$WORK/described" && return
+    grep -qE 'NOT_FOUND|Resource .* not found' "${ERRORS:-$WORK/stderr}" || return 1
+    echo MISSING >"$WORK/described"
 }
 
-find_state() { # sets STATE: READY, MISSING, PREEMPTED, QUEUED, or another of gcloud's
-    local request=''
+# Sets STATE: READY, MISSING, PREEMPTED, QUEUED, or another of gcloud's; HEALTH where it is not
+# good; CAUSE of a failed request; and writes ADDRESS NAME of each host to $WORK/hosts.
+find_state() {
+    local request='' node i
+    STATE=READY HEALTH='' CAUSE=''
     if [ "$queued" = 1 ]; then
-        request=$(FORMAT='value(state.state)' query_state "$name" "${QUEUED_RESOURCE[@]}") || return 1
+        describe "$name" state.state,state.failedData.error.message "${QUEUED_RESOURCE[@]}" || return 1
+        IFS='|' read -r request CAUSE <"$WORK/described" || true
     fi
+    : >"$WORK/hosts"
     case $request in
     CREATING | ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING) STATE=QUEUED ;;
     SUSPENDED) STATE=PREEMPTED ;;
     SUSPENDING | DELETING | FAILED | MISSING) STATE=$request ;;
-    *) find_state_of_nodes "$request" || return 1 ;;
+    *) for i in "${!NODES[@]}"; do find_state_of_node "$i" "$request" || return 1; done ;;
     esac
     if [ "$dry_run" = 1 ]; then STATE=READY; fi
 }
 
-find_state_of_nodes() { # STATE OF REQUEST: the worst state counts; a single slice is of no use
-    local node node_state is_spot
-    STATE=READY
-    for node in "${NODES[@]}"; do
-        node_state=$(FORMAT='value(state,schedulingConfig.spot)' query_state "$node" "${TPU[@]}") ||
-            return 1
-        read -r node_state is_spot <<<"$node_state"
-        # A queued resource that was granted once gives no second TPU.
-        if [ "$1" = ACTIVE ] && [ "$node_state" = MISSING ]; then node_state=PREEMPTED; fi
-        if [ "$node_state" = TERMINATED ]; then node_state=PREEMPTED; fi
-        if [ "$STATE" = READY ] || [ "$node_state" = PREEMPTED ]; then STATE=$node_state; fi
-        if [ "$action$is_spot$spot" = runTrue0 ] && [ "$max_retries" != 0 ]; then
-            fail "$node is a spot TPU; add --spot, or it would be recreated at the full price"
-        fi
-    done
+find_state_of_node() { # INDEX STATE-OF-REQUEST: the worst state counts; a single slice is of no use
+    local state health is_spot addresses worker=0
+    describe "${NODES[$1]}" \
+        'state,health,schedulingConfig.spot,networkEndpoints[].ipAddress' "${TPU[@]}" || return 1
+    IFS='|' read -r state health is_spot addresses <"$WORK/described" || true
+    # A queued resource that was granted once gives no second TPU.
+    if [ "$2$state" = ACTIVEMISSING ] || [ "$state" = TERMINATED ]; then state=PREEMPTED; fi
+    if [ "$STATE" = READY ] || [ "$state" = PREEMPTED ]; then STATE=$state; fi
+    if [ "$health" != HEALTHY ]; then HEALTH=$health; fi
+    if [ "$action$is_spot$spot" = runTrue0 ] && [ "$max_retries" != 0 ]; then
+        fail "${NODES[$1]} is a spot TPU; add --spot, or it would be recreated at the full price"
+    fi
+    for address in ${addresses//[^0-9a-f.:]/ }; do
+        echo "$address $(if [ "$slices" != 1 ]; then echo "slice $1 "; fi)worker $worker"
+        worker=$((worker + 1))
+    done >>"$WORK/hosts"
 }
 
 host_gone() { # false where gcloud does not know
     local ERRORS=$WORK/state_errors # keeps stderr of the call before for `last_error`
     if [ "$dry_run" = 1 ]; then return 1; fi
-    find_state && [ "$STATE" != READY ]
+    if ! find_state; then STATE="in an unknown state" && return 1; fi
+    [ "$STATE" != READY ]
 }
 
 create() {
-    local group=("${TPU[@]}") nodes=() track=() runtime=version
-    if [ "$queued" = 1 ]; then
-        group=("${QUEUED_RESOURCE[@]}") nodes=(--node-id="$name") runtime=runtime-version
-    fi
+    local nodes=() track=() runtime=version
+    if [ "$queued" = 1 ]; then nodes=(--node-id="$name") runtime=runtime-version; fi
     if [ "$slices" != 1 ]; then nodes=(--node-count="$slices" --node-prefix="$name"); fi
     # The released commands have only --reserved.
     if [[ " ${create_flags[*]}" =~ \ --(reservation|provisioning-model)= ]]; then track=(alpha); fi
     say "creating $name, $accelerator_type$(if [ "$slices" != 1 ]; then echo " x $slices"; fi)"
-    call gcloud "${track[@]}" "${group[@]:1}" create "$name" "${nodes[@]}" \
+    bounded "$INSTALL_SECONDS" gcloud "${track[@]}" "${OWNER[@]:1}" create "$name" "${nodes[@]}" \
         --accelerator-type="$accelerator_type" "--$runtime=$version" "${SPOT[@]}" \
         "${create_flags[@]}" "${LOCATION[@]}"
 }
 
 delete() {
-    if [ "$queued" = 1 ]; then
-        call "${QUEUED_RESOURCE[@]}" delete "$name" --force "${LOCATION[@]}" # with its TPU
-    else
-        call "${TPU[@]}" delete "$name" "${LOCATION[@]}"
-    fi
+    bounded "$INSTALL_SECONDS" "${OWNER[@]}" delete "$name" "${FORCE[@]}" "${LOCATION[@]}"
 }
 
-ensure_ready() { # RETRIES: false where no TPU is available now, but may be later
-    local shown='' waited=0 created=0
+# ERROR: true where creating may succeed later. Zones are full for hours (code 8, also 9 with a
+# reservation), which may be called an internal error (13); the service has outages (14).
+# A quota does not come back by waiting.
+no_room() {
+    local why='"code": (8|9|13|14)[^0-9]|capacity|enough resources|stockout|exhausted|unavailable'
+    why+='|internal error|per minute'
+    [[ ${1,,} =~ $why && ! ( ${1,,} =~ quota && ! ${1,,} =~ "per minute" ) ]]
+}
+
+hold() { # MESSAGE: says it, once, and waits; fails where --wait_hours are over
+    if [ "$SECONDS" -ge "$UNTIL" ]; then fail "$1; waited for --wait_hours=$wait_hours"; fi
+    if [ "$1" != "$SHOWN" ]; then say "$1"; fi
+    SHOWN=$1 UNATTENDED=1
+    pause "$RETRY_SECONDS"
+}
+
+trouble() { # MESSAGE
+    if [ "$UNATTENDED" = 0 ]; then fail "$1"; fi
+    hold "$1"
+}
+
+ensure_ready() { # waits until the TPU is ready, and creates it where there is none
+    local created=0
+    SHOWN='' UNTIL=${UNTIL:-$((SECONDS + wait_hours * 3600))} # since COMMAND ran
     if [ "$max_retries" != 0 ]; then
         note "where $name does not exist:"
         if [ "$dry_run" = 1 ]; then create; fi
-        note "where it was preempted, at most $max_retries times; then all steps are repeated:"
+        note "where it was preempted; then all steps are repeated:"
         if [ "$dry_run" = 1 ]; then delete && create; fi
         note "in every case:"
     fi
     while :; do
-        find_state || fail "cannot query the state of $name: $(last_error)"
-        if [ "$STATE" != "$shown" ]; then say "$name is $STATE" && shown=$STATE; fi
+        if ! find_state; then
+            trouble "cannot query the state of $name: $(last_error)"
+            continue
+        fi
         case $STATE in
-        READY) return ;;
-        MISSING | PREEMPTED)
+        READY)
+            if [ "$HEALTH" != UNHEALTHY_MAINTENANCE ] || query_states; then return; fi
+            hold "$name is under maintenance, no answer from $MISSING"
+            ;;
+        MISSING | PREEMPTED | FAILED | UNKNOWN)
             if [ "$max_retries" = 0 ]; then
                 fail "$name is $STATE, and --max_retries=0 does not recreate it"
             fi
-            if [ "$created" = 1 ]; then return 1; fi # preempted at once; counts as a preemption, too
-            created=1
-            if [ "$STATE" = PREEMPTED ]; then
-                say "deleting the preempted $name"
-                delete || fail "cannot delete the preempted $name: $(last_error)"
-            fi
-            if ! create; then # after a preemption there is often no capacity for a while
-                if [ "$1" = 0 ]; then fail "cannot create $name: $(last_error)"; fi
-                say "cannot create $name: $(last_error)"
-                return 1
-            fi
+            if [ "$created" = 1 ]; then hold "$name is $STATE as soon as it is created${CAUSE:+: $CAUSE}"; fi
+            created=0
+            replace && created=1
             ;;
-        FAILED | STOPPED | HIDDEN | UNKNOWN)
-            fail "$name is $STATE; delete it with: tpu_run.sh delete, or repair it with gcloud" ;;
-        QUEUED) pause "$POLL_SECONDS" ;;
-        *)
-            if [ "$waited" -gt "$WAIT_SECONDS" ]; then fail "$name is still $STATE"; fi
-            waited=$((waited + ${POLL_SECONDS%.*} + 1))
-            pause "$POLL_SECONDS"
-            ;;
+        STOPPED | HIDDEN) trouble "$name is $STATE; delete it with: tpu_run.sh delete, or start it" ;;
+        *) hold "$name is $STATE" ;;
         esac
     done
 }
 
-copy() { # a new VM does not accept ssh keys at once
-    local try
-    address all all
+replace() { # creates the TPU anew; false where that is tried again
+    local error
+    if [[ $STATE =~ FAILED|UNKNOWN ]] && [ "$UNATTENDED" = 0 ] && ! no_room "$CAUSE"; then
+        fail "$name is $STATE${CAUSE:+: $CAUSE}; delete it with: tpu_run.sh delete"
+    fi
+    if [ "$STATE" != MISSING ]; then
+        say "deleting $name, which is $STATE${CAUSE:+: $CAUSE}"
+        if ! delete; then
+            trouble "cannot delete $name, which is $STATE: $(last_error)"
+            return 1
+        fi
+    fi
+    if create; then
+        UNATTENDED=1
+        return
+    fi
+    error="cannot create $name: $(last_error)"
+    if no_room "$error"; then
+        hold "$error; asking again for up to $wait_hours h"
+    else
+        trouble "$error"
+    fi
+    return 1
+}
+
+add_key() { # with other keys only in the agent, gcloud refuses to copy to several hosts (VerifyKeyInAgent)
+    local key=$HOME/.ssh/google_compute_engine
+    if [ "$dry_run" = 1 ] || [ -z "${SSH_AUTH_SOCK:-}" ] || [ ! -f "$key" ]; then return; fi
+    call ssh-add -q "$key" || say "cannot add $key to the ssh agent: $(last_error)"
+}
+
+copy() { # a new VM does not accept ssh keys at once, and gcloud makes its own at the first use
+    local try failed unpack="mkdir -p alpacare-jax/tree && tar -xzf alpacare-jax.tgz"
+    unpack="echo $SUM alpacare-jax.tgz | sha256sum --check --status && $unpack -C alpacare-jax/tree"
     for try in 1 2 3; do
-        if bounded "$INSTALL_SECONDS" "${REACH[@]}" scp "$ARCHIVE" "$name:alpacare-jax.tgz" \
-            "${LOCATION[@]}" "${ADDRESS[@]}"; then
+        add_key
+        failed=
+        address all all
+        bounded "$INSTALL_SECONDS" "${REACH[@]}" scp "$ARCHIVE" "$name:alpacare-jax.tgz" \
+            "${LOCATION[@]}" "${ADDRESS[@]}" || failed=1
+        if grep -q "Could not prepare" "$WORK/stderr"; then failed=1; fi
+        # Each host proves that all of it arrived. The error, if any, is that of scp.
+        if ERRORS=${failed:+$WORK/state_errors} on_all "$ASK_SECONDS" "$unpack && bash $SCRIPT state"; then
             return
         fi
         if [ "$try" = 3 ] || host_gone; then return 1; fi

@@ -3,10 +3,16 @@
 # started it.
 #
 #     worker.sh install ARCHIVE EXTRA    finishes unpacking ARCHIVE; installs .[EXTRA]
-#     worker.sh start KEY COMMAND...     starts COMMAND in the tree; KEY identifies the run
-#     worker.sh state                    one line: alpacare-state HOST STATE CODE TIME KEY
+#     worker.sh start KEY TOKEN COMMAND...    starts COMMAND in the tree. KEY identifies the command,
+#                                        TOKEN this start: a repeated one does nothing
 #     worker.sh stop [SECONDS]           SIGTERM to COMMAND; SIGKILL if it still runs after SECONDS
-#     worker.sh log BYTE [follow]        the log from that byte on, to its end or to that of COMMAND
+#     worker.sh state                    nothing more than what all of these end with:
+#
+#         alpacare-state HOST STATE CODE TIME KEY ADDRESSES .
+#
+#     worker.sh log BYTE                 the log from that byte on, at most 1 MB of it, and a line
+#
+#         alpacare-log LENGTH NEXT_BYTE running|ended|more
 #
 # STATE is running, ended, stopped (by `stop`), interrupted (by a SIGTERM from elsewhere:
 # maintenance or preemption), rebooted, lost (ended without a trace), killed (by `stop SECONDS`) or
@@ -21,6 +27,10 @@ RUN=$BASE/run
 
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
+living() { # GROUP: whether any of its processes lives; zombies do not
+    ps -eo pgid=,stat= | awk -v group="$1" '$1 == group && !/Z/ { n++ } END { exit !n }'
+}
+
 supervisor() { # prints the supervisor's process id, if it runs
     local pid
     pid=$(cat "$RUN/pid" 2>/dev/null) || return 1
@@ -29,10 +39,24 @@ supervisor() { # prints the supervisor's process id, if it runs
     echo "$pid"
 }
 
-install_python() { # TPU images have a Python that is too old for JAX
-    echo "installing Python 3.11 with apt-get" >&2
-    sudo -n apt-get -q -o DPkg::Lock::Timeout=600 update >&2 &&
-        sudo -n apt-get -q -o DPkg::Lock::Timeout=600 install -y python3.11 python3.11-venv >&2
+# TPU images have Python 3.10, too old for JAX, and Ubuntu 22.04's own 3.11 is a release candidate.
+# uv's is a release, and needs neither sudo nor apt. Sets PYTHON.
+install_python() {
+    local uv=$HOME/.local/bin/uv apt=(sudo -n env LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -q)
+    echo "installing Python 3.11" >&2
+    if python3 -m pip install --quiet --user --constraint constraints.txt uv >&2 &&
+        "$uv" python install --quiet 3.11 >&2 &&
+        PYTHON=$("$uv" python find --python-preference only-managed 3.11); then
+        return
+    fi
+    echo "uv could not install it; trying apt-get" >&2
+    # What a new VM does by itself holds apt's locks for minutes; `update` does not wait for its own.
+    for _ in $(seq 60); do
+        "${apt[@]}" update >"$BASE/apt.log" 2>&1 || true
+        if ! grep -q "Could not get lock" "$BASE/apt.log"; then break; fi
+        sleep 10
+    done
+    "${apt[@]}" -o DPkg::Lock::Timeout=600 install -y python3.11 python3.11-venv >&2
 }
 
 install_tree() { # ARCHIVE EXTRA
@@ -49,27 +73,37 @@ install_tree() { # ARCHIVE EXTRA
     cd tree
     VENV=$BASE/venv
     . launch/lib/environment.sh
-    if ! find_python >/dev/null 2>&1 && command -v apt-get >/dev/null; then
+    if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        PYTHON=$VENV/bin/python
+    elif ! find_python >/dev/null 2>&1; then
         install_python || true # prepare_environment reports what is missing
     fi
     prepare_environment "$extra"
+    # With huge pages a TPU of v5e or newer starts and stops faster (jax/_src/cloud_tpu_init.py).
+    sudo -n sh -c 'echo always >/sys/kernel/mm/transparent_hugepage/enabled' 2>/dev/null || true
 }
 
-start() { # KEY COMMAND...
+start() { # KEY TOKEN COMMAND...
+    local before=''
+    if [ -f "$RUN/token" ]; then before=$(cat "$RUN/token"); fi
+    if [ "$before" = "$2" ]; then return; fi
     if supervisor >/dev/null; then
         echo "error: $HOST: a command is already running; stop it first" >&2
         return 1
     fi
     mkdir -p "$RUN"
+    stop 20 # what outlived its supervisor
     rm -f "$RUN/exit" "$RUN/stopped" "$RUN/pid"
     if [ -f "$RUN/log" ]; then mv "$RUN/log" "$RUN/log.previous"; fi
     printf '%s %s\n' "$1" "$(boot_id)" >"$RUN/key"
+    echo "$2" >"$RUN/token"
     # A separate session, so that a dropped connection ends nothing.
-    setsid nohup bash "$0" supervise "${@:2}" </dev/null >"$RUN/log" 2>&1 &
+    setsid nohup bash "$0" supervise "${@:3}" </dev/null >"$RUN/log" 2>&1 &
     for _ in $(seq 200); do
         if [ -s "$RUN/pid" ]; then return; fi
         sleep 0.05
     done
+    rm "$RUN/token"
     echo "error: $HOST: the command did not start" >&2
     return 1
 }
@@ -110,45 +144,57 @@ state() {
             status="lost 137 9999999999" # nothing but SIGKILL leaves no trace
         fi
     fi
-    echo "alpacare-state $HOST $status $key"
+    echo "alpacare-state $HOST $status $key -,$(hostname -I | tr -s ' ' ,) ."
 }
 
 stop() { # [SECONDS]
     local pid seconds=${1:-}
-    pid=$(supervisor) || return 0
+    # Of a supervisor that was killed the command may live on.
+    pid=$(supervisor || cat "$RUN/pid" 2>/dev/null) && living "$pid" || return 0
+    if [ -d "/proc/$pid" ] && ! supervisor >/dev/null; then return 0; fi # reused
     if [ -z "$seconds" ]; then touch "$RUN/stopped"; fi
     kill -TERM -- "-$pid" 2>/dev/null || true
     if [ -z "$seconds" ]; then return; fi
     for _ in $(seq $((seconds * 5))); do
-        if ! supervisor >/dev/null; then return; fi
+        living "$pid" || return 0
         sleep 0.2
     done
     kill -KILL -- "-$pid" 2>/dev/null || true
     record killed 137
+    for _ in $(seq 300); do # a device is free only when its process is gone
+        living "$pid" || return 0
+        sleep 0.2
+    done
+    echo "error: $HOST: process $pid does not end, even by SIGKILL; delete the TPU" >&2
+    return 1
 }
 
-show_log() { # BYTE [follow]
-    local pid
+show_log() { # BYTE
+    local from=$1 size count what=ended
     if [ ! -f "$RUN/log" ]; then
         echo "error: $HOST: no command has been started here" >&2
         return 1
     fi
-    if [ "${2:-}" = follow ] && pid=$(supervisor); then
-        exec tail -c "+$1" --pid="$pid" -s 0.5 -f "$RUN/log"
-    fi
-    exec tail -c "+$1" "$RUN/log"
+    if supervisor >/dev/null && [ ! -f "$RUN/exit" ]; then what=running; fi
+    size=$(stat -c %s "$RUN/log")
+    if [ "$from" -gt $((size + 1)) ]; then from=1; fi # another command's, since
+    count=$((size - from + 1))
+    if [ "$count" -gt 1000000 ]; then count=1000000 what=more; fi
+    tail -c "+$from" "$RUN/log" | head -c "$count" || true # tail's SIGPIPE
+    printf '\nalpacare-log %s %s %s\n' "$count" $((from + count)) "$what"
 }
 
 case ${1:-} in
 install) install_tree "$2" "$3" ;;
 start) start "${@:2}" ;;
 supervise) supervise "${@:2}" ;;
-state) state ;;
 stop) stop "${2:-}" ;;
-log) show_log "$2" "${3:-}" ;;
---help | -h) sed -n '2,17s/^# \{0,1\}//p' "$0" ;;
+state) ;;
+log) show_log "$2" ;;
+--help | -h) awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0" ;;
 *)
-    echo "error: worker.sh takes install, start, state, stop or log" >&2
+    echo "error: worker.sh takes install, start, stop, state or log" >&2
     exit 2
     ;;
 esac
+case $1 in install | start | stop | state) state ;; esac
