@@ -43,6 +43,9 @@ MAX_INITIAL_FAILURES = {"rejected": 10, "odd": 3, "given up": 3}
 A rejection costs nothing, and may be for a reason of the request that no row of `meanings` knows.
 """
 
+MIN_REJECTED = 3
+"""So many are enough where there are no other requests to send."""
+
 MAX_TURNED_AWAY = 3
 """Requests in a row that are given up for want of a server or of its rate limit: the run ends."""
 
@@ -86,6 +89,7 @@ class Attempts:
         self._no_doubt.set()
         self._failed: collections.Counter[str] = collections.Counter()
         self._turned_away = 0  # in a row
+        self._rejection = ""  # reason of the last one
         self._last_report = -ANNOUNCED_EVERY
         self._connected = False  # whether there was any reply
 
@@ -128,6 +132,7 @@ class Attempts:
             except RejectedRequestError as error:
                 self.counts["rejected by the server"] += 1
                 if not error.own:
+                    self._rejection = str(error)
                     self._doubt("rejected", f"request so far is rejected: {error}")
                 raise
             else:
@@ -171,6 +176,11 @@ class Attempts:
             if not undecided or good:
                 self._doubts = {}
                 self._no_doubt.set()
+
+    def without_answers(self) -> str:
+        """Why all requests of a run have failed, now that the last has ended; "" if not."""
+        hopeless = self._failed["rejected"] >= MIN_REJECTED and not self._any_good()
+        return f"every request so far is rejected: {self._rejection}" if hopeless else ""
 
     def _any_good(self) -> bool:
         return self.counts["answered"] + self.counts["stored"] > self._failed["odd"]

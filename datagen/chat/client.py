@@ -204,6 +204,8 @@ class Client:
                 task.cancel()
         if stopped:
             raise stopped
+        if reason := self._attempts.without_answers():
+            raise RunStoppedError(reason)
 
     async def ask_all(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | Failure]:
         """The outcomes in the order of the requests. Raises: as `stream`."""
