@@ -37,7 +37,7 @@ from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
 from common.messages import StatusLine, duration, heartbeat
 from common.records import Example, read_examples, require_unique_ids
-from common.sections import UsageError
+from common.sections import UsageError, flatten
 
 GENERATION_RULES = {
     **dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], "tensor"),
@@ -102,8 +102,13 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 def default_max_length(directory: epath.Path, model_config: LlamaConfig) -> int:
     """data.max_length of the run that trained the model, else 1024; never over its positions."""
-    run = provenance.read_record(directory / "run.json").get("config", {})
-    trained = run["data"]["max_length"] if "train" in run else 1024
+    record = provenance.read_record(directory / "run.json")
+    trained = flatten(record.get("config", {})).get("data.max_length", 1024)
+    if type(trained) is not int or trained < 2:
+        raise ValueError(
+            f"{directory / 'run.json'} is damaged: data.max_length is {trained!r:.80}; restore it "
+            "from a copy, or give --max_length"
+        )
     return min(trained, model_config.max_position_embeddings)
 
 

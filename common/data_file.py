@@ -54,9 +54,12 @@ def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
     Raises:
       FileNotFoundError: the file does not exist.
       IsADirectoryError: it is a folder.
-      ValueError: it has none of the forms, or a part of it is no record; file and line are named.
+      ValueError: it is no file on a disk, has none of the forms, or a part of it is no record; file
+        and line are named.
     """
     path = epath.Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is a pipe or a device; write its content to a file first")
     try:
         with path.open("rb") as raw:
             file = gzip.GzipFile(fileobj=raw) if _head(raw).startswith(GZIP) else raw

@@ -36,6 +36,9 @@ REFRESH_SECONDS, LOST_SECONDS = 30.0, 120.0
 
 NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
+MAX_TRIES = 1000
+"""Of making a lock's file: in folders such as /proc there can be none."""
+
 MAX_COMMAND = 300
 """Characters of a command in a message."""
 
@@ -138,13 +141,15 @@ class FileLock:
             os.close(descriptor)  # its last holder has deleted the file in between
 
     def _open(self) -> int:
+        left = MAX_TRIES
         while True:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # the folder's maker has ended, and removed it
-                continue
             except OSError as error:
+                left -= 1
+                if left and isinstance(error, FileNotFoundError):
+                    continue  # the folder's maker has ended, and removed it
                 if not self._path.exists():
                     error.filename = str(self._output)
                 raise

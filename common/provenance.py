@@ -158,7 +158,7 @@ def read_record(path: str | PurePath) -> dict[str, Any]:
         return {}
     except ValueError:
         content = {"config": None}
-    if not isinstance(content.get("config", {}), dict):
+    if not all(isinstance(content.get(key, {}), dict) for key in ("config", "inputs", "packages")):
         raise ValueError(
             f"{path} is damaged, perhaps cut short; restore it from a copy, or delete it together "
             "with the output it describes"

@@ -9,12 +9,19 @@ import difflib
 import inspect
 import math
 import textwrap
+import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 from common.messages import suggestion
 
 Config = TypeVar("Config")
+
+TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+TYPES |= {types.NoneType: "None"}
+
+FLOAT32_LEAST, FLOAT32_MOST = 1e-37, 1e38
+"""Of a float's magnitude: beyond these, float32 has zeros and infinities."""
 
 
 class UsageError(ValueError):
@@ -35,19 +42,17 @@ def build(config: type[Config], content: Mapping[str, Any]) -> Config:
 
     Raises:
       UsageError: a section or key is unknown (the nearest known one is named), is missing, or has
-        a value that its dataclass rejects or that `require_numbers` does.
+        a value of another type, or that its dataclass or `require_numbers` rejects.
     """
-    types = {field.name: field.type for field in dataclasses.fields(cast(Any, config))}
-    _require_same_keys("config", content, types)
+    values = _checked("config", "", config, content)
     require_numbers(flatten(content))
-    values = {}
     try:
-        for name, section in types.items():
-            values[name] = content[name]
+        for field in dataclasses.fields(cast(Any, config)):
+            name, section = field.name, field.type
             if isinstance(section, type) and dataclasses.is_dataclass(section):
-                keys = [field.name for field in dataclasses.fields(section)]
-                _require_same_keys(f"config.{name}", content[name], keys)
-                values[name] = section(**content[name])
+                values[name] = section(
+                    **_checked(f"config.{name}", f"{name}.", section, values[name])
+                )
         return config(**values)
     except UsageError:
         raise
@@ -56,12 +61,16 @@ def build(config: type[Config], content: Mapping[str, Any]) -> Config:
 
 
 def require_numbers(values: Mapping[str, Any]) -> None:
-    """Raises UsageError for a float that is no number, or an integer beyond 64 bits."""
+    """Raises UsageError for a float that float32 cannot hold, or an integer beyond 64 bits."""
     for name, value in values.items():
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UsageError(f"{name} is {value}; integers must be below 2^63")
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{name} is {value}; it must be a finite number")
+        if isinstance(value, float) and value and not FLOAT32_LEAST <= abs(value) <= FLOAT32_MOST:
+            raise UsageError(
+                f"{name} is {value}; float32 holds 0, and {FLOAT32_LEAST} to {FLOAT32_MOST}"
+            )
 
 
 def choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -70,12 +79,25 @@ def choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
 
 
-def _require_same_keys(section: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+def _checked(section: str, prefix: str, config: Any, given: Any) -> dict[str, Any]:
+    """`given`, which must have the keys of a dataclass, each with a value of its type."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{section} is {given!r:.80}; it must be a section of keys")
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
     for key in given:
-        if key not in known:
-            raise UsageError(f"{section} has no key {key!r}; {suggestion(key, known)}")
-    if missing := [key for key in known if key not in given]:
+        if key not in fields:
+            raise UsageError(f"{section} has no key {key!r}; {suggestion(key, fields)}")
+    if missing := [key for key in fields if key not in given]:
         raise UsageError(f"{section} is missing {', '.join(missing)}")
+    for key, kind in fields.items():
+        kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        if not TYPES.keys() >= {*kinds} or type(given[key]) in kinds:
+            continue
+        number = isinstance(given[key], int | float) and not isinstance(given[key], bool)
+        if not (number and float in kinds):
+            words = " or ".join(TYPES[each] for each in kinds)
+            raise UsageError(f"{prefix}{key} is {given[key]!r:.80}; it must be {words}")
+    return dict(given)
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

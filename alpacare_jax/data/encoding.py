@@ -16,6 +16,10 @@ MAX_ROW_LENGTH = 2**20
 """Tokens; attention over a longer row fits on no device."""
 
 
+MAX_ROW_LENGTHS = 2048
+"""Different lengths of rows, of which packing tries every one before the first step."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The training data."""
@@ -30,6 +34,8 @@ class DataConfig:
     max_row_length: int  # of packed rows in tokens; max_length if that is more
 
     def __post_init__(self):
+        if not self.path:
+            raise ValueError("data.path is empty; give the file of the training data")
         prompts.get(self.template)
         sections.choice("data.overlong", self.overlong, ("truncate", "drop", "error"))
         if not 0 <= self.eval_share < 1:
@@ -39,11 +45,17 @@ class DataConfig:
         if self.row_multiple < 1 or self.max_length < 2:
             raise ValueError("data.row_multiple must be at least 1, data.max_length at least 2")
         for name in ("row_multiple", "max_row_length"):
-            if getattr(self, name) > MAX_ROW_LENGTH:
+            if not 0 <= getattr(self, name) <= MAX_ROW_LENGTH:
                 raise ValueError(
-                    f"data.{name} is {getattr(self, name):,}; rows have at most {MAX_ROW_LENGTH:,} "
+                    f"data.{name} is {getattr(self, name):,}; rows have 1 to {MAX_ROW_LENGTH:,} "
                     "tokens"
                 )
+        if max(self.max_length, self.max_row_length) > MAX_ROW_LENGTHS * self.row_multiple:
+            raise ValueError(
+                f"data.row_multiple is {self.row_multiple:,}: too small for rows of "
+                f"{max(self.max_length, self.max_row_length):,} tokens, whose lengths would be "
+                f"more than {MAX_ROW_LENGTHS:,}; raise it"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

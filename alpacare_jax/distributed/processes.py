@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -17,9 +18,13 @@ from jax.experimental import multihost_utils
 
 from alpacare_jax.distributed import roll_call
 from common import locks, paths
+from common.sections import UsageError
 
 JOIN_SECONDS = 1800
 """Hosts of a cold pod start minutes apart; JAX's default of 300 s is too short (marin#7232)."""
+
+MAX_PROCESSES, MAX_SECONDS = 2**16, 2**30
+"""Limits of flags; the system's timers take no more seconds."""
 
 STEP_SECONDS = 1800
 """Longer than any step, save or evaluation takes; beyond it, another process is assumed hung."""
@@ -38,15 +43,31 @@ def define_flags() -> None:
         env.get("JAX_COORDINATOR_ADDRESS", ""),
         "HOST:PORT or [IPV6]:PORT of process 0; a TPU pod and SLURM provide it.",
     )
-    number, index = int(env.get("JAX_NUM_PROCESSES", 0)), int(env.get("JAX_PROCESS_ID", -1))
-    flags.DEFINE_integer("num_processes", number, "With --coordinator: number of processes.")
-    flags.DEFINE_integer("process_id", index, "With --coordinator: index of this one, from 0.")
-    flags.DEFINE_integer("join_seconds", JOIN_SECONDS, "Time limit to join.", lower_bound=1)
-    flags.DEFINE_integer("step_seconds", STEP_SECONDS, "Time limit of a step.", lower_bound=1)
+    for name, default, text, least, most in (
+        ("num_processes", None, "With --coordinator: number of processes.", 1, MAX_PROCESSES),
+        ("process_id", None, "With --coordinator: index of this one, from 0.", 0, MAX_PROCESSES),
+        ("join_seconds", JOIN_SECONDS, "Time limit to join.", 1, MAX_SECONDS),
+        ("step_seconds", STEP_SECONDS, "Time limit of a step.", 1, MAX_SECONDS),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most)
+
+
+def _from_launcher(flag: int | None, variable: str) -> int:
+    """A flag, or the number that a launcher has set in the environment; -1 without either."""
+    text = os.environ.get(variable) or "-1"
+    try:
+        return int(text) if flag is None else flag
+    except ValueError:
+        raise UsageError(f"{variable} is {text!r}; it must be a whole number") from None
 
 
 def join(
-    *, distributed: bool, coordinator: str, num_processes: int, process_id: int, join_seconds: int
+    *,
+    distributed: bool,
+    coordinator: str,
+    num_processes: int | None,
+    process_id: int | None,
+    join_seconds: int,
 ) -> None:
     """Joins this process to its run, before any device is used; does nothing for a single process.
 
@@ -56,7 +77,9 @@ def join(
     """
     devices = None
     if coordinator:
-        if num_processes < 1 or not 0 <= process_id < num_processes:
+        num_processes = _from_launcher(num_processes, "JAX_NUM_PROCESSES")
+        process_id = _from_launcher(process_id, "JAX_PROCESS_ID")
+        if not 0 <= process_id < num_processes <= MAX_PROCESSES:
             raise ValueError(
                 f"--coordinator requires --num_processes (now {num_processes}) and a --process_id "
                 f"from 0 to one less (now {process_id})"
@@ -82,7 +105,9 @@ def _detect_cluster(join_seconds: int) -> tuple[str, int, int, Sequence[int] | N
     from jax._src import clusters
 
     # A SLURM task has one GPU unless JAX_LOCAL_DEVICE_IDS lists several.
-    listed = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+    listed = os.environ.get("JAX_LOCAL_DEVICE_IDS", "")
+    if not re.fullmatch(r"(\d+(,\d+)*)?", listed, re.ASCII):
+        raise UsageError(f"JAX_LOCAL_DEVICE_IDS is {listed!r}; it must be numbers, as in 0,1")
     coordinator, num_processes, process_id, devices = (
         clusters.ClusterEnv.auto_detect_unset_distributed_params(
             coordinator_address=None,

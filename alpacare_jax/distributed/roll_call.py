@@ -47,10 +47,12 @@ def split(coordinator: str) -> tuple[str, int]:
     Raises:
       ValueError: it has another form.
     """
-    if not (found := re.fullmatch(r"(?:\[([0-9a-fA-F:.%]+)\]|([^\[\]:]+)):(\d+)", coordinator)):
+    form = r"(?:\[([0-9a-fA-F:.%]+)\]|([^\[\]:]+)):(\d{1,9})"
+    found = re.fullmatch(form, coordinator, re.ASCII)
+    if not found or not 0 < int(found[3]) < 2**16:
         raise ValueError(
-            f"--coordinator is {coordinator!r}; it must be HOST:PORT, with an IPv6 address in "
-            "brackets: [::1]:8476"
+            f"--coordinator is {coordinator!r}; it must be HOST:PORT, the port below 65,536 "
+            "and an IPv6 address in brackets: [::1]:8476"
         )
     return found[1] or found[2], int(found[3])
 

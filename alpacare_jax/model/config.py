@@ -132,7 +132,7 @@ def token_ids(content: Mapping[str, Any], key: str, file: str = "config.json") -
     """
     value = content.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(token_id) is not int or token_id < 0 for token_id in ids):
+    if any(type(token_id) is not int or not 0 <= token_id < 2**31 for token_id in ids):
         raise ValueError(f"{file}: {key} is {value!r:.80}, not a token id or a list")
     return tuple(ids)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,9 @@ KINDS = ("start", "resume", "saved", "stopped", "failed", "finished", "sample")
 """Of the lines of events.jsonl: {"time", "kind", "step", "text"}. A `start` has the run's
 `num_steps` too; a `sample`, instead of a text, `prompt`, `reference`, `output`, `finish_reason`."""
 
+LARGEST = 2.0**1000
+"""Numbers beyond it are damage, and could not be drawn."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
@@ -30,7 +32,7 @@ class RunFiles:
     def curve(self, key: str) -> list[tuple[float, float]]:
         """(step, value) of every step that has a finite number under `key`."""
         found = ((step["step"], step.get(key)) for step in self.steps)
-        return [(x, y) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
+        return [(x, y) for x, y in found if isinstance(y, int | float) and abs(y) < LARGEST]
 
     def pace(self, key: str) -> list[tuple[float, float]]:
         """`curve` without the first step after each start, which compiles, where others exist."""
@@ -117,24 +119,42 @@ def read(workdir: epath.Path, name: str = "") -> RunFiles:
     """
     record = provenance.read_record(workdir / "run.json")
     steps = read_steps(workdir / METRICS)
-    events = [line for line in read_lines(workdir / EVENTS) if line.get("kind") in KINDS]
-    return RunFiles(name or workdir.name, record, steps, events)
+    return RunFiles(name or workdir.name, record, steps, read_events(workdir / EVENTS))
 
 
-def read_lines(path: epath.Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file, if it exists; damaged lines are skipped."""
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield found
+def read_events(path: epath.Path) -> list[dict[str, Any]]:
+    """The lines of an events.jsonl that are whole."""
+
+    def whole(event: dict[str, Any]) -> bool:
+        sampled = ("prompt", "reference", "output", "finish_reason")
+        texts = ("time", "text", *(sampled if event.get("kind") == "sample" else ()))
+        return (
+            event.get("kind") in KINDS
+            and all(isinstance(event.get(key), str) for key in texts)
+            and _is_count(event.get("num_steps", 0))
+        )
+
+    return list(filter(whole, _read_lines(path)))
 
 
 def read_steps(path: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; those without a step are damaged, or truncated by a kill."""
-    return [line for line in read_lines(path) if isinstance(line.get("step"), int)]
+    """The lines of a metrics.jsonl that are whole: a kill may have truncated the last."""
+    return list(_read_lines(path))
+
+
+def _read_lines(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """The objects with a `step` in a .jsonl file, if it exists; damaged lines are skipped."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict) and _is_count(found.get("step")):
+            yield found
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def clock(time: str) -> str:

@@ -208,7 +208,7 @@ def _events(run: RunFiles) -> str:
 def _settings(run: RunFiles) -> str:
     config = sections.flatten(run.record.get("config", {}))
     rows: list[tuple[str, Sequence[str]]] = [(key, [str(v)]) for key, v in config.items()]
-    packages = {k: v for k, v in run.record.get("packages", {}).items() if v}
+    packages = {k: str(v) for k, v in run.record.get("packages", {}).items() if v}
     software = [("code", str(run.record.get("git_commit"))), *packages.items()]
     if not rows:
         return ""

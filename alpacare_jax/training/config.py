@@ -29,6 +29,8 @@ class BaseModelConfig:
     loss_tokens: int  # tokens whose logits a device holds at a time
 
     def __post_init__(self):
+        if not (self.checkpoint or self.variant):
+            raise ValueError("model.checkpoint is empty; give a model directory")
         if self.variant:
             sections.choice("model.variant", self.variant, VARIANTS)
         sections.choice("model.remat", self.remat, REMAT_POLICIES)

@@ -34,7 +34,7 @@ class RunReport:
           steps: the content of metrics.jsonl, to which the caller adds.
         """
         self._workdir, self._steps = workdir, steps
-        self._events = list(run_files.read_lines(workdir / run_files.EVENTS))
+        self._events = run_files.read_events(workdir / run_files.EVENTS)
         self._lines = jsonl.LineFile(workdir / run_files.EVENTS, map(_line, self._events))
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "report")
         self._writing: concurrent.futures.Future[float] | None = None

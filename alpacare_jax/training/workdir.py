@@ -59,8 +59,13 @@ def check(workdir: epath.Path, run: dict[str, Any]) -> None:
                 "restore it from a copy, or choose another --workdir"
             )
         return
-    if not {"config", "inputs"} <= before.keys() or "train" not in before["config"]:
-        raise ValueError(f"{workdir} is not a training workdir; choose another --workdir")
+    starts = before.get("starts")
+    whole = isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
+    if not (whole and {"config", "inputs"} <= before.keys() and "train" in before["config"]):
+        raise ValueError(
+            f"{workdir} is not a training workdir, or its run.json is damaged; choose another "
+            "--workdir, or restore the file from a copy"
+        )
     config = OLDER | before["config"]
     changed = {
         name: difference
@@ -69,7 +74,11 @@ def check(workdir: epath.Path, run: dict[str, Any]) -> None:
     }
     for name, difference in provenance.differences(before["inputs"], run["inputs"]).items():
         changed[f"content of {name}"] = difference
-    copied = {name: d for name, d in before["inputs"]["model"].items() if name != "weights"}
+    copied = {
+        name.removeprefix("model."): digest
+        for name, digest in sections.flatten(before["inputs"]).items()
+        if name.startswith("model.") and name != "model.weights"
+    }
     for name, difference in provenance.differences(copied, identity.of_files(workdir)).items():
         changed[f"content of {workdir / name}"] = difference
     if changed:
@@ -102,7 +111,9 @@ def make(workdir: epath.Path, run_config: RunConfig, run: dict[str, Any], step: 
 def _changes(config: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two starts of a run: "jax 0.10.2 before, 0.11.2 now"."""
     old, new = (
-        sections.flatten(config) | start["settings"] | {key: start[key] for key in ENVIRONMENT}
+        sections.flatten(config)
+        | start.get("settings", {})
+        | {key: start.get(key) for key in ENVIRONMENT}
         for start in (before, now)
     )
     return ", ".join(
@@ -116,5 +127,5 @@ def finish(workdir: epath.Path) -> None:
     if not processes.is_first():
         return
     run = provenance.read_record(workdir / "run.json")
-    if not run["end"]:
+    if not run.get("end"):
         provenance.write_json(workdir / "run.json", run | {"end": provenance.now()})

@@ -71,16 +71,16 @@ class Scale:
 def short(value: float) -> str:
     """A number for an axis.
 
-    >>> [short(x) for x in (0, 0.25, 0.00025, 1500, 12000, 2_500_000)]
-    ['0', '0.25', '2.5e-4', '1,500', '12k', '2.5M']
+    >>> [short(x) for x in (0, 0.25, 0.00025, 1500, 12000, 2_500_000, 5e28)]
+    ['0', '0.25', '2.5e-4', '1,500', '12k', '2.5M', '5e28']
     """
-    if abs(value) >= 1e6:
+    if 1e9 > abs(value) >= 1e6:
         return f"{value / 1e6:.4g}M"
-    if abs(value) >= 1e4:
+    if 1e6 > abs(value) >= 1e4:
         return f"{value / 1e3:.4g}k"
-    if abs(value) >= 1000:
+    if 1e4 > abs(value) >= 1000:
         return f"{value:,.0f}"
-    if 0 < abs(value) < 1e-3:
+    if 0 < abs(value) < 1e-3 or abs(value) >= 1e9:
         digits, _, power = f"{value:.3e}".partition("e")
         return f"{float(digits):g}e{int(power)}"
     return f"{value:.4g}"

@@ -308,7 +308,7 @@ COMMANDS = {
     "bad line": (1, {"data.path": "BAD"}, [], "bad.jsonl:2: field 'output' is missing"),
     "unknown flag": (2, {}, ["--wrokdir=x"], "Did you mean: workdir"),
     "no place": (2, {}, ["--workdir=s3://bucket/run"], "give a local folder or gs://BUCKET"),
-    "half a process": (1, {}, ["--coordinator=127.0.0.1:9"], "requires --num_processes (now 0)"),
+    "half a process": (1, {}, ["--coordinator=127.0.0.1:9"], "requires --num_processes (now -1)"),
     "unknown config key": (2, {"train.epoch": 3}, [], "epochs"),
     "bad config argument": (
         2,

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -190,3 +191,7 @@ def test_what_is_no_file(tmp_path):
         read("owner/name")
     with pytest.raises(IsADirectoryError):
         read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")  # read once only, or never: as /dev/stdin or <(zcat FILE)
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(ValueError, match="is a pipe or a device; write its content to a file"):
+            read(path)

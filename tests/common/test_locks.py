@@ -76,6 +76,12 @@ def test_the_second_start_names_the_first_and_ends(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc")
+def test_where_no_file_can_be_made_nothing_waits():
+    with pytest.raises(FileNotFoundError, match=r"/proc/x\.json"), locks.hold("/proc/x.json"):
+        pass
+
+
 def test_a_dry_run_and_another_output_are_not_held_up(tmp_path):
     with held(tmp_path / "a"), held(tmp_path / "b"), held(tmp_path / "a", "--dry_run"):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".a.lock", ".b.lock"]

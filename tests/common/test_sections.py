@@ -62,6 +62,18 @@ def test_sections_become_dataclasses():
         ({"inner": CONTENT["inner"] | {"seed": -(10**30)}}, "inner.seed is -1000.*below 2.63"),
         ({"inner": CONTENT["inner"] | {"learning_rate": float("nan")}}, "learning_rate is nan; it"),
         ({"inner": CONTENT["inner"] | {"learning_rate": 1e999}}, "learning_rate is inf; it must"),
+        ({"inner": CONTENT["inner"] | {"learning_rate": 1e-40}}, "rate is 1e-40; float32 holds 0"),
+        ({"inner": CONTENT["inner"] | {"learning_rate": -1e39}}, r"rate is -1e\+39; float32 holds"),
+        ({"inner": CONTENT["inner"] | {"seed": 1.0}}, "inner.seed is 1.0; it must be a whole numb"),
+        ({"inner": CONTENT["inner"] | {"seed": True}}, "inner.seed is True; it must be a whole"),
+        ({"inner": CONTENT["inner"] | {"seed": "1"}}, "inner.seed is '1'; it must be a whole"),
+        (
+            {"inner": CONTENT["inner"] | {"learning_rate": None}},
+            "rate is None; it must be",
+        ),
+        ({"inner": CONTENT["inner"] | {"name": ["x"]}}, r"name is \['x'\]; it must be a text"),
+        ({"inner": [1, 2]}, r"config.inner is \[1, 2\]; it must be a section of keys"),
+        ({"profile": 10}, "^profile is 10; it must be a text"),
     ],
 )
 def test_a_wrong_setting_is_an_error_of_usage(changes, message):

@@ -15,6 +15,7 @@ from etils import epath
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.distributed import processes as lib
+from common.sections import UsageError
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY
 from tests.launch.test_local_run import LOCAL_RUN, running
 from tests.support.training import (
@@ -58,11 +59,24 @@ def test_alone_there_is_nobody_to_join():
         ({"num_processes": 0, "process_id": 0}, r"requires --num_processes \(now 0\)"),
         ({"num_processes": 2, "process_id": 0, "coordinator": "host"}, "must be HOST:PORT"),
         ({"num_processes": 2, "process_id": 0, "coordinator": "::1:80"}, r"brackets: \[::1\]:8476"),
+        ({"num_processes": 2, "process_id": 0, "coordinator": "h:99999"}, "the port below 65,536"),
+        ({"num_processes": 10**9, "process_id": 0}, r"requires --num_processes \(now 1000000000\)"),
     ],
 )
 def test_flags_that_do_not_fit_together(changes, message):
     with pytest.raises(ValueError, match=message):
         join(**{"coordinator": "127.0.0.1:1"} | changes)
+
+
+@pytest.mark.parametrize("name", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS"])
+def test_what_a_launcher_set_is_named(monkeypatch, name):
+    """Outside of `join`, where flags are defined, an error would be an internal one."""
+    monkeypatch.setenv(name, "two")
+    given = {"coordinator": "127.0.0.1:1", "num_processes": None, "process_id": None}
+    if name == "JAX_LOCAL_DEVICE_IDS":
+        given = {"distributed": True}
+    with pytest.raises(UsageError, match=f"{name} is 'two'; it must be"):
+        join(**given)
 
 
 def test_distributed_outside_of_any_pod():

@@ -134,6 +134,7 @@ REFUSED = {
     "flag as a text": ({"tie_word_embeddings": "false"}, ["tie_word_embeddings is 'false'"]),
     "end as a text": ({"eos_token_id": "2"}, ["eos_token_id is '2'"]),
     "ends with a text": ({"eos_token_id": [2, "7"]}, ["eos_token_id is [2, '7']"]),
+    "end that is no id": ({"eos_token_id": [2, 10**30]}, ["eos_token_id is [2, 1000"]),
     "two starts": ({"bos_token_id": [1, 2]}, ["bos_token_id is a list"]),
     "quantised": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4, "dataset": ["x" * 99] * 9}},

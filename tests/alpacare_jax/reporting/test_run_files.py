@@ -1,12 +1,14 @@
 """What is read from a workdir, whatever state it is in."""
 
 import doctest
+import itertools
+import json
 
 import pytest
 from etils import epath
 
-from alpacare_jax.reporting import run_files
-from tests.support.run_folders import event, write
+from alpacare_jax.reporting import comparison, run_files, run_page
+from tests.support.run_folders import TIME, event, sample, write
 
 
 def read(folder):
@@ -47,6 +49,26 @@ def test_the_steps_after_each_start_are_no_pace(tmp_path):
     run = read(write(tmp_path / "a", events=[event("resume", 10, num_steps=20)]))
     assert [x for x, _ in run.pace("seconds")] == [*range(2, 11), *range(12, 21)]
     assert [x for x, _ in read(write(tmp_path / "b", steps=1)).pace("seconds")] == [1]
+
+
+ODD = (None, [], {"a": 1}, "x", -1, 1.5, 10**400, float("nan"))
+
+
+def test_a_line_with_an_odd_value_is_skipped_or_has_no_point(tmp_path):
+    """Whatever the damage, the run can be shown."""
+    folder = write(tmp_path / "a", events=[sample(0, "x"), event("resume", 3), event("failed", 9)])
+    for name in ("metrics.jsonl", "events.jsonl"):
+        whole = (folder / name).read_text()
+        records = [json.loads(line) for line in whole.splitlines()[1:4]]
+        for record, value in itertools.product(records, ODD):
+            lines = [json.dumps(record | {key: value}) for key in (*record, "num_steps")]
+            lines += [json.dumps({k: v for k, v in record.items() if k != key}) for key in record]
+            (folder / name).write_text(whole + "\n".join([*lines, '{"a":' * 10**5, "[" * 10**5]))
+            run = read(folder)
+            assert (run.last_step, run.num_steps) == (20, 20)
+            run_page.page(run, TIME.format(59))
+            comparison.page([run], TIME.format(59))
+        (folder / name).write_text(whole)
 
 
 def test_damaged_lines_are_skipped_and_an_empty_folder_is_a_run_that_has_not_started(tmp_path):

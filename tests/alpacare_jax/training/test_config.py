@@ -46,6 +46,9 @@ def test_an_unknown_template(corpus):
         ("optimizer.beta2", 1.0),
         ("optimizer.epsilon", 0.0),
         ("optimizer.learning_rate", float("nan")),
+        ("optimizer.max_grad_norm", 1e-300),  # 0 in float32: nothing would be learned
+        ("optimizer.epsilon", 1e-300),
+        ("data.max_row_length", -1),
     ],
 )
 def test_numbers_out_of_range_are_named(corpus, key, value):
@@ -57,6 +60,22 @@ def test_numbers_out_of_range_are_named(corpus, key, value):
 def test_sizes_that_no_machine_holds_are_named(corpus, key):
     with pytest.raises(sections.UsageError, match=f"^{key} is 4,611,686,018,427,387,904; "):
         run_config(corpus, **{key: 2**62})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data.path": ""}, "data.path is empty; give the file"),
+        ({"model.checkpoint": "", "model.variant": ""}, "model.checkpoint is empty; give a model"),
+        (
+            {"data.row_multiple": 8, "data.max_row_length": 2**20},
+            "data.row_multiple is 8: too small for rows of 1,048,576 tokens.*; raise it",
+        ),
+    ],
+)
+def test_settings_without_a_use_are_named(corpus, changes, message):
+    with pytest.raises(sections.UsageError, match=message):
+        run_config(corpus, **changes)
 
 
 BAD_SETTINGS = {

@@ -1,14 +1,17 @@
 """A run's folder: its files, and which runs may resume in it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from alpacare_jax import train
 from alpacare_jax.checkpoints import checkpoint, identity, model_folder
@@ -27,6 +30,8 @@ from tests.support.training import (
     small_machine,
     ten_steps,
 )
+
+CONTENT = {"config.data", "config.train", "inputs.model", "starts.0"}
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -205,5 +210,31 @@ def test_a_workdir_that_is_a_model_directory(corpus, tmp_path, capsys):
     before = fingerprint(base)
     config = run_config(corpus, model__checkpoint=str(base))
     line = one_line_error(config, base, capsys)
-    assert f"{base} is not a training workdir; choose another --workdir" in line
+    assert f"{base} is not a training workdir" in line and "choose another --workdir" in line
     assert fingerprint(base) == before
+
+
+def test_a_damaged_part_of_run_json_is_named_or_changes_nothing(corpus, stopped, tmp_path):
+    workdir = epath.Path(shutil.copytree(stopped, tmp_path / "run"))
+    config = ten_steps(corpus)
+    described, text = workdir_lib.describe(config), (workdir / "run.json").read_text()
+    record = json.loads(text)
+    refused = set()
+    for name in (*record, *CONTENT):
+        for value in (None, [], {}, "x", 1, [1], {"a": 1}, ...):
+            damaged = json.loads(text)
+            *outer, last = (int(key) if key.isdecimal() else key for key in name.split("."))
+            place = functools.reduce(operator.getitem, outer, damaged)
+            if value is ...:
+                del place[last]
+            else:
+                place[last] = value
+            (workdir / "run.json").write_text(json.dumps(damaged))
+            try:
+                workdir_lib.check(workdir, described)
+            except ValueError:
+                refused.add(name)
+                continue
+            workdir_lib.make(workdir, config, described, 4)
+            workdir_lib.finish(workdir)
+    assert refused == {"config", "inputs", "packages", "starts", *CONTENT}
