@@ -54,6 +54,8 @@ def hold(output: str | PurePath) -> Iterator[None]:
     """
     paths.check(os.fspath(output))
     path = paths.absolute(output)
+    if not path.name:
+        raise OSError(f"{path} is no output; give a file or folder in it")
     lock = BucketLock(path) if paths.in_bucket(path) else FileLock(Path(path))
     try:
         yield

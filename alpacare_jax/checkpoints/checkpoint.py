@@ -56,7 +56,7 @@ def unfinished_steps(folder: epath.Path) -> list[int]:
         noted = [int(step) for step in json.loads((folder / CHANGING).read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise DamagedError(f"{folder / CHANGING} is damaged; delete it") from None
     return [step for step in noted if not (folder / str(step) / digests.NAME).exists()]
 

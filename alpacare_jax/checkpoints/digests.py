@@ -31,6 +31,9 @@ BLOCK_BYTES = 2**20
 THREADS = 8
 """Files read at the same time: more than cores, for a disk has queues."""
 
+UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+"""The system's errors of files that are not there, are no files, or are in a bad sector."""
+
 
 class DamagedError(ValueError):
     """A saved step is not as it was written; the text names the file and what is wrong."""
@@ -72,7 +75,9 @@ def read(folder: epath.Path) -> Manifest:
     """
     try:
         text = (folder / NAME).read_bytes().decode()
-    except FileNotFoundError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno not in UNREADABLE:
+            raise  # a bucket's errors have no number
         raise DamagedError(f"it has no {NAME}: half copied, or saved by an older version") from None
     except UnicodeDecodeError:
         raise DamagedError(f"{NAME} is damaged") from None
@@ -116,7 +121,8 @@ def _sizes(folder: epath.Path) -> dict[str, int]:
         sizes = {name: int(object_["size"]) for name, object_ in _objects(folder).items()}
     else:
         found = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
-        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+        there = (path for path in found if path.exists())  # a link may lead nowhere
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in there}
     return {name: size for name, size in sizes.items() if name != NAME}
 
 
@@ -150,10 +156,8 @@ def _measure_file(path: epath.Path) -> dict[str, Any] | None:
         with open(path, "rb", buffering=0) as file:
             while block := file.read(BLOCK_BYTES):
                 crc, size = google_crc32c.extend(crc, block), size + len(block)
-    except FileNotFoundError:
-        return None
     except OSError as error:
-        if error.errno == errno.EIO:  # a bad sector
+        if error.errno in UNREADABLE:
             return None
         raise
     return {"size": size, "crc32c": _hex(crc)}

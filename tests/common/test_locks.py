@@ -80,6 +80,8 @@ def test_the_second_start_names_the_first_and_ends(tmp_path):
 def test_where_no_file_can_be_made_nothing_waits():
     with pytest.raises(FileNotFoundError, match=r"/proc/x\.json"), locks.hold("/proc/x.json"):
         pass
+    with pytest.raises(OSError, match="/ is no output; give a file or folder"), locks.hold("/"):
+        pass
 
 
 def test_a_dry_run_and_another_output_are_not_held_up(tmp_path):

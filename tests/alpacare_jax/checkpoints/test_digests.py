@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from alpacare_jax import convert
 from alpacare_jax.checkpoints import checkpoint, digests
@@ -58,6 +59,11 @@ def flip(path: Path, bit: int | None = None) -> None:
     path.write_bytes(data)
 
 
+def relink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -81,6 +87,13 @@ DAMAGES = {
     "Orbax's manifest": (lambda s: flip(s / "params" / "manifest.ocdbt"), "manifest.ocdbt is dam"),
     "empty file": (lambda s: (s / "_CHECKPOINT_METADATA").write_text(""), "has 0 bytes instead"),
     "empty step": (lambda s: (shutil.rmtree(s), s.mkdir()), "no manifest.json: half copied"),
+    "a file": (lambda s: (shutil.rmtree(s), s.write_text("x")), "no manifest.json: half copied"),
+    "a link to itself": (lambda s: (shutil.rmtree(s), s.symlink_to(s)), "no manifest.json: half"),
+    "manifest is a folder": (
+        lambda s: ((s / digests.NAME).unlink(), (s / digests.NAME).mkdir()),
+        "no manifest.json: half copied",
+    ),
+    "a link to nowhere": (lambda s: relink(largest(s)), "is missing"),
     "no manifest": (lambda s: (s / digests.NAME).unlink(), "no manifest.json: half copied"),
     "empty manifest": (lambda s: (s / digests.NAME).write_text(""), "manifest.json is damaged"),
     "cut manifest": (lambda s: truncate(s / digests.NAME), "manifest.json is damaged"),
@@ -244,3 +257,10 @@ def test_the_digest_is_of_the_weights_not_of_their_files(run, tmp_path):
     assert checkpoint.weights_digest(tmp_path / "again", 0) == digest
     assert checkpoint.weights_digest(run, 3) != digest
     np.testing.assert_equal(len(digest), 64)
+
+
+@pytest.mark.parametrize("content", ["", "null", '["x"]', "[1e999]", "[" * 10**5])
+def test_a_damaged_record_of_changes_is_named(tmp_path, content):
+    (tmp_path / checkpoint.CHANGING).write_text(content)
+    with pytest.raises(digests.DamagedError, match=r"changing\.json is damaged; delete it"):
+        checkpoint.saved_steps(epath.Path(tmp_path))
