@@ -13,6 +13,7 @@ on its way when that is suspected may prove it wrong, so it is waited for, and n
 
 import asyncio
 import collections
+import contextlib
 import json
 import random
 import time
@@ -87,11 +88,18 @@ class Attempts:
         self._doubts: dict[str, set[str]] = {}  # why all may fail -> keys that may refute it
         self._no_doubt = asyncio.Event()  # a doubt holds new requests back
         self._no_doubt.set()
+        self._ended = asyncio.Event()
         self._failed: collections.Counter[str] = collections.Counter()
         self._turned_away = 0  # in a row
         self._rejection = ""  # reason of the last one
         self._last_report = -ANNOUNCED_EVERY
         self._connected = False  # whether there was any reply
+
+    def end(self) -> None:
+        """Wakes whoever waits: nothing more is sent."""
+        self._ended.set()
+        self._no_doubt.set()
+        self._limit.open()
 
     async def answer(self, key: str, attempt: Callable[[], Awaitable[ChatAnswer]]) -> ChatAnswer:
         """The answer that `attempt`, called up to `attempts` times, returns.
@@ -200,6 +208,7 @@ class Attempts:
         sent = await self._limit.enter()
         number = 0
         try:
+            self._check_running()
             number = await self.store.reserve(most)
             self._check_running()
             sent = time.monotonic()
@@ -259,7 +268,9 @@ class Attempts:
         seconds = min(MAX_BACKOFF, INITIAL_BACKOFF * 2 ** (number - 1))
         seconds = max(failure.retry_after or 0.0, seconds * random.uniform(0.5, 1.0))
         self._announce(seconds, str(failure))
-        await asyncio.sleep(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
         self._check_running()
 
     def _announce(self, seconds: float, reason: str) -> None:

@@ -126,6 +126,7 @@ class Client:
             return
         open_batches = self._batches.describe_open() if self._batches else ""
         self.stop_reason = f"{reason}; {open_batches}" if open_batches else reason
+        self._attempts.end()
         if self._batches:
             self._batches.stop(self.stop_reason)
 

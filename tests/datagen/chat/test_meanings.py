@@ -286,6 +286,20 @@ def test_an_error_of_the_run_ends_it(server, tmp_path, status, content, headers,
     assert len(answer_texts(got)) <= first
 
 
+def test_who_waits_for_a_limit_does_not_hold_up_the_end(server, tmp_path):
+    def reply(body):
+        if len(server.bodies) <= 2:
+            return 429, {"error": {"message": "too many"}}, {"Retry-After": "550"}
+        time.sleep(0.3)
+        return 401, error("no such key"), {}
+
+    server.error, started = reply, time.monotonic()
+    config = make_config(server, concurrency=4)
+    _, _, stopped = ask(config, tmp_path / "s", requests(100))
+    assert "the key is rejected" in str(stopped) and len(server.bodies) <= 4
+    assert time.monotonic() - started < 500, "two would wait for 550 s, and others for a slot"
+
+
 def test_the_remedy_for_max_completion_tokens_works(server, tmp_path):
     server.error = lambda body: (400, {"error": {}}, {}) if "max_tokens" in body else None
     extra = '{"max_tokens": null, "max_completion_tokens": 50}'
