@@ -85,7 +85,10 @@ def _without_channels(reply: str) -> tuple[str, list[str]]:
     answer = []
     for part in found:
         (answer if part["name"].lower() == "final" else thoughts).append(part["text"])
-    return "".join(answer) + _ROLE.sub("", reply[found[-1].end() :]), thoughts
+    rest = reply[found[-1].end() :]
+    is_answer = found[-1]["name"].lower() == "final" or rest.lstrip().startswith("<|start|>")
+    (answer if is_answer else thoughts).append(_ROLE.sub("", rest))
+    return "".join(answer), thoughts
 
 
 def _without_tags(reply: str) -> tuple[str, list[str]]:

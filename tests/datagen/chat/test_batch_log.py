@@ -190,6 +190,16 @@ def test_a_run_that_asks_something_else_collects_it_too(server, tmp_path, provid
     assert answer_texts(got) == texts(5)
 
 
+def test_another_spelling_of_the_address_collects_it_too(server, tmp_path):
+    left_at_the_provider(batched(server), server, tmp_path / "s", 5)
+    server.release()
+    slashed = batched(None, base_url=f"{server.url}/v1/".replace("127.0.0.1", "localhost"))
+    got, client, _ = ask(slashed, tmp_path / "s", requests(5))
+    assert answer_texts(got) == texts(5) and nothing_open(tmp_path / "s")
+    assert len(rows(tmp_path / "s", "SELECT name FROM batches")) == 1
+    assert client.total.usd == pytest.approx(5 * HALF)
+
+
 def test_a_batch_at_another_provider_is_left_alone(server, tmp_path):
     left_at_the_provider(batched(server, "openai"), server, tmp_path / "s", 5)
     reports = []

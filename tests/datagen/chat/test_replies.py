@@ -135,6 +135,10 @@ def test_finish_words_of_the_common_servers(end, words):
 UNUSABLE = {
     "null content": (with_message(content=None, reasoning_content="thinking"), "without text"),
     "only thoughts": (openai_reply("<think>I never end"), "without text"),
+    "only harmony's thoughts": (
+        openai_reply("<|channel|>analysis<|message|>Draft.<|end|> And more of it."),
+        "without text",
+    ),
     "no parts": (with_message(content=[]), "without text"),
     "no choices": (openai_reply("") | {"choices": []}, "malformed reply: its fields are id, "),
     "a number": (7, "malformed reply: 7"),
