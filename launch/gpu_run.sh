@@ -35,12 +35,9 @@ for flag in name nodes gpus_per_node time partition account mem cpus_per_node; d
     [[ ${!flag} =~ ^[A-Za-z0-9_.:,-]*$ ]] ||
         usage_error "--$flag='${!flag}' has characters that SLURM does not accept"
 done
-check_positive --nodes "$nodes"
-check_positive --gpus_per_node "$gpus_per_node"
-check_whole_number --signal_seconds "$signal_seconds"
-check_whole_number --max_retries "$max_retries"
+check_positive nodes gpus_per_node
 cpus_per_node=${cpus_per_node:-$((gpus_per_node * 8))}
-check_whole_number --cpus_per_node "$cpus_per_node"
+check_whole signal_seconds max_retries cpus_per_node
 check_command "${COMMAND[@]}"
 if [ "$dry_run" = 0 ] && ! command -v sbatch >/dev/null; then
     fail "sbatch is not installed here; run this on a login node, or add --dry_run"

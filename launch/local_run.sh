@@ -21,8 +21,8 @@ folder=$(dirname "$0")/lib
 
 processes=2 devices=1 port='' restarts=0
 parse_flags "processes devices port restarts" '' "$@"
-for flag in processes devices ${port:+port}; do check_positive "--$flag" "${!flag}"; done
-check_whole_number --restarts "$restarts"
+check_positive processes devices ${port:+port}
+check_whole restarts
 check_command "${COMMAND[@]}"
 
 # If this script is killed with SIGKILL, the kernel kills its processes too.

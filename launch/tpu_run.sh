@@ -72,11 +72,8 @@ worker create_flags ssh_flags" "spot queued follow untracked dry_run" "$@"
     usage_error "--name='$name' is not a TPU name; use lower-case letters, digits and hyphens"
 [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] ||
     usage_error "--zone='$zone' is not a zone; give one, e.g. --zone=us-west4-a"
-check_whole_number --max_retries "$max_retries"
-check_whole_number --wait_hours "$wait_hours"
-check_whole_number --worker "$worker"
-check_positive --slices "$slices"
-check_whole_number --slice "$slice"
+check_whole max_retries wait_hours worker slice
+check_positive slices
 if [ "$slice" -ge "$slices" ]; then
     usage_error "--slice=$slice, but --slices=$slices; slices are numbered from 0"
 fi

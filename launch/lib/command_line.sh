@@ -67,13 +67,17 @@ split_flags() {
     done
 }
 
-check_whole_number() { # FLAG VALUE
-    [[ $2 =~ ^[0-9]{1,9}$ ]] || usage_error "$1=$2 is not a whole number"
+check_whole() { # NAMES OF FLAGS
+    local flag
+    for flag; do
+        [[ ${!flag} =~ ^[0-9]{1,9}$ ]] || usage_error "--$flag=${!flag} is not a whole number"
+    done
 }
 
-check_positive() { # FLAG VALUE
-    check_whole_number "$@"
-    [ "$2" -gt 0 ] || usage_error "$1=$2; give 1 or more"
+check_positive() { # NAMES OF FLAGS
+    local flag
+    check_whole "$@"
+    for flag; do [ "${!flag}" -gt 0 ] || usage_error "--$flag=${!flag}; give 1 or more"; done
 }
 
 # Secrets by their names, as in OPENAI_API_KEY=, --password VALUE and x-api-key:, in lower case. What

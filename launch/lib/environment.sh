@@ -20,16 +20,11 @@ find_python() {
 # Reads pip's output, which is silent for minutes: prints a dot for each package and each 5 seconds.
 show_pip_progress() {
     local line
-    while true; do
-        if IFS= read -r -t 5 line; then
-            case $line in
-                Collecting\ *) printf . ;;
-                Installing\ collected\ packages:*) printf ' installing .' ;;
-            esac
-        else
-            [ $? -gt 128 ] || break # not the time limit: pip has ended
-            printf .
-        fi
+    while IFS= read -r -t 5 line || [ $? -gt 128 ]; do # 128: the time is over
+        case $line in
+        Collecting\ * | '') printf . ;;
+        Installing\ collected\ packages:*) printf ' installing .' ;;
+        esac
     done
     echo
 }

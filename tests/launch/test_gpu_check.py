@@ -1,6 +1,5 @@
 """launch/gpu_check.sh, whose one call must not end for a silly reason: with a Python of our own."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LIMIT, REPOSITORY
+from launch import gpu_check
+from tests.conftest import REPOSITORY
 
 PYTHON = """#!/usr/bin/env bash
 if [ "$2" = launch.gpu_packages ]; then exit "$MISSING"; fi
@@ -17,49 +17,56 @@ echo "$JAX_DEFAULT_MATMUL_PRECISION $*"
 """
 
 
-def check(tmp_path: Path, *args: str, fails: str = "nothing", missing: int = 0):
-    stand_in = tmp_path / "python"
-    stand_in.write_text(PYTHON)
-    stand_in.chmod(0o755)
-    env = os.environ | {"FAILS": fails, "MISSING": str(missing)}
-    return subprocess.run(
-        ["bash", "launch/gpu_check.sh", *args],
-        cwd=REPOSITORY,
-        env=env | {"PYTHON": str(stand_in)},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    def run(*args: str, fails: str = "nothing", missing: int = 0) -> None:
+        stand_in = tmp_path / "python"
+        stand_in.write_text(PYTHON)
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        monkeypatch.setenv("FAILS", fails)
+        monkeypatch.setenv("MISSING", str(missing))
+        gpu_check.main(list(args))
+
+    return run
 
 
 def logs(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in folder.glob("*.log")}
 
 
-def test_every_step_runs_and_leaves_a_log(tmp_path):
+def test_every_step_runs_and_leaves_a_log(tmp_path, check, capfdbinary):
     folder = tmp_path / "a folder"
-    done = check(tmp_path, str(folder))
-    assert (done.returncode, done.stderr) == (0, "")
+    check(str(folder))
     found = logs(folder)
     assert found.keys() == {"attention", "llama-7b", "llama-1b"}
     # Products of float32 in 10 bits would fail the tests.
     assert found["attention"].startswith("highest -m pytest ")
     assert f"--profile={folder}/profile" in found["llama-7b"], "whole, spaces and all"
     assert "--alone --checkpointing" in found["llama-7b"]
+    shown = capfdbinary.readouterr().out.decode()
+    assert all(text in shown for text in found.values())
+    assert "all steps succeeded in " in shown
 
 
 @pytest.mark.parametrize("fails", ["-m pytest", "llama-7b"])
-def test_what_fails_does_not_stop_the_rest(tmp_path, fails):
-    done = check(tmp_path, str(tmp_path / "out"), fails=fails)
-    assert done.returncode == 1
-    assert len(logs(tmp_path / "out")) == 3
+def test_what_fails_does_not_stop_the_rest(tmp_path, check, fails):
     name = {"-m pytest": "attention"}.get(fails, fails)
-    assert f"FAILED: {name}; logs are in" in done.stdout
+    with pytest.raises(SystemExit, match=f"FAILED: {name}; logs are in"):
+        check(str(tmp_path / "out"), fails=fails)
+    assert len(logs(tmp_path / "out")) == 3
 
 
-def test_nothing_runs_where_something_is_missing(tmp_path):
-    done = check(tmp_path, str(tmp_path / "out"), missing=1)
-    assert (done.returncode, logs(tmp_path / "out")) == (1, {})
+def test_nothing_runs_where_something_is_missing(tmp_path, check):
+    with pytest.raises(SystemExit, match="1"):
+        check(str(tmp_path / "out"), missing=1)
+    assert logs(tmp_path / "out") == {}
+
+
+def test_a_try_needs_no_gpu():
+    for _, _, env, command in gpu_check.steps(True, Path("x")):
+        assert env["JAX_PLATFORMS"] == "cpu"
+        assert "llama-7b" not in " ".join(command)
 
 
 def test_what_is_missing_is_looked_for():
