@@ -19,9 +19,10 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-Step = tuple[str, int, dict[str, str], list[str]]
+Step = tuple[str, int, dict[str, str], Sequence[str]]
 """Name, seconds, environment, arguments for Python."""
 
 TINY = "--anyway --variant=tiny --rows=1 --length=128 --steps=1 --skip=compile"
@@ -29,19 +30,18 @@ TINY = "--anyway --variant=tiny --rows=1 --length=128 --steps=1 --skip=compile"
 
 def steps(small: bool, folder: Path) -> list[Step]:
     """What is run: for a tiny model, or for those of 7B and 1B."""
-    on_1b: list[str] = TINY.split() if small else []
+    on_1b = TINY.split() if small else []
     on_7b = ["--remat=full", "--accumulation=4"]
     on_7b += on_1b or ["--variant=llama-7b", "--steps=2", f"--profile={folder}/profile"]
     # By default GPUs round the factors of float32 products to 10 bits.
     exact = {"JAX_PLATFORMS": "cpu" if small else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     # Deprecations in the installed versions are no failure here.
-    test: list[str] = "-m pytest -q -p no:cacheprovider -W ignore::DeprecationWarning".split()
-    test += ["tests/alpacare_jax/model/test_attention.py"]
+    test = "-m pytest -q -p no:cacheprovider -W ignore::DeprecationWarning".split()
     bench = ["-m", "benchmarks.gpu"]
     cpu = {"JAX_PLATFORMS": "cpu"} if small else {}
     alone = ["--rounds=3", "--alone", "--checkpointing", "--skip=compile"]
     return [
-        ("attention", 240, exact, test),
+        ("attention", 240, exact, [*test, "tests/alpacare_jax/model/test_attention.py"]),
         ("llama-7b", 480, cpu, [*bench, *on_7b, *alone]),
         ("llama-1b", 420, cpu, [*bench, *on_1b, "--rounds=3"]),
     ]
