@@ -19,7 +19,7 @@ from common.messages import format_counts, log
 from common.sections import UsageError
 from evaluation.inputs.benchmarks import FILE_ENDINGS, Item, split_source
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging import alpaca_eval, fastchat
+from evaluation.judging import other_tools
 from evaluation.judging.verdicts import JUDGEMENTS_FILE, ORDERS, Verdict
 
 PROMPT = "not given"
@@ -73,7 +73,7 @@ def load(sources: Sequence[str], baseline: str = "") -> list[Path | ForeignJudge
         name, file = split_source(source)
         path = Path(file or source)
         if path.is_dir() and not (path / JUDGEMENTS_FILE).exists():
-            annotations = path / alpaca_eval.FILE_NAME
+            annotations = path / other_tools.ANNOTATIONS_FILE
             path = annotations if annotations.exists() else path
         elif path.name == JUDGEMENTS_FILE and (path.parent / "items.jsonl").exists():
             path = path.parent
@@ -139,13 +139,13 @@ def read(
 def _form(path: Path, found: Sequence[Record], baseline: str) -> tuple[str, Converter]:
     """What the records are, by the first of them, and how they are converted."""
     fields = found[0].keys()
-    if fields >= alpaca_eval.ANNOTATION_FIELDS:
-        return "alpaca_eval's annotations", alpaca_eval.converter(path)
-    if fields >= fastchat.PAIR_FIELDS and fields & fastchat.WINNERS:
-        return "FastChat's pairs", fastchat.converter(path, found, baseline)
+    if fields >= other_tools.ANNOTATION_FIELDS:
+        return "alpaca_eval's annotations", other_tools.annotations(path)
+    if fields >= other_tools.PAIR_FIELDS and fields & other_tools.WINNERS:
+        return "FastChat's pairs", other_tools.pairs(path, found, baseline)
     if fields >= {"generator", "reference"}:
         return "judgements", lambda record: [record]
-    if fields >= fastchat.GRADE_FIELDS:
+    if fields >= other_tools.GRADE_FIELDS:
         raise ValueError(
             f"{path}: FastChat's grades of single answers, which compare nothing; judge pairs: "
             "gen_judgment.py --mode pairwise-baseline"

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from evaluation.judging import statements
-from evaluation.judging.statements import FIRST, SECOND, TIE
+from evaluation.judging.contradictions import FIRST, SECOND, TIE
 
 
 class Preference(StrEnum):
@@ -108,6 +108,8 @@ def structured(reply: str) -> Preference:
     tie
     >>> print(*map(structured, ('{"verdict": "A", "verdict": "B"}', '{"verdict": "A or B"}')))
     invalid invalid
+    >>> print(structured('{"explanation": "B is better.", "verdict": "A"}'))
+    invalid
     >>> print(*map(structured, ('I think {"verdict": "A"}', '["A"]', "")))
     invalid invalid invalid
     """
@@ -121,6 +123,9 @@ def structured(reply: str) -> Preference:
     told = content.keys() <= _EXPLANATIONS and all(isinstance(x, str) for x in content.values())
     mark = _STRUCTURED.get(verdict) if isinstance(verdict, str) and told else None
     if not mark or "{" in after:
+        return Preference.INVALID
+    explained = (statements.plain(text) for text in content.values())
+    if any(statements.contradicts(text, mark) for text in explained):
         return Preference.INVALID
     text = "\n".join((statements.plain(before), mark, statements.plain(after)))
     return _PREFERENCES[statements.verdict(text)]

@@ -1,6 +1,7 @@
 """Verdicts stated as final, in thousands of wordings, and what only looks like one."""
 
 import itertools
+import json
 import re
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from common.text import thoughts
 from evaluation.judging.judges import JUDGE_PROMPTS
 from evaluation.judging.parsers import brackets, output_label, structured
+from tests.conftest import REPOSITORY
+
+HOSTILE_REPLIES = REPOSITORY / "tests/golden/hostile_replies.jsonl"
 
 VERDICTS = {
     output_label: {"first": "Output (a)", "second": "Output (b)", "tie": "Tie"},
@@ -171,6 +175,36 @@ BRACKETED_TIES = (
     "[[C]] (tie)",
     "[[C]]\n\nBoth answers name the dose.",
     "[[C]] because neither is better.",
+)
+
+
+BRACKETS += (
+    "Overall, Assistant A gives the more helpful answer.\n\n[[A]]",
+    "I judge A to be better.\n\nFinal verdict: [[A]]",
+    "Accuracy: tie. Completeness: A. Safety: A. Helpfulness: B.\n\n[[A]]",
+    "Accuracy: A 8, B 7\nCompleteness: A 6, B 9\n\n[[A]]",
+    "Scores: Assistant A: 9/10, Assistant B: 7/10.\n\n[[A]]",
+    "It was hard to choose between the two. Assistant A names the dose. [[A]]",
+    "Assistant B could be better. [[A]]",
+    "Assistant B is better in style, but assistant A is better in substance. [[A]]",
+    "Assistant A is better than assistant B.\n\n[[A]]",
+    "B is worse than A.\n\n[[A]]",
+    "B is dangerous.\n\n[[A]]",
+    "B is not as good as A.\n\n[[A]]",
+    "Answer A names the dose.\n\n[[A]]",
+    "Die Antwort A ist besser als B.\n\n[[A]]",
+    "[[A]]\n\nAssistant B is vague and misses the dose.",
+    "[[A]]\n\nAssistant B is outperformed by assistant A.",
+    "[[A]]\n\nBoth answers lack a dose. Assistant A warns of the risk.",
+)
+
+BRACKETED_TIES += (
+    "Both assistants omit the dose and both are vague. [[C]]",
+    "Scores: A 8, B 8\n[[C]]",
+    "There is no clear winner. [[C]]",
+    "Neither is better. [[C]]",
+    "I can see no difference. [[C]]",
+    "[[C]]\n\nBoth are accurate. Assistant A is short, and assistant B is long.",
 )
 
 
@@ -585,6 +619,15 @@ HOSTILE = (
 def test_no_side_is_read_where_none_is_stated(reply):
     for parse in (output_label, brackets, structured):
         assert parse(reply) == parse(swapped(reply)) == "invalid", parse.__name__
+
+
+def test_nor_in_hundreds_of_contradictions():
+    """In prose, scores, tables, LaTeX, tags, JSON and other languages; hedges, aside remarks."""
+    replies = [json.loads(line) for line in HOSTILE_REPLIES.read_text("utf-8").splitlines()]
+    assert len(replies) > 700
+    for reply in replies:
+        for parse in (output_label, brackets, structured):
+            assert parse(reply) == parse(swapped(reply)) == "invalid", (parse.__name__, reply)
 
 
 WORDS_THAT_TURN = ("not", "n't", "never", "no", "neither", "hardly", "worse", "unless", "would")

@@ -1,24 +1,91 @@
-"""FastChat's judgements of pairs: MODEL_pair.jsonl of llm_judge, for MT-bench and others.
+"""Judgements of alpaca_eval and FastChat, converted into the form of docs/file_formats.md.
 
-A record is a question (`question_id`, `turn`) with the answers of `model_1` and `model_2`, judged
-twice: `g1_winner` with model_1 shown first, `g2_winner` with model_2 shown first. Both say model_1,
-model_2, tie, or error where the reply held no verdict. `judge` is the model and its prompt, which
-depends on the category of the question and is not kept. Records with only one of the two winners,
-with one `winner`, or with `m1_score` and `m2_score` (each answer graded alone, both winners made of
-the grades) are judgements in one order.
+**alpaca_eval**: annotations.json, of any version. An annotation has `instruction`; `output_1` of
+`generator_1`, the reference, and `output_2` of `generator_2`, the model; `annotator`, the judge;
+`dataset`; and `preference`, from 1 (the reference is better) to 2 (the model is), 0 or 1.5 for a
+draw, null where the judge's reply was unusable. The reply is in `raw_completion` or
+`preference_raw_completion`, or nowhere.
+
+alpaca_eval shows each pair once, in an order drawn at random that it does not keep, so the
+judgements have no `order`. Its `win_rate` is the mean of preference - 1 over the preferences that
+are not null, in per cent (metrics/helpers.py, `describe_head2head`): the same as the win rate here,
+`evaluation.scoring.score.WinRate.rate`.
+
+**FastChat**: MODEL_pair.jsonl of llm_judge, for MT-bench and others. A record is a question
+(`question_id`, `turn`) with the answers of `model_1` and `model_2`, judged twice: `g1_winner` with
+model_1 shown first, `g2_winner` with model_2 shown first. Both are model_1, model_2, tie, or error
+where the reply held no verdict. `judge` is the model and its prompt, which depends on the category
+of the question and is not kept. Records with only one of the two winners, with one `winner`, or
+with `m1_score` and `m2_score` (each answer graded alone, both winners made of the grades) are
+judgements in one order.
 
 FastChat's rates (show_result.py, `display_result_pairwise`) count a win where both orders name the
 model, a loss where both name the other, and a tie otherwise, over the records without error. They
 are in the table `both_orders`, and differ from the win rate where only one order is a tie.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from common import data_file, jsonl
 from common.jsonl import Record
 from common.sections import UsageError
 from evaluation.judging.verdicts import MODEL_FIRST, REFERENCE_FIRST
+
+ANNOTATIONS_FILE = "annotations.json"
+ALPACA_EVAL = "alpaca_eval"
+ANNOTATION_FIELDS = frozenset({"instruction", "output_1", "output_2", "preference"})
+
+
+def annotations(path: Path) -> Callable[[Record], Iterator[Record]]:
+    """Makes judgements of the annotations of a file.
+
+    Those of May 2023 do not name the generators: the model is named by the folder, as in
+    results/MODEL/annotations.json or results/MODEL/ANNOTATOR/annotations.json.
+    """
+
+    def convert(record: Record) -> Iterator[Record]:
+        folder = path.resolve().parent
+        judge = jsonl.text("", record, "annotator")
+        model = folder.parent.name if folder.name == judge else folder.name
+        yield {
+            "benchmark": ALPACA_EVAL,
+            "generator": record.get("generator_2") or model,
+            "reference": record.get("generator_1") or "reference",
+            "judge": judge,
+            "instruction": record["instruction"],
+            "input": record.get("input"),
+            "topic": record.get("dataset"),
+            "output": record["output_2"],
+            "reference_output": record["output_1"],
+            "raw": _completion(record),
+            **_preferred(record.get("preference")),
+        }
+
+    return convert
+
+
+def _preferred(preference: Any) -> Record:
+    """`score` or `verdict` for a preference, which may be a text in a table."""
+    if preference in (None, ""):
+        return {"verdict": "invalid"}
+    value = jsonl.number(preference)
+    if value is None or not (value == 0 or 1 <= value <= 2):
+        raise ValueError(
+            f"preference is {preference!r:.40}; it must be a number from 1 to 2, 0 or null"
+        )
+    return {"score": value - 1 if value else 0.5}
+
+
+def _completion(record: Record) -> str:
+    """The judge's text; of a completion with log-probabilities only what it wrote."""
+    raw = record.get("raw_completion") or record.get("preference_raw_completion") or ""
+    if isinstance(raw, dict) and isinstance(raw.get("text"), str):
+        raw = raw["text"]
+    return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
+
 
 MT_BENCH = "mt_bench"
 PAIR_FIELDS = frozenset({"question_id", "model_1", "model_2"})
@@ -27,7 +94,7 @@ GRADE_FIELDS = frozenset({"question_id", "model", "score"})
 SIDES = ("model_1", "model_2")
 
 
-def converter(
+def pairs(
     path: Path, found: Sequence[Record], baseline: str
 ) -> Callable[[Record], Iterator[Record]]:
     """Makes judgements against one reference of the pairs `found` in a file.
@@ -99,8 +166,8 @@ def _name(record: Record, side: str) -> str:
 
 def _reference(path: Path, found: Sequence[Record], baseline: str) -> str:
     """The model that every pair has; of two such, `model_2`, where FastChat has its baseline."""
-    pairs = [{str(record.get(side)) for side in SIDES} for record in found]
-    models = set.union(*pairs)
+    sides = [{str(record.get(side)) for side in SIDES} for record in found]
+    models = set.union(*sides)
     if baseline:
         if baseline not in models:
             raise UsageError(
@@ -108,10 +175,10 @@ def _reference(path: Path, found: Sequence[Record], baseline: str) -> str:
                 f"{', '.join(sorted(models)):.200}"
             )
         return baseline
-    common = set.intersection(*pairs)
+    common = set.intersection(*sides)
     if not common:
         raise UsageError(
-            f"{path}: no model takes part in all of the {len(pairs):,} pairs; name the one to "
+            f"{path}: no model takes part in all of the {len(sides):,} pairs; name the one to "
             f"compare with, --baseline=MODEL: {', '.join(sorted(models)):.200}"
         )
     second = str(found[0].get("model_2"))
