@@ -1,8 +1,10 @@
-"""Converts weights: Hugging Face safetensors both ways, GGUF in.
+"""Converts weights: Hugging Face safetensors both ways, GGUF in; LoRA adapters merged, and out.
 
     python -m alpacare_jax.convert from_hf   --source=HF_FOLDER  --target=MODEL_DIR
     python -m alpacare_jax.convert to_hf     --source=MODEL_DIR  --target=HF_FOLDER
     python -m alpacare_jax.convert from_gguf --source=FILE.gguf  --target=MODEL_DIR
+    python -m alpacare_jax.convert to_peft   --source=WORKDIR    --target=ADAPTER_FOLDER
+    python -m alpacare_jax.convert merge     --source=BASE --target=MODEL_DIR --adapter=WORKDIR
 
 GGUF is read with the tokenizers of LLaMA 1 to 3 and SmolLM2, not with RoPE scaling (LLaMA 3.1 and
 later). Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only when it is
@@ -23,6 +25,7 @@ from absl import flags
 from etils import epath
 
 from alpacare_jax.checkpoints import (
+    adapters,
     checkpoint,
     hf_weights,
     identity,
@@ -144,6 +147,56 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
         _write_record(partial, public=True, command="convert to_hf", model=model)
 
 
+def merge(source: PurePath, adapter_folder: PurePath, target: Path, step: str) -> None:
+    """Adds an adapter's updates to its base: a model directory, in the dtypes of the base.
+
+    Args:
+      step: of the adapter, where it is a workdir.
+
+    Raises: as `adapters.open_adapter` and `to_hf`; ValueError if the adapter is of another base.
+    """
+    config = model_folder.read_config(source)
+    adapter = adapters.open_adapter(adapter_folder, step)
+    adapter.require_base(source)
+    factors = adapters.Update(adapter.lora, adapter.load(config, jnp.float32))
+    with heartbeat("verifying the checkpoint"):
+        arrays = layerwise.open_arrays(source, config, "best")
+    dtypes = {path: array.dtype.numpy_dtype for path, array in arrays.items()}
+    pieces = layerwise.pieces(arrays, config)
+    with model_folder.new_directory(target, sum(piece.nbytes for piece in pieces)) as partial:
+        model_folder.copy_model_files(source, partial)
+        with layerwise.Writer(partial, config, dtypes) as store:
+
+            def add(piece: layerwise.Piece) -> None:
+                for layer, array in piece.read():
+                    store.write(piece.weight, layer, factors.added(piece.weight, layer, array))
+
+            layerwise.for_each(add, pieces, max(piece.nbytes for piece in pieces))
+        model = identity.of_model(source)
+        _write_record(partial, command="convert merge", model=model, adapter=adapter.identity())
+
+
+def to_peft(source: PurePath, target: Path, step: str, base_name: str) -> None:
+    """Writes the adapter of a training run with LoRA as peft does.
+
+    Args:
+      base_name: what peft is to load as the base, such as a name on the Hub; "" for nothing.
+
+    Raises:
+      FileNotFoundError, ValueError: `source` holds no adapter, or its weights are damaged.
+    """
+    adapter = adapters.open_adapter(source, step)
+    model = model_folder.read_config(source)
+    weights = adapter.load(model, jnp.float32)
+    config = adapter.lora.adapter(model)
+    with model_folder.new_directory(target, 4 * params.count(config)) as partial:
+        adapters.write_peft(partial, adapter.lora, config, weights, base_name)
+        base = {"weights": adapter.base, "held_in": adapter.lora.base}
+        _write_record(
+            partial, public=True, command="convert to_peft", base=base, adapter=adapter.identity()
+        )
+
+
 def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     try:
         with np.errstate(over="raise"):
@@ -188,20 +241,28 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     FLAGS = flags.FLAGS
     direction = " ".join(argv[1:])
-    if direction not in ("from_hf", "to_hf", "from_gguf"):
-        raise UsageError(f"give one of from_hf, to_hf, from_gguf, not {direction!r}")
-    if paths.in_bucket(FLAGS.target) or (paths.in_bucket(FLAGS.source) and direction != "to_hf"):
+    directions = ("from_hf", "to_hf", "from_gguf", "merge", "to_peft")
+    if direction not in directions:
+        raise UsageError(f"give one of {', '.join(directions)}, not {direction!r}")
+    exports = direction in ("to_hf", "merge", "to_peft")
+    if paths.in_bucket(FLAGS.target) or (paths.in_bucket(FLAGS.source) and not exports):
         raise UsageError(
-            "only to_hf reads from a bucket, and no direction writes to one: convert to a folder, "
-            "then copy it (gcloud storage cp --recursive FOLDER gs://BUCKET/)"
+            "only to_hf, merge and to_peft read from a bucket, and no direction writes to one: "
+            "convert to a folder, then copy it (gcloud storage cp --recursive FOLDER gs://BUCKET/)"
         )
-    paths.check(FLAGS.source)
+    paths.check(FLAGS.source, FLAGS.adapter)
     paths.require(FLAGS.source)
     source, target = Path(FLAGS.source), Path(paths.absolute(FLAGS.target))
     if direction == "from_hf":
         from_hf(source, target)
     elif direction == "from_gguf":
         from_gguf(source, target)
+    elif direction == "merge":
+        if not FLAGS.adapter:
+            raise UsageError("merge needs --adapter, a workdir of train or a folder of peft's")
+        merge(epath.Path(FLAGS.source), epath.Path(FLAGS.adapter), target, FLAGS.step)
+    elif direction == "to_peft":
+        to_peft(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.base_name)
     else:
         to_hf(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.dtype)
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
@@ -216,7 +277,11 @@ if __name__ == "__main__":
         "and SmolLM2, no RoPE scaling.",
     )
     flags.DEFINE_string("target", None, "Folder to create; must not exist, or be empty.")
-    flags.DEFINE_string("step", "best", "to_hf: best, latest or the number of a saved step.")
+    flags.DEFINE_string(
+        "step", "best", "to_hf, to_peft, merge: best, latest or the number of a saved step."
+    )
+    flags.DEFINE_string("adapter", "", "merge: LoRA adapter, workdir of train or peft's folder.")
+    flags.DEFINE_string("base_name", "", "to_peft: what peft is to load as the adapter's base.")
     flags.DEFINE_enum(
         "dtype", "", ["", "float32", "bfloat16", "float16"], "to_hf: cast to it; default: keep."
     )

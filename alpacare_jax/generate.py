@@ -24,7 +24,9 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from alpacare_jax.checkpoints import checkpoint, identity, model_folder
+from alpacare_jax.checkpoints import adapters, checkpoint, identity, model_folder
+from alpacare_jax.checkpoints.adapters import StoredAdapter
+from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.data import prompts
 from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.data.tokenizers import Tokenizer
@@ -32,7 +34,7 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import answer_file
 from alpacare_jax.inference.engine import Engine, Request
 from alpacare_jax.inference.sampling import Sampling
-from alpacare_jax.model import llama
+from alpacare_jax.model import llama, projections
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
 from common.messages import StatusLine, duration, heartbeat
@@ -52,6 +54,7 @@ class GenerationConfig:
     """The arguments of a run; they are documented as flags."""
 
     checkpoint: epath.Path
+    adapter: epath.Path | None
     step: str
     input: epath.Path
     output: epath.Path
@@ -132,12 +135,13 @@ def overlong_prompts(
 def load_engine(
     config: GenerationConfig,
     step: int,
+    adapter: StoredAdapter | None,
     model_config: LlamaConfig,
     dtype: jnp.dtype,
     eos_ids: Sequence[int],
     max_length: int,
 ) -> Engine:
-    """The engine of a checkpoint: weights sharded over `tensor` devices, slots over such groups.
+    """The engine of a model: weights sharded over `tensor` devices, slots over such groups.
 
     It has `batch_size` slots, rounded up to a multiple of the number of groups.
     """
@@ -151,13 +155,14 @@ def load_engine(
     )
     mesh = sharding.make_mesh(sharding_config, config.devices)
     groups = sharding.batch_groups(mesh)
-    params = checkpoint.load_params(
-        config.checkpoint,
-        model_config,
-        step=str(step),
-        dtype=dtype,
-        shardings=sharding.param_shardings(model_config, mesh, sharding_config),
-    )
+    form = adapter.lora.quantised if adapter else ""
+    base = FrozenBase(model_config, mesh, sharding_config, dtype, form)
+    params = base.load(config.checkpoint, str(step))
+    if adapter:
+        factors = adapter.lora.adapter(model_config)
+        shardings = sharding.param_shardings(factors, mesh, sharding_config)
+        factors = adapter.load(model_config, dtype, shardings)
+        params = projections.join(params, factors, adapter.lora.scaling)
     return Engine(
         params,
         model_config,
@@ -218,7 +223,8 @@ def as_record(
 def run(config: GenerationConfig) -> None:
     """Answers every record of the input, those of an unfinished output excepted."""
     model_config = model_folder.read_config(config.checkpoint)
-    max_length = config.max_length or default_max_length(config.checkpoint, model_config)
+    trained = config.adapter or config.checkpoint
+    max_length = config.max_length or default_max_length(trained, model_config)
     if max_length > model_config.max_position_embeddings:
         raise UsageError(
             f"--max_length {max_length:,} exceeds the model's max_position_embeddings "
@@ -229,7 +235,8 @@ def run(config: GenerationConfig) -> None:
     require_unique_ids(config.input, (e.id for e in examples), "answers are matched by id")
     template = prompts.get(config.template)
     encoded = [encode_prompt(example, tokenizer, template) for example in examples]
-    step = checkpoint.find_step(config.checkpoint, config.step)
+    adapter = adapters.open_adapter(config.adapter, config.step) if config.adapter else None
+    step = checkpoint.find_step(config.checkpoint, "best" if adapter else config.step)
     dtype = llama.compute_dtype(config.dtype, jax.default_backend())
     settings = {
         "model": identity.of_model(config.checkpoint, step),
@@ -242,14 +249,19 @@ def run(config: GenerationConfig) -> None:
         "dtype": str(dtype),  # "auto" differs between machines
         "generator": config.generator,
     }
+    if adapter:
+        adapter.require_base(config.checkpoint)
+        settings["adapter"] = adapter.identity()
     if provenance.is_finished(config.output, settings):
         print(f"{config.output} is already complete", file=sys.stderr)
         return
     source = {"checkpoint": str(paths.absolute(config.checkpoint)), "step": step}
+    if adapter:
+        source |= {"adapter": str(paths.absolute(adapter.directory)), "step": adapter.step}
     record = provenance.describe(config=settings, source=source)
     partial = answer_file.PartialOutput(config.output, settings)
     names = {
-        "generator": config.generator or paths.absolute(config.checkpoint).name,
+        "generator": config.generator or paths.absolute(trained).name,
         "dataset": config.input.name.split(".")[0],
     }
     for answer in partial.answers.values():  # model and input may have been renamed since
@@ -264,7 +276,7 @@ def run(config: GenerationConfig) -> None:
     ]
     eos = model_folder.eos_ids(config.checkpoint, tokenizer)
     with heartbeat("loading the weights"):
-        engine = load_engine(config, step, model_config, dtype, eos, max_length)
+        engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
     for index, answer in answers(engine, requests, tokenizer, config.stop):
         partial.add(index, as_answer(examples[index], answer))
     partial.finish(record)
@@ -273,7 +285,14 @@ def run(config: GenerationConfig) -> None:
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("checkpoint", None, "Model directory, of convert, or workdir of train.")
-    flags.DEFINE_string("step", "best", "best (by eval loss, else latest), latest or a number.")
+    flags.DEFINE_string(
+        "adapter", None, "LoRA adapter of the checkpoint: workdir of train, or a folder of peft's."
+    )
+    flags.DEFINE_string(
+        "step",
+        "best",
+        "best (by eval loss, else latest), latest or a number; of the adapter, where one is given.",
+    )
     flags.DEFINE_string("input", None, "Records: .jsonl or .json, optionally gzipped (.gz).")
     flags.DEFINE_string("output", None, "Answers: .json (read by alpaca_eval) or .jsonl.")
     flags.DEFINE_string("template", "alpaca", "Prompt template.")
@@ -306,11 +325,12 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     del argv
     FLAGS = flags.FLAGS
-    paths.check(FLAGS.checkpoint, FLAGS.input, FLAGS.output)
+    paths.check(FLAGS.checkpoint, FLAGS.adapter or "", FLAGS.input, FLAGS.output)
     directory = epath.Path(FLAGS.checkpoint)
     run(
         GenerationConfig(
             checkpoint=directory,
+            adapter=epath.Path(FLAGS.adapter) if FLAGS.adapter else None,
             step=FLAGS.step,
             input=epath.Path(FLAGS.input),
             output=epath.Path(FLAGS.output),

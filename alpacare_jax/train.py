@@ -22,6 +22,8 @@ from alpacare_jax.checkpoints.saving import TrainingCheckpoints
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import params
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.llama import Params
 from alpacare_jax.training import batching, optimizers, preference
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
@@ -82,8 +84,8 @@ def run(
     model_config = model_folder.read_config(run_config.model.checkpoint)
     run_config.model.check_variant(model_config)
     kernel = attention_kernel(model_config, run_config.model, mesh)
-    num_params = params.count(model_config)
-    log(f"{num_params:,} parameters on {sharding.describe(mesh)}; attention kernel: {kernel}")
+    weights = describe_weights(run_config, model_config)
+    log(f"{weights} on {sharding.describe(mesh)}; attention kernel: {kernel}")
     startup.end_phase("imports and devices")
     # data
     with waiting("encoding the data"):
@@ -101,17 +103,15 @@ def run(
         workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         log(f"{workdir} is finished: {num_steps:,} steps")
         return 0
-    state = None
-    if not first:
-        with waiting("loading the weights"):
-            state = program.initial_state()
+    with waiting("loading the weights"):
+        base, state = program.load_base(), None if first else program.initial_state()
     workdir_lib.make(workdir, run_config, description, first)
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
     if run_config.preference.beta:
-        inputs, data = description["inputs"], (train_data, eval_data)
-        train_data, eval_data = with_references(program, workdir, inputs, data, state, watchdog)
+        inputs, data, states = description["inputs"], (train_data, eval_data), (state, base)
+        train_data, eval_data = with_references(program, workdir, inputs, data, states, watchdog)
     train_step, eval_step = announced_steps(program)
-    evaluation = Evaluation(program, eval_data, eval_step)
+    evaluation = Evaluation(program, eval_data, eval_step, base)
     progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluation)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
         if state is None:
@@ -131,7 +131,7 @@ def run(
             if step == trace_first:
                 trace.start()
             arrays, num_micro = sharding.put_batch(batch.arrays, mesh), np.int32(batch.num_micro)
-            state, report = train_step(state, arrays, num_micro, stop_flags[stop.requested])
+            state, report = train_step(state, arrays, num_micro, stop_flags[stop.requested], base)
             progress.add(step, batch, report)
             last = step == num_steps
             if not last:  # prepared while the devices work
@@ -152,6 +152,14 @@ def run(
         workdir_lib.finish(workdir)
         progress.finish()
     return 0
+
+
+def describe_weights(run_config: RunConfig, model_config: LlamaConfig) -> str:
+    """`6,738,415,616 parameters`, and with LoRA how many of an adapter are trained."""
+    text, lora = f"{params.count(model_config):,} parameters", run_config.lora
+    if not lora.rank:
+        return text
+    return f"{params.count(lora.adapter(model_config)):,} parameters of an adapter, {text} frozen,"
 
 
 def log_data(run_config: RunConfig, train_data: Batcher, num_steps: int, num_devices: int) -> None:
@@ -176,12 +184,13 @@ def with_references(
     workdir: epath.Path,
     inputs: Mapping[str, Any],
     data: tuple[Batcher, Batcher | None],
-    state: State | None,
+    states: tuple[State | None, Params],
     watchdog: processes.Watchdog,
 ) -> tuple[Batcher, Batcher | None]:
     """The batchers of pairs, with the log-probabilities that the base model gives to the answers.
 
-    They are read from the workdir, or computed by the state that a run begins with, and stored.
+    They are read from the workdir, or computed by what a run begins with, trained and frozen
+    weights, and stored. A new adapter changes nothing: with LoRA the reference is its base.
 
     Raises:
       ValueError: those of the workdir are damaged, or of another model or other pairs.
@@ -192,11 +201,12 @@ def with_references(
         values = preference.read_references(path, identity)
         log(f"{path} has the reference log-probabilities")
     else:
+        state, base = states
         params, step = (state or program.initial_state())["params"], program.make_reference_step()
 
         def sums(arrays: dict[str, np.ndarray]) -> jax.Array:
             watchdog.reset()
-            return step(params, sharding.put_batch(arrays, program.mesh))
+            return step(params, sharding.put_batch(arrays, program.mesh), base)
 
         with waiting("computing the reference log-probabilities"):
             values = [preference.reference_log_probs(batcher, sums) for batcher in batchers]

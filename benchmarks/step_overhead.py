@@ -97,7 +97,7 @@ def run_config(folder: Path, num_steps: int) -> RunConfig:
 def make_steps(program: TrainingProgram) -> tuple[Callable, None]:
     """Stands in for `TrainingProgram.make_steps`: a step that only looks at its batch."""
 
-    def step(state, arrays, num_micro, stops):
+    def step(state, arrays, num_micro, stops, base):
         read = sum(array[0, 0, 0].astype(jnp.float32) for array in arrays.values())
         return state, {"loss": read, "grad_norm": read / num_micro, "stop": jnp.max(stops)}
 
@@ -105,7 +105,7 @@ def make_steps(program: TrainingProgram) -> tuple[Callable, None]:
     batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     compiled = jax.jit(
         step,
-        in_shardings=(shardings, batch, whole, sharding.flag_sharding(mesh)),
+        in_shardings=(shardings, batch, whole, sharding.flag_sharding(mesh), {}),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )

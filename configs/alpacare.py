@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             attention="auto",
             loss_tokens=2048,
         ),
+        lora=common.lora(),
         data=common.section(
             path=path,
             eval_path="",

@@ -64,6 +64,20 @@ def sharding(data: int = 1, fsdp: int = -1, tensor: int = 1) -> ConfigDict:
     )
 
 
+def lora(rank: int = 0, **changes) -> ConfigDict:
+    """No LoRA by default; with a rank, all projections of a layer are adapted."""
+    config = section(
+        rank=rank,
+        alpha=16.0,
+        rslora=False,
+        dropout=0.0,
+        targets="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        base="auto",
+    )
+    config.update(changes)
+    return config
+
+
 def limits() -> dict[str, Any]:
     """No limits on what a run may spend; the keys of datagen.chat.config.Limits."""
     return {"budget_usd": 0.0, "budget_tokens": 0, "offline": False}

@@ -205,7 +205,7 @@ def weights_digest(directory: str | PurePath, step: int) -> str:
 
 
 def stored_weights(
-    directory: str | PurePath, config: LlamaConfig, step: str = "best"
+    directory: str | PurePath, config: params_lib.Weighted, step: str = "best"
 ) -> tuple[epath.Path, dict[str, Any]]:
     """The folder of a saved step, verified, and weight path -> metadata with shape and dtype.
 
@@ -219,6 +219,11 @@ def stored_weights(
         raise _damaged(folder, number, text, "params/")
     stored = params_lib.flatten(ocp.metadata(path, "params").metadata)
     expected = params_lib.flatten(params_lib.abstract(config))
+    if isinstance(config, LlamaConfig) and any(name.endswith("_lora_b") for name in stored):
+        raise ValueError(
+            f"{directory} holds an adapter, not a model: give the base it was trained on as the "
+            f"model, and --adapter={directory} where a command takes one"
+        )
     for name in expected.keys() | stored.keys():
         if name not in stored or name not in expected:
             raise ValueError(
@@ -235,7 +240,7 @@ def stored_weights(
 
 def load_params(
     directory: str | PurePath,
-    config: LlamaConfig,
+    config: params_lib.Weighted,
     *,
     step: str = "best",
     dtype: jnp.dtype | None = None,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alpacare_jax.distributed import sharding
+from alpacare_jax.model.dropout import mix_bits
 
 LIMIT = 2.0**63
 """A weight of this size has no square in float32, which RMSNorm and attention would need."""
@@ -97,17 +98,10 @@ def _largest(x: jax.Array, on_host: bool) -> jax.Array:
 @jax.jit
 def _position_sums(x: jax.Array) -> jax.Array:
     """Two sums over an array's bits, mixed with their positions; the order does not matter."""
-
-    def mix(x: jax.Array) -> jax.Array:
-        # The last step of MurmurHash3: https://github.com/aappleby/smhasher, fmix32.
-        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-        return x ^ (x >> 16)
-
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     position = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
         index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         position = position * jnp.uint32(x.shape[axis]) + index
-    mixed = mix(bits + mix(position + 1))
-    return jnp.stack([mixed.sum(dtype=jnp.uint32), mix(mixed + 1).sum(dtype=jnp.uint32)])
+    mixed = mix_bits(bits + mix_bits(position + 1))
+    return jnp.stack([mixed.sum(dtype=jnp.uint32), mix_bits(mixed + 1).sum(dtype=jnp.uint32)])

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from alpacare_jax.model import attention, params
-from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params, Placement
+from alpacare_jax.model.quantised import Quantised
 from common import messages
 
 AXES = ("data", "fsdp", "tensor")
@@ -28,6 +28,9 @@ MAX_REPLICATED_ELEMENTS = 2**24
 Weight, gradient and two moments in float32 take 16 bytes per element: 256 MiB at this size, 1.6 %
 of the smallest TPU. Every vector and all matrices of the smallest models are below it.
 """
+
+RANK_AXIS = "rank"
+"""The logical axis of adapters that no rule is for: a handful of columns, replicated."""
 
 HOST_MEMORY = "pinned_host"
 """JAX's memory kind of host memory that devices read and write directly."""
@@ -106,8 +109,8 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=types)
 
 
-def param_shardings(config: LlamaConfig, mesh: Mesh, sharding_config: ShardingConfig) -> Params:
-    """The NamedSharding of each weight, as a parameter tree.
+def param_shardings(config: params.Weighted, mesh: Mesh, sharding_config: ShardingConfig) -> Params:
+    """The NamedSharding of each weight, as a parameter tree; an adapter's rank is replicated.
 
     Raises:
       ValueError: a logical axis has no rule, its length is not divisible by the size of its mesh
@@ -117,7 +120,8 @@ def param_shardings(config: LlamaConfig, mesh: Mesh, sharding_config: ShardingCo
 
     def leaf(weight: params.WeightSpec) -> NamedSharding:
         sharding = _weight_sharding(weight, config, mesh, sharding_config.rules)
-        if weight.path not in sharding_config.replicated_weights:
+        exempt = isinstance(config, params.Adapter)  # its weights are small
+        if not exempt and weight.path not in sharding_config.replicated_weights:
             _check_not_replicated(weight, config, sharding, sharding_config.rules)
         return sharding
 
@@ -125,14 +129,14 @@ def param_shardings(config: LlamaConfig, mesh: Mesh, sharding_config: ShardingCo
 
 
 def _weight_sharding(
-    weight: params.WeightSpec, config: LlamaConfig, mesh: Mesh, rules: Mapping[str, str]
+    weight: params.WeightSpec, config: params.Weighted, mesh: Mesh, rules: Mapping[str, str]
 ) -> NamedSharding:
     spec: list[str | None] = []
     logical_axes = weight.axes.split()
     for axis, size in zip(logical_axes, params.weight_shape(weight, config), strict=True):
-        if axis not in rules:
+        if axis not in rules and axis != RANK_AXIS:
             raise ValueError(f"sharding.rules lack logical axis {axis!r} of {weight.path}")
-        mesh_axis = rules[axis]
+        mesh_axis = rules[axis] if axis != RANK_AXIS else ""
         if mesh_axis and size % mesh.shape[mesh_axis]:
             raise ValueError(
                 f"{weight.path}: axis {axis!r} of length {size} is not divisible by the size "
@@ -151,7 +155,7 @@ def _weight_sharding(
 
 def _check_not_replicated(
     weight: params.WeightSpec,
-    config: LlamaConfig,
+    config: params.Weighted,
     sharding: NamedSharding,
     rules: Mapping[str, str],
 ) -> None:
@@ -223,11 +227,7 @@ def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
 
 
 def placement(
-    config: LlamaConfig,
-    mesh: Mesh,
-    sharding_config: ShardingConfig,
-    dtype: DTypeLike,
-    kernel: str,
+    shardings: Params, mesh: Mesh, rules: Mapping[str, str], dtype: DTypeLike, kernel: str
 ) -> Placement:
     """Activations stay where they are; weights are all-gathered, gradients reduce-scattered.
 
@@ -235,9 +235,11 @@ def placement(
     small matrix product each. Here each layer's weights are gathered over `fsdp` in one piece, in
     the compute dtype, and their gradients are reduced straight into the shards (arXiv:2004.13336,
     arXiv:1910.02054 stage 3).
+
+    Args:
+      shardings: of all weights that the model has, those of an adapter included.
     """
-    shardings = param_shardings(config, mesh, sharding_config)
-    head = shardings["embed_tokens" if config.tie_word_embeddings else "lm_head"]
+    head = shardings.get("lm_head", shardings["embed_tokens"])
 
     def constrain_rows(x: jax.Array) -> jax.Array:
         spec = PartitionSpec(BATCH_AXES, *[None] * (x.ndim - 1))
@@ -245,15 +247,22 @@ def placement(
 
     def gather_layer(layer_params: Params) -> Params:
         def gather(weight, sharding):
+            if isinstance(weight, Quantised):  # gathered as it is, which is fewer bytes
+                return jax.tree.map(lambda x, s: _all_gather(x, s, 1), weight, sharding)
             # Vectors are few bytes, and norms use them in float32.
             return _all_gather(weight.astype(dtype) if weight.ndim > 1 else weight, sharding, 1)
 
-        return jax.tree.map(gather, layer_params, shardings["layers"])
+        return jax.tree.map(
+            gather,
+            layer_params,
+            shardings["layers"],
+            is_leaf=lambda node: isinstance(node, Quantised),
+        )
 
     kernels = {
         "xla": attention.xla,
         "cudnn": attention.cudnn,
-        "splash": attention.splash(mesh, BATCH_AXES, sharding_config.rules["heads"] or None),
+        "splash": attention.splash(mesh, BATCH_AXES, rules["heads"] or None),
     }
     return Placement(
         constrain_rows,

@@ -29,12 +29,17 @@ REMAT_POLICIES = {
 }
 """What is saved of each layer for the backward pass: everything, nothing, or projection outputs."""
 
-Layer = Callable[[jax.Array, Any], jax.Array]
-"""(x_MD, one layer's parameters) -> x_MD"""
+Layer = Callable[..., jax.Array]
+"""(x_MD, one layer's parameters, and of each further tree one layer's part) -> x_MD"""
 
 
 def run(
-    layer: Layer, x_MD: jax.Array, stacked: Any, remat: str, accumulated_grads: Any = None
+    layer: Layer,
+    x_MD: jax.Array,
+    stacked: Any,
+    remat: str,
+    accumulated_grads: Any = None,
+    frozen: tuple[Any, ...] = (),
 ) -> jax.Array:
     """Applies `layer` with each of the stacked parameters [L, ...] in turn.
 
@@ -42,14 +47,19 @@ def run(
       remat: key of REMAT_POLICIES.
       accumulated_grads: gradients of the preceding micro-batches, a tree like `stacked`. They are
         added to the gradient that differentiation returns for `stacked`.
+      frozen: further trees [L, ...] that `layer` takes; they get no gradient.
     """
     if accumulated_grads is not None and remat == "full":
-        return _run_accumulating(layer, x_MD, stacked, accumulated_grads)
+        return _run_accumulating(layer, x_MD, stacked, accumulated_grads, frozen)
     if accumulated_grads is not None:
         stacked = _add_to_gradient(stacked, accumulated_grads)
     if remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(lambda x, params: (layer(x, params), None), x_MD, stacked)[0]
+    return _scan(layer, x_MD, stacked, frozen)
+
+
+def _scan(layer: Layer, x_MD: jax.Array, stacked: Any, frozen: tuple[Any, ...]) -> jax.Array:
+    return jax.lax.scan(lambda x, each: (layer(x, *each), None), x_MD, (stacked, *frozen))[0]
 
 
 @jax.custom_vjp
@@ -66,32 +76,33 @@ _add_to_gradient.defvjp(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run_accumulating(layer, x_MD, stacked, accumulated_grads):
+def _run_accumulating(layer, x_MD, stacked, accumulated_grads, frozen):
     del accumulated_grads
-    return jax.lax.scan(lambda x, params: (layer(x, params), None), x_MD, stacked)[0]
+    return _scan(layer, x_MD, stacked, frozen)
 
 
-def _forward_rule(layer, x_MD, stacked, accumulated_grads):
-    x_MD, inputs_LMD = jax.lax.scan(lambda x, params: (layer(x, params), x), x_MD, stacked)
-    return x_MD, (inputs_LMD, stacked, accumulated_grads)
+def _forward_rule(layer, x_MD, stacked, accumulated_grads, frozen):
+    scanned = (stacked, *frozen)
+    x_MD, inputs_LMD = jax.lax.scan(lambda x, each: (layer(x, *each), x), x_MD, scanned)
+    return x_MD, (inputs_LMD, stacked, accumulated_grads, frozen)
 
 
 def _backward_rule(layer, residuals, gradient_MD):
-    inputs_LMD, stacked, accumulated_grads = residuals
+    inputs_LMD, stacked, accumulated_grads, frozen = residuals
 
     def step(carry, scanned):
         gradient_MD, accumulated = carry
-        x_MD, params, i = scanned
-        _, vjp = jax.vjp(layer, x_MD, params)
+        x_MD, params, others, i = scanned
+        _, vjp = jax.vjp(lambda x, params: layer(x, params, *others), x_MD, params)
         gradient_MD, param_grads = vjp(gradient_MD)
         # Carried, not scanned over, so that XLA updates it in place.
         accumulated = jax.tree.map(lambda acc, g: acc.at[i].add(g), accumulated, param_grads)
         return (gradient_MD, accumulated), None
 
-    scanned = (inputs_LMD, stacked, jnp.arange(len(inputs_LMD)))
+    scanned = (inputs_LMD, stacked, frozen, jnp.arange(len(inputs_LMD)))
     start = (gradient_MD, accumulated_grads)
     (gradient_MD, accumulated_grads), _ = jax.lax.scan(step, start, scanned, reverse=True)
-    return gradient_MD, accumulated_grads, None
+    return gradient_MD, accumulated_grads, None, None
 
 
 _run_accumulating.defvjp(_forward_rule, _backward_rule)

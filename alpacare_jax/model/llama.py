@@ -25,6 +25,8 @@ from jax.typing import DTypeLike
 
 from alpacare_jax.model import attention, layers
 from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.dropout import Dropout
+from alpacare_jax.model.projections import Projection, join, optional_param
 
 Params = dict[str, Any]
 """Nested dict of arrays: the parameter tree that `params.py` declares."""
@@ -90,68 +92,39 @@ def apply_rope(x_BTNH: jax.Array, rope: Rope) -> jax.Array:
     return rotated.astype(x_BTNH.dtype)
 
 
-def _optional_param(params: Params, name: str) -> nnx.Param | None:
-    return nnx.Param(params[name]) if name in params else None
-
-
-def _add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
-    return x if bias is None else x + bias[...].astype(x.dtype)
-
-
 class Attention(nnx.Module):
     """Self-attention of one layer."""
 
     def __init__(self, params: Params):
-        self.q_proj = nnx.Param(params["q_proj"])  # DNH
-        self.k_proj = nnx.Param(params["k_proj"])  # DKH
-        self.v_proj = nnx.Param(params["v_proj"])  # DKH
-        self.o_proj = nnx.Param(params["o_proj"])  # NHD
-        self.q_bias = _optional_param(params, "q_bias")  # NH
-        self.k_bias = _optional_param(params, "k_bias")  # KH
-        self.v_bias = _optional_param(params, "v_bias")  # KH
-        self.o_bias = _optional_param(params, "o_bias")  # D
+        self.q, self.k, self.v, self.o = (Projection(params, name) for name in "qkvo")
 
     def project_qkv(
-        self, x_MD: jax.Array, rope: Rope, B: int
+        self, x_MD: jax.Array, rope: Rope, B: int, dropout: Dropout | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H]; queries and keys are rotated."""
 
         def split_rows(x):
             return x.reshape(B, -1, *x.shape[1:])
 
-        dtype = x_MD.dtype
-        q_MNH = jnp.einsum("MD,DNH->MNH", x_MD, self.q_proj[...].astype(dtype))
-        k_MKH = jnp.einsum("MD,DKH->MKH", x_MD, self.k_proj[...].astype(dtype))
-        v_MKH = jnp.einsum("MD,DKH->MKH", x_MD, self.v_proj[...].astype(dtype))
-        q_BTNH = apply_rope(split_rows(_add_bias(q_MNH, self.q_bias)), rope)
-        k_BTKH = apply_rope(split_rows(_add_bias(k_MKH, self.k_bias)), rope)
-        return q_BTNH, k_BTKH, split_rows(_add_bias(v_MKH, self.v_bias))
+        q_MNH, k_MKH, v_MKH = (f(x_MD, dropout) for f in (self.q, self.k, self.v))
+        q_BTNH, k_BTKH = (apply_rope(split_rows(x), rope) for x in (q_MNH, k_MKH))
+        return q_BTNH, k_BTKH, split_rows(v_MKH)
 
-    def project_output(self, o_BTNH: jax.Array) -> jax.Array:
+    def project_output(self, o_BTNH: jax.Array, dropout: Dropout | None) -> jax.Array:
         """The attended values of all heads, projected back to x_MD."""
-        o_MNH = o_BTNH.reshape(-1, *o_BTNH.shape[2:])
-        x_MD = jnp.einsum("MNH,NHD->MD", o_MNH, self.o_proj[...].astype(o_MNH.dtype))
-        return _add_bias(x_MD, self.o_bias)
+        return self.o(o_BTNH.reshape(-1, *o_BTNH.shape[2:]), dropout)
 
 
 class Mlp(nnx.Module):
     """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, params: Params):
-        self.gate_proj = nnx.Param(params["gate_proj"])  # DF
-        self.up_proj = nnx.Param(params["up_proj"])  # DF
-        self.down_proj = nnx.Param(params["down_proj"])  # FD
-        self.gate_bias = _optional_param(params, "gate_bias")  # F
-        self.up_bias = _optional_param(params, "up_bias")  # F
-        self.down_bias = _optional_param(params, "down_bias")  # D
+        self.gate, self.up, self.down = (Projection(params, n) for n in ("gate", "up", "down"))
 
-    def __call__(self, x_MD: jax.Array) -> jax.Array:
+    def __call__(self, x_MD: jax.Array, dropout: Dropout | None) -> jax.Array:
         """x_MD -> x_MD."""
-        dtype = x_MD.dtype
-        gate_MF = _add_bias(x_MD @ self.gate_proj[...].astype(dtype), self.gate_bias)
-        up_MF = _add_bias(x_MD @ self.up_proj[...].astype(dtype), self.up_bias)
-        h_MF = jax.nn.silu(gate_MF) * up_MF
-        return _add_bias(h_MF @ self.down_proj[...].astype(dtype), self.down_bias)
+        h_MF = jax.nn.silu(self.gate(x_MD, dropout)) * self.up(x_MD, dropout)
+        return self.down(h_MF, dropout)
 
 
 class Block(nnx.Module):
@@ -164,23 +137,28 @@ class Block(nnx.Module):
         self.post_attention_layernorm = nnx.Param(params["post_attention_layernorm"])
         self.mlp = Mlp(params["mlp"])
 
-    def __call__(self, x_MD: jax.Array, rope: Rope, attend: attention.Attend) -> jax.Array:
+    def __call__(
+        self, x_MD: jax.Array, rope: Rope, attend: attention.Attend, dropout: Dropout | None = None
+    ) -> jax.Array:
         """`attend(q_BTNH, k_BTKH, v_BTKH) -> o_BTNH` applies the mask, and may keep a cache."""
         eps, B = self.config.rms_norm_eps, rope[0].shape[0]
         normed = rms_norm(x_MD, self.input_layernorm[...], eps)
-        attended = attend(*self.self_attn.project_qkv(normed, rope, B))
-        x_MD = x_MD + self.self_attn.project_output(attended)
-        return x_MD + self.mlp(rms_norm(x_MD, self.post_attention_layernorm[...], eps))
+        attended = attend(*self.self_attn.project_qkv(normed, rope, B, dropout))
+        x_MD = x_MD + self.self_attn.project_output(attended, dropout)
+        normed = rms_norm(x_MD, self.post_attention_layernorm[...], eps)
+        return x_MD + self.mlp(normed, dropout)
 
 
 class Llama(nnx.Module):
     """The decoder: a stateless view of a parameter tree, constructed inside `jax.jit`.
 
     Args:
-      params: the tree of `params.py`, of any float dtype.
+      params: the tree of `params.py`, of any float dtype; `join` adds an adapter to it.
       config: the model's configuration.
       dtype: compute dtype; weights are cast as each layer uses them.
       placement: how arrays are laid out on a mesh. Without it XLA may replicate all rows.
+      adapter: the tree of a `params.Adapter`: it alone gets a gradient then.
+      scaling: of the adapter.
     """
 
     def __init__(
@@ -189,12 +167,18 @@ class Llama(nnx.Module):
         config: LlamaConfig,
         dtype: DTypeLike = jnp.float32,
         placement: Placement = Placement(),
+        adapter: Params | None = None,
+        scaling: float = 1.0,
     ):
         self.config, self.dtype, self.placement = config, dtype, placement
         self.embed_tokens = nnx.Param(params["embed_tokens"])
-        self.layers = nnx.data(params["layers"])  # stacked; the scan makes a Block of each layer
+        layers_of_base, self.scaling = params["layers"], scaling
+        # Stacked; the scans make a Block of each layer.
+        self.trained = nnx.data(adapter["layers"] if adapter else layers_of_base)
+        self.frozen = nnx.data(layers_of_base if adapter else {})
+        self.layers = nnx.data(join(self.frozen, self.trained, scaling))
         self.norm = nnx.Param(params["norm"])
-        self.lm_head = _optional_param(params, "lm_head")
+        self.lm_head = optional_param(params, "lm_head")
 
     @property
     def head_VD(self) -> jax.Array:
@@ -209,18 +193,26 @@ class Llama(nnx.Module):
         segments_BT: jax.Array,
         remat: str = "none",
         accumulated_grads: Params | None = None,
+        dropout: Dropout | None = None,
     ) -> jax.Array:
         """Normalised final hidden states [B, T, D] of packed rows; see `attention.attention_mask`.
 
-        `remat` and `accumulated_grads`, of the layers, are for training: see `layers.run`.
+        The rest is for training: `remat` and `accumulated_grads`, of the layers that are trained,
+        see `layers.run`; `dropout` of what an adapter reads.
         """
-        layer = self._make_layer(positions_BT, segments_BT)
+        layer = self._make_layer(positions_BT, segments_BT, dropout)
+        numbers = jnp.arange(self.config.num_hidden_layers) if dropout else None
+
+        def run_layer(x_MD, trained, frozen, number):
+            return layer(x_MD, join(frozen, trained, self.scaling), number)[0]
+
         x_MD = layers.run(
-            lambda x_MD, params: layer(x_MD, params)[0],
+            run_layer,
             self._embed(tokens_BT),
-            self.layers,
+            self.trained,
             remat,
             accumulated_grads,
+            (self.frozen, numbers),
         )
         return self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
 
@@ -233,12 +225,17 @@ class Llama(nnx.Module):
         hidden = self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
         return hidden, k_LBTKH, v_LBTKH
 
-    def _make_layer(self, positions_BT: jax.Array, segments_BT: jax.Array):
-        """The function (x_MD, one layer's params) -> x_MD, (keys, values) for these rows."""
+    def _make_layer(
+        self, positions_BT: jax.Array, segments_BT: jax.Array, dropout: Dropout | None = None
+    ):
+        """The function (x_MD, one layer's params) -> x_MD, (keys, values) for these rows.
+
+        With `dropout` it takes the layer's number, too.
+        """
         rope = rope_angles(self.config, positions_BT)
         attend_rows = self.placement.kernel(segments_BT, positions_BT)
 
-        def layer(x_MD, params):
+        def layer(x_MD, params, number=None):
             cached = []
 
             def attend(q, k, v):
@@ -246,7 +243,8 @@ class Llama(nnx.Module):
                 return attend_rows(q, k, v)
 
             block = Block(self.placement.gather_layer(params), self.config)
-            return self.placement.constrain_rows(block(x_MD, rope, attend)), cached[0]
+            drop = dataclasses.replace(dropout, layer=number) if dropout else None
+            return self.placement.constrain_rows(block(x_MD, rope, attend, drop)), cached[0]
 
         return layer
 

@@ -9,13 +9,14 @@ CHUNKS = "loss_chunks"
 """Name scope of the loop over chunks; `plan` looks for it in compiled programs."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def chunked_cross_entropy(
     hidden_BTD: jax.Array,
     head_VD: jax.Array,
     targets_BT: jax.Array,
     loss_weights_BT: jax.Array,
     chunk: int,
+    frozen_head: bool = False,
 ) -> jax.Array:
     """Sum over positions of loss weight x negative log-likelihood in nats; scalar, float32.
 
@@ -31,12 +32,17 @@ def chunked_cross_entropy(
       targets_BT: next-token ids, int32; ignored where the weight is 0.
       loss_weights_BT: float32, non-negative; not differentiable.
       chunk: positions of each row per chunk; static.
+      frozen_head: the head gets no gradient, which saves its product and memory; static.
     """
-    return _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients=False)[0]
+    del frozen_head
+    return _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, "")[0]
 
 
 def _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients):
-    """(loss, its gradients by hidden_BTD and head_VD, or None), with weights of any sign."""
+    """(loss, gradients by hidden_BTD and head_VD, None if not asked for); weights of any sign.
+
+    `gradients` names those that are needed: "", "hidden" or "hidden head".
+    """
     T = hidden_BTD.shape[1]
     order_BT, num_chunks, chunk = _order(loss_weights_BT != 0, chunk)
     # Targets of weight 0 may be invalid ids, such as the -100 of other libraries.
@@ -56,11 +62,14 @@ def _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients)
             d_logits = (w_BC[..., None] * (softmax - one_hot)).astype(head_VD.dtype)
             d_h = jnp.einsum("BCV,VD->BCD", d_logits, head_VD).astype(hidden.dtype)
             d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_h, i * chunk, axis=1)
-            d_head += jnp.einsum("BCV,BCD->VD", d_logits, h_BCD, preferred_element_type=jnp.float32)
+            if "head" in gradients:
+                d_head += jnp.einsum(
+                    "BCV,BCD->VD", d_logits, h_BCD, preferred_element_type=jnp.float32
+                )
         return total, d_hidden, d_head
 
     d_hidden = jnp.zeros_like(hidden) if gradients else None
-    d_head = jnp.zeros(head_VD.shape, jnp.float32) if gradients else None
+    d_head = jnp.zeros(head_VD.shape, jnp.float32) if "head" in gradients else None
     start = (jnp.zeros((), jnp.float32), d_hidden, d_head)
     with jax.named_scope(CHUNKS):
         total, d_hidden, d_head = jax.lax.fori_loop(0, num_chunks, step, start)
@@ -101,18 +110,17 @@ def _token_losses(h_BCD, head_VD, t_BC):
     return logits_BCV, log_z, log_z - target_logits
 
 
-def _forward_rule(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk):
-    total, *grads = _forward(
-        hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients=True
-    )
+def _forward_rule(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, frozen_head):
+    gradients = "hidden" if frozen_head else "hidden head"
+    total, *grads = _forward(hidden_BTD, head_VD, targets_BT, loss_weights_BT, chunk, gradients)
     return total, (*grads, jnp.zeros((), head_VD.dtype))
 
 
-def _backward_rule(chunk, residuals, d_total):
+def _backward_rule(chunk, frozen_head, residuals, d_total):
     d_hidden, d_head, head_like = residuals  # d_hidden has its dtype, d_head is float32
     return (
         (d_total * d_hidden).astype(d_hidden.dtype),
-        (d_total * d_head).astype(head_like.dtype),
+        None if frozen_head else (d_total * d_head).astype(head_like.dtype),
         None,
         None,
     )
@@ -121,13 +129,14 @@ def _backward_rule(chunk, residuals, d_total):
 chunked_cross_entropy.defvjp(_forward_rule, _backward_rule)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def chunked_log_probs(
     hidden_BTD: jax.Array,
     head_VD: jax.Array,
     targets_BT: jax.Array,
     counted_BT: jax.Array,
     chunk: int,
+    frozen_head: bool = False,
 ) -> jax.Array:
     """log p of each target in nats, 0 where `counted_BT` is False; [B, T] float32.
 
@@ -136,6 +145,7 @@ def chunked_log_probs(
 
     Args: as of `chunked_cross_entropy`.
     """
+    del frozen_head
     T = hidden_BTD.shape[1]
     order_BT, num_chunks, chunk = _order(counted_BT, chunk)
     hidden, targets = (
@@ -153,18 +163,17 @@ def chunked_log_probs(
     return jnp.where(counted_BT, -losses_BT, 0)
 
 
-def _log_probs_forward(hidden_BTD, head_VD, targets_BT, counted_BT, chunk):
+def _log_probs_forward(hidden_BTD, head_VD, targets_BT, counted_BT, chunk, frozen_head):
     inputs = hidden_BTD, head_VD, targets_BT, counted_BT
-    return chunked_log_probs(*inputs, chunk), inputs
+    return chunked_log_probs(*inputs, chunk, frozen_head), inputs
 
 
-def _log_probs_backward(chunk, inputs, d_BT):
+def _log_probs_backward(chunk, frozen_head, inputs, d_BT):
     hidden_BTD, head_VD, targets_BT, counted_BT = inputs
     weights_BT = jnp.where(counted_BT, -d_BT, 0)
-    _, d_hidden, d_head = _forward(
-        hidden_BTD, head_VD, targets_BT, weights_BT, chunk, gradients=True
-    )
-    return d_hidden, d_head.astype(head_VD.dtype), None, None
+    gradients = "hidden" if frozen_head else "hidden head"
+    _, d_hidden, d_head = _forward(hidden_BTD, head_VD, targets_BT, weights_BT, chunk, gradients)
+    return d_hidden, None if d_head is None else d_head.astype(head_VD.dtype), None, None
 
 
 chunked_log_probs.defvjp(_log_probs_forward, _log_probs_backward)

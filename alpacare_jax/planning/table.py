@@ -15,6 +15,9 @@ def training_table(plan: Mapping[str, Any]) -> str:
         ("real tokens", f"{plan['real_token_share']:.1%}"),
         ("optimizer", plan["optimizer"]),
     ]
+    if plan["base"]:
+        adapter = f"{plan['trained_parameters']:,} parameters trained, on a frozen base"
+        rows.append(("LoRA", f"{adapter} ({plan['base']})"))
     if "needed_bytes" not in plan:
         return _aligned([*rows, ("fits", f"NO: {plan['reason']}")])
     ratio = plan["hardware_flops"] / plan["model_flops"]

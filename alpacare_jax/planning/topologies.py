@@ -84,13 +84,13 @@ def describe(name: str) -> Topology:
     """
     if name == "local":
         return _local()
-    if found := re.fullmatch(r"(h100|h200)-(\d+)", name):
+    if (found := re.fullmatch(r"(\w+)-(\d+)", name)) and found[1] in GPUS:
         return _gpus(name, found[1], int(found[2]))
     found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
     if not found:
         raise UsageError(
             f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256, h200-8 or local "
-            f"(generations: {', '.join((*CHIPS, *GPU_MEMORY))})"
+            f"(generations: {', '.join((*CHIPS, *GPUS))})"
         )
     slices, generation, count = int(found[1] or 1), found[2], int(found[3])
     chip = CHIPS[generation]
@@ -135,6 +135,8 @@ def describe(name: str) -> Topology:
 
 
 GPU_RATES = {
+    "NVIDIA GeForce RTX 4090": (1.008e12, 32e9, 32e9),
+    "NVIDIA A100-SXM4-40GB": (1.555e12, 300e9, 32e9),
     "NVIDIA A100": (2.0e12, 300e9, 32e9),
     "NVIDIA H100": (3.35e12, 450e9, 64e9),
     "NVIDIA H200": (4.8e12, 450e9, 64e9),
@@ -142,30 +144,53 @@ GPU_RATES = {
 """Bytes per second to memory, and one way to other GPUs (NVLink) and to the host (PCIe), from their
 data sheets."""
 
-GPU_MEMORY = {"h100": 79 * 2**30, "h200": 139 * 2**30}
-"""Bytes of a card, as CUDA reports them."""
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A card for which XLA compiles without one.
+
+    Memory is what CUDA reports. Limits are of the compute capability, from the CUDA programming
+    guide; multiprocessors, clock and cache from NVIDIA's papers on the GA100, AD102 and GH100.
+    """
+
+    kind: str  # as JAX names it, a key of GPU_RATES
+    memory_gib: float
+    capability: tuple[int, int]
+    cores: int
+    units: int  # of float32, in each core
+    clock_ghz: float
+    threads: int  # of a core
+    shared_memory: int  # bytes of a core
+    cache: int  # bytes
+
+
+GPUS = {
+    "rtx4090": Gpu("NVIDIA GeForce RTX 4090", 23.6, (8, 9), 128, 128, 2.52, 1536, 102400, 72 << 20),
+    "a100_40": Gpu("NVIDIA A100-SXM4-40GB", 39.4, (8, 0), 108, 64, 1.41, 2048, 167936, 40 << 20),
+    "h100": Gpu("NVIDIA H100", 79, (9, 0), 132, 128, 1.98, 2048, 233472, 50 << 20),
+    "h200": Gpu("NVIDIA H200", 139, (9, 0), 132, 128, 1.98, 2048, 233472, 50 << 20),
+}
 
 GPU_COUNTS = (1, 2, 4, 8)
 """GPUs of one host, all connected to each other."""
 
-# stream_executor.GpuTargetConfigProto; limits of compute capability 9.0 from the CUDA programming
-# guide, sizes of the SXM cards from NVIDIA's "H100 Tensor Core GPU Architecture".
-HOPPER = """
+# stream_executor.GpuTargetConfigProto; a block may have all but 1 KiB of a core's shared memory.
+TARGET_CONFIG = """
 gpu_device_info {{
-  cuda_compute_capability {{ major: 9 }}
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  cuda_compute_capability {{ major: {gpu.capability[0]} minor: {gpu.capability[1]} }}
+  core_count: {gpu.cores} fpus_per_core: {gpu.units} clock_rate_ghz: {gpu.clock_ghz}
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {gpu.threads}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472 l2_cache_size: 52428800
-  device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f}
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {optin}
+  shared_memory_per_core: {gpu.shared_memory} l2_cache_size: {gpu.cache}
+  device_memory_size: {memory} memory_bandwidth: {bandwidth:.0f}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 runtime_version {{ major: 13 }}
-device_description_str: "{kind}"
+device_description_str: "{gpu.kind}"
 """
 
 
@@ -186,13 +211,17 @@ def _gpus(name: str, generation: str, count: int) -> Topology:
         )
     if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_platforms", "cpu")  # else the packages look for a GPU driver
-    kind, memory = f"NVIDIA {generation.upper()}", GPU_MEMORY[generation]
+    gpu = GPUS[generation]
+    kind, memory = gpu.kind, round(gpu.memory_gib * 2**30)
     description = topologies.get_topology_desc(
         platform="cuda",
         topology=f"1x1x{count}",
-        target_config=HOPPER.format(memory=memory, bandwidth=GPU_RATES[kind][0], kind=kind),
+        target_config=TARGET_CONFIG.format(
+            gpu=gpu, memory=memory, optin=gpu.shared_memory - 1024, bandwidth=GPU_RATES[kind][0]
+        ),
     )
-    flops, usable = metrics.PEAK_BF16_FLOPS[kind], memory_fraction() * memory
+    peaks, usable = metrics.PEAK_BF16_FLOPS, memory_fraction() * memory
+    flops = next(flops for name, flops in peaks.items() if kind.startswith(name))
     return Topology(name, list(description.devices), count, flops, usable, *GPU_RATES[kind])
 
 

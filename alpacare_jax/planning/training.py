@@ -57,8 +57,8 @@ def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> batch
 def least_bytes(program: TrainingProgram) -> int:
     """Bytes that a device needs whatever the compiler does, known without compiling.
 
-    Parameters, moments that are not in host memory, and all gradients: no parameter is updated
-    before the norm of all gradients is known.
+    Parameters, frozen ones too, moments that are not in host memory, and all gradients: no
+    parameter is updated before the norm of all gradients is known.
 
     Raises:
       ValueError: a length does not divide over the mesh, or offloading is not supported.
@@ -70,7 +70,8 @@ def least_bytes(program: TrainingProgram) -> int:
             return 0
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
-    return sum(map(device_bytes, jax.tree.leaves(state) + jax.tree.leaves(state["params"])))
+    base, gradients = program.abstract_base(), state["params"]
+    return sum(map(device_bytes, jax.tree.leaves((state, base, gradients))))
 
 
 def trace_step(program: TrainingProgram, batch: batches.Step) -> jax.stages.Traced:
@@ -86,6 +87,7 @@ def trace_step(program: TrainingProgram, batch: batches.Step) -> jax.stages.Trac
         arrays,
         jax.ShapeDtypeStruct((), np.int32),
         jax.ShapeDtypeStruct((program.mesh.size,), np.float32, sharding=flags),
+        program.abstract_base(),
     )
 
 
@@ -117,6 +119,8 @@ def make_plan(
         "micro_batches": batch.num_micro,
         "real_token_share": batch.num_tokens / batch.num_computed,
         "parameters": params.count(model_config),
+        "trained_parameters": params.count(program.trained),
+        "base": run_config.lora.base if program.adapter else "",
         "optimizer": optimizers.describe(run_config.optimizer),
     }
     trips = loop_trips(program, batch)
@@ -125,7 +129,7 @@ def make_plan(
         return plan
     step = plan["step_seconds"]
     model_flops = metrics.train_flops(
-        model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
+        model_config, batch.num_tokens, batch.num_pairs, batch.num_targets, program.adapter
     )
     steps = workload.num_examples // run_config.train.batch_size * run_config.train.epochs
     return plan | {

@@ -9,6 +9,7 @@ from alpacare_jax.distributed.sharding import ShardingConfig
 from alpacare_jax.model.attention import KERNELS
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
 from alpacare_jax.model.layers import REMAT_POLICIES
+from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.training.optimizers import OptimizerConfig
 from alpacare_jax.training.preference import PreferenceConfig
 from common import sections
@@ -93,6 +94,7 @@ class RunConfig:
     """All sections of a training config file."""
 
     model: BaseModelConfig
+    lora: LoraConfig
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig

@@ -12,6 +12,7 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.inference.engine import Engine, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama
+from alpacare_jax.model.llama import Params
 from alpacare_jax.training.console import waiting
 from alpacare_jax.training.train_step import State, StepReport, TrainingProgram
 
@@ -27,7 +28,10 @@ class Evaluation:
         program: TrainingProgram,
         held_out: Batcher | None,
         eval_step: Callable[..., StepReport],
+        base: Params,
     ):
+        """`base` are the frozen weights of LoRA, {} without it."""
+        self._program, self._base = program, base
         self._eval_step, self._arrays, self._samples = eval_step, None, None
         if held_out is None:
             return
@@ -42,13 +46,15 @@ class Evaluation:
         """What a step reports, as `eval_loss` and so on; {} where nothing is held out."""
         if self._arrays is None:
             return {}
-        report = self._eval_step(state["params"], self._arrays, self._num_micro)
+        report = self._eval_step(state["params"], self._arrays, self._num_micro, self._base)
         with waiting("evaluating the held-out examples"):
             return {f"eval_{name}": float(value) for name, value in report.items()}
 
     def answers(self, state: State) -> list[dict[str, str]]:
         """What `Samples.answer` returns; [] where train.samples is 0."""
-        return self._samples.answer(state["params"]) if self._samples else []
+        if not self._samples:
+            return []
+        return self._samples.answer(self._program.whole(state["params"], self._base))
 
 
 class Samples:
@@ -85,7 +91,7 @@ class Samples:
             answer = tokenizer.decode(reference, continuation=True).strip()
             self._shown.append({"prompt": text, "reference": answer})
 
-    def answer(self, params: llama.Params) -> list[dict[str, str]]:
+    def answer(self, params: Params) -> list[dict[str, str]]:
         """{"prompt", "reference", "output", "finish_reason"} of each example, in their order."""
         self._engine.params = params
         with waiting("answering the sample prompts"):

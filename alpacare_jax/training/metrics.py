@@ -13,6 +13,7 @@ from etils import epath
 
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.params import Adapter
 from alpacare_jax.reporting import run_files
 from alpacare_jax.training.config import RunConfig
 from common import jsonl, messages, paths
@@ -25,6 +26,7 @@ PEAK_BF16_FLOPS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -35,12 +37,17 @@ PEAK_BF16_FLOPS = {
 """Dense bf16 FLOP/s of one device, from the vendors' data sheets; keys begin its `device_kind`."""
 
 
-def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> float:
+def train_flops(
+    config: LlamaConfig, tokens: int, pairs: int, targets: int, adapter: Adapter | None = None
+) -> float:
     """FLOPs that training needs, forward and backward, without recomputation.
 
         6 * (parameters of the layers) * tokens
       + 12 * L * N * H * pairs              scores and values, 2 products of 2*H FLOPs, times 3
       + 6 * V * D * targets                 the output embedding, where there is a loss
+
+    What an adapter leaves frozen needs no gradient of itself, 4 in place of 6; its own parameters
+    count 6.
 
     Args:
       tokens: real tokens, without padding.
@@ -53,7 +60,8 @@ def train_flops(config: LlamaConfig, tokens: int, pairs: int, targets: int) -> f
     vocabulary = sizes["V"] * sizes["D"]
     layers = params.count(config) - vocabulary * (1 if config.tie_word_embeddings else 2)
     attention = 12 * sizes["L"] * sizes["N"] * sizes["H"]
-    return 6.0 * layers * tokens + attention * pairs + 6.0 * vocabulary * targets
+    each, added = (4.0, 6.0 * params.count(adapter)) if adapter else (6.0, 0.0)
+    return (each * layers + added) * tokens + attention * pairs + each * vocabulary * targets
 
 
 def measure_peak_flops(size: int | None = None, seconds: float = 0.5) -> float:

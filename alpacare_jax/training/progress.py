@@ -178,7 +178,11 @@ class TrainingProgress:
         }
         if self._peak:
             flops = metrics.train_flops(
-                program.model_config, batch.num_tokens, batch.num_pairs, batch.num_targets
+                program.model_config,
+                batch.num_tokens,
+                batch.num_pairs,
+                batch.num_targets,
+                program.adapter,
             )
             values["mfu"] = flops / (seconds * program.mesh.size * self._peak[0])
         if self._save_seconds is not None:

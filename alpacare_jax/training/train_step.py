@@ -11,17 +11,20 @@ import optax
 from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint
+from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.distributed import sharding
-from alpacare_jax.model import attention, llama
+from alpacare_jax.model import attention, llama, projections
 from alpacare_jax.model import loss as loss_lib
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.dropout import Dropout, mix_bits, token_keys
 from alpacare_jax.model.llama import Params
 from alpacare_jax.training import offload, optimizers, preference
 from alpacare_jax.training.config import BaseModelConfig, RunConfig
 
 State = dict[str, Any]
-"""{"params": float32 master weights, "opt_state": optax state}: what a checkpoint holds."""
+"""{"params": float32 master weights, "opt_state": optax state} of what is trained, the model or an
+adapter: what a checkpoint holds."""
 
 Batch = dict[str, jax.Array]
 """The arrays of `data.batches.Step` on the devices: [A, R, T], or [R, T] of one micro-batch."""
@@ -69,14 +72,41 @@ class TrainingProgram:
     mesh: Mesh
 
     @cached_property
+    def adapter(self) -> params_lib.Adapter | None:
+        """What LoRA trains."""
+        lora = self.run_config.lora
+        return lora.adapter(self.model_config) if lora.rank else None
+
+    @property
+    def trained(self) -> params_lib.Weighted:
+        """What the optimizer updates: the model, or an adapter of it."""
+        return self.adapter or self.model_config
+
+    @cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
-        """The update rule of this model's parameters."""
+        """The update rule of what is trained."""
         return optimizers.make(
             self.run_config.optimizer,
             self.num_steps,
-            params_lib.decay_mask(self.model_config),
-            params_lib.matrix_axes(self.model_config),
+            params_lib.decay_mask(self.trained),
+            params_lib.matrix_axes(self.trained),
         )
+
+    @cached_property
+    def base(self) -> FrozenBase | None:
+        """The frozen weights of LoRA."""
+        lora, compute = self.run_config.lora, self.run_config.model.dtype
+        if not self.adapter:
+            return None
+        name = compute if lora.base == "auto" or lora.quantised else lora.base
+        dtype = llama.compute_dtype(name, self.mesh.devices.flat[0].platform)
+        sharding_config = self.run_config.sharding
+        return FrozenBase(self.model_config, self.mesh, sharding_config, dtype, lora.quantised)
+
+    @cached_property
+    def base_shardings(self) -> Params:
+        """NamedShardings of the frozen weights; {} without LoRA. Raises: as `state_shardings`."""
+        return self.base.shardings if self.base else {}
 
     @cached_property
     def state_shardings(self) -> State:
@@ -88,7 +118,7 @@ class TrainingProgram:
         """
         offloads = self.run_config.optimizer.offload
         sharding_config = self.run_config.sharding
-        param_shardings = sharding.param_shardings(self.model_config, self.mesh, sharding_config)
+        param_shardings = sharding.param_shardings(self.trained, self.mesh, sharding_config)
         if offloads:
             offload.check_supported(self.mesh, sharding_config.rules)
 
@@ -100,16 +130,16 @@ class TrainingProgram:
         opt_state = optax.tree_map_params(
             self.optimizer,
             moment_sharding,
-            jax.eval_shape(self.optimizer.init, params_lib.abstract(self.model_config)),
+            jax.eval_shape(self.optimizer.init, params_lib.abstract(self.trained)),
             param_shardings,
-            params_lib.decay_mask(self.model_config),
+            params_lib.decay_mask(self.trained),
             transform_non_params=lambda _: sharding.replicated(self.mesh),
         )
         return {"params": param_shardings, "opt_state": opt_state}
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, with nothing allocated."""
-        params = params_lib.abstract(self.model_config)
+        params = params_lib.abstract(self.trained)
         state = {"params": params, "opt_state": jax.eval_shape(self.optimizer.init, params)}
         return jax.tree.map(
             lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
@@ -117,64 +147,110 @@ class TrainingProgram:
             self.state_shardings,
         )
 
+    def abstract_base(self) -> Params:
+        """As `abstract_state`, of the frozen weights; {} without LoRA."""
+        return self.base.abstract() if self.base else {}
+
+    def load_base(self) -> Params:
+        """The frozen weights of LoRA, sharded; {} without LoRA."""
+        return self.base.load(self.run_config.model.checkpoint) if self.base else {}
+
     def initial_state(self) -> State:
-        """The base model's parameters in float32 and zero moments, sharded."""
-        shardings = self.state_shardings
-        params = checkpoint.load_params(
-            self.run_config.model.checkpoint,
-            self.model_config,
-            dtype=jnp.float32,
-            shardings=shardings["params"],
-        )
+        """The base model's parameters in float32, or a new adapter's, and zero moments; sharded."""
+        shardings, adapter = self.state_shardings, self.adapter
+        if adapter:
+            key = jax.random.key(self.run_config.train.seed)
+            make = jax.jit(lambda: params_lib.init(adapter, key), out_shardings=shardings["params"])
+            params = make()
+        else:
+            params = checkpoint.load_params(
+                self.run_config.model.checkpoint,
+                self.model_config,
+                dtype=jnp.float32,
+                shardings=shardings["params"],
+            )
         opt_state = jax.jit(self.optimizer.init, out_shardings=shardings["opt_state"])(params)
         return {"params": params, "opt_state": opt_state}
 
+    def whole(self, params: Params, base: Params) -> Params:
+        """The weights of the model as it is trained, for inference; frozen ones are not copied."""
+        return projections.join(base, params, self.run_config.lora.scaling) if base else params
+
     def mean_loss(
-        self, params: Params, micro: Batch, sums: Params | None = None
+        self,
+        params: Params,
+        micro: Batch,
+        sums: Params | None = None,
+        base: Params | None = None,
+        step: jax.Array | None = None,
     ) -> tuple[jax.Array, StepReport]:
         """This micro-batch's part of the step's mean loss, and of `preference.reported`; float32.
 
         Without pairs the mean is per target token, and nothing more is reported.
 
         Args:
+          params: what is trained.
           micro: the arrays of `data.batches.Step`, [R, T] each.
           sums: gradients of the layers so far; those that come back include them. See `layers.run`.
+          base: the frozen weights of LoRA.
+          step: in training, steps done before, for LoRA's dropout.
         """
+        inputs = params, micro, sums, base, step
         if self.run_config.preference.beta:
-            log_probs = self.log_probs(params, micro, sums)
-            return preference.loss(log_probs, micro, self.run_config.preference)
-        hidden, head, chunk = self._hidden(params, micro, sums)
-        inputs = hidden, head, micro["targets"], micro["weights"]
-        return loss_lib.chunked_cross_entropy(*inputs, chunk), {}
+            return preference.loss(self.log_probs(*inputs), micro, self.run_config.preference)
+        hidden, head, chunk = self._hidden(*inputs)
+        targets = micro["targets"], micro["weights"]
+        return loss_lib.chunked_cross_entropy(hidden, head, *targets, chunk, bool(base)), {}
 
-    def log_probs(self, params: Params, micro: Batch, sums: Params | None = None) -> jax.Array:
+    def log_probs(
+        self,
+        params: Params,
+        micro: Batch,
+        sums: Params | None = None,
+        base: Params | None = None,
+        step: jax.Array | None = None,
+    ) -> jax.Array:
         """[R, T]: log p of each target, 0 elsewhere. Arguments as of `mean_loss`."""
-        hidden, head, chunk = self._hidden(params, micro, sums)
-        counted = micro["weights"] > 0
-        found: Any = loss_lib.chunked_log_probs(hidden, head, micro["targets"], counted, chunk)
+        hidden, head, chunk = self._hidden(params, micro, sums, base, step)
+        targets = micro["targets"], micro["weights"] > 0
+        found: Any = loss_lib.chunked_log_probs(hidden, head, *targets, chunk, bool(base))
         return found
 
     def _hidden(
-        self, params: Params, micro: Batch, sums: Params | None = None
+        self,
+        params: Params,
+        micro: Batch,
+        sums: Params | None,
+        base: Params | None,
+        step: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, int]:
         """Final hidden states, the output embedding, and how long the chunks of the loss are."""
-        base = self.run_config.model
-        dtype = llama.compute_dtype(base.dtype, self.mesh.devices.flat[0].platform)
-        kernel = attention_kernel(self.model_config, base, self.mesh)
-        placement = sharding.placement(
-            self.model_config, self.mesh, self.run_config.sharding, dtype, kernel
-        )
-        module = llama.Llama(params, self.model_config, dtype, placement)
+        model, lora = self.run_config.model, self.run_config.lora
+        dtype = llama.compute_dtype(model.dtype, self.mesh.devices.flat[0].platform)
+        kernel = attention_kernel(self.model_config, model, self.mesh)
+        shardings = projections.join(self.base_shardings, self.state_shardings["params"])
+        rules = self.run_config.sharding.rules
+        placement = sharding.placement(shardings, self.mesh, rules, dtype, kernel)
+        if base:
+            module = llama.Llama(
+                base, self.model_config, dtype, placement, adapter=params, scaling=lora.scaling
+            )
+        else:
+            module = llama.Llama(params, self.model_config, dtype, placement)
+        places = micro["tokens"], micro["positions"], micro["segments"]
+        dropout = None
+        if base and lora.dropout and step is not None:
+            seed = mix_bits(jnp.uint32(self.run_config.train.seed)) + jnp.uint32(step)
+            dropout = Dropout(lora.dropout, token_keys(*places, seed))
+        hidden = module.hidden(*places, model.remat, sums, dropout)
         rows = micro["tokens"].shape[0] // sharding.batch_groups(self.mesh)  # on one device
-        hidden = module.hidden(
-            micro["tokens"], micro["positions"], micro["segments"], base.remat, sums
-        )
-        return hidden, module.head_VD, max(1, base.loss_tokens // rows)
+        return hidden, module.head_VD, max(1, model.loss_tokens // rows)
 
     def make_steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
         """The two compiled programs of a run: `train_step`, which donates the state, `eval_step`.
 
-        Both report the means of `mean_loss`; `eval_step` takes the parameters.
+        Both report the means of `mean_loss`; `eval_step` takes the parameters. Both take the frozen
+        weights of LoRA, {} without it, and only read them.
 
         `stops` [devices] are the flags of `sharding.put_flag`; "stop" of the report is their
         maximum.
@@ -183,8 +259,11 @@ class TrainingProgram:
         names = ("loss", *self.run_config.preference.reported)
         zero_report = {name: jnp.zeros((), jnp.float32) for name in names}
 
-        def train_step(state: State, arrays: Batch, num_micro, stops) -> tuple[State, StepReport]:
-            params, opt_state = state["params"], state["opt_state"]
+        def train_step(
+            state: State, arrays: Batch, num_micro, stops, base: Params
+        ) -> tuple[State, StepReport]:
+            params = state["params"]
+            step = optax.tree.get_all_with_path(state["opt_state"], "count")[0][1]
 
             def add(micro, total):
                 # Gradients of the layers go in as `sums` and come back with this micro-batch's
@@ -194,7 +273,7 @@ class TrainingProgram:
                 #   result = {"layers": G + g, "embed_tokens": E + e}
                 report, grads = total
                 value_and_grad = jax.value_and_grad(self.mean_loss, has_aux=True)
-                part, new = value_and_grad(params, micro, grads["layers"])
+                part, new = value_and_grad(params, micro, grads["layers"], base, step)
                 rest = [name for name in grads if name != "layers"]
                 new |= {name: jax.tree.map(jnp.add, grads[name], new[name]) for name in rest}
                 return _added(report, part), new
@@ -202,19 +281,12 @@ class TrainingProgram:
             zero = zero_report, jax.tree.map(jnp.zeros_like, params)
             report, grads = accumulate(add, arrays, num_micro, zero)
             norm = optax.tree.norm(grads)
-            if self.run_config.optimizer.offload:
-                new_params, opt_state = offload.update_by_layer(
-                    self.optimizer, grads, opt_state, params, norm, shardings["opt_state"]
-                )
-            else:
-                updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
-                new_params = optax.apply_updates(params, updates)
             report |= {"grad_norm": norm, "stop": jnp.max(stops)}
-            return {"params": new_params, "opt_state": opt_state}, report
+            return self._updated(state, grads, norm), report
 
-        def eval_step(params: Params, arrays: Batch, num_micro) -> StepReport:
+        def eval_step(params: Params, arrays: Batch, num_micro, base: Params) -> StepReport:
             def add(micro, report):
-                return _added(report, self.mean_loss(params, micro))
+                return _added(report, self.mean_loss(params, micro, base=base))
 
             return accumulate(add, arrays, num_micro, zero_report)
 
@@ -223,26 +295,41 @@ class TrainingProgram:
         return (
             jax.jit(
                 train_step,
-                in_shardings=(shardings, rows, replicated, flags),
+                in_shardings=(shardings, rows, replicated, flags, self.base_shardings),
                 out_shardings=(shardings, replicated),
                 donate_argnums=0,
             ),
             jax.jit(
                 eval_step,
-                in_shardings=(shardings["params"], rows, replicated),
+                in_shardings=(shardings["params"], rows, replicated, self.base_shardings),
                 out_shardings=replicated,
             ),
         )
 
+    def _updated(self, state: State, grads: Params, norm: jax.Array) -> State:
+        """The state after the optimizer's step; `norm` is that of all gradients."""
+        params, opt_state = state["params"], state["opt_state"]
+        if self.run_config.optimizer.offload:
+            shardings = self.state_shardings["opt_state"]
+            params, opt_state = offload.update_by_layer(
+                self.optimizer, grads, opt_state, params, norm, shardings
+            )
+        else:
+            updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
+            params = optax.apply_updates(params, updates)
+        return {"params": params, "opt_state": opt_state}
+
     def make_reference_step(self) -> jax.stages.Wrapped:
-        """(params, arrays of one micro-batch [1, R, T]) -> `preference.answer_sums`, replicated."""
+        """(params, arrays of one micro-batch [1, R, T], base) -> `preference.answer_sums`."""
 
-        def reference_step(params: Params, arrays: Batch) -> jax.Array:
+        def reference_step(params: Params, arrays: Batch, base: Params) -> jax.Array:
             micro = {name: array[0] for name, array in arrays.items()}
-            return preference.answer_sums(self.log_probs(params, micro), micro["segments"])
+            log_probs = self.log_probs(params, micro, base=base)
+            return preference.answer_sums(log_probs, micro["segments"])
 
+        rows = sharding.batch_sharding(self.mesh)
         return jax.jit(
             reference_step,
-            in_shardings=(self.state_shardings["params"], sharding.batch_sharding(self.mesh)),
+            in_shardings=(self.state_shardings["params"], rows, self.base_shardings),
             out_shardings=sharding.replicated(self.mesh),
         )

@@ -12,7 +12,7 @@ from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.console import log
 from common import provenance, sections
 
-SAME_RUN = ("model", "data", "optimizer", "train", "preference")
+SAME_RUN = ("model", "lora", "data", "optimizer", "train", "preference")
 """Config sections that determine the numbers: a run resumes only with the same ones."""
 
 MAY_CHANGE = (
@@ -30,7 +30,17 @@ MAY_CHANGE = (
 """Keys of those sections that may differ when a run resumes."""
 
 
-OLDER = {"preference": {"beta": 0.0, "sft_weight": 0.0}}
+OLDER = {
+    "lora": {
+        "rank": 0,
+        "alpha": 16.0,
+        "rslora": False,
+        "dropout": 0.0,
+        "targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        "base": "auto",
+    },
+    "preference": {"beta": 0.0, "sft_weight": 0.0},
+}
 """Sections that runs of older versions lack, with what they did."""
 
 BY_CONTENT = ("model.checkpoint", "data.path", "data.eval_path")

@@ -121,7 +121,7 @@ class OurTraining:
 
         goes_on = sharding.put_flag(False, self.mesh)
         for arrays, num_micro in batches:
-            self._state, report = self._step(self._state, arrays, np.int32(num_micro), goes_on)
+            self._state, report = self._step(self._state, arrays, np.int32(num_micro), goes_on, {})
         jax.block_until_ready(self._state)
         return float(report["loss"])
 

@@ -91,6 +91,7 @@ def answer(model, records, tmp_path):
     def run(name="out/answers.json", **changes):
         arguments = {
             "checkpoint": model,
+            "adapter": None,
             "step": "best",
             "input": records,
             "output": tmp_path / name,

@@ -31,7 +31,14 @@ TRAINING = {
         "data=alpaca,variant=llama-13b",
     ],
     "dpo": [None, "", "models/other", "models/other,data=pairs.jsonl"],
-    "finetune": [None, "", "models/other", "models/other,data=data/other.jsonl"],
+    "finetune": [
+        None,
+        "",
+        "models/other",
+        "models/other,data=data/other.jsonl",
+        "rank=8",
+        "models/other,rank=16,base=nf4",
+    ],
     "quickstart": [None, "", "dir=/tmp/elsewhere"],
 }
 """Config files of alpacare_jax.train, with every argument that they read."""
@@ -127,6 +134,14 @@ QUICKSTART = {
         "remat": "full",
         "attention": "auto",
         "loss_tokens": 256,
+    },
+    "lora": {
+        "rank": 0,
+        "alpha": 16.0,
+        "rslora": False,
+        "dropout": 0.0,
+        "targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        "base": "auto",
     },
     "data": {
         "path": "datagen/starter/train.jsonl",

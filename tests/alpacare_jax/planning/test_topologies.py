@@ -43,6 +43,6 @@ def test_what_jax_takes_of_a_gpu(monkeypatch):
 
 
 def test_every_gpu_has_its_rates():
-    for generation in topologies.GPU_MEMORY:
-        kind = f"NVIDIA {generation.upper()}"
-        assert kind in topologies.GPU_RATES and kind in metrics.PEAK_BF16_FLOPS
+    for gpu in topologies.GPUS.values():
+        assert gpu.kind in topologies.GPU_RATES
+        assert any(gpu.kind.startswith(name) for name in metrics.PEAK_BF16_FLOPS)

@@ -51,7 +51,7 @@ def test_the_weights_in_training_answer_where_they_are(corpus, expected, mesh_ax
     program = TrainingProgram(TINY, config, 10, mesh)
     _, held_out = batching.load_batchers(config, TINY, mesh, lambda text: None)
     params = jax.device_put(hand_made_params(), program.state_shardings["params"])
-    measured = Evaluation(program, held_out, lambda *_: 0.0)
+    measured = Evaluation(program, held_out, lambda *_: 0.0, {})
     for _ in range(2):  # the second evaluation of a run
         answers = measured.answers({"params": params})
         assert [answer["output"] for answer in answers] == expected
@@ -64,7 +64,7 @@ def test_the_weights_in_training_answer_where_they_are(corpus, expected, mesh_ax
 def test_no_samples_and_nothing_held_out(corpus):
     config = run_config(corpus)
     mesh = sharding.make_mesh(config.sharding, jax.devices()[:1])
-    measured = Evaluation(TrainingProgram(TINY, config, 10, mesh), None, lambda *_: 0.0)
+    measured = Evaluation(TrainingProgram(TINY, config, 10, mesh), None, lambda *_: 0.0, {})
     assert (measured.loss({}), measured.answers({})) == ({}, [])
     with pytest.raises(ValueError, match=r"train\.samples answers held-out prompts: set data\."):
         run_config(corpus, train__samples=1, data__eval_path="")

@@ -82,7 +82,7 @@ def references(program: TrainingProgram, weights, examples=EXAMPLES) -> np.ndarr
     step, groups = program.make_reference_step(), sharding.batch_groups(program.mesh)
     return preference.reference_log_probs(
         batcher(examples, 3, groups=groups),
-        lambda arrays: step(weights, sharding.put_batch(arrays, program.mesh)),
+        lambda arrays: step(weights, sharding.put_batch(arrays, program.mesh), {}),
     )
 
 
@@ -100,7 +100,7 @@ def dpo_curve(**mesh_sizes: int) -> list[dict[str, float]]:
     for number in range(STEPS):
         batch = data.batch(number)
         arrays = sharding.put_batch(batch.arrays, ours.mesh)
-        state, report = train_step(state, arrays, np.int32(batch.num_micro), stop)
+        state, report = train_step(state, arrays, np.int32(batch.num_micro), stop, {})
         found.append({name: float(value) for name, value in report.items()})
     return found
 

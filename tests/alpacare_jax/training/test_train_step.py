@@ -141,11 +141,16 @@ def golden_config() -> RunConfig:
 
 
 def golden_curve(
-    steps: int = 10, recipe: dict | None = None, rules: dict | None = None, **mesh_sizes
+    steps: int = 10,
+    recipe: dict | None = None,
+    rules: dict | None = None,
+    lora: dict | None = None,
+    **mesh_sizes,
 ) -> dict[str, list]:
     """Steps of 8 examples each from hand-made weights; no random number anywhere.
 
-    `recipe`, `rules`: what is changed in the settings of the optimizer and of sharding.
+    `recipe`, `rules`, `lora`: what is changed in the settings of the optimizer, of sharding and of
+    LoRA, whose adapter alone is random, and in the result under `weights`.
     """
     sizes = tuple(mesh_sizes.get(axis, 1) for axis in sharding.AXES)
     mesh = jax.make_mesh(
@@ -157,10 +162,14 @@ def golden_curve(
     config, examples = golden_config(), golden_examples()
     recipe = dataclasses.replace(config.optimizer, **recipe or {})
     spread = dataclasses.replace(config.sharding, rules=config.sharding.rules | (rules or {}))
-    config = dataclasses.replace(config, optimizer=recipe, sharding=spread)
+    lora = dataclasses.replace(config.lora, **lora or {})
+    config = dataclasses.replace(config, optimizer=recipe, sharding=spread, lora=lora)
     program = TrainingProgram(TINY, config, steps, mesh)
     step_once, _ = program.make_steps()
-    weights = hand_made_params()
+    weights, base = hand_made_params(), {}
+    if lora.rank:
+        base = jax.device_put(weights, program.base_shardings)
+        weights = params.init(program.trained, jax.random.key(config.train.seed))
     state = jax.device_put(
         {"params": weights, "opt_state": program.optimizer.init(weights)},
         program.state_shardings,
@@ -171,10 +180,10 @@ def golden_curve(
         one = batcher(examples[start : start + 8], 8, row_groups=groups, microbatch_tokens=128)
         batch = one.batch(0)
         arrays, stops = sharding.put_batch(batch.arrays, mesh), sharding.put_flag(False, mesh)
-        state, report = step_once(state, arrays, np.int32(batch.num_micro), stops)
+        state, report = step_once(state, arrays, np.int32(batch.num_micro), stops, base)
         for name, values in result.items():
             values.append(float(report[name]))
-    return result
+    return result | ({"weights": state["params"]} if lora.rank else {})
 
 
 @pytest.fixture(scope="module")

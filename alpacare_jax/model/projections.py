@@ -1,0 +1,84 @@
+"""The projections of a layer, and the low-rank updates that adapt them (arXiv:2106.09685)."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+
+from alpacare_jax.model.dropout import Dropout
+from alpacare_jax.model.quantised import Quantised
+
+PROJECTIONS = {
+    "q": ("D", "NH"),
+    "k": ("D", "KH"),
+    "v": ("D", "KH"),
+    "o": ("NH", "D"),
+    "gate": ("D", "F"),
+    "up": ("D", "F"),
+    "down": ("F", "D"),
+}
+"""Axes of input and output of each projection."""
+
+
+def join(base: Mapping[str, Any], adapter: Mapping[str, Any], scaling: float = 1.0) -> Any:
+    """One tree of a base's and an adapter's weights, stacked or of one layer; B is scaled."""
+    weights: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(base))
+    factors: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(adapter))
+    for path, weight in factors.items():
+        scaled = path[-1].endswith("_lora_b") and scaling != 1
+        weights[path] = weight * scaling if scaled else weight
+    return traverse_util.unflatten_dict(weights)
+
+
+def optional_param(params: Mapping[str, Any], name: str) -> nnx.Param | None:
+    """A weight that only some models have."""
+    return nnx.Param(params[name]) if name in params else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, weight: Quantised, name: str) -> jax.Array:
+    """x W of a projection that is not trained.
+
+    The backward pass dequantises W again, whatever remat would keep: it is larger than activations.
+    """
+    i, o = PROJECTIONS[name]
+    return jnp.einsum(f"M{i},{i}{o}->M{o}", x, weight.astype(x.dtype))
+
+
+def _product_backward(name: str, weight: Quantised, gradient: jax.Array):
+    i, o = PROJECTIONS[name]
+    return jnp.einsum(f"M{o},{i}{o}->M{i}", gradient, weight.astype(gradient.dtype)), None
+
+
+_product.defvjp(lambda x, weight, name: (_product(x, weight, name), weight), _product_backward)
+
+
+class Projection(nnx.Module):
+    """One of `PROJECTIONS`: x W + b, and where it is adapted + (x A) B; see `join`."""
+
+    def __init__(self, params: Mapping[str, Any], name: str):
+        self.name = name
+        self.weight = nnx.data(params[f"{name}_proj"])  # an array, or Quantised
+        self.bias = optional_param(params, f"{name}_bias")
+        self.lora_a = optional_param(params, f"{name}_lora_a")
+        self.lora_b = optional_param(params, f"{name}_lora_b")
+
+    def __call__(self, x: jax.Array, dropout: Dropout | None) -> jax.Array:
+        """`x` has the axes M and those of the input; only what A reads is dropped."""
+        i, o = PROJECTIONS[self.name]
+        dtype = x.dtype
+        if isinstance(self.weight, Quantised):
+            y: Any = _product(x, self.weight, self.name)
+        else:
+            y = jnp.einsum(f"M{i},{i}{o}->M{o}", x, self.weight.astype(dtype))
+        if self.bias is not None:
+            y += self.bias[...].astype(dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            if dropout:
+                x = dropout(x, list(PROJECTIONS).index(self.name))
+            x_MR = jnp.einsum(f"M{i},{i}R->MR", x, self.lora_a[...].astype(dtype))
+            y += jnp.einsum(f"MR,R{o}->M{o}", x_MR, self.lora_b[...].astype(dtype))
+        return y
