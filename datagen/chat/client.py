@@ -10,7 +10,6 @@ Works with OpenAI, with any server that has its protocol (`base_url`) and with A
 
 import asyncio
 import collections
-import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self, TypeVar
@@ -20,15 +19,7 @@ from datagen.chat import prices, progress
 from datagen.chat.attempts import Attempts
 from datagen.chat.batch.batches import Batches
 from datagen.chat.batch.log import BatchLog
-from datagen.chat.config import (
-    BASE_URL_VARIABLES,
-    HEADER_VARIABLES,
-    ChatConfig,
-    ChatRequest,
-    RequestKey,
-    environment,
-    size,
-)
+from datagen.chat.config import ChatConfig, ChatRequest, RequestKey, environment_notes, size
 from datagen.chat.connection import Connection
 from datagen.chat.errors import (
     BudgetReachedError,
@@ -66,16 +57,8 @@ class Client:
         self.budget = Budget(config.budget_usd, config.budget_tokens, store.total_spent())
         self.counts: collections.Counter[str] = collections.Counter()  # outcomes, for the summary
         self.stop_reason = ""  # why nothing more is sent
-        self._attempts = Attempts(
-            config,
-            store,
-            self.budget,
-            self.price,
-            self.counts,
-            report,
-            stop=self.stop,
-            check_running=self._check_running,
-        )
+        shared = config, store, self.budget, self.price, self.counts, report
+        self._attempts = Attempts(*shared, stop=self.stop, check_running=self._check_running)
         self._in_flight: dict[str, asyncio.Task[ChatAnswer]] = {}  # by key
         self._connection: Connection | None = None
         self._batches: Batches | None = None
@@ -84,19 +67,15 @@ class Client:
         config, store = self.config, self.store
         if config.offline:
             return self
-        variable = BASE_URL_VARIABLES[config.provider]
-        if config.base_url and config.base_url == os.environ.get(variable, "").strip():
-            self.report(f"{config.model} is asked at {config.base_url} ({variable})")
-        if names := environment().get(HEADER_VARIABLES[config.provider]):
-            self.report(f"headers of the environment are sent, too: {', '.join(names)}")
+        for line in environment_notes(config):
+            self.report(line)
         if left := store.without_reply():
             self.report(f"{left:,} requests of earlier runs without a reply count at the most")
         connection = self._connection = self._attempts.connection = Connection(config)
         # Without batch=True too: requests in a batch of an earlier run must not be sent again.
         if config.batch or BatchLog(store).open():
-            self._batches = Batches(
-                config, store, connection, self.budget, self.price, self.counts, self.report
-            )
+            shared = self.budget, self.price, self.counts, self.report
+            self._batches = Batches(config, store, connection, *shared)
             try:
                 await self._batches.start()
             except BaseException:
@@ -289,7 +268,6 @@ def run_until_done(client: Client, job: Callable[[], Awaitable[Result]]) -> Resu
       RunStoppedError: the job did not complete.
       ValueError: offline, and none of the answers is stored.
     """
-
     previous_handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     async def run_job() -> Result:

@@ -231,3 +231,13 @@ class Limits:
         """The settings of a model together with these limits."""
         limits = {field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)}
         return ChatConfig(**vars(model), **limits)
+
+
+def environment_notes(config: ChatConfig) -> list[str]:
+    """Lines that name what comes from the environment and changes where or how a model is asked."""
+    notes, variable = [], BASE_URL_VARIABLES[config.provider]
+    if config.base_url and config.base_url == os.environ.get(variable, "").strip():
+        notes.append(f"{config.model} is asked at {config.base_url} ({variable})")
+    if names := environment().get(HEADER_VARIABLES[config.provider]):
+        notes.append(f"headers of the environment are sent, too: {', '.join(names)}")
+    return notes
