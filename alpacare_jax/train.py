@@ -223,8 +223,9 @@ def with_references(
 
 def announced_steps(program: TrainingProgram) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two compiled programs of a run, which announce their compilations."""
-    base, optimizer = program.run_config.model, program.run_config.optimizer
-    compilations = Compilations(program.model_config, base, optimizer, program.mesh.shape)
+    config = program.run_config
+    settings = config.model, config.lora, config.optimizer, program.mesh.shape
+    compilations = Compilations(program.model_config, *settings)
     train_step, eval_step = program.make_steps()
     return (
         compilations.announced(train_step, "the training step"),

@@ -221,8 +221,8 @@ def stored_weights(
     expected = params_lib.flatten(params_lib.abstract(config))
     if isinstance(config, LlamaConfig) and any(name.endswith("_lora_b") for name in stored):
         raise ValueError(
-            f"{directory} holds an adapter, not a model: give the base it was trained on as the "
-            f"model, and --adapter={directory} where a command takes one"
+            f"{directory} holds an adapter, not a model: give its base as the model and "
+            f"--adapter={directory}, or merge them, with convert merge"
         )
     for name in expected.keys() | stored.keys():
         if name not in stored or name not in expected:

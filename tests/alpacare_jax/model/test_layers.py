@@ -56,6 +56,23 @@ def test_gradients_are_added_to_the_accumulated_ones(remat):
 
 
 @pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+def test_frozen_trees_are_read_and_get_no_gradient(remat):
+    """Two layers x -> w * f * x: the gradients are those of w alone, codes and all."""
+    stacked, frozen = jnp.asarray([2.0, 3.0]), (jnp.asarray([5, 7], jnp.int8), None)
+
+    def output(stacked, accumulated_grads=None):
+        def layer(x, w, f, nothing):
+            assert nothing is None
+            return w * f.astype(x.dtype) * x
+
+        return layers.run(layer, jnp.asarray(1.0), stacked, remat, accumulated_grads, frozen)
+
+    assert output(stacked) == 2 * 5 * 3 * 7
+    assert jax.grad(output)(stacked).tolist() == [105, 70]
+    assert jax.grad(output)(stacked, jnp.asarray([10.0, 20.0])).tolist() == [115, 90]
+
+
+@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
 def test_columns_of_two_layers(remat):
     """As in the module's docstring."""
     stacked, accumulated_grads = jnp.asarray([2.0, 3.0]), jnp.asarray([10.0, 20.0])

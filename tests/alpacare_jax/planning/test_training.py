@@ -1,6 +1,7 @@
 """Plans of training: every size compiles with nothing allocated; slices need libtpu."""
 
 import dataclasses
+import math
 import types
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def of_variant(variant: str, **changes) -> RunConfig:
     config = alpacare.get_config("llama-7b")
     config.update_from_flattened_dict({"model.variant": variant} | changes)
     return sections.build(RunConfig, config.to_dict())
+
+
+@pytest.mark.parametrize("variant, adapted", [("llama-7b", 39_976_960), ("llama-13b", 62_586_880)])
+def test_of_a_frozen_base_only_the_weights_are_held(variant, adapted):
+    """nf4: 4 bits a weight, 8 a block of 64, 32 a block of 256 scales; embeddings in bfloat16."""
+    lora = {"lora.rank": 16, "lora.base": "nf4", "model.dtype": "bfloat16"}
+    program = training.make_program(of_variant(variant, **lora), jax.devices()[:1])
+    assert params.count(program.trained) == adapted
+    rows = {row.path: row for row in params.weight_specs(program.model_config)}
+    sizes = {path: params.weight_shape(row, program.model_config) for path, row in rows.items()}
+    projections = sum(math.prod(size) for path, size in sizes.items() if path.endswith("_proj"))
+    rest = params.count(program.model_config) - projections
+    base = projections * (4 + 8 / 64 + 32 / 64 / 256) / 8 + 2 * rest
+    trained = 4 * 4 * adapted  # weights, gradients and two moments in float32
+    assert training.least_bytes(program) == pytest.approx(base + trained, rel=1e-3)
+    assert base + trained < {"llama-7b": 4.6e9, "llama-13b": 8.6e9}[variant]
 
 
 @pytest.mark.parametrize(

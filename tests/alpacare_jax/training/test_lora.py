@@ -166,6 +166,15 @@ def test_curve_on_a_mesh_is_that_of_one_device(with_dropout):
     }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe, base", [({}, "nf4"), ({"offload": True}, "float32")])
+def test_quantised_bases_and_offloaded_moments_are_the_same_on_a_mesh(recipe, base):
+    lora = settings_of(dataclasses.replace(LORA, base=base))
+    alone, spread = golden_curve(6, lora=lora), golden_curve(6, recipe, lora=lora, **MIXED)
+    np.testing.assert_allclose(spread["loss"], alone["loss"], rtol=1e-5)
+    np.testing.assert_allclose(spread["grad_norm"], alone["grad_norm"], rtol=1e-4)
+
+
 SETTINGS = {
     "lora__rank": 4,
     "lora__alpha": 8.0,
@@ -219,7 +228,8 @@ def dequantised(weight):
 @pytest.mark.parametrize("base", ["nf4", "int8"])
 def test_a_quantised_base_is_trained_on_merged_and_answers(corpus, tmp_path, base):
     """The curve is that of training on the dequantised values; so is what is merged."""
-    config = ten_steps(corpus, **SETTINGS | {"lora__base": base, "train__epochs": 1})
+    changes = {"lora__base": base, "train__epochs": 1, "train__samples": 2}
+    config = ten_steps(corpus, **SETTINGS | changes)
     with small_machine() as patch:
         compile_once(patch)
         train.run(config, tmp_path / "run")

@@ -168,7 +168,8 @@ def golden_curve(
     step_once, _ = program.make_steps()
     weights, base = hand_made_params(), {}
     if lora.rank:
-        base = jax.device_put(weights, program.base_shardings)
+        held = params.flatten(weights)
+        base = params.build_tree(TINY, lambda w: program.base.make(w, held[w.path]))
         weights = params.init(program.trained, jax.random.key(config.train.seed))
     state = jax.device_put(
         {"params": weights, "opt_state": program.optimizer.init(weights)},
