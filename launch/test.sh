@@ -8,16 +8,16 @@ cd "$(dirname "$0")/.."
 . launch/lib/environment.sh
 prepare_environment test
 
-# Only parity tests use torch. Its CPU build is small; the CUDA build takes gigabytes and is never
+# Only parity tests use torch, and peft on top of it. Its CPU build is small; the CUDA build takes gigabytes and is never
 # installed from here: those tests are skipped instead.
-if ! "$PYTHON_BIN" -c 'import torch' 2>/dev/null; then
+if ! "$PYTHON_BIN" -c 'import torch, peft' 2>/dev/null; then
     if "$PYTHON_BIN" -m pip install --quiet --dry-run --report - torch==2.13.0 2>/dev/null |
         grep -qiE '"name": "(nvidia|cuda|triton)'; then
         echo "torch's CPU build is not on this package index: parity tests against torch are skipped" >&2
     else
         "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check \
-            --constraint constraints.txt torch==2.13.0 ||
-            echo "torch 2.13.0 is not on this package index: parity tests against torch are skipped" >&2
+            --constraint constraints.txt torch==2.13.0 peft ||
+            echo "torch 2.13.0 or peft is not on this package index: parity tests against torch are skipped" >&2
     fi
 fi
 
