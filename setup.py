@@ -16,6 +16,7 @@ TRAIN = [
     "safetensors>=0.6",
     "sentencepiece>=0.2.1",
     "tokenizers>=0.22",
+    "jinja2>=3.1.6",  # older ones can be escaped from
 ]
 EVALUATION = [
     "openai[aiohttp]>=3,<4",
@@ -27,6 +28,7 @@ DATAGEN = [*EVALUATION, "py3langid>=0.4,<0.5"]
 CONVERT = [*TRAIN, "gguf>=0.17"]
 GCS = ["gcsfs>=2026.10"]
 TENSORBOARD = ["tensorboardX>=2.6"]
+TORCH = ["torch>=2.6"]  # to read its files; not in [all], for its CUDA build takes gigabytes
 WANDB = ["wandb>=0.22"]
 PARQUET = ["pyarrow>=21"]
 ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD, *WANDB, *PARQUET]
@@ -74,6 +76,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         "parquet": PARQUET,
+        "torch": TORCH,
         "all": ALL,
         "test": [
             *ALL,

@@ -1,19 +1,22 @@
-"""Converts weights: Hugging Face safetensors both ways, GGUF in; LoRA adapters merged, and out.
+"""Converts weights: Hugging Face both ways, Meta's LLaMA and GGUF in, weight diffs, LoRA adapters.
 
-    python -m alpacare_jax.convert from_hf   --source=HF_FOLDER  --target=MODEL_DIR
-    python -m alpacare_jax.convert to_hf     --source=MODEL_DIR  --target=HF_FOLDER
-    python -m alpacare_jax.convert from_gguf --source=FILE.gguf  --target=MODEL_DIR
-    python -m alpacare_jax.convert to_peft   --source=WORKDIR    --target=ADAPTER_FOLDER
+    python -m alpacare_jax.convert from_hf   --source=HF_FOLDER --target=MODEL_DIR
+    python -m alpacare_jax.convert to_hf     --source=MODEL_DIR --target=HF_FOLDER
+    python -m alpacare_jax.convert from_meta --source=META_FOLDER --target=MODEL_DIR
+    python -m alpacare_jax.convert from_gguf --source=FILE.gguf --target=MODEL_DIR
+    python -m alpacare_jax.convert recover   --source=DIFF --base=HF_FOLDER --target=HF_FOLDER
+    python -m alpacare_jax.convert diff      --source=HF_FOLDER --base=HF_FOLDER --target=DIFF
+    python -m alpacare_jax.convert to_peft   --source=WORKDIR --target=ADAPTER_FOLDER
     python -m alpacare_jax.convert merge     --source=BASE --target=MODEL_DIR --adapter=WORKDIR
 
-GGUF is read with the tokenizers of LLaMA 1 to 3 and SmolLM2, not with RoPE scaling (LLaMA 3.1 and
-later). Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only when it is
-complete.
+PyTorch's files (.bin, .pth) require the extra [torch], and are read as weights only. GGUF is read
+with the tokenizers of LLaMA 1 to 3 and SmolLM2, not with RoPE scaling (LLaMA 3.1 and later).
+Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only when it is complete.
 """
 
 import contextlib
-import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -27,21 +30,23 @@ from etils import epath
 from alpacare_jax.checkpoints import (
     adapters,
     checkpoint,
-    hf_weights,
     identity,
     layerwise,
     model_folder,
-    safetensors_file,
+    weight_diff,
 )
-from alpacare_jax.checkpoints.hf_weights import AssignedTensor
+from alpacare_jax.formats import hf_weights, meta_folder, safetensors_file
+from alpacare_jax.formats.hf_weights import AssignedTensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
-from common.messages import heartbeat
+from common.messages import heartbeat, log
 from common.sections import UsageError
 
-MAX_SHARD_BYTES = 5_000_000_000
-"""The default of transformers."""
+DIRECTIONS = (
+    *("from_hf", "to_hf", "from_meta", "from_gguf", "diff", "recover"),
+    *("to_peft", "merge"),
+)
 
 PATH_KEYS = ("_file", "name_or_path")
 """Ends of keys under which transformers noted where it had loaded a file from."""
@@ -55,6 +60,7 @@ def _new_model(
     target: Path,
     checked: Sequence[AssignedTensor],
     config: LlamaConfig,
+    template: str = "",
 ) -> Iterator[Path]:
     """A model directory; the weights, dtypes unchanged, are added to what the block writes.
 
@@ -74,7 +80,13 @@ def _new_model(
             with hf_weights.digests(files) as sums:
                 layerwise.for_each(convert, checked, max(sizes))
         command = f"convert {direction}"
-        _write_record(partial, command=command, source=str(source), source_sha256=sums)
+        _write_record(
+            partial,
+            command=command,
+            source=str(source),
+            source_sha256=sums,
+            template=template,
+        )
 
 
 def from_hf(source: Path, target: Path) -> None:
@@ -87,15 +99,30 @@ def from_hf(source: Path, target: Path) -> None:
     files = hf_weights.files(source)
     tensors, of_keys = hf_weights.tensors(files)
     checked, of_settings = hf_weights.assign(tensors, config), model_folder.check_files(source)
-    with _new_model("from_hf", source, files, target, checked, config) as partial:
+    template = model_folder.trained_template(source)
+    with _new_model("from_hf", source, files, target, checked, config, template) as partial:
         model_folder.copy_model_files(source, partial)
     for note in filter(None, (of_keys, of_settings)):
         print(note, file=sys.stderr)
 
 
+def from_meta(source: Path, target: Path) -> None:
+    """As `from_hf`, of a folder of Meta's LLaMA 1 or 2."""
+    model = meta_folder.open_folder(source)
+    checked = hf_weights.assign(model.tensors, model.config)
+    with _new_model("from_meta", source, model.files, target, checked, model.config) as partial:
+        provenance.write_json(partial / "config.json", model.config.to_hf())
+        settings = meta_folder.TOKENIZER_SETTINGS
+        settings = settings | {"model_max_length": model.config.max_position_embeddings}
+        provenance.write_json(partial / "tokenizer_config.json", settings)
+        shutil.copyfile(model.tokenizer, partial / "tokenizer.model")
+        model_folder.load_tokenizer(partial)
+    print(model.note, file=sys.stderr)
+
+
 def from_gguf(source: Path, target: Path) -> None:
     """As `from_hf`, of a GGUF file: weights dequantised to float32, the tokenizer is rebuilt."""
-    from alpacare_jax.checkpoints import gguf_file
+    from alpacare_jax.formats import gguf_file
 
     model = gguf_file.open_gguf(source)
     config = LlamaConfig.from_hf(model.config)
@@ -128,7 +155,9 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
     }
     total = sum(safetensors_file.nbytes(spec) for spec in specs.values())
     with model_folder.new_directory(target, total) as partial:
-        with safetensors_file.FolderWriter(partial, specs, MAX_SHARD_BYTES) as writer:
+        with safetensors_file.FolderWriter(
+            partial, specs, safetensors_file.MAX_SHARD_BYTES
+        ) as writer:
 
             def convert(piece: layerwise.Piece) -> None:
                 for layer, array in piece.read():
@@ -141,10 +170,16 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
             layerwise.for_each(convert, pieces, max(piece.nbytes for piece in pieces))
         model_folder.copy_model_files(source, partial)
         dtypes = {str(dtype) for dtype in cast.values()}
-        _set_dtype(partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32")
+        template = model_folder.trained_template(source)
+        if template:
+            model_folder.carry_template(partial, template)
+        model_folder.set_dtype(
+            partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32"
+        )
         _remove_paths(partial)
         model = identity.of_model(source, checkpoint.find_step(source, step))
-        _write_record(partial, public=True, command="convert to_hf", model=model)
+        made = {"command": "convert to_hf", "model": model, "template": template}
+        _write_record(partial, public=True, **made)
 
 
 def merge(source: PurePath, adapter_folder: PurePath, target: Path, step: str) -> None:
@@ -207,14 +242,6 @@ def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         ) from None
 
 
-def _set_dtype(config_path: Path, dtype: str) -> None:
-    """Names the stored dtype in config.json: transformers 5 casts to the dtype it finds there."""
-    content = json.loads(config_path.read_text(encoding="utf-8"))
-    keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
-    if any(content.get(key) != dtype for key in keys):
-        provenance.write_json(config_path, content | dict.fromkeys(keys, dtype))
-
-
 def _remove_paths(directory: Path) -> None:
     """Removes from a release the folders that the model was loaded from before."""
     for name in ("config.json", "tokenizer_config.json"):
@@ -241,30 +268,37 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     FLAGS = flags.FLAGS
     direction = " ".join(argv[1:])
-    directions = ("from_hf", "to_hf", "from_gguf", "merge", "to_peft")
-    if direction not in directions:
-        raise UsageError(f"give one of {', '.join(directions)}, not {direction!r}")
+    if direction not in DIRECTIONS:
+        raise UsageError(f"give one of {', '.join(DIRECTIONS)}, not {direction!r}")
+    read = [FLAGS.source, *filter(None, [FLAGS.base])]
     exports = direction in ("to_hf", "merge", "to_peft")
-    if paths.in_bucket(FLAGS.target) or (paths.in_bucket(FLAGS.source) and not exports):
+    if paths.in_bucket(FLAGS.target) or (any(map(paths.in_bucket, read)) and not exports):
         raise UsageError(
             "only to_hf, merge and to_peft read from a bucket, and no direction writes to one: "
             "convert to a folder, then copy it (gcloud storage cp --recursive FOLDER gs://BUCKET/)"
         )
-    paths.check(FLAGS.source, FLAGS.adapter)
-    paths.require(FLAGS.source)
+    if (direction in ("diff", "recover")) != bool(FLAGS.base):
+        raise UsageError("diff and recover need --base, and nothing else takes it")
+    if direction == "merge" and not FLAGS.adapter:
+        raise UsageError("merge needs --adapter, a workdir of train or a folder of peft's")
+    paths.check(*read, FLAGS.adapter)
+    for path in read:
+        paths.require(path)
     source, target = Path(FLAGS.source), Path(paths.absolute(FLAGS.target))
-    if direction == "from_hf":
-        from_hf(source, target)
-    elif direction == "from_gguf":
-        from_gguf(source, target)
-    elif direction == "merge":
-        if not FLAGS.adapter:
-            raise UsageError("merge needs --adapter, a workdir of train or a folder of peft's")
+    if direction == "merge":
         merge(epath.Path(FLAGS.source), epath.Path(FLAGS.adapter), target, FLAGS.step)
     elif direction == "to_peft":
         to_peft(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.base_name)
-    else:
+    elif direction == "to_hf":
         to_hf(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.dtype)
+    elif direction == "diff":
+        weight_diff.make(Path(FLAGS.base), source, target)
+    elif direction == "recover":
+        weight_diff.recover(Path(FLAGS.base), source, target, FLAGS.dtype, log)
+    else:
+        {"from_hf": from_hf, "from_meta": from_meta, "from_gguf": from_gguf}[direction](
+            source, target
+        )
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     print(f"{FLAGS.target}: {size / 1e6:,.0f} MB", file=sys.stderr)
 
@@ -273,8 +307,8 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "source",
         None,
-        "Hugging Face folder, model directory or GGUF file. GGUF: the tokenizers of LLaMA 1 to 3 "
-        "and SmolLM2, no RoPE scaling.",
+        "Hugging Face folder, model directory, Meta's folder or GGUF file. GGUF: the tokenizers of "
+        "LLaMA 1 to 3 and SmolLM2, no RoPE scaling. recover: the diff; diff: the tuned model.",
     )
     flags.DEFINE_string("target", None, "Folder to create; must not exist, or be empty.")
     flags.DEFINE_string(
@@ -282,8 +316,12 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("adapter", "", "merge: LoRA adapter, workdir of train or peft's folder.")
     flags.DEFINE_string("base_name", "", "to_peft: what peft is to load as the adapter's base.")
+    flags.DEFINE_string("base", None, "diff, recover: Hugging Face folder of the base model.")
     flags.DEFINE_enum(
-        "dtype", "", ["", "float32", "bfloat16", "float16"], "to_hf: cast to it; default: keep."
+        "dtype",
+        "",
+        ["", "float32", "bfloat16", "float16"],
+        "to_hf: cast to it; default: keep. recover: default float32.",
     )
     flags.mark_flags_as_required(["source", "target"])
     cli.run(main, positional=True, output="target")

@@ -7,6 +7,9 @@ All devices of the machine are used, each with a full copy of the weights; --ten
 model's weights over groups of four. The output has alpaca_eval's format, in the order of the input.
 Answers are collected in OUTPUT.partial; rerunning the same command generates only the missing ones.
 A record whose prompt leaves no room for an answer gets an empty one, with finish_reason too_long.
+
+--mode=paper is what the published answers show: Alpaca's template for every model, 1,024 tokens in
+total, greedy. --mode=native is what each model's authors did: template, stop strings, sampling.
 """
 
 import bisect
@@ -16,7 +19,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +30,7 @@ from etils import epath
 from alpacare_jax.checkpoints import adapters, checkpoint, identity, model_folder
 from alpacare_jax.checkpoints.adapters import StoredAdapter
 from alpacare_jax.checkpoints.frozen import FrozenBase
-from alpacare_jax.data import prompts
+from alpacare_jax.data import chat_template, prompts
 from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.distributed import sharding
@@ -113,6 +116,18 @@ def default_max_length(directory: epath.Path, model_config: LlamaConfig) -> int:
             "from a copy, or give --max_length"
         )
     return min(trained, model_config.max_position_embeddings)
+
+
+def mode_settings(mode: str, template: str, directory: epath.Path) -> dict[str, Any]:
+    """The flags that a mode sets where they are not given."""
+    found: Mapping[str, Any] = {}
+    if mode == "paper":
+        found = {"max_length": 1024}
+    elif mode == "native":
+        named = prompts.TEMPLATES.get(template)
+        found = (named.native if named else {}) or model_folder.native_settings(directory)
+    positions = model_folder.read_config(directory).max_position_embeddings
+    return {k: min(v, positions) if k == "max_length" else v for k, v in found.items()}
 
 
 def overlong_prompts(
@@ -233,7 +248,8 @@ def run(config: GenerationConfig) -> None:
     tokenizer = model_folder.load_tokenizer(config.checkpoint)
     examples = read_examples(config.input, answered=False)
     require_unique_ids(config.input, (e.id for e in examples), "answers are matched by id")
-    template = prompts.get(config.template)
+    template = chat_template.load(config.template, config.checkpoint, tokenizer)
+    stops = [*template.stop, *config.stop]
     encoded = [encode_prompt(example, tokenizer, template) for example in examples]
     adapter = adapters.open_adapter(config.adapter, config.step) if config.adapter else None
     step = checkpoint.find_step(config.checkpoint, "best" if adapter else config.step)
@@ -245,7 +261,7 @@ def run(config: GenerationConfig) -> None:
         "max_length": max_length,
         "max_new_tokens": config.max_new_tokens,
         "sampling": vars(config.sampling),
-        "stop": list(config.stop),
+        "stop": stops,
         "dtype": str(dtype),  # "auto" differs between machines
         "generator": config.generator,
     }
@@ -274,10 +290,10 @@ def run(config: GenerationConfig) -> None:
         for i, ids in enumerate(encoded)
         if i not in partial.answers
     ]
-    eos = model_folder.eos_ids(config.checkpoint, tokenizer)
+    eos = model_folder.eos_ids(config.checkpoint, tokenizer, template)
     with heartbeat("loading the weights"):
         engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
-    for index, answer in answers(engine, requests, tokenizer, config.stop):
+    for index, answer in answers(engine, requests, tokenizer, stops):
         partial.add(index, as_answer(examples[index], answer))
     partial.finish(record)
 
@@ -295,7 +311,19 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("input", None, "Records: .jsonl or .json, optionally gzipped (.gz).")
     flags.DEFINE_string("output", None, "Answers: .json (read by alpaca_eval) or .jsonl.")
-    flags.DEFINE_string("template", "alpaca", "Prompt template.")
+    flags.DEFINE_string(
+        "template",
+        None,
+        f"Prompt template: {', '.join(prompts.TEMPLATES)}, or chat, the tokenizer's own; default: "
+        "that of the model's training, else alpaca.",
+    )
+    flags.DEFINE_enum(
+        "mode",
+        None,
+        ["paper", "native"],
+        "paper: Alpaca's template for every model, 1,024 tokens in total, greedy. native: sampling "
+        "and lengths of the template's authors. Other flags that are given win.",
+    )
     flags.DEFINE_integer(
         "max_length",
         None,
@@ -327,6 +355,15 @@ def main(argv: Sequence[str]) -> None:
     FLAGS = flags.FLAGS
     paths.check(FLAGS.checkpoint, FLAGS.adapter or "", FLAGS.input, FLAGS.output)
     directory = epath.Path(FLAGS.checkpoint)
+    trained = model_folder.trained_template(FLAGS.adapter or directory)
+    template = FLAGS.template or trained or "alpaca"
+    if FLAGS.mode == "paper":
+        if FLAGS.template not in (None, "alpaca"):
+            raise UsageError("--mode=paper is Alpaca's template for every model; no --template")
+        template = "alpaca"
+    for name, value in mode_settings(FLAGS.mode, template, directory).items():
+        if not FLAGS[name].present:
+            setattr(FLAGS, name, value)
     run(
         GenerationConfig(
             checkpoint=directory,
@@ -334,7 +371,7 @@ def main(argv: Sequence[str]) -> None:
             step=FLAGS.step,
             input=epath.Path(FLAGS.input),
             output=epath.Path(FLAGS.output),
-            template=FLAGS.template,
+            template=template,
             max_length=FLAGS.max_length,
             max_new_tokens=FLAGS.max_new_tokens,
             batch_size=FLAGS.batch_size,

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
+import numpy as np
 from absl import flags
 
-from alpacare_jax.data import tokenizers
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import chat_template, prompts, tokenizers
 from alpacare_jax.data.encoding import EncodedExample, encode_example
-from alpacare_jax.data.prompts import TEMPLATES
 from alpacare_jax.data.tokenizers import Tokenizer
 from common import cli, paths
 from common.records import read_examples
@@ -23,15 +24,16 @@ DIM, GREEN = "\x1b[2m{}\x1b[0m", "\x1b[32m{}\x1b[0m"  # terminal colours
 def render(encoded: EncodedExample, tokenizer: Tokenizer, color: bool) -> str:
     """One record as text, with `|` between tokens.
 
-    With `color`, the prompt is dim and tokens that carry loss are green; otherwise those are in
+    With `color`, tokens that carry loss are green and the others dim; otherwise those are in
     brackets: `<s>|Say| hi|:[Hi][</s>]`.
     """
-    ids = [int(i) for i in encoded.ids]
-    prompt = _cells(ids[: encoded.prompt_length], tokenizer)
-    response = _cells(ids[encoded.prompt_length :], tokenizer)
-    if color:
-        return DIM.format("|").join([*map(DIM.format, prompt), *map(GREEN.format, response)])
-    return "|".join(prompt) + "".join(f"[{cell}]" for cell in response)
+    marks, drawn = (DIM, GREEN) if color else ("{}", "[{}]"), []
+    borders = np.flatnonzero(np.diff(encoded.loss)) + 1
+    for ids, loss in zip(*(np.split(x, borders) for x in (encoded.ids, encoded.loss)), strict=True):
+        cells = _cells([int(i) for i in ids], tokenizer)
+        between = "" if loss.any() and not color else marks[0].format("|")
+        drawn.append(between.join(marks[int(loss.any())].format(cell) for cell in cells))
+    return marks[0].format("|").join(drawn) if color else "".join(drawn)
 
 
 def _cells(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
@@ -55,7 +57,10 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Folder with the tokenizer files.", required=True)
     flags.DEFINE_string("input", None, "Examples, .jsonl or .json.", required=True)
     flags.DEFINE_integer("show", 3, "Number of records to print.", lower_bound=0)
-    flags.DEFINE_enum("template", "alpaca", sorted(TEMPLATES), "Prompt template.")
+    flags.DEFINE_string(
+        "template", None, "Prompt template, as of generate; default: of the model's training."
+    )
+    flags.DEFINE_enum("loss", "template", prompts.LOSSES, "Tokens that carry it, as data.loss.")
     flags.DEFINE_integer("max_length", 1024, "Limit for counting long records.", lower_bound=1)
     flags.DEFINE_enum(
         "color", "auto", ["auto", "always", "never"], "Use colour; auto: on a terminal."
@@ -77,14 +82,16 @@ def main(argv: Sequence[str]) -> None:
         f"legend: {no_loss}, {loss}, | between tokens, ↵ newline, ‹3› one character in 3 tokens, "
         "special tokens by name"
     )
+    name = args.template or model_folder.trained_template(args.checkpoint) or "alpaca"
+    template = chat_template.load(name, args.checkpoint, tokenizer)
     tokens = loss_tokens = over_long = 0
     for number, example in enumerate(examples):
-        encoded = encode_example(example, tokenizer, TEMPLATES[args.template])
+        encoded = encode_example(example, tokenizer, template, args.loss)
         if number < args.show:
             print(f"\n{example.id}: {len(encoded.ids):,} tokens")
             print(render(encoded, tokenizer, color))
         tokens += len(encoded.ids)
-        loss_tokens += len(encoded.ids) - encoded.prompt_length
+        loss_tokens += encoded.num_targets
         over_long += len(encoded.ids) > args.max_length
     print(
         f"\n{len(examples):,} records: {tokens:,} tokens, {loss_tokens:,} carry loss; "

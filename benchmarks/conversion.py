@@ -30,8 +30,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from alpacare_jax import convert
-from alpacare_jax.checkpoints import hf_weights, safetensors_file
+from alpacare_jax.formats import hf_weights, safetensors_file
 from alpacare_jax.model import config as llama_config
 from alpacare_jax.model import params
 from benchmarks.support import race
@@ -80,7 +79,7 @@ def make_hf(folder: Path, config: llama_config.LlamaConfig, dtype: str) -> None:
     }
     rng = np.random.default_rng(0)
     keep, put = CLEAN_BITS[number.itemsize]
-    with safetensors_file.FolderWriter(folder, specs, convert.MAX_SHARD_BYTES) as writer:
+    with safetensors_file.FolderWriter(folder, specs, safetensors_file.MAX_SHARD_BYTES) as writer:
         for key, spec in specs.items():
             bits = np.frombuffer(rng.bytes(safetensors_file.nbytes(spec)), f"u{number.itemsize}")
             tensor = ((bits & keep) | put).view(number)

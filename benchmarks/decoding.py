@@ -42,7 +42,7 @@ def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
         for name in ("test.jsonl", "train.jsonl")
         for example in records.read_examples(starter / name)
     ]
-    text, template = tokenizers.load(folder / "ours"), prompts.get("alpaca")
+    text, template = tokenizers.load(folder / "ours"), prompts.TEMPLATES["alpaca"]
     encoded = [encoding.encode_prompt(example, text, template) for example in examples]
     if case == "single":
         return [min(encoded, key=lambda ids: abs(len(ids) - 60))], [FLAGS.new_tokens]

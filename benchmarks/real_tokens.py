@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     FLAGS = flags.FLAGS
     config = sections.build(RunConfig, FLAGS.config.to_dict())
     tokenizer = model_folder.load_tokenizer(FLAGS.checkpoint)
-    template = prompts.get(config.data.template)
+    template = prompts.TEMPLATES[config.data.template]
     shape = VARIANTS[config.model.variant]
     mesh = sharding.make_mesh(config.sharding, jax.devices()[:1])
     every: list[encoding.EncodedExample] = []

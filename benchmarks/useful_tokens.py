@@ -85,7 +85,7 @@ def theirs(folder: Path, options: dict[str, object] | None) -> race.Work:
     encoded = encoding.encode_all(
         records.read_examples(config.path),
         tokenizers.load(folder / "ours"),
-        prompts.get(config.template),
+        prompts.TEMPLATES[config.template],
         config,
         race.log,
     )

@@ -6,6 +6,7 @@ OPTIONAL = {
     "libtpu": "tpu",
     "pyarrow": "parquet",
     "tensorboardX": "tensorboard",
+    "torch": "torch",
     "wandb": "wandb",
 }
 """Top-level modules that one feature of a command needs -> its extra. All other packages are needed

@@ -57,6 +57,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             eval_path="",
             eval_share=0.0,  # the recipe trains on everything
             template="alpaca",
+            loss="template",
             max_length=max_length,
             overlong="truncate",
             row_multiple=128,

@@ -22,6 +22,7 @@ LAYERS = {
         "model",
         "distributed",
         "data",
+        "formats",
         "checkpoints",
         "inference",
         "training",

@@ -1,1 +1,1 @@
-"""Weights on disk and in buckets, and the formats they are converted from and to."""
+"""Weights on disk and in buckets, in our own format."""

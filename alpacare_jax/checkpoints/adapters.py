@@ -17,7 +17,8 @@ import safetensors.numpy
 from etils import epath
 from jax.typing import DTypeLike
 
-from alpacare_jax.checkpoints import checkpoint, finite, identity, safetensors_file
+from alpacare_jax.checkpoints import checkpoint, finite, identity
+from alpacare_jax.formats import safetensors_file
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model import quantised
 from alpacare_jax.model.config import LlamaConfig

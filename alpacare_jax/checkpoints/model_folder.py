@@ -7,15 +7,22 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import Any
 
 from etils import epath
 
-from alpacare_jax.data import tokenizers
+from alpacare_jax.data import chat_template, encoding, prompts, tokenizers
+from alpacare_jax.data.chat_template import ChatTemplate
+from alpacare_jax.data.prompts import Template
 from alpacare_jax.model.config import LlamaConfig, token_ids
 from common import paths, provenance
 
 MODEL_FILES = ("config.json", "generation_config.json", *tokenizers.TOKENIZER_FILES)
 """Files that are copied along with the weights, unchanged."""
+
+FIRST_FORM = (0, (1,))
+"""BOS and EOS in config.json of the first conversions of LLaMA (decapoda-research, and MedAlpaca
+after them): wrong, and corrected by the tokenizer, whose ids are 1 and 2."""
 
 MAX_UNUSED_ROWS = 16_384
 """Vocabularies are rounded up and padded (DeepSeek-LLM's by 2,385 rows); a wider gap means another
@@ -77,6 +84,8 @@ def check_matches(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> None:
     # Stanford's Alpaca, and ChatDoctor after it, trained with </s> as BOS too.
     one_for_both = tokenizer.bos_id == tokenizer.eos_id
     stated_bos = () if config.bos_token_id is None or one_for_both else (config.bos_token_id,)
+    if _has_first_form(tokenizer, config):
+        return
     for name, token_id, stated in (
         ("eos_token_id", tokenizer.eos_id, config.eos_token_ids),
         ("bos_token_id", tokenizer.bos_id, stated_bos),
@@ -89,13 +98,70 @@ def check_matches(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> None:
             )
 
 
-def eos_ids(directory: str | PurePath, tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """All EOS ids: of the tokenizer, config.json and generation_config.json, ascending."""
-    ids = {tokenizer.eos_id, *read_config(directory).eos_token_ids}
+def _has_first_form(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> bool:
+    stated = (config.bos_token_id, config.eos_token_ids)
+    return stated == FIRST_FORM and (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+
+
+def eos_ids(
+    directory: str | PurePath,
+    tokenizer: tokenizers.Tokenizer,
+    template: Template | ChatTemplate = prompts.ALPACA,
+) -> list[int]:
+    """All EOS ids: of tokenizer, template, config.json and generation_config.json, ascending."""
+    ids = {tokenizer.eos_id, encoding.end_id(tokenizer, template)}
+    ids |= {*read_config(directory).eos_token_ids}
     path = epath.Path(directory) / "generation_config.json"
     if path.is_file():
         ids |= {*token_ids(provenance.read_json(path), "eos_token_id", path.name)}
     return sorted(ids)
+
+
+def trained_template(directory: str | PurePath) -> str:
+    """The template that a model was trained with, by its `run.json`; "" if that is not known."""
+    run = provenance.read_record(epath.Path(directory) / "run.json")
+    data = run.get("config", {}).get("data", {})
+    name = data.get("template") if isinstance(data, dict) else None
+    return name or str(run.get("template") or "")
+
+
+def carry_template(directory: Path, name: str) -> None:
+    """Gives a release what other programs know of the template that the model was trained with.
+
+    The chat template, and in generation_config.json what ends an answer.
+    """
+    tokenizer = tokenizers.load(directory)
+    template = chat_template.load(name, directory, tokenizer)
+    if isinstance(template, Template):
+        provenance.write_text(directory / "chat_template.jinja", template.jinja)
+    path = directory / "generation_config.json"
+    before = provenance.read_json(path) if path.is_file() else {}
+    content, end = {**before}, encoding.end_id(tokenizer, template)
+    ids = token_ids(before, "eos_token_id", path.name) or read_config(directory).eos_token_ids
+    if end not in (ids or (tokenizer.eos_id,)):
+        content["eos_token_id"] = [*ids, end]
+    if template.stop:
+        content["stop_strings"] = list(template.stop)
+    if content != before:
+        provenance.write_json(path, content)
+
+
+def set_dtype(config_path: Path, dtype: str) -> None:
+    """Names the stored dtype in config.json: transformers 5 casts to the dtype it finds there."""
+    content = provenance.read_json(config_path)
+    keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
+    if any(content.get(key) != dtype for key in keys):
+        provenance.write_json(config_path, content | dict.fromkeys(keys, dtype))
+
+
+def native_settings(directory: str | PurePath) -> dict[str, Any]:
+    """Flags of `generate` for how a model's own generation_config.json has it sample."""
+    path = epath.Path(directory) / "generation_config.json"
+    content = provenance.read_json(path) if path.is_file() else {}
+    if not content.get("do_sample"):
+        return {}
+    usual = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+    return {name: content.get(name) or value for name, value in usual.items()}
 
 
 def check_files(directory: Path) -> str:
@@ -112,13 +178,19 @@ def check_files(directory: Path) -> str:
             paths.require_content(path)
     tokenizer = load_tokenizer(directory)
     eos_ids(directory, tokenizer)
-    if tokenizer.adds_bos == tokenizer.template_adds_bos:
-        return ""
-    return (
-        f"prompts {'start' if tokenizer.adds_bos else 'do not start'} with BOS, as "
-        "tokenizer_config.json's add_bos_token says; transformers 5 obeys tokenizer.json, which "
-        "says otherwise"
-    )
+    notes = []
+    if _has_first_form(tokenizer, read_config(directory)):
+        notes.append(
+            "config.json has BOS 0 and EOS 1, as the first conversions of LLaMA wrote; the "
+            "tokenizer's 1 and 2 are used, and generation stops at either EOS"
+        )
+    if tokenizer.adds_bos != tokenizer.template_adds_bos:
+        notes.append(
+            f"prompts {'start' if tokenizer.adds_bos else 'do not start'} with BOS, as "
+            "tokenizer_config.json's add_bos_token says; transformers 5 obeys tokenizer.json, "
+            "which says otherwise"
+        )
+    return "; ".join(notes)
 
 
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:

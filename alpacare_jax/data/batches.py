@@ -109,7 +109,7 @@ class TokenStore:
 
     Args:
       ids: token ids of each example.
-      num_targets: how many of its last tokens are targets; never the first.
+      loss: whether each of these tokens is a target; the first of an example never is.
       answers: consecutive examples that make a record: 2 for pairs, the preferred answer first.
       references: [examples] log-probabilities by the reference, of pairs; zeros by default.
     """
@@ -117,16 +117,17 @@ class TokenStore:
     def __init__(
         self,
         ids: Sequence[np.ndarray],
-        num_targets: Sequence[int],
+        loss: Sequence[np.ndarray],
         answers: int = 1,
         references: np.ndarray | None = None,
     ):
         self._answers = answers
         self._references = np.zeros(len(ids), np.float32) if references is None else references
         self.lengths = np.array([len(tokens) for tokens in ids])
-        self.num_targets = np.array(num_targets)
+        self.num_targets = np.array([mask.sum() for mask in loss])
         self._starts = np.cumsum(self.lengths) - self.lengths
         self._ids = np.concatenate([*ids, [0]], dtype=np.int32)  # the last is the padding token
+        self._loss = np.concatenate([*loss, [False]], dtype=bool)
 
     def arrays(
         self, chosen: np.ndarray, rows: Sequence[Sequence[int]], shape: tuple[int, int, int]
@@ -138,13 +139,13 @@ class TokenStore:
         tokens, stored one after the other, with 2 targets each:
 
             piece     = example 0, example 1, padding
-            lengths   = [ 4,  3,  1]        targets   = [ 2,  2,  0]
+            lengths   = [ 4,  3,  1]        segments  = [ 1,  2,  0]
             ends      = [ 4,  7,  8]        starts    = [ 0,  4,  8]
-            segments  = [ 1,  2,  0]        spans     = [1 2 1, 0 2 1, 1 0 0]
 
             index     = [ 0,  1,  2,  3,  4,  5,  6,  7]  in the row
             source    = [ 0,  1,  2,  3,  4,  5,  6,  8]  in the store: index + start - row offset
-            weights   = [ 0,  1,  1,  0,  1,  1,  0,  0] / 4: repeats of 0, 1, 0 by spans
+            loss      = [ 0,  0,  1,  1,  0,  1,  1,  0]  of the token
+            weights   = [ 0,  1,  1,  0,  1,  1,  0,  0] / 4: one token early
 
         Args:
           chosen: [records of the step], their numbers.
@@ -157,19 +158,14 @@ class TokenStore:
         padding = np.cumsum([len(row) + 1 for row in rows]) - 1  # the last piece of each row
         first = np.append(0, padding[:-1] + 1)  # the first piece of each row
         numbers = chosen[np.array([i for row in rows for i in (*row, 0)])]
-        lengths, targets = self.lengths[numbers], self.num_targets[numbers]
-        lengths[padding] = targets[padding] = 0
+        lengths = self.lengths[numbers]
+        lengths[padding] = 0
         lengths[padding] = T - np.add.reduceat(lengths, first)
         ends = np.cumsum(lengths)
         starts = self._starts[numbers]
         starts[padding] = len(self._ids)  # out of range: `clip` takes the padding token
         segments = np.arange(1, len(numbers) + 1) - np.repeat(first, padding - first + 1)
         segments[padding] = 0
-        # An example's targets stand one token early, and its last token predicts nothing.
-        last = np.minimum(targets, 1)
-        spans = np.stack([lengths - targets - last, targets, last], axis=1).ravel()
-        num_targets = self.num_targets[chosen[:: self._answers]].sum()
-        values = np.tile(np.array([0, 1 / num_targets, 0], np.float32), len(numbers))
 
         columns = STEP_COLUMNS if self._answers == 1 else STEP_COLUMNS | PAIR_COLUMNS
         arrays = {name: np.zeros(shape, dtype) for name, dtype in columns.items()}
@@ -181,7 +177,10 @@ class TokenStore:
         np.take(self._ids, source, mode="clip", out=flat["tokens"])
         flat["targets"][:-1] = flat["tokens"][1:]
         flat["targets"][ends - 1] = 0
-        flat["weights"][:] = np.repeat(values, spans)
+        # An example's targets stand one token early; its first token is none, so that nothing
+        # stands at the end of the one before.
+        flat["weights"][:-1] = np.take(self._loss, source[1:], mode="clip")
+        flat["weights"] *= np.float32(1 / self.num_targets[chosen[:: self._answers]].sum())
         flat["segments"][:] = np.repeat(segments, lengths)
         index -= np.repeat(ends - lengths, lengths)
         np.multiply(index, flat["segments"] > 0, out=flat["positions"], casting="same_kind")
@@ -291,7 +290,7 @@ class Batcher:
     def _store(self) -> TokenStore:
         return TokenStore(
             [example.ids for example in self.examples],
-            [example.num_targets for example in self.examples],
+            [example.loss for example in self.examples],
             self.answers,
             self.references,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alpacare_jax.data import prompts
+from alpacare_jax.data.chat_template import ChatTemplate
 from alpacare_jax.data.prompts import Template
 from alpacare_jax.data.tokenizers import Tokenizer
 from common import sections
@@ -27,7 +28,8 @@ class DataConfig:
     path: str  # Examples: JSON lines, a JSON array, CSV or Parquet, gzipped or not
     eval_path: str  # held-out Examples; "" holds out eval_share of path instead
     eval_share: float  # share of path held out, 0 for none
-    template: str  # key of prompts.TEMPLATES
+    template: str  # a name, such as alpaca; chat is the tokenizer's own (docs/templates.md)
+    loss: str  # tokens that carry it: template (as its authors did), responses, last or all
     max_length: int  # of an example in tokens, including BOS and EOS
     overlong: str  # action for longer ones: truncate, drop or error
     row_multiple: int  # packed rows are padded to a multiple of this many tokens
@@ -36,7 +38,8 @@ class DataConfig:
     def __post_init__(self):
         if not self.path:
             raise ValueError("data.path is empty; give the file of the training data")
-        prompts.get(self.template)
+        prompts.check_name(self.template)
+        sections.choice("data.loss", self.loss, prompts.LOSSES)
         sections.choice("data.overlong", self.overlong, ("truncate", "drop", "error"))
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"data.eval_share is {self.eval_share}; it must be in [0, 1)")
@@ -60,37 +63,72 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExample:
-    """Token ids of prompt, response and EOS; the targets are ids[prompt_length:]."""
+    """Token ids of prompt, response and EOS, and which of them carry loss.
+
+    By default those of the response do: ids[prompt_length:].
+    """
 
     ids: np.ndarray  # int32
     prompt_length: int
+    loss: np.ndarray = None  # pyright: ignore[reportAssignmentType] - bool, as long as ids
+
+    def __post_init__(self):
+        if self.loss is None:
+            object.__setattr__(self, "loss", np.arange(len(self.ids)) >= self.prompt_length)
 
     @property
     def num_targets(self) -> int:
         """Tokens that carry loss."""
-        return len(self.ids) - self.prompt_length
+        return int(self.loss.sum())
 
     def truncated(self, length: int) -> "EncodedExample":
         """Its first `length` tokens."""
-        return EncodedExample(self.ids[:length], self.prompt_length)
+        return EncodedExample(self.ids[:length], self.prompt_length, self.loss[:length])
 
 
-def encode_prompt(example: Example, tokenizer: Tokenizer, template: Template) -> list[int]:
-    """The ids of the prompt, after BOS where the tokenizer adds one."""
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
-    return bos + tokenizer.encode(template.prompt(example.instruction, example.input))
+def encode_prompt(
+    example: Example, tokenizer: Tokenizer, template: Template | ChatTemplate
+) -> list[int]:
+    """The ids of the prompt, after BOS where tokenizer and template add one."""
+    adds_bos = template.bos and tokenizer.adds_bos
+    bos = [tokenizer.bos_id] if adds_bos and tokenizer.bos_id is not None else []
+    texts = map(tokenizer.guard, (example.instruction, example.input))
+    return bos + tokenizer.encode_template(template.prompt(*texts))
 
 
-def encode_example(example: Example, tokenizer: Tokenizer, template: Template) -> EncodedExample:
+def encode_example(
+    example: Example,
+    tokenizer: Tokenizer,
+    template: Template | ChatTemplate,
+    loss: str = "template",
+) -> EncodedExample:
     """Prompt and response are tokenised separately, so no token straddles the boundary.
 
     ids           = [BOS, 10, 11, 12, 20, 21, EOS]
     prompt_length = 4
+    loss          = [  0,  0,  0,  0,  1,  1,   1]    all: [0, 1, 1, 1, 1, 1, 1]
+
+    Where the template ends an answer with a control token, it takes the place of EOS. Nothing
+    predicts the first token.
+
+    Args:
+      loss: one of prompts.LOSSES.
     """
     prompt = encode_prompt(example, tokenizer, template)
-    response = tokenizer.encode(example.output, continuation=True)
-    ids = np.array([*prompt, *response, tokenizer.eos_id], np.int32)
-    return EncodedExample(ids, len(prompt))
+    texts = map(tokenizer.guard, (example.instruction, example.input, example.output))
+    response = tokenizer.encode_template(template.response(*texts), continuation=True)
+    controls = [i for i, token_id in enumerate(response) if token_id in tokenizer.control_ids]
+    # A template may write a newline behind its control token; the answer has ended there.
+    response = response[: controls[-1] + 1] if controls else [*response, tokenizer.eos_id]
+    ids = np.array([*prompt, *response], np.int32)
+    everything = (template.loss if loss == "template" else loss) == "all"
+    first = 1 if everything else len(prompt)
+    return EncodedExample(ids, len(prompt), np.arange(len(ids)) >= first)
+
+
+def end_id(tokenizer: Tokenizer, template: Template | ChatTemplate) -> int:
+    """The token that ends an answer in training: EOS, or a control token of the template."""
+    return int(encode_example(Example("", "a", "", "b"), tokenizer, template).ids[-1])
 
 
 NOUNS = {1: "examples", 2: "pairs"}
@@ -100,7 +138,7 @@ NOUNS = {1: "examples", 2: "pairs"}
 def encode_all(
     examples: Sequence[Example],
     tokenizer: Tokenizer,
-    template: Template,
+    template: Template | ChatTemplate,
     config: DataConfig,
     report: Callable[[str], None],
     answers: int = 1,
@@ -124,7 +162,7 @@ def encode_all(
         if not all(example.output.strip() for example in record):
             counts["dropped: empty output"] += 1
             continue
-        encoded = [encode_example(example, tokenizer, template) for example in record]
+        encoded = [encode_example(example, tokenizer, template, config.loss) for example in record]
         if (longest := max(len(one.ids) for one in encoded)) > config.max_length:
             if config.overlong == "error":
                 raise ValueError(

@@ -1,8 +1,10 @@
 """Text to token ids and back: SentencePiece `.model` and Hugging Face `tokenizer.json`."""
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
@@ -20,6 +22,9 @@ TOKENIZER_FILES: tuple[str, ...] = tuple(
 # message appended to another, so these bytes disable SentencePiece's leading space.
 NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
 
+
+GUARD = "\ufdd0"
+"""A noncharacter of Unicode, which keeps a text from being read as a control token."""
 
 SPECIAL_KINDS = ("bos_token", "eos_token", "unk_token", "pad_token")
 """The special tokens that a tokenizer's files name."""
@@ -46,6 +51,8 @@ class Tokenizer(ABC):
     control_ids: frozenset[int]  # special tokens, which represent no text
     _forbidden_ids: frozenset[int]  # never a result of encoding: control ids except unk
     _pieces: dict[int, str]  # the vocabulary's spelling of every id
+    _spelled: re.Pattern[str]  # any control token
+    _continues = True  # whether no space is put before a text that follows a control token
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS.
@@ -64,6 +71,26 @@ class Tokenizer(ABC):
             raise ValueError(f"this tokenizer cannot encode {name!r} as plain text; remove it")
         return ids
 
+    def guard(self, text: str) -> str:
+        """A text of a record for a template whose result `encode_template` gets: it stays text.
+
+        text    = say <|im_end|>
+        guarded = say <␟|im_end|>       with GUARD at ␟
+        """
+        text = text.replace(GUARD, 2 * GUARD)
+        return self._spelled.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+
+    def encode_template(self, text: str, *, continuation: bool = False) -> list[int]:
+        """As `encode`, but control tokens are read as such, except for guarded ones."""
+        parts, ids = self._spelled.split(text), []
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids.append(self.control_tokens[part])
+            elif part:
+                plain = re.sub(f"{GUARD}(.)", r"\1", part, flags=re.DOTALL)
+                ids += self.encode(plain, continuation=self._continues if i else continuation)
+        return ids
+
     def decode(self, ids: Iterable[int], *, continuation: bool = False) -> str:
         """Returns the text of `ids`; control ids and ids beyond the vocabulary are skipped.
 
@@ -75,6 +102,11 @@ class Tokenizer(ABC):
     def piece(self, token_id: int) -> str:
         """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
         return self._pieces[token_id]
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """The ids of the control tokens by their spelling."""
+        return {self._pieces[token_id]: token_id for token_id in self.control_ids}
 
     @property
     def result_ids(self) -> set[int]:
@@ -104,6 +136,8 @@ class Tokenizer(ABC):
         self.pad_id = next(i for i in (pad, unk, bos, 0, 1) if i is not None and i != eos)
         self.control_ids |= set(found.values())
         self._forbidden_ids = self.control_ids - ({unk} - {bos, eos})
+        longest_first = sorted((t for t in self.control_tokens if len(t) > 1), key=len)[::-1]
+        self._spelled = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -174,6 +208,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self.control_ids = frozenset(i for i, token in added if token.special)
         self._set_special_ids(special, directory)
         self.template_adds_bos = model.encode("a").ids[:1] == [self.bos_id]
+        model.encode_special_tokens = False  # files differ in where they put LLaMA's space
+        after_control = model.encode(self.piece(self.eos_id) + "a", add_special_tokens=False).ids
+        model.encode_special_tokens = True
+        self._continues = after_control[1:] == self.encode("a", continuation=True)
         adds_bos = self.template_adds_bos if adds_bos is None else adds_bos
         self.adds_bos = self.bos_id is not None and adds_bos
 

@@ -97,13 +97,18 @@ class PartialOutput:
         records = [self.answers[i] for i in sorted(self.answers)]
         is_array = self.output.suffix == ".json"
         text = provenance.json_text(records) if is_array else "".join(map(jsonl.line, records))
-        end = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "end": provenance.now()}
+        reasons = collections.Counter(record["finish_reason"] for record in records)
+        end = {
+            "finish_reasons": reasons,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "end": provenance.now(),
+        }
         provenance.write_json(provenance.run_json(self.output), run | end)
         provenance.write_text(self.output, text)
         self.path.unlink()
-        reasons = collections.Counter(record["finish_reason"] for record in records)
         print(
-            f"{self.output}: {len(records)} answers, {reasons['length']} of them truncated at the "
-            f"length limit, {reasons[TOO_LONG]} empty because the prompt is too long",
+            f"{self.output}: {len(records)} answers, {reasons['length']} of them never stopped "
+            f"(truncated at the length limit), {reasons[TOO_LONG]} empty because the prompt is "
+            "too long",
             file=sys.stderr,
         )

@@ -89,6 +89,8 @@ class LlamaConfig:
                 raise ValueError(
                     f"config.json sets {key}={hf[key]!r:.80}; only {only!r} is implemented"
                 )
+        if "max_position_embeddings" not in hf and "max_sequence_length" in hf:  # of March 2023
+            hf = hf | {"max_position_embeddings": hf["max_sequence_length"]}
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         if missing := [key for key in required if hf.get(key) is None]:
             raise ValueError(f"config.json lacks {', '.join(missing)}")

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 REQUIRED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -121,3 +123,17 @@ def _read_group(name: str, group: Any, hf: Mapping[str, Any]) -> tuple[float, Ro
     if length:
         settings["original_max_position_embeddings"] = length
     return theta, RopeScaling(rope_type, **settings)
+
+
+def split_halves(array: np.ndarray, heads: int) -> np.ndarray:
+    """q or k with Hugging Face's order of rows, from one where rotated pairs stand side by side.
+
+    Meta's and llama.cpp's files have the latter. A head of 6 rows; RoPE rotates rows i and i + 3 of
+    Hugging Face's order together:
+
+        result = [0, 1, 2, 3, 4, 5]
+        array  = [0, 3, 1, 4, 2, 5]
+    """
+    rows = array.shape[0]
+    split = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
+    return split.swapaxes(1, 2).reshape(array.shape)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import model_folder
-from alpacare_jax.data import batches, encoding, pairs, prompts
+from alpacare_jax.data import batches, chat_template, encoding, pairs
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
@@ -26,7 +26,7 @@ def load_batchers(
       ValueError: data.max_length exceeds the model's positions, or the records are unusable.
     """
     tokenizer = model_folder.load_tokenizer(run_config.model.checkpoint)
-    template = prompts.get(run_config.data.template)
+    template = chat_template.load(run_config.data.template, run_config.model.checkpoint, tokenizer)
     limit = model_config.max_position_embeddings
     if run_config.data.max_length > limit:
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alpacare_jax.checkpoints import model_folder
-from alpacare_jax.data import prompts
+from alpacare_jax.data import chat_template
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import sharding
@@ -68,6 +68,7 @@ class Samples:
         run_config, config = program.run_config, program.model_config
         base = run_config.model
         self._tokenizer = tokenizer = model_folder.load_tokenizer(base.checkpoint)
+        template = chat_template.load(run_config.data.template, base.checkpoint, tokenizer)
         limit = run_config.data.max_length + SAMPLE_TOKENS
         groups = sharding.batch_groups(program.mesh)
         platform = program.mesh.devices.flat[0].platform
@@ -75,14 +76,13 @@ class Samples:
             {},
             config,
             dtype=llama.compute_dtype(base.dtype, platform),
-            eos_ids=model_folder.eos_ids(base.checkpoint, tokenizer),
+            eos_ids=model_folder.eos_ids(base.checkpoint, tokenizer, template),
             max_length=min(limit, config.max_position_embeddings),
             slots=-(-len(examples) // groups) * groups,
             sampling=Sampling(),
             mesh=program.mesh if program.mesh.size > 1 else None,
             rules=run_config.sharding.rules,
         )
-        template = prompts.get(run_config.data.template)
         self._requests, self._shown = [], []
         for i, example in enumerate(examples):
             prompt, reference = np.split(example.ids, [example.prompt_length])

@@ -22,8 +22,8 @@ from alpacare_jax.checkpoints import (
     identity,
     layerwise,
     model_folder,
-    safetensors_file,
 )
+from alpacare_jax.formats import safetensors_file
 from alpacare_jax.model.llama import Llama
 from tests.conftest import LIMIT, REPOSITORY
 from tests.support.hf_folders import (
@@ -62,7 +62,7 @@ def test_round_trip_keeps_every_bit(dtype, shard_bytes, tmp_path, monkeypatch):
     (source / "README.md").write_text("not a model file")
     convert.from_hf(source, tmp_path / "ours")
     if shard_bytes:
-        monkeypatch.setattr(convert, "MAX_SHARD_BYTES", shard_bytes)
+        monkeypatch.setattr(safetensors_file, "MAX_SHARD_BYTES", shard_bytes)
     result = to_hf(tmp_path / "ours", tmp_path / "back")
 
     assert_same_bits(read_tensors(result), tensors)
@@ -157,7 +157,7 @@ def test_transformers_opens_the_result(
     transformers.AutoTokenizer.from_pretrained(written).save_pretrained(source)
     assert (source / "model.safetensors.index.json").exists() == bool(shard_bytes)
     if shard_bytes:
-        monkeypatch.setattr(convert, "MAX_SHARD_BYTES", 100_000)
+        monkeypatch.setattr(safetensors_file, "MAX_SHARD_BYTES", 100_000)
     convert.from_hf(source, tmp_path / "ours")
     result = to_hf(tmp_path / "ours", tmp_path / "back")
 
@@ -383,7 +383,8 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import layerwise, safetensors_file
+from alpacare_jax.checkpoints import layerwise
+from alpacare_jax.formats import safetensors_file
 
 source, ours, folder = map(Path, sys.argv[1:])
 owners = {"Writer": layerwise.Writer, "FolderWriter": safetensors_file.FolderWriter, "os": os,

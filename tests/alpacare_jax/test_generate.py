@@ -194,7 +194,9 @@ def test_the_output_holds_the_engines_answers_in_input_order(answer, model, tiny
     assert said.out == ""
     assert "7/7 answers | " in said.err and "tokens/s | 0s left" in said.err
     truncated = reasons.count("length")
-    assert f"{output}: 7 answers, {truncated} of them truncated at the length limit" in said.err
+    assert f"{output}: 7 answers, {truncated} of them never stopped (truncated at" in said.err
+    counted = read(output.with_name("answers.json.run.json"))["finish_reasons"]
+    assert counted == {"stop": 7 - truncated, "length": truncated}
 
 
 def test_nothing_is_left_beside_the_output_but_its_run_json(answer):
@@ -568,7 +570,10 @@ def test_a_finished_output_is_not_overwritten(answer, asked, tmp_path, made_by):
     ("changes", "said"),
     [
         ({"max_length": 513}, "--max_length 513 .*max_position_embeddings 512; lower it"),
-        ({"template": "alpacca"}, "unknown template 'alpacca'; choose from alpaca"),
+        (
+            {"template": "alpacca"},
+            "unknown template 'alpacca'; choose from alpaca, baize, .*, chat",
+        ),
         ({"step": "3"}, "no step '3'"),
         ({"output": "answers.json.gz"}, "answers.json.gz must end in .json or .jsonl"),
     ],

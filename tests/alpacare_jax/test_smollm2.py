@@ -102,7 +102,7 @@ def test_it_is_the_published_model(model_dir, reference):
 
 def test_greedy_answers_equal_transformers(model_dir, weights, reference):
     text_of = tokenizers.load(model_dir)
-    template = prompts.get("alpaca")
+    template = prompts.TEMPLATES["alpaca"]
     encoded = [text_of.encode(template.prompt(*question)) for question in QUESTIONS]
     engine = Engine(
         weights,

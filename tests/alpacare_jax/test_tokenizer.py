@@ -1,6 +1,5 @@
 """The command that shows what a model is trained on: its drawing, colours, counts and errors."""
 
-import dataclasses
 import io
 import json
 import os
@@ -13,7 +12,7 @@ import pytest
 from absl import flags
 
 from alpacare_jax import tokenizer as command
-from alpacare_jax.data.encoding import encode_example
+from alpacare_jax.data.encoding import EncodedExample, encode_example
 from alpacare_jax.data.prompts import TEMPLATES
 from alpacare_jax.data.tokenizers import Tokenizer, load
 from alpacare_jax.tokenizer import render
@@ -21,18 +20,10 @@ from common.records import read_examples
 from tests.conftest import REPOSITORY
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The two fields of data.EncodedExample that a drawing needs."""
-
-    ids: np.ndarray
-    prompt_length: int
-
-
-def encoded(tokenizer: Tokenizer, prompt: str, response: str) -> Record:
+def encoded(tokenizer: Tokenizer, prompt: str, response: str) -> EncodedExample:
     head = [tokenizer.bos_id] * tokenizer.adds_bos + tokenizer.encode(prompt)
     tail = tokenizer.encode(response, continuation=True)
-    return Record(np.array([*head, *tail, tokenizer.eos_id], np.int32), len(head))
+    return EncodedExample(np.array([*head, *tail, tokenizer.eos_id], np.int32), len(head))
 
 
 def spelled(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -61,7 +52,7 @@ def test_render_in_colour(sentencepiece_dir):
 def test_render_keeps_a_cut_character_apart_from_eos(sentencepiece_dir):
     ours = load(sentencepiece_dir)
     cut = ours.encode("🩺", continuation=True)[:-1]
-    drawn = render(Record(np.array([*cut, ours.eos_id], np.int32), 0), ours, color=False)
+    drawn = render(EncodedExample(np.array([*cut, ours.eos_id], np.int32), 0), ours, color=False)
     assert drawn == "[\ufffd\ufffd\ufffd‹3›][</s>]"
 
 
@@ -148,6 +139,7 @@ def test_colour_choice(
         "checkpoint": str(sentencepiece_dir),
         "input": str(examples_file),
         "template": "alpaca",
+        "loss": "template",
         "color": choice,
     }.items():
         flags.DEFINE_string(name, value, "", flag_values=values)

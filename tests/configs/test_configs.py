@@ -148,6 +148,7 @@ QUICKSTART = {
         "eval_path": "datagen/starter/test.jsonl",
         "eval_share": 0.0,
         "template": "alpaca",
+        "loss": "template",
         "max_length": 320,
         "overlong": "error",
         "row_multiple": 320,

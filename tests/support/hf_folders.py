@@ -13,7 +13,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import hf_weights
+from alpacare_jax.formats import hf_weights
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params

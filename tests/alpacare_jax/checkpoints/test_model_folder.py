@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import layerwise, model_folder, safetensors_file
+from alpacare_jax.checkpoints import layerwise, model_folder
+from alpacare_jax.formats import safetensors_file
 from tests.conftest import umask_of
 from tests.support.hf_folders import (
     CONFIG,

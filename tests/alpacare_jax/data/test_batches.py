@@ -265,7 +265,7 @@ def test_most_of_what_is_computed_is_real_tokens(row_groups, least, mean):
     assert all(T % 128 == 0 and T <= 2048 for _, _, T in shapes)
 
 
-PREAMBLE = prompts.get("alpaca").prompt("", "")
+PREAMBLE = prompts.TEMPLATES["alpaca"].prompt("", "")
 REAL = ("alpaca_5000.json", "medical_meadow_small.json.gz", "chatdoctor5k.json.gz")
 
 

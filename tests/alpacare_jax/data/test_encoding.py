@@ -1,6 +1,7 @@
 """Records to token ids: prompt and targets, BOS and EOS, policies for long and empty examples."""
 
 import dataclasses
+import re
 from collections import Counter
 
 import pytest
@@ -17,6 +18,7 @@ CONFIG = DataConfig(
     eval_path="",
     eval_share=0.0,
     template="alpaca",
+    loss="template",
     max_length=8,
     overlong="truncate",
     row_multiple=8,
@@ -25,13 +27,18 @@ CONFIG = DataConfig(
 BARE = Template(with_input="{instruction} {input}", without_input="{instruction}")
 
 
-class Numbers:
+class Numbers(tokenizers.Tokenizer):
     """A tokenizer whose text is its ids, written out: "10 11" is [10, 11]."""
 
     bos_id, eos_id, adds_bos = 1, 2, True
+    control_ids = _forbidden_ids = frozenset([1, 2])
+    _pieces, _spelled = {1: "<s>", 2: "</s>"}, re.compile("(<s>|</s>)")
 
-    def encode(self, text, *, continuation=False):
+    def _encode(self, text, continuation):
         return [int(word) for word in text.split()]
+
+    def _decode(self, ids, continuation):
+        return " ".join(map(str, ids))
 
 
 def example(prompt: str, response: str, id: str = "e") -> Example:
@@ -51,8 +58,10 @@ def test_no_token_straddles_prompt_and_response():
 
     class Merging(Numbers):
         bos_id, eos_id = 0, 1
+        control_ids = _forbidden_ids = frozenset([0, 1])
+        _pieces = {0: "<s>", 1: "</s>"}  # noqa: RUF012
 
-        def encode(self, text, *, continuation=False):
+        def _encode(self, text, continuation):
             return backend.encode(text).ids
 
     assert Merging().encode("ab") == [vocab["ab"]]
@@ -63,7 +72,7 @@ def test_no_token_straddles_prompt_and_response():
 
 def test_the_trained_text_is_prompt_then_answer_then_eos(tmp_path):
     write_tiny_tokenizer(tmp_path)
-    real, alpaca = tokenizers.load(tmp_path), prompts.get("alpaca")
+    real, alpaca = tokenizers.load(tmp_path), prompts.TEMPLATES["alpaca"]
     record = Example("e", "what causes fever", "pain in the heart", "the lung\nand </s> the drug")
     one = encoding.encode_example(record, real, alpaca)
     prompt = alpaca.prompt(record.instruction, record.input)

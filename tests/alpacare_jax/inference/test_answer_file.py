@@ -110,8 +110,8 @@ def test_finish_writes_input_order(tmp_path, suffix, capsys):
     assert json.loads(run_json.read_text())["sha256"] == provenance.sha256(output)
     assert provenance.is_finished(output, SETTINGS)
     assert capsys.readouterr().err == (
-        f"{output}: 5 answers, 2 of them truncated at the length limit, 1 empty because the prompt "
-        "is too long\n"
+        f"{output}: 5 answers, 2 of them never stopped (truncated at the length limit), 1 "
+        "empty because the prompt is too long\n"
     )
 
 

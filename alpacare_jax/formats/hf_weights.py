@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alpacare_jax.checkpoints import safetensors_file
-from alpacare_jax.checkpoints.safetensors_file import Tensor
+from alpacare_jax.formats import safetensors_file, torch_file
+from alpacare_jax.formats.safetensors_file import Tensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.params import WeightSpec
@@ -31,32 +31,35 @@ EMBEDDING = "embed_tokens.weight"
 OTHER_FORMS = {
     "adapter_config.json": "an adapter, not a model: merge it into its base model, with peft's "
     "merge_and_unload, and save that",
-    "pytorch_model*.bin": "PyTorch's format; this line adds safetensors: python -c \"from "
-    "transformers import AutoModelForCausalLM as M; M.from_pretrained({folder!r}, "
-    "dtype='auto').save_pretrained({folder!r})\"",
     "*.gguf": "GGUF: convert from_gguf --source={file}",
-    "consolidated*": "Meta's own format: take the model's Hugging Face release",
+    "consolidated*": "Meta's own format: convert from_meta --source={folder}",
     "*.index.json": "the index of shards that are not here: download them",
     "model*-of-*.safetensors": "a shard: download model.safetensors.index.json too",
+    "pytorch_model*-of-*.bin": "a shard: download pytorch_model.bin.index.json too",
     "*.safetensors": "not a name that transformers reads: rename it to model.safetensors",
     "checkpoints": "the checkpoints of a model directory, which is converted already",
     "*.h5": "TensorFlow's format: take a release with safetensors",
     "*.msgpack": "Flax's format: take a release with safetensors",
 }
-"""Files of folders that have no safetensors weights -> what they are, and what to do."""
+"""Files of folders that have no weights of Hugging Face's -> what they are, and what to do."""
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The files of weights in the order in which transformers looks for them; each may have shards."""
 
 AssignedTensor = tuple[WeightSpec, int | None, Tensor]
 """A tensor, its weight and its layer (None if not stacked)."""
 
 
 def files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder that transformers reads: one, or the shards of an index.
+    """The files of a folder's weights that transformers reads: one, or the shards of an index.
 
     Raises:
       FileNotFoundError: there are none, or the index lists one that is not there.
       ValueError: the folder holds two models, or its index is damaged.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    candidates = [(folder / name, folder / f"{name}.index.json") for name in WEIGHT_FILES]
+    there = (pair for pair in candidates if any(path.is_file() for path in pair))
+    single, index = next(there, candidates[0])
     shards = _shards(index) if index.is_file() else []
     missing = [path for path in shards if not path.is_file()]
     if single.is_file():
@@ -144,9 +147,17 @@ def tensors(paths: Sequence[Path]) -> tuple[list[Tensor], str]:
         saved = _orig_mod.model.norm.weight, module.model.norm.weight, norm.weight
         key   = model.norm.weight
 
-    Raises: as `safetensors_file.tensors`.
+    Raises: as `safetensors_file.tensors` and `torch_file.tensors`.
     """
-    found = [tensor for path in paths for tensor in safetensors_file.tensors(path, BUFFERS)]
+    found = [
+        tensor
+        for path in paths
+        for tensor in (
+            torch_file.tensors(path, BUFFERS)
+            if path.suffix == ".bin"
+            else safetensors_file.tensors(path, BUFFERS)
+        )
+    ]
     keys = [".".join(p for p in tensor.key.split(".") if p not in WRAPPERS) for tensor in found]
     stem = next((k.removesuffix(EMBEDDING) for k in keys if k.endswith(EMBEDDING)), "model.")
     outer = stem.removesuffix("model.")

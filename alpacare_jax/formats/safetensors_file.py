@@ -31,6 +31,9 @@ DTYPES = {
 }
 """Safetensors dtype name -> numpy dtype."""
 
+MAX_SHARD_BYTES = 5_000_000_000
+"""The default of transformers."""
+
 Spec = tuple[np.dtype, tuple[int, ...]]
 """Dtype and shape of a tensor."""
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from alpacare_jax.checkpoints.safetensors_file import Tensor
+from alpacare_jax.formats.safetensors_file import Tensor
+from alpacare_jax.model import rope
 from common import paths
 
 HF_NAMES = {
@@ -75,7 +76,7 @@ class GgufModel:
                     f"GGUF tensor {stored.name} has type {stored.tensor_type.name}, which the "
                     "package gguf cannot dequantise; take a file of another type, such as Q8_0"
                 ) from None
-            return _unpermute(array, heads[name]) if name in heads else array
+            return rope.split_halves(array, heads[name]) if name in heads else array
 
         layer = f"model.layers.{found['layer']}." if found["layer"] else ""
         shape = tuple(int(size) for size in reversed(stored.shape))
@@ -150,19 +151,6 @@ def _whole(reader: Any, name: str) -> int:
     if type(value := _required(reader, name)) is not int or value < 1:
         raise ValueError(f"this GGUF file has the metadata {name}={value!r:.80}, not one number")
     return value
-
-
-def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes llama.cpp's row order of q and k, which interleaves the rotated pairs of a head.
-
-    A head of 6 rows; RoPE rotates rows i and i + 3 of Hugging Face's order together:
-
-        Hugging Face = [0, 1, 2, 3, 4, 5]
-        GGUF         = [0, 3, 1, 4, 2, 5]
-    """
-    rows = array.shape[0]
-    split = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
-    return split.swapaxes(1, 2).reshape(array.shape)
 
 
 def open_gguf(path: Path) -> GgufModel:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alpacare_jax.checkpoints import safetensors_file
+from alpacare_jax.formats import safetensors_file
 
 TENSORS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

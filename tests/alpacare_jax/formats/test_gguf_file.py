@@ -14,7 +14,8 @@ import sentencepiece
 import tokenizers
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import gguf_file, hf_weights, model_folder
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.formats import gguf_file, hf_weights
 from alpacare_jax.model.config import LlamaConfig
 from common import extras
 from tests.alpacare_jax.conftest import CORPUS, LEADING_SPACE, SPECIAL_TEXT

@@ -1,0 +1,160 @@
+"""The Jinja `chat_template` of a tokenizer's folder, rendered as transformers renders it."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from etils import epath
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from alpacare_jax.data import prompts
+from alpacare_jax.data.prompts import Template
+from alpacare_jax.data.tokenizers import Tokenizer
+from common import provenance
+from common.records import join_text
+from common.sections import UsageError
+
+Message = Mapping[str, str]
+"""{"role": system, user or assistant, "content": text}."""
+
+ANSWER, END = "\ufdd1", "\ufdd2"
+"""Noncharacters of Unicode, around what a template marks as generated."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`, with which templates mark the answers of the assistant."""
+
+    tags = frozenset(["generation"])  # pyright: ignore[reportAssignmentType]
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_marked")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Any) -> str:
+        return f"{ANSWER}{caller()}{END}"
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The sandbox, with the names that transformers gives to templates."""
+
+    def fail(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **settings: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **settings)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = fail
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+class ChatTemplate:
+    """The template of a tokenizer's folder; it has the interface of `prompts.Template`."""
+
+    bos, loss = False, "responses"  # the template writes BOS itself
+    tokens = stop = ()
+    native: Mapping[str, Any] = {}
+
+    def __init__(self, directory: str | PurePath, tokenizer: Tokenizer):
+        """Raises UsageError if the folder has no chat template, ValueError if it is damaged."""
+        self._directory = directory
+        source = _source(epath.Path(directory))
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{directory}: the chat template is damaged ({error})") from None
+        self._special = {
+            f"{kind}_token": "" if token_id is None else tokenizer.piece(token_id)
+            for kind, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
+        }
+
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The text of a conversation; with `prompt`, up to where the assistant answers.
+
+        What the template marks as generated is between ANSWER and END.
+        """
+        try:
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=prompt, **self._special
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ValueError(
+                f"the chat template of {self._directory} rejects a conversation: {error}"
+            ) from None
+
+    def prompt(self, instruction: str, input: str = "") -> str:
+        """As `Template.prompt`; instruction and input are one message."""
+        return _unmarked(self.render(_question(instruction, input), prompt=True))
+
+    def response(self, instruction: str, input: str, output: str) -> str:
+        """As `Template.response`."""
+        answered = [*_question(instruction, input), {"role": "assistant", "content": output}]
+        prompt, whole = self.prompt(instruction, input), _unmarked(self.render(answered))
+        if not whole.startswith(prompt):
+            raise ValueError(
+                f"the chat template of {self._directory} writes an answer's beginning otherwise "
+                "than it asks for it, so that it cannot be trained on; name another template"
+            )
+        return whole.removeprefix(prompt)
+
+    def without_frame(self, prompt: str) -> str:
+        """The prompt as it is."""
+        return prompt
+
+
+def _question(instruction: str, input: str) -> list[Message]:
+    return [{"role": "user", "content": join_text(instruction, input)}]
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(ANSWER, "").replace(END, "")
+
+
+def _source(directory: epath.Path) -> str:
+    """The text of the template; a file of its own precedes the tokenizer's settings."""
+    if (path := directory / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        path = directory / name
+        found = provenance.read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(found, list):  # of {"name": ..., "template": ...}
+            found = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = found.get("default")
+        if isinstance(found, str):
+            return found
+    raise UsageError(
+        f"{directory} has no chat template (chat_template.jinja, or chat_template in "
+        f"tokenizer_config.json); choose from {', '.join(sorted(prompts.TEMPLATES))}"
+    )
+
+
+def load(name: str, directory: str | PurePath, tokenizer: Tokenizer) -> Template | ChatTemplate:
+    """The template called `name`; that called `chat` is the one of the tokenizer's folder.
+
+    Raises:
+      UsageError: there is none of this name, or the tokenizer lacks a token of it.
+      ValueError: the chat template is damaged.
+    """
+    prompts.check_name(name)
+    if name == prompts.CHAT:
+        return ChatTemplate(directory, tokenizer)
+    template = prompts.TEMPLATES[name]
+    for token in template.tokens:
+        if token not in tokenizer.control_tokens:
+            raise UsageError(
+                f"template {name} has the control token {token}, which the tokenizer of "
+                f"{directory} lacks; choose another template"
+            )
+    return template

@@ -1,0 +1,1 @@
+"""Weights and adapters in the formats of other programs."""

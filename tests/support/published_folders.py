@@ -1,0 +1,235 @@
+"""Every system of the paper in the form it was published in, as a tiny random model.
+
+File names, dtypes, settings and tokenizer files are those of the published folders; the weights are
+small, and the vocabulary has 400 pieces in place of 32,000.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from alpacare_jax.model.config import LlamaConfig
+from tests.support.hf_folders import hf_shapes
+
+PIECES = 400
+LLAMA = LlamaConfig(
+    vocab_size=PIECES,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=2048,
+)
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+Tensors = dict[str, np.ndarray]
+
+
+def random_tensors(config: LlamaConfig, dtype: str, seed: int = 0) -> Tensors:
+    rng = np.random.default_rng(seed)
+    return {
+        key: (0.15 * rng.standard_normal(shape) + ("norm" in key)).astype(DTYPES[dtype])
+        for key, shape in hf_shapes(config).items()
+    }
+
+
+def write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content))
+
+
+def to_torch(torch, array: np.ndarray):
+    if array.dtype != ml_dtypes.bfloat16:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
+
+
+def write_bin(
+    torch, folder: Path, tensors: Tensors, shards: int = 1, buffers: bool = False
+) -> None:
+    """pytorch_model.bin, or shards of it with their index."""
+    if buffers:  # transformers before 4.32 saved them
+        for i in range(LLAMA.num_hidden_layers):
+            key = f"model.layers.{i}.self_attn.rotary_emb.inv_freq"
+            tensors = tensors | {key: np.ones(8, np.float32)}
+    keys, weight_map = list(tensors), {}
+    for number in range(shards):
+        name = "pytorch_model.bin"
+        if shards > 1:
+            name = f"pytorch_model-{number + 1:05}-of-{shards:05}.bin"
+        part = {key: to_torch(torch, tensors[key]) for key in keys[number::shards]}
+        torch.save(part, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    if shards > 1:
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        write_json(folder / "pytorch_model.bin.index.json", index)
+
+
+def write_meta(torch, folder: Path, tensors: Tensors, config: LlamaConfig, shards: int) -> None:
+    """Meta's files: q and k permuted, weights divided, the frequencies beside them."""
+    names = {
+        "model.embed_tokens": ("tok_embeddings", 1),
+        "model.norm": ("norm", None),
+        "lm_head": ("output", 0),
+        "self_attn.q_proj": ("attention.wq", 0),
+        "self_attn.k_proj": ("attention.wk", 0),
+        "self_attn.v_proj": ("attention.wv", 0),
+        "self_attn.o_proj": ("attention.wo", 1),
+        "mlp.gate_proj": ("feed_forward.w1", 0),
+        "mlp.down_proj": ("feed_forward.w2", 1),
+        "mlp.up_proj": ("feed_forward.w3", 0),
+        "input_layernorm": ("attention_norm", None),
+        "post_attention_layernorm": ("ffn_norm", None),
+    }
+    parts = [{"rope.freqs": torch.ones(8)} for _ in range(shards)]
+    for key, array in tensors.items():
+        prefix, module = "", key.removesuffix(".weight")
+        if module.startswith("model.layers."):
+            _, _, layer, module = module.split(".", 3)
+            prefix = f"layers.{layer}."
+        name, axis = names[module]
+        if module.endswith(("q_proj", "k_proj")):  # half-split pairs to neighbouring rows
+            rows, columns = array.shape
+            heads = rows // config.head_dim
+            pairs = array.reshape(heads, 2, config.head_dim // 2, columns)
+            array = pairs.swapaxes(1, 2).reshape(rows, columns)
+        split = [array] * shards if axis is None else np.split(array, shards, axis)
+        for part, piece in zip(parts, split, strict=True):
+            part[f"{prefix}{name}.weight"] = to_torch(torch, piece)
+    for number, part in enumerate(parts):
+        torch.save(part, folder / f"consolidated.{number:02}.pth")
+    settings = {
+        "dim": config.hidden_size,
+        "multiple_of": 32,
+        "n_heads": config.num_attention_heads,
+        "n_layers": config.num_hidden_layers,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": -1,
+    }
+    if config.num_key_value_heads != config.num_attention_heads:
+        settings["n_kv_heads"] = config.num_key_value_heads
+    write_json(folder / "params.json", settings)
+
+
+def sentencepiece_files(folder: Path, model: Path, special: Mapping[str, str], pad: bool) -> None:
+    shutil.copy(model, folder / "tokenizer.model")
+    names = dict(special) | ({"pad_token": "[PAD]"} if pad else {})
+    if pad:
+        write_json(folder / "added_tokens.json", {"[PAD]": PIECES})
+    write_json(folder / "special_tokens_map.json", names)
+    token = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False}
+    settings = {name: token | {"content": text} for name, text in special.items()}
+    settings |= {"tokenizer_class": "LlamaTokenizer", "model_max_length": 512}
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+USUAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+ONE_FOR_ALL = dict.fromkeys(USUAL, "</s>")
+"""Special tokens of Stanford's Alpaca, and of ChatDoctor after it."""
+
+
+def _config(config: LlamaConfig, dtype: str, **changes) -> dict:
+    content = config.to_hf() | {"torch_dtype": dtype, "use_cache": True, "pad_token_id": 0}
+    content |= {"transformers_version": "4.28.1", "_name_or_path": "/models/llama"}
+    return content | changes
+
+
+def _padded(config: LlamaConfig = LLAMA) -> LlamaConfig:
+    return LlamaConfig(
+        **{
+            name: getattr(config, name)
+            for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
+        },
+        num_attention_heads=4,
+        vocab_size=PIECES + 1,
+    )
+
+
+def alpaca(torch, folder: Path, model: Path, special: Mapping[str, str]) -> Tensors:
+    """AlpaCare, Alpaca and ChatDoctor: shards of float32, [PAD] added, old buffers."""
+    tensors = random_tensors(_padded(), "float32")
+    write_bin(torch, folder, tensors, shards=3, buffers=True)
+    write_json(folder / "config.json", _config(_padded(), "float32"))
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
+    sentencepiece_files(folder, model, special, pad=True)
+    return tensors
+
+
+def alpacare(torch, folder: Path, model: Path) -> Tensors:
+    return alpaca(torch, folder, model, USUAL)
+
+
+def chatdoctor(torch, folder: Path, model: Path) -> Tensors:
+    return alpaca(torch, folder, model, ONE_FOR_ALL)
+
+
+def medalpaca(torch, folder: Path, model: Path) -> Tensors:
+    """On the first conversion of LLaMA: its names of settings and classes, its wrong ids."""
+    tensors = random_tensors(LLAMA, "float32")
+    write_bin(torch, folder, tensors, shards=2, buffers=True)
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+    content = _config(LLAMA, "float32", **ids, max_sequence_length=2048)
+    for key in ("max_position_embeddings", "rope_theta", "num_key_value_heads", "head_dim"):
+        content.pop(key)
+    write_json(folder / "config.json", content)
+    write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
+    shutil.copy(model, folder / "tokenizer.model")
+    write_json(folder / "special_tokens_map.json", {})
+    empty = dict.fromkeys(USUAL, "") | {"tokenizer_class": "LLaMATokenizer"}
+    write_json(folder / "tokenizer_config.json", empty | {"model_max_length": 10**30})
+    return tensors
+
+
+def pmc_llama_7b(torch, folder: Path, model: Path) -> Tensors:
+    """A base model after more pre-training: one file per half."""
+    tensors = random_tensors(LLAMA, "float32")
+    write_bin(torch, folder, tensors, shards=2, buffers=True)
+    write_json(folder / "config.json", _config(LLAMA, "float32"))
+    sentencepiece_files(folder, model, USUAL, pad=False)
+    return tensors
+
+
+def pmc_llama_13b(torch, folder: Path, model: Path) -> Tensors:
+    tensors = random_tensors(LLAMA, "float16")
+    write_bin(torch, folder, tensors)
+    write_json(folder / "config.json", _config(LLAMA, "float16"))
+    sentencepiece_files(folder, model, USUAL, pad=False)
+    return tensors
+
+
+def llama_hf(torch, folder: Path, model: Path) -> Tensors:
+    """LLaMA and LLaMA-2 from the Hub: float16 safetensors."""
+    del torch
+    tensors = random_tensors(LLAMA, "float16")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", _config(LLAMA, "float16"))
+    sentencepiece_files(folder, model, USUAL, pad=False)
+    return tensors
+
+
+LLAMA3 = LlamaConfig(
+    vocab_size=PIECES + 8,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_theta=500_000.0,
+)
+
+PUBLISHED: dict[str, Callable[..., Tensors]] = {
+    "alpacare": alpacare,
+    "alpaca": chatdoctor,  # recovered from the diff, whose settings are these
+    "chatdoctor": chatdoctor,
+    "medalpaca": medalpaca,
+    "pmc-llama-7b": pmc_llama_7b,
+    "pmc-llama-13b": pmc_llama_13b,
+    "llama": llama_hf,
+}
+"""Systems on LLaMA's tokenizer, in Hugging Face's form."""
