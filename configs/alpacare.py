@@ -68,6 +68,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             learning_rate=learning_rate,
             schedule="cosine",
             warmup_ratio=0.03,
+            warmup_steps=0,
             beta1=0.9,
             beta2=0.999,
             epsilon=1e-8,

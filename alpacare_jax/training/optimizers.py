@@ -35,6 +35,7 @@ class OptimizerConfig:
     learning_rate: float  # its peak, after warm-up
     schedule: str  # of the learning rate after warm-up: cosine or linear to 0, or constant
     warmup_ratio: float  # share of all steps, rounded up, with a linear rise from 0
+    warmup_steps: int  # number of these steps, in place of warmup_ratio; 0: by warmup_ratio
     beta1: float  # decay of the first moment
     beta2: float  # decay of the second moment
     epsilon: float  # added to the root of the second moment
@@ -54,7 +55,7 @@ class OptimizerConfig:
             )
         if not 0 <= self.warmup_ratio < 1:
             raise ValueError(f"optimizer.warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"optimizer.{name} is {getattr(self, name)}; it must be at least 0"
@@ -76,7 +77,7 @@ def describe(config: OptimizerConfig) -> str:
 
 def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
     """ceil(ratio * steps), as transformers counts: 37 of 1,218 and 61 of 2,030 at 0.03."""
-    return math.ceil(config.warmup_ratio * num_steps)
+    return config.warmup_steps or math.ceil(config.warmup_ratio * num_steps)
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

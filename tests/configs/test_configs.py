@@ -15,7 +15,7 @@ from ml_collections import config_dict, config_flags
 from alpacare_jax.data import prompts
 from alpacare_jax.training.config import RunConfig
 from common import records, sections
-from configs import alpacare, common
+from configs import alpacare, baselines, common
 from datagen.config import DatagenConfig
 from evaluation.config import EvaluationConfig
 from tests.conftest import REPOSITORY
@@ -38,6 +38,12 @@ TRAINING = {
         "models/other,data=data/other.jsonl",
         "rank=8",
         "models/other,rank=16,base=nf4",
+    ],
+    "baselines": [
+        None,
+        *baselines.ROWS,
+        "medalpaca-7b,data=mine.json",
+        "chatdoctor,checkpoint=models/other",
     ],
     "quickstart": [None, "", "dir=/tmp/elsewhere"],
 }
@@ -159,6 +165,7 @@ QUICKSTART = {
         "learning_rate": 2e-4,
         "schedule": "cosine",
         "warmup_ratio": 0.1,
+        "warmup_steps": 0,
         "beta1": 0.9,
         "beta2": 0.999,
         "epsilon": 1e-8,
@@ -227,6 +234,7 @@ def test_the_recipe_is_the_published_one(variant, dataset, max_length):
         "learning_rate": learning_rate,
         "schedule": "cosine",
         "warmup_ratio": 0.03,
+        "warmup_steps": 0,
         "beta1": 0.9,
         "beta2": 0.999,
         "epsilon": 1e-8,

@@ -180,6 +180,7 @@ def test_loss_curve_equals_torch_adamw(shape, reference, torch, transformers):
         learning_rate=5e-3,
         schedule="cosine",
         warmup_ratio=0.15,
+        warmup_steps=0,
         beta1=0.9,
         beta2=0.999,
         epsilon=1e-8,

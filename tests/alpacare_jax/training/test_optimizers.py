@@ -18,6 +18,7 @@ RECIPE = OptimizerConfig(
     learning_rate=2e-5,
     schedule="cosine",
     warmup_ratio=0.03,
+    warmup_steps=0,
     beta1=0.9,
     beta2=0.999,
     epsilon=1e-8,
@@ -67,6 +68,11 @@ def test_landmarks_of_the_recipe():
 def test_warm_up_steps_are_rounded_up(num_steps, ratio, warmup):
     config = dataclasses.replace(RECIPE, warmup_ratio=ratio)
     assert optimizers.warmup_steps(config, num_steps) == warmup
+
+
+def test_warm_up_steps_can_be_a_number():
+    config = dataclasses.replace(RECIPE, warmup_steps=100)
+    assert optimizers.warmup_steps(config, 1218) == 100
 
 
 WEIGHTS = {"matrix": np.linspace(-1, 1, 12).reshape(3, 4), "norm": np.linspace(0.5, 1.5, 4)}
@@ -156,6 +162,7 @@ def test_matrices_decay_and_norms_and_biases_do_not():
         ({"name": "adafactor", "offload": True}, "adafactor has next to none: set it to False"),
         ({"schedule": "wsd"}, "optimizer.schedule is 'wsd'; choose from cosine, linear, constant"),
         ({"warmup_ratio": 1.0}, r"optimizer.warmup_ratio is 1.0; it must be in \[0, 1\)"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps is -1; it must be at least 0"),
         ({"warmup_ratio": -0.1}, "optimizer.warmup_ratio is -0.1"),
         ({"first_moment": "int8"}, "first_moment is 'int8'; choose from float32, bfloat16"),
     ],
