@@ -159,6 +159,8 @@ def _unwrapped(value: Any) -> Any:
     nested = [item for item in value.values() if isinstance(item, list | dict)]
     if len(nested) != 1 or not isinstance(nested[0], list) or is_conversation(nested[0]):
         return value
+    if "question_id" in value:  # one answer of FastChat, in a list of choices
+        return value
     return nested[0] if all(isinstance(item, dict) for item in nested[0]) else value
 
 

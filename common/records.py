@@ -86,11 +86,15 @@ def difficulty(text: object) -> int | None:
 
     >>> [difficulty(x) for x in (3, "4", "3/5", "Level 2", "**5**", "7", "hard", None)]
     [3, 4, 3, 2, 5, None, None, None]
+    >>> [difficulty(x) for x in ("3 (on a scale of 1-5)", "2 out of 5", "2-3", "4/10", "2.5")]
+    [3, 2, None, None, None]
     """
     if text is None or isinstance(text, bool):
         return None
-    number = re.search(r"\d+", str(text))
-    value = int(number.group()[:9]) if number else 0  # int() refuses 5,000 digits
+    without_scale = re.sub(rf"\b1 ?(?:-|–|to) ?{MAX_DIFFICULTY}\b", "", str(text))
+    named = re.sub(rf"(?:/|\bout of|\bof) ?{MAX_DIFFICULTY}\b", "", without_scale)
+    numbers = set(re.findall(r"\d+", named))
+    value = int(numbers.pop()[:9]) if len(numbers) == 1 else 0  # int() refuses 5,000 digits
     return value if 1 <= value <= MAX_DIFFICULTY else None
 
 
@@ -121,8 +125,11 @@ def _read(
             report(f"{path}: {messages.format_counts(counts)}: {outcome}")
 
 
-def _explain(record: Record, required: Sequence[str], path: str | PurePath) -> str:
-    """What a record that lacks required fields is instead, and a command that converts the file."""
+def describe_turns(record: Record, path: str | PurePath) -> str:
+    """What a record of turns is, and a command that takes one question and one answer of it.
+
+    "" if it is none of: a conversation, a question or an answer of FastChat.
+    """
     for name, value in record.items():
         if data_file.is_conversation(value):
             role, text = ("from", "value") if "value" in value[0] else ("role", "content")
@@ -136,6 +143,31 @@ def _explain(record: Record, required: Sequence[str], path: str | PurePath) -> s
                 "with 'instruction' and 'output'; conversations cannot be trained on. To take "
                 f"those of one question and one answer: {command}"
             )
+    asked = '"id": str(r["question_id"]), "instruction"'
+    if "question_id" in record and isinstance(record.get("turns"), list):
+        command = _conversion(path, f'{asked}: r["turns"][0]')
+        return (
+            f"a question of FastChat (the record has {', '.join(record):.200}); to take the first "
+            f"of its turns: {command}"
+        )
+    if "question_id" in record and isinstance(record.get("choices"), list):
+        command = _conversion(
+            path,
+            f'{asked}: q[r["question_id"]], "output": r["choices"][0]["turns"][0]',
+            setup='q = {r["question_id"]: r["turns"][0] for _, r in '
+            'data_file.read("question.jsonl")}; ',
+        )
+        return (
+            f"an answer of FastChat (the record has {', '.join(record):.200}); to join the first "
+            f"of its turns with question.jsonl: {command}"
+        )
+    return ""
+
+
+def _explain(record: Record, required: Sequence[str], path: str | PurePath) -> str:
+    """What a record that lacks required fields is instead, and a command that converts the file."""
+    if turns := describe_turns(record, path):
+        return turns
     if isinstance(record.get("instruction"), list | dict):
         return (
             "columns, not records: field 'instruction' is a list or an object; with pandas: "
@@ -157,10 +189,10 @@ def _explain(record: Record, required: Sequence[str], path: str | PurePath) -> s
     return f"{text}; to rename: {_conversion(path, ', '.join(['**r', *renamed]))}"
 
 
-def _conversion(path: str | PurePath, fields: str, loop: str = "") -> str:
+def _conversion(path: str | PurePath, fields: str, loop: str = "", setup: str = "") -> str:
     """A shell command that makes of each record `r` one with new `fields`."""
     code = (
-        f"import json; from common import data_file; [print(json.dumps({{{fields}}})) "
+        f"import json; from common import data_file; {setup}[print(json.dumps({{{fields}}})) "
         f"for _, r in data_file.read({json.dumps(str(path))}){loop}]"
     )
     return f"python -c {shlex.quote(code)} > NEW.jsonl"

@@ -32,7 +32,7 @@ _SPACE = r"[ \t\u00a0\u00ad\u2000-\u200d\u202f\u2060\u3000\ufeff]"
 
 _BEFORE = (  # possessive: replies may end in thousands of underscores or spaces
     rf"^{_SPACE}*+(?:[#>]++{_SPACE}*+|[-*•●▪◦]{_SPACE}++)?[*_`]*+(?:task{_SPACE}*+)?"
-    rf"(?:(?:\d\ufe0f?\u20e3|[(（]?(?:\d++|[a-h])[.):．：、）]++)[*_`]*+{_SPACE}*+)?"
+    rf"(?:(?:\d\ufe0f?\u20e3|[(（]?(?:\d++|[a-h]|[ivx]++)[.):．：、）]++)[*_`]*+{_SPACE}*+)?"
     rf"(?:[\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]++{_SPACE}*+)?[*_`\[【]*+"
 )
 """Before the name of a field: a bullet, a number or letter, an emoji, markup."""
@@ -57,6 +57,7 @@ _RULE = re.compile(
 )
 """A separator, possibly with the next task's number or title; "***Take care.***" is text."""
 
+_LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x85\u2028\u2029]")
 _NUMBER = re.compile(r"(?:\d+[.):])?")
 
 
@@ -96,7 +97,7 @@ def parse(reply: str, *, cut: bool) -> tuple[list[Task], list[Rejected]]:
     >>> tasks[0].difficulty, tasks[0].input, rejected
     (3, 'Type: 2\\nType: 1', [])
     """
-    reply = "\n".join(map(_fields_on_lines, reply.replace("\r\n", "\n").split("\n")))
+    reply = "\n".join(map(_fields_on_lines, _LINE_END.split(reply)))
     headers = list(_FIELD.finditer(reply))
     names = [header[1].lower() for header in headers]
     starts = [i for i in range(len(names)) if _begins(names, i)]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common import data_file, jsonl
+from common import data_file, jsonl, records
 from common.jsonl import Record
 from evaluation.inputs import benchmarks
 from evaluation.inputs.benchmarks import Item, check_name, split_source
@@ -69,7 +69,7 @@ def load(source: str, items: Sequence[Item], data: Path) -> list[ModelOutput]:
         no answer; the generator is unknown.
     """
     path, column = locate(source, items, data)
-    rows = [_row(location, record, column) for location, record in data_file.read(path)]
+    rows = [_row(path, location, record, column) for location, record in data_file.read(path)]
     generator = check_name(str(path), split_source(source)[0] or _generator(path, rows))
     answers = _match(path, rows, items)
     return [
@@ -152,11 +152,13 @@ class _Answer(NamedTuple):
     num_tokens: int | None
 
 
-def _row(location: str, record: Record, column: str) -> _Answer:
+def _row(path: Path, location: str, record: Record, column: str) -> _Answer:
     """The answer of a record in any of the module's forms."""
     is_published = "response" in record
     field = column or ("response" if is_published else "output")
     if field not in record:
+        if turns := records.describe_turns(record, path):
+            raise ValueError(f"{location}: {turns}")
         raise ValueError(
             f"{location}: field {field!r} is missing; the record has {', '.join(record)}; name the "
             "field of the answers: FILE#FIELD"

@@ -156,6 +156,26 @@ def test_the_command_in_the_message_converts_the_file(tmp_path, name, records, m
     assert read_examples(tmp_path / "NEW.jsonl") == [Example("0", QUESTION, "", ANSWER)]
 
 
+def test_what_fastchat_writes_is_named_and_converted(tmp_path):
+    """Its questions and answers, of one turn or more."""
+    question = {"question_id": 81, "category": "writing", "turns": [QUESTION, "Shorter."]}
+    answer = {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": [ANSWER]}]}
+    write(tmp_path / "question.jsonl", as_lines([question]))
+    write(tmp_path / "answers.jsonl", as_lines([answer]))
+    for name, fields in (
+        ("question", "question_id, category, turns"),
+        ("answers", "question_id, model_id, choices"),
+    ):
+        with pytest.raises(ValueError, match=f"FastChat .the record has {fields}") as caught:
+            read_examples(tmp_path / f"{name}.jsonl")
+        error = str(caught.value)
+        command = f"PYTHONPATH={REPOSITORY} {sys.executable} " + error[error.index("-c ") :]
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+        (example,) = read_examples(tmp_path / "NEW.jsonl", answered=name == "answers")
+        output = ANSWER if name == "answers" else ""
+        assert example == Example("81", QUESTION, "", output)
+
+
 def test_without_a_likely_name_the_fields_are_named(tmp_path):
     path = write(tmp_path / "x.jsonl", '{"features": [], "rows": [{}]}')
     with pytest.raises(ValueError, match=r"is missing; the record has features, rows$"):

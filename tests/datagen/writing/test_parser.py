@@ -45,6 +45,12 @@ def test_a_list_as_it_is_meant():
         lambda s: s.replace("Type:", "**Type:**").replace("View:", "**View**:"),
         lambda s: s.replace("Topic: Joints", "**Topic: Joints**"),
         lambda s: s.replace("\n", "\r\n"),
+        lambda s: s.replace("\n", "\r"),
+        lambda s: s.replace("\n", "\u2028"),
+        lambda s: s.replace("\n", "\x0b"),
+        lambda s: s.replace("1. ", "I. ").replace("2. ", "iv) "),
+        lambda s: s.replace("Difficulty: 2", "Difficulty: ２ out of 5"),
+        lambda s: s.replace("Difficulty: 2", "Difficulty: 2 (on a scale of 1-5)"),
         lambda s: s.replace("Topic:", "topic :").replace("View:", "  VIEW:"),
         lambda s: s.replace("###\n1. ", "### 1. ").replace("###\n2. ", "### Task 2: "),
         lambda s: s.replace("###", "---"),
@@ -190,7 +196,7 @@ PIECES = st.sampled_from(
 @given(st.one_of(st.lists(PIECES, max_size=40).map("".join), st.text()), st.booleans())
 def test_nothing_is_made_up(reply, cut):
     tasks, rejected = parse(reply, cut=cut)
-    reply = reply.replace("\r\n", "\n")
+    reply = re.sub("\r\n|[\r\x0b\x0c\x85\u2028\u2029]", "\n", reply)
     for found in tasks:
         for text in (found.type, found.topic, found.view, found.instruction, found.input):
             assert text in reply
