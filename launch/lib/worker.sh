@@ -62,6 +62,8 @@ install_python() {
 install_tree() { # ARCHIVE EXTRA
     local archive=$PWD/$1 extra=$2
     cd "$BASE"
+    # gcloud repeats a command whose connection broke, while the first may be at it: the archive stays.
+    exec 9>lock && flock 9
     # Files of an earlier archive that this one lacks would still be imported. Nothing else is
     # removed: a run may have written its results into the tree.
     tar --quoting-style=literal -tzf "$archive" | LC_ALL=C sort >files.new
@@ -69,7 +71,6 @@ install_tree() { # ARCHIVE EXTRA
         LC_ALL=C comm -23 files files.new | (cd tree && xargs -r -d '\n' rm -f --)
     fi
     mv files.new files
-    rm -f "$archive"
     cd tree
     VENV=$BASE/venv
     . launch/lib/environment.sh

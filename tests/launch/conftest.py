@@ -71,7 +71,7 @@ class Cloud:
         write_program(root / "host_bin" / "python3.11", PYTHON)
         write_program(root / "host_bin" / "hostname", '#!/bin/sh\necho "$ADDRESS 172.17.0.1 "\n')
         write_program(root / "host_bin" / "sudo", '#!/bin/sh\necho "$@" >>"$CLOUD/sudo"\n')
-        for name in ("fail", "homes", "silent", "half", "twice"):
+        for name in ("fail", "homes", "silent", "half", "twice", "lost"):
             (root / name).mkdir()
         self.env = {
             "PATH": f"{root}/bin:/usr/bin:/bin",

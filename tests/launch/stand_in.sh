@@ -7,7 +7,8 @@
 #     request        "STATE|CAUSE" of the queued resource, likewise
 #     made_as        the state of a TPU that is created (READY); granted_as: those of its request
 #     silent/HOST    ssh does not get through to this host
-#     half/STEP      the connection breaks once, after half a line; twice/STEP: when all is done
+#     half/STEP      the connection breaks once, after half a line; twice/STEP: when all is done,
+#                    lost/STEP: before the answer, not before the deed
 #     agent          the keys in the ssh agent
 #     before         is read as a part of this script
 #     updates        gcloud says that there are updates
@@ -91,9 +92,11 @@ on_host() { # NODE WORKER
             printf 'half a line of alpacare-state %s run' "$host"
             rm -f "$CLOUD/half/$step"
         elif [ ! -e "$CLOUD/silent/$host" ]; then
-            code=0
-            (cd "$home" && exec env -i HOME="$home" HOSTNAME="$host" CLOUD="$CLOUD" WORKER="$2" \
+            code=0 lost=
+            if rm "$CLOUD/lost/$step" 2>/dev/null; then lost=1; fi
+            (cd "$home" && if [ "$lost" ]; then exec >/dev/null; fi && exec env -i HOME="$home" HOSTNAME="$host" CLOUD="$CLOUD" WORKER="$2" \
                 ADDRESS="10.0.$1.$2" PATH="$CLOUD/host_bin:/usr/bin:/bin" bash -c "$command") || code=$?
+            if [ "$lost" ]; then code=255; fi
         fi
         if [ "$code" = 0 ] && [ -f "$CLOUD/twice/$step" ]; then # it breaks when all is done
             rm -f "$CLOUD/twice/$step"

@@ -255,7 +255,7 @@ class TestConnections:
         assert {1, 1_000_001, 2_000_001} <= asked
         assert cloud.tpu("logs", "--worker=1").stdout == result.stdout
 
-    @pytest.mark.parametrize("how", ["half", "twice"])
+    @pytest.mark.parametrize("how", ["half", "twice", "lost"])
     @pytest.mark.parametrize("step", ["state", "unpack", "install", "start", "stop"])
     def test_each_step_may_be_repeated(self, cloud, how, step):
         """Half a line of a host counts for nothing, and a second start does nothing."""
