@@ -119,3 +119,30 @@ def test_no_workdir_is_a_wrong_flag():
         process = run(flag, "--output=out")
         assert process.returncode == 2
         assert "one or several" in process.stderr
+
+
+def test_judgements_in_one_order_are_marked_everywhere(tmp_path):
+    """Beside a judge in both orders: in each table that names the judge, and on the page."""
+    folder = judge_workdirs.write(tmp_path / "d", lambda _: "tie", items={"heart": ["1", "2"]})
+    record = {"benchmark": "heart", "generator": "ours", "reference": "gpt-4", "judge": "once"}
+    foreign = judge_workdirs.write_lines(
+        tmp_path / "once.jsonl", [record | {"id": i, "verdict": "model"} for i in ("1", "2")]
+    )
+    out = tmp_path / "out"
+    settings = {"labels": [], "systems_file": "", "seed": 0, "page_mib": 1.0}
+    report.run(judgements=[str(folder), str(foreign)], output=out, **settings)
+    marked = 0
+    for path in [*(out / "tables").glob("*.md"), out / "report.html", *out.glob("figures/*.svg")]:
+        text = path.read_text(encoding="utf-8")
+        marked += text.count("once (one order)")
+        assert text.replace("judged once", "").count("once") == text.count("once (one order)"), path
+    assert marked > 5
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "each pair judged in both orders, except by once (one order)" in page
+    assert "once (one order): each pair was judged once" in page
+    judges = json.loads((out / "report.json").read_text())["judges"]
+    assert {name: judge["one_order"] for name, judge in judges.items()} == {
+        "j": False,
+        "once (one order)": True,
+    }
+    assert judges["once (one order)"]["position"]["first_preference"] is None
