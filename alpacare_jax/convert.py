@@ -79,13 +79,13 @@ def _new_model(
 
             with hf_weights.digests(files) as sums:
                 layerwise.for_each(convert, checked, max(sizes))
-        command = f"convert {direction}"
         _write_record(
             partial,
-            command=command,
+            command=f"convert {direction}",
             source=str(source),
             source_sha256=sums,
             template=template,
+            files=identity.of_files(partial),
         )
 
 

@@ -62,10 +62,12 @@ def check(workdir: epath.Path, run: dict[str, Any]) -> None:
     """Raises ValueError if the workdir holds another run, or one of other data or base model."""
     before = provenance.read_record(workdir / "run.json")
     if not before:
-        checkpoints = workdir / "checkpoints"
-        if checkpoints.is_dir() and any(checkpoints.iterdir()):
+        checkpoints, base = workdir / "checkpoints", run["inputs"]["model"]
+        found = ["checkpoints"] if checkpoints.is_dir() and any(checkpoints.iterdir()) else []
+        files = identity.of_files(workdir)  # those of another model would be overwritten
+        if found := [*found, *(name for name in files if files[name] != base.get(name))]:
             raise ValueError(
-                f"{workdir} has checkpoints but no run.json, which records the run they belong to; "
+                f"{workdir} has {found[0]} but no run.json, which records the run it belongs to; "
                 "restore it from a copy, or choose another --workdir"
             )
         return

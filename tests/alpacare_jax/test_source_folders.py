@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.checkpoints import identity, model_folder
 from common import cli
 from tests.support.hf_folders import (
     PLAIN,
@@ -364,6 +364,19 @@ def test_the_digests_of_the_source_are_recorded(source, tmp_path):
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
     record = json.loads((tmp_path / "ours" / "run.json").read_text())
     assert record["source_sha256"] == {"model.safetensors": digest}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_bit_flipped_after_conversion_is_reported(source, tmp_path, name, capsys):
+    convert.from_hf(source, tmp_path / "ours")
+    capsys.readouterr()
+    identity.of_model(tmp_path / "ours")
+    assert capsys.readouterr().err == ""
+    data = bytearray((tmp_path / "ours" / name).read_bytes())
+    data[-2] ^= 1
+    (tmp_path / "ours" / name).write_bytes(data)
+    identity.of_model(tmp_path / "ours")
+    assert f"ours: {name} changed after the model was made" in capsys.readouterr().err
 
 
 def test_a_file_is_compared_with_what_was_downloaded(source, tmp_path):

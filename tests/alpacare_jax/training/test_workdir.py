@@ -214,6 +214,15 @@ def test_a_workdir_that_is_a_model_directory(corpus, tmp_path, capsys):
     assert fingerprint(base) == before
 
 
+def test_a_folder_of_another_model_is_not_overwritten(corpus, tmp_path, capsys):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    before = fingerprint(tmp_path / "hf")
+    line = one_line_error(run_config(corpus), tmp_path / "hf", capsys)
+    assert "has config.json but no run.json" in line and "choose another --workdir" in line
+    assert fingerprint(tmp_path / "hf") == before
+
+
 def test_a_damaged_part_of_run_json_is_named_or_changes_nothing(corpus, stopped, tmp_path):
     workdir = epath.Path(shutil.copytree(stopped, tmp_path / "run"))
     config = ten_steps(corpus)
