@@ -205,14 +205,11 @@ def new_directory(target: Path, need_bytes: int) -> Iterator[Path]:
     """A temporary folder next to `target`, renamed to it when the block succeeds, else removed.
 
     Raises:
-      OSError: the target exists and is not empty, or is the current folder, or the disk has less
-        than `need_bytes` free.
+      OSError: the target exists and is not empty, or the disk has less than `need_bytes` free.
     """
     target = Path(os.path.realpath(target))  # tensorstore rejects "..", and "." has no name
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; choose another --target or delete it")
-    if target == Path.cwd():  # it is replaced at the end, and the shell would be nowhere
-        raise FileExistsError(f"{target} is the current folder; choose another --target")
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}-partial-{platform.node()}-"
     _remove_dead(target.parent, prefix)

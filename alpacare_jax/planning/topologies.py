@@ -86,7 +86,7 @@ def describe(name: str) -> Topology:
         return _local()
     if (found := re.fullmatch(r"(\w+)-(\d+)", name)) and found[1] in GPUS:
         return _gpus(name, found[1], int(found[2]))
-    found = re.fullmatch(r"(?:(\d+)x)?(v4|v5p|v5e|v6e)-(\d+)", name)
+    found = re.fullmatch(r"(?:([1-9]\d{0,2})x)?(v4|v5p|v5e|v6e)-(\d+)", name)
     if not found:
         raise UsageError(
             f"unknown topology {name!r}; write e.g. v5e-16, v5p-8, 2xv6e-256, h200-8 or local "

@@ -66,13 +66,6 @@ def test_empty_target_and_missing_parents_are_fine(source, tmp_path, umask):
         assert [p.name for p in target.parent.iterdir() if "partial" in p.name] == []
 
 
-def test_the_current_folder_is_no_target(source, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    with fails_and_leaves_nothing(tmp_path, FileExistsError, "is the current folder"):
-        convert.from_hf(source, Path("."))
-
-
 def test_full_disk_is_told_before_anything_is_written(source, tmp_path, monkeypatch):
     convert.from_hf(source, tmp_path / "ours")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))

@@ -13,6 +13,8 @@ from alpacare_jax.training import metrics
         ("v5e-7", "no slice v5e-7; choose from v5e-1, v5e-4"),
         ("v4-4", "no slice v4-4; choose from v4-8"),
         ("v5e", "unknown topology"),
+        ("0xv5e-16", "unknown topology"),
+        ("99999xv5e-16", "unknown topology"),
         ("h200-3", "no host h200-3; choose from h200-1, h200-2"),
     ],
 )
