@@ -42,6 +42,7 @@ class Connection:
         self._sdk = importlib.import_module(config.provider)  # each takes a second to import
         key = _api_key(config)
         aiohttp = importlib.import_module("aiohttp")  # the SDKs' transport
+        self._transport_error = aiohttp.ClientError
         self._unsent = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
         limits = httpx2.Limits(max_connections=config.concurrency + 1)
         try:
@@ -140,7 +141,7 @@ class Connection:
             yield
         except self._sdk.APIStatusError as error:
             raise self._response_error(error.response) from None
-        except (self._sdk.APIConnectionError, httpx2.HTTPError) as error:
+        except (self._sdk.APIConnectionError, httpx2.HTTPError, self._transport_error) as error:
             cause = error.__cause__ if isinstance(error, self._sdk.APIConnectionError) else error
             unsent = isinstance(cause and cause.__cause__, self._unsent)
             # The transport reports any loss of a connection as this timeout.
@@ -169,10 +170,8 @@ def _api_key(config: ChatConfig) -> str:
     variable = API_KEY_VARIABLES[config.provider]
     allowed = {variable: r"[!#-&(-~]*", HEADER_VARIABLES[config.provider]: r"[\n -~]*"}
     for name, value in os.environ.items():
-        if (
-            not name.startswith(f"{config.provider.upper()}_")
-            or name in BASE_URL_VARIABLES.values()
-        ):
+        of_sdk = name.startswith(f"{config.provider.upper()}_")
+        if name in BASE_URL_VARIABLES.values() or not of_sdk:
             continue
         if not re.fullmatch(allowed.get(name, r"[ -~]*"), value):
             raise FatalProviderError(
@@ -194,6 +193,9 @@ def _no_json(response: httpx2.Response) -> str:
         return "an HTML page"
     if kind in ("text/event-stream", "application/x-ndjson") or response.text[:6] == "data: ":
         return f"a stream ({kind})"
+    may_be_cut = "json" in kind or response.text.lstrip()[:1] in ("{", "[")
+    if response.is_success and kind and not may_be_cut:
+        return f"{kind}, which begins {response.text[:40]!r}"
     return ""
 
 

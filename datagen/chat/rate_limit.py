@@ -4,6 +4,7 @@ import asyncio
 import collections
 import datetime
 import email.utils
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -115,11 +116,11 @@ class RateLimit:
 def seconds_until(text: str) -> float | None:
     """Seconds from a header: a number, "1m30.5s", "120ms", an HTTP date or an RFC 3339 time.
 
-    >>> [seconds_until(x) for x in ("2", "1m30.5s", "120ms", "6h0m1s", "", "soon")]
-    [2.0, 90.5, 0.12, 21601.0, None, None]
+    >>> [seconds_until(x) for x in ("2", "1m30.5s", "120ms", "6h0m1s", "", "soon", "inf")]
+    [2.0, 90.5, 0.12, 21601.0, None, None, None]
     """
     try:
-        return max(0.0, float(text))
+        return max(0.0, float(text)) if math.isfinite(float(text)) else None
     except ValueError:
         pass
     if text and re.fullmatch(r"(?:[\d.]+(?:ms|h|m|s))+", text):

@@ -1,5 +1,8 @@
 """What a failure over HTTP means, and that no key is printed."""
 
+import socketserver
+import threading
+
 import pytest
 
 from datagen.chat import connection, errors
@@ -19,6 +22,22 @@ def test_no_server_at_all_is_told_as_such(tmp_path):
     server.close()
     _, _, error = ask(make_config(server, attempts=1), tmp_path / "s", requests(20))
     assert "connection: Cannot connect" in str(error)
+
+
+@pytest.mark.parametrize("says", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x00\x01\r\n\r\n"])
+def test_a_server_of_something_else_is_told_as_such(tmp_path, says):
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            self.request.sendall(says)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        config = make_config(None, base_url=url, attempts=1)
+        _, _, error = ask(config, tmp_path / "s", requests(20))
+        server.shutdown()
+    assert "every request so far is given up" in str(error) and "connection: " in str(error)
 
 
 def test_the_key_is_nowhere_but_in_its_header(server, tmp_path):

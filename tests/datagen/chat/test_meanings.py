@@ -264,6 +264,7 @@ def test_what_is_on_its_way_may_prove_a_doubt_wrong(server, tmp_path):
             {"Content-Type": "text/event-stream"},
             "a stream (text/event-stream)",
         ),
+        (200, "It works!", {"Content-Type": "text/plain"}, "text/plain, which begins 'It works!'"),
         (404, {"error": {"message": "no such path"}}, {}, "base_url"),
         (200, {"error": "Unexpected endpoint or method. (POST /x)"}, {}, "ends with /v1"),
         (200, {"object": "error", "message": "Invalid API key", "code": 401}, {}, "OPENAI_API_KEY"),
