@@ -249,7 +249,7 @@ def main(argv: Sequence[str]) -> int:
         run_config.data.path,
         run_config.data.eval_path,
     )
-    processes.use_compilation_cache()
+    processes.use_compilation_cache(FLAGS.workdir)
     processes.join(
         distributed=FLAGS.distributed,
         coordinator=FLAGS.coordinator,

@@ -39,20 +39,23 @@ HELP_FLAGS = frozenset({"--help", "-help", "-h", "--helpshort", "--helpfull"})
 def fail(error: Exception) -> int:
     """Prints `error` on stderr in one line; returns the exit code.
 
-    The code is the error's `exit_code`, if it has one: 2 of a wrong setting. Else it is 1.
+    The code is the error's `exit_code`, if it has one: 2 of a wrong setting. Else it is 1, or
+    `exits.TEMPORARY` where a restart may succeed.
     """
+    code = exits.TEMPORARY if exits.is_temporary(error) else 1
     if isinstance(error, BrokenPipeError) and exits.reader_is_gone():
         return 1
     if isinstance(error, ModuleNotFoundError) and (text := extras.advice(error, "all")):
         pass
     elif isinstance(error, paths.outages()):
         text = f"a bucket does not respond ({error}); rerun the command once it does"
-    elif isinstance(error, USER_ERRORS):
+        code = exits.TEMPORARY
+    elif isinstance(error, USER_ERRORS) and code == 1:
         text = error_text(error) or type(error).__name__
     else:
         text = exits.unexpected(error)
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    return getattr(error, "exit_code", 1)
+    return getattr(error, "exit_code", code)
 
 
 def error_text(error: Exception) -> str:
@@ -91,8 +94,8 @@ def run(
     """Runs `main(argv)` under absl flags and exits the process.
 
     Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
-    the traceback instead). 2: a wrong flag, config file, key or value. 130: interrupted by Ctrl-C.
-    143: by SIGTERM.
+    the traceback instead). 2: a wrong flag, config file, key or value. 75: another process, a device
+    or a bucket was lost, and a restart may succeed. 130: interrupted by Ctrl-C. 143: by SIGTERM.
 
     Args:
       main: the command.

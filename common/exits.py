@@ -6,6 +6,7 @@ Loads the standard library only: it also works while the packages of a command a
 import atexit
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -20,6 +21,21 @@ from common import extras
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("alpacare_jax", "benchmarks", "common", "configs", "datagen", "evaluation", "launch")
+
+TEMPORARY = 75
+"""The exit code of what a restart mends (EX_TEMPFAIL); the scripts in launch/ restart the run."""
+
+LOST = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|[A-Z_]+: .*(connection (closed|reset|refused|timed out)"
+    r"|socket (closed|timeout)|timed out (connecting|waiting)|remote process exited|network error"
+    r"|heartbeat|another task died|peer (task|process|rank))",
+    re.DOTALL | re.IGNORECASE,
+)
+"""What XLA says, after a status, of a process or device that went away: its own coordination service
+and, between CPUs and GPUs, Gloo ("UNKNOWN: Gloo all-reduce failed: ... Connection closed by peer") and
+NCCL. Other errors, INTERNAL among them, would only occur again."""
+
+STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 MAX_ERROR_TEXT = 600
 """Characters of an unexpected error's message; XLA's can have thousands."""
@@ -99,6 +115,18 @@ def reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def is_temporary(error: BaseException) -> bool:
+    """Whether another process, a device or the coordinator was lost, so that a restart may succeed.
+
+    Only the text says so: JAX raises some of these errors as ValueError.
+
+    >>> is_temporary(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+    True
+    """
+    text = str(error)
+    return bool(STATUS.match(text) and LOST.match(text))
+
+
 def unexpected(error: BaseException) -> str:
     """One line about an error that is not the user's, with the place in our code.
 
@@ -107,6 +135,8 @@ def unexpected(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())
     text = text[:MAX_ERROR_TEXT] + " ..." * (len(text) > MAX_ERROR_TEXT)
+    if is_temporary(error):
+        return f"another process, a device or the coordinator was lost ({text}); rerun to resume"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"out of memory ({text or 'of this machine'}); use smaller batches or more devices"
     known = f"{type(error).__name__}: {text}".removesuffix(": ")
@@ -144,7 +174,7 @@ def _end_with(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """The excepthook: of errors during imports, and outside of `cli.run`."""
-    Ending.code = 1
+    Ending.code = TEMPORARY if is_temporary(error) else 1
     if _debug():
         sys.__excepthook__(kind, error, traceback)
     elif isinstance(error, KeyboardInterrupt):

@@ -7,7 +7,8 @@
 # Creates .venv here, writes runs/slurm/NAME.sbatch and submits it. COMMAND runs in this folder,
 # which all nodes must share, as one process per node that uses all GPUs of the node. Before the
 # time limit it gets SIGTERM, saves a checkpoint, and the job is requeued. The job is also requeued
-# when a node fails and when a signal ended COMMAND (a crash, out of memory, the watchdog); an error
+# when a node fails, when a signal ended COMMAND (a crash, out of memory, the watchdog), and when it
+# lost another node, a device or a bucket (exit code 75); another error
 # of COMMAND itself is final. To save and end: scancel --signal=TERM JOB
 #
 # --name=NAME             name of the job (default alpacare)

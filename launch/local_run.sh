@@ -8,7 +8,8 @@
 # --devices=N    virtual CPU devices of each process (default 1)
 # --port=N       the port of process 0 (default: a free one)
 # --restarts=N   restarts all, at most N times (default 0), if a signal ended one: it was killed, it
-#                crashed, or the watchdog found it stuck. Exit codes such as 1 and 2 are final.
+#                crashed, or the watchdog found it stuck; or if it ended with 75 (it lost another
+#                process, a device or a bucket). Exit codes such as 1 and 2 are final.
 #
 # The first process that fails ends all others. SIGTERM and SIGINT are passed to every process.
 # Exit code: that of the first failure, or 0.

@@ -224,11 +224,20 @@ class Trace:
             shutil.rmtree(self._local)
 
 
-def use_compilation_cache() -> None:
-    """Caches compiled programs in ~/.cache/alpacare-jax, or JAX_COMPILATION_CACHE_DIR if set."""
+def use_compilation_cache(workdir: str) -> None:
+    """Caches compiled programs in ~/.cache/alpacare-jax, or JAX_COMPILATION_CACHE_DIR if set.
+
+    Beside a workdir in a bucket, in `jax-cache`: of several processes only the first writes, so that
+    the others would never find a program on their own disks, and a preempted VM loses its disk.
+    """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "alpacare-jax"))
+        folder = str(Path(home) / "alpacare-jax")
+        if paths.in_bucket(workdir):
+            folder = f"{workdir.rstrip('/').rpartition('/')[0]}/jax-cache"
+            # XLA's own caches, for GPUs, are on local disks only.
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def seconds_since_start() -> float:

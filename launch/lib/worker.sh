@@ -46,7 +46,7 @@ install_python() {
     echo "installing Python 3.11" >&2
     if python3 -m pip install --quiet --user --constraint constraints.txt uv >&2 &&
         "$uv" python install --quiet 3.11 >&2 &&
-        PYTHON=$("$uv" python find --python-preference only-managed 3.11); then
+        PYTHON=$("$uv" python find --managed-python 3.11); then
         return
     fi
     echo "uv could not install it; trying apt-get" >&2
@@ -152,7 +152,7 @@ stop() { # [SECONDS]
     local pid seconds=${1:-}
     # Of a supervisor that was killed the command may live on.
     pid=$(supervisor || cat "$RUN/pid" 2>/dev/null) && living "$pid" || return 0
-    if [ -d "/proc/$pid" ] && ! supervisor >/dev/null; then return 0; fi # reused
+    if grep -qsa . "/proc/$pid/cmdline" && ! supervisor >/dev/null; then return 0; fi # reused
     if [ -z "$seconds" ]; then touch "$RUN/stopped"; fi
     kill -TERM -- "-$pid" 2>/dev/null || true
     if [ -z "$seconds" ]; then return; fi

@@ -176,6 +176,29 @@ def test_help_is_0_and_needs_no_flag(command):
     assert all(name in out for name in ("--workdir", "--steps", "--[no]debug"))
 
 
+GLOO = "UNKNOWN: Gloo all-reduce failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+LOST = {
+    GLOO: True,  # what JAX 0.10.2 raised, as a ValueError, when the other process was killed
+    "UNAVAILABLE: Failed to send RPC to coordination service": True,
+    "DEADLINE_EXCEEDED: Barrier timed out": True,
+    "ABORTED: tasks are unhealthy (stopped sending heartbeats): /job:jax_worker/task:1": True,
+    "INTERNAL: NCCL operation failed: remote process exited or there was a network error": True,
+    "INTERNAL: Mosaic failed to compile TPU kernel": False,
+    "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes": False,
+    "INVALID_ARGUMENT: shapes differ": False,
+    "data.json:3: heartbeat: connection closed": False,
+    "UNAVAILABLE": False,
+}
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+@pytest.mark.parametrize("text", LOST)
+def test_what_a_restart_mends_ends_with_75(capsys, kind, text):
+    assert cli.fail(kind(text)) == (75 if LOST[text] else 1)
+    line = capsys.readouterr().err
+    assert ("was lost" in line) == LOST[text] and text in line and line.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", [ValueError, OSError, FloatingPointError])
 def test_fail_returns_1(capsys, error):
     assert cli.fail(error("wrong\n  and why")) == 1

@@ -15,7 +15,7 @@ from etils import epath
 
 from alpacare_jax import convert, plan, tokenizer
 from alpacare_jax.checkpoints import checkpoint, model_folder, saving
-from common import cli, jsonl, paths, provenance, records
+from common import cli, exits, jsonl, paths, provenance, records
 from launch import sweep, sweep_results, sweep_runs
 from tests.alpacare_jax.distributed.test_processes import start_together
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, write_examples
@@ -279,7 +279,7 @@ def outage(gcs, monkeypatch):
 def test_an_outage_in_the_middle_of_a_run(gcs, place, corpus, outage, capsys):
     config = ten_steps(corpus, checkpoint__every_steps=3)
     outage(503, 5)  # when metrics.jsonl is put, before the first save
-    assert cli.guard(lambda _: resume(config, place), [], debug=False) == 1
+    assert cli.guard(lambda _: resume(config, place), [], debug=False) == exits.TEMPORARY
     line = capsys.readouterr().err.splitlines()[-1]
     expected = "a bucket does not respond (status 503, 503); rerun the command once it does"
     assert line == f"error: {expected}"

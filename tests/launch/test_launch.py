@@ -699,7 +699,7 @@ class TestSbatch:
             "the command failed with code 134; restarting, 5 of at most 20 times" in result.stderr
         )
 
-    @pytest.mark.parametrize(("code", "requeued"), [(1, []), (139, ["requeue 77"])])
+    @pytest.mark.parametrize(("code", "requeued"), [(1, []), (75, ["requeue 77"])])
     def test_the_first_failure_decides(self, cloud, submitted, code, requeued):
         """A task fails and srun kills the others: it tells the highest code."""
         tasks = f'train() {{ return {code}; }}; export -f train; "${{@:4}}";'

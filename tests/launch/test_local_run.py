@@ -46,13 +46,13 @@ for i in 1 2 3; do if mkdir "$0.$i" 2>&-; then {fails}; fi; done
 """
 
 
-@pytest.mark.parametrize("fails", ["kill -KILL $$", "kill -ALRM $$", "kill -ABRT $$", "exit 139"])
+@pytest.mark.parametrize("fails", ["kill -KILL $$", "kill -ALRM $$", "kill -ABRT $$", "exit 75"])
 def test_what_a_signal_ended_starts_again(fails, tmp_path):
     script = FAILS.format(sleeps=1, fails=fails)
     done = local_run("--processes=2", "--restarts=3", "--", "bash", "-c", script, f"{tmp_path}/n")
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "restarting" in line]
-    assert [re.sub(r"code 1\d\d;", "code C;", line) for line in said] == [
+    assert [re.sub(r"code \d+;", "code C;", line) for line in said] == [
         f"local_run: a process ended with code C; restarting, {i} of at most 3 times"
         for i in (1, 2, 3)
     ]

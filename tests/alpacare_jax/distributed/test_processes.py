@@ -106,17 +106,29 @@ def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices
     assert joined == [("gpu07:61440", 4, 3, 1), ("gpu07:61440", 4, 3, devices, everywhere)]
 
 
-@pytest.mark.parametrize("given", ["", "elsewhere"])
-def test_programs_are_kept_in_the_users_cache_unless_told_otherwise(given, tmp_path, monkeypatch):
-    before = lib.jax.config.jax_compilation_cache_dir
+@pytest.mark.parametrize(
+    ("given", "workdir", "expected"),
+    [
+        ("", "run", "HOME/alpacare-jax"),
+        ("elsewhere", "gs://bucket/runs/one", "elsewhere"),
+        ("", "gs://bucket/runs/one/", "gs://bucket/runs/jax-cache"),
+        ("", "gs://bucket/one", "gs://bucket/jax-cache"),
+    ],
+)
+def test_programs_are_kept_in_the_users_cache_or_beside_a_workdir_in_a_bucket(
+    given, workdir, expected, tmp_path, monkeypatch
+):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+    before = [getattr(lib.jax.config, name) for name in names]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
-        lib.jax.config.update("jax_compilation_cache_dir", given or None)
-        lib.use_compilation_cache()
+        lib.jax.config.update(names[0], given or None)
+        lib.use_compilation_cache(workdir)
         found = lib.jax.config.jax_compilation_cache_dir
     finally:
-        lib.jax.config.update("jax_compilation_cache_dir", before)
-    assert found == (given or f"{tmp_path}/alpacare-jax")
+        for name, value in zip(names, before, strict=True):
+            lib.jax.config.update(name, value)
+    assert found == expected.replace("HOME", str(tmp_path))
 
 
 @pytest.mark.parametrize("bucket", [False, True])
