@@ -94,8 +94,8 @@ def run(
     """Runs `main(argv)` under absl flags and exits the process.
 
     Exit code 0: done. 1: failed, with one line on stderr that names the remedy (`--debug` shows
-    the traceback instead). 2: a wrong flag, config file, key or value. 75: another process, a device
-    or a bucket was lost, and a restart may succeed. 130: interrupted by Ctrl-C. 143: by SIGTERM.
+    the traceback instead). 2: a wrong flag, config file, key or value. 75: another process, a
+    device or a bucket was lost; a restart may succeed. 130: interrupted by Ctrl-C. 143: by SIGTERM.
 
     Args:
       main: the command.

@@ -31,9 +31,9 @@ LOST = re.compile(
     r"|heartbeat|another task died|peer (task|process|rank))",
     re.DOTALL | re.IGNORECASE,
 )
-"""What XLA says, after a status, of a process or device that went away: its own coordination service
-and, between CPUs and GPUs, Gloo ("UNKNOWN: Gloo all-reduce failed: ... Connection closed by peer") and
-NCCL. Other errors, INTERNAL among them, would only occur again."""
+"""What XLA says, after a status, of a process or device that went away: its coordination service
+and, between CPUs and GPUs, Gloo ("UNKNOWN: Gloo all-reduce failed: ... Connection closed by peer")
+and NCCL. Other errors, INTERNAL among them, would only occur again."""
 
 STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 

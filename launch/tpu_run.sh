@@ -14,13 +14,11 @@
 #         and at most 100 MB, to every host; installs; starts COMMAND on all hosts,
 #         prints the log of worker 0, and exits with COMMAND's exit code. The TPU is kept: delete it
 #         when you are done. COMMAND continues without this terminal; the same `run` watches it
-#         again. After a preemption `run` deletes and recreates the TPU, as soon as there is room, and
-#         restarts COMMAND, which resumes from its checkpoint; so write to a bucket (gs://). On a
-#         healthy TPU COMMAND is restarted if a signal ended it (a crash, out of memory, the watchdog),
-#         or with exit code 75, which means that another host, a device or a bucket was lost.
-#         `run` must stay alive for this. For a run of days start it in tmux on a machine that stays
-#         on (the smallest VM will do): tmux new -s alpaca 'bash launch/...'. If it ends too, the
-#         same `run` picks up the current state.
+#         again. After a preemption `run` recreates the TPU, as soon as there is room, and restarts
+#         COMMAND, which resumes from its checkpoint; so write to a bucket (gs://). On a healthy TPU
+#         COMMAND is restarted if a signal ended it (a crash, out of memory, the watchdog), or if it
+#         lost another host, a device or a bucket (exit code 75). For this `run` must stay alive: start
+#         it in tmux on a machine that stays on. If it ends too, the same `run` takes over.
 # status  the TPU's state and that of COMMAND on every host.
 # logs    what COMMAND printed on one host.
 # stop    sends SIGTERM to COMMAND on all hosts, and waits: training saves a checkpoint and ends.
@@ -39,13 +37,12 @@
 #                             --tunnel-through-iap, --ssh-key-file
 # --queued                    requests a queued resource of the same name: where the zone is full, it
 #                             keeps its place; without it, `create` is tried again every minute
-# --wait_hours=N              how long to wait for room, for maintenance and for a network, each
-#                             time (default 72)
+# --wait_hours=N              how long to wait for room, maintenance or a network (default 72)
 # --slices=N                  one run on N such TPUs in one queued resource; sharding.data
 #                             must be a multiple of N (default 1)
 # --untracked                 copies new files that git does not ignore, too     (run)
-# --max_retries=N             how often `run` restarts COMMAND after other failures than preemption
-#                             (default 10; 0: it creates no TPU either)
+# --max_retries=N             how often a COMMAND that failed is restarted; preemptions do not count
+#                             (default 10; 0: no TPU is created either)
 # --slice=N --worker=N        which host (logs; default 0)
 # --follow                    until COMMAND ends (logs)
 # --dry_run                   prints each command and runs none; needs no gcloud
@@ -167,7 +164,7 @@ finish_failed() { # ends the script with CODE, unless a restart may help
 
 run() { # COMMAND...
     local retries=0 again=0
-    ARCHIVE=$CACHE/$name.tgz # packed once: a retry runs the same code
+    ARCHIVE=${XDG_CACHE_HOME:-$HOME/.cache}/alpacare-jax/$name.tgz # packed once: a retry runs the same code
     pack "$ARCHIVE"
     trap 'leave 130' INT
     trap 'leave 143' TERM

@@ -227,7 +227,7 @@ class Trace:
 def use_compilation_cache(workdir: str) -> None:
     """Caches compiled programs in ~/.cache/alpacare-jax, or JAX_COMPILATION_CACHE_DIR if set.
 
-    Beside a workdir in a bucket, in `jax-cache`: of several processes only the first writes, so that
+    Beside a workdir in a bucket, in `jax-cache`: of several processes only the first writes, so
     the others would never find a program on their own disks, and a preempted VM loses its disk.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]

@@ -127,8 +127,7 @@ prepare_work() { # a temporary folder, removed when the script ends
 
 call() { # COMMAND...: runs it, or prints it in a dry run; keeps its stderr for `last_error`
     if [ "$dry_run" = 1 ]; then
-        printf '%s\n' "$(quote "$@")" >&3
-        return
+        printf '%s\n' "$(quote "$@")" >&3 && return
     fi
     # In the background, so that a signal is handled at once.
     "$@" 2>"${ERRORS:-$WORK/stderr}" </dev/null 3>&- &
@@ -141,7 +140,10 @@ last_error() {
     awk '
         /^Updates are available|^ *\$ gcloud components/ { exit }
         tolower($0) ~ /^ *\(?(error|fatal)/ || /^googlecloudsdk[.a-zA-Z_]*: / { found = 1 }
-        found && /[^ ]/ && length(text) < 400 { sub(/^ +|^googlecloudsdk[^ ]* /, ""); text = text separator $0; separator = " " }
+        found && /[^ ]/ && length(text) < 400 {
+            sub(/^ +|^googlecloudsdk[^ ]* /, "")
+            text = text separator $0; separator = " "
+        }
         /[^ ]/ && !/^Completed execution/ { last = $0 }
         END { print text ? text : last ? last : "no error message" }' "$WORK/stderr"
 }

@@ -8,8 +8,7 @@ find_python() {
     for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
         if [ -n "$candidate" ] && "$candidate" -c \
             'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$candidate"
-            return
+            echo "$candidate" && return
         fi
     done
     echo "error: no Python 3.11 or newer with venv; install one (Debian: python3 python3-venv)" \
@@ -34,9 +33,7 @@ prepare_environment() {
     VENV=${VENV:-.venv}
     PYTHON_BIN=$VENV/bin/python
     stamp="$VENV/installed-$(cat setup.py constraints.txt | cksum | tr ' ' -)-$extras"
-    if [ -f "$stamp" ]; then
-        return
-    fi
+    if [ -f "$stamp" ]; then return; fi
     python=$(find_python) || return 1
     "$PYTHON_BIN" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$VENV" # or half of one
     (

@@ -11,7 +11,6 @@ ASK_SECONDS=${ALPACARE_ASK_SECONDS:-300}
 SILENT_SECONDS=${ALPACARE_SILENT_SECONDS:-3600} # of a TPU that is ready and under no maintenance
 INSTALL_SECONDS=1800
 SCRIPT=alpacare-jax/tree/launch/lib/worker.sh
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/alpacare-jax
 
 pause() { # SECONDS; a signal is handled at once, not after the pause
     if [ "$dry_run" = 1 ]; then return; fi
@@ -51,8 +50,7 @@ pack() {
     command+=" tar --no-recursion --null --files-from=- -czf $(quote "$1")"
     if [ "$dry_run" = 1 ]; then
         printf '(%s)\n' "$command" >&3
-        SUM=SHA256
-        return
+        SUM=SHA256 && return
     fi
     check_size
     mkdir -p "$(dirname "$1")"
@@ -95,10 +93,8 @@ on_all() {
     on_hosts "$@" >"$WORK/output" || true
     MISSING=
     if [ "$dry_run" = 1 ]; then printf 'ended\t0\t0\t-\tdry\n' >"$WORK/states" && return; fi
-    awk -v states="$WORK/states" -f launch/lib/answers.awk "$WORK/hosts" "$WORK/output" >"$WORK/missing"
-    MISSING=$(sort -V "$WORK/missing" | awk '
-        NR <= 5 { printf "%s%s", separator, $0; separator = ", " }
-        END { if (NR > 5) printf " and %d more", NR - 5 }')
+    MISSING=$(awk -v states="$WORK/states" -f launch/lib/answers.awk "$WORK/hosts" "$WORK/output" |
+        sort -V | paste -sd , | sed -E 's/,/, /g; s/^(([^,]*,){5}).*/\1 .../')
     [ -z "$MISSING" ]
 }
 
@@ -107,22 +103,7 @@ query_states() {
 }
 
 evaluate_states() { # sets OUTCOME, CODE and HOST
-    read -r OUTCOME CODE HOST < <(awk -F '\t' '
-        { state = $1; host = $5; count[state]++ }
-        (state == "ended" && $2 != 0) || state ~ /^(lost|killed|none)$/ {
-            # The first to fail is the cause; the others fail because they lost it.
-            if (!failed || $3 < first) { failed = 1; first = $3; code = $2; culprit = host }
-        }
-        state ~ /^(interrupted|rebooted)$/ && !gone { gone = host }
-        state == "stopped" && $2 > worst { worst = $2 }
-        END {
-            if (count["stopped"] && !count["running"]) print "stopped", worst + 0, "-"
-            else if (count["stopped"]) print "running 0 -"
-            else if (gone) print "interrupted 1", gone
-            else if (failed) print "failed", code, culprit
-            else if (count["running"]) print "running 0 -"
-            else print "done 0 -"
-        }' "$WORK/states")
+    read -r OUTCOME CODE HOST < <(awk -F '\t' -f launch/lib/outcome.awk "$WORK/states")
 }
 
 # Prints what is new in the log of host $worker of $slice, from byte NEXT on, in pieces. The line

@@ -142,10 +142,10 @@ ensure_ready() { # waits until the TPU is ready, and creates it where there is n
             hold "$name is under maintenance, no answer from $MISSING"
             ;;
         MISSING | PREEMPTED | FAILED | UNKNOWN)
-            if [ "$max_retries" = 0 ]; then
-                fail "$name is $STATE, and --max_retries=0 does not recreate it"
+            [ "$max_retries" != 0 ] || fail "$name is $STATE, and --max_retries=0 does not recreate it"
+            if [ "$created" = 1 ]; then
+                hold "$name is $STATE as soon as it is created${CAUSE:+: $CAUSE}"
             fi
-            if [ "$created" = 1 ]; then hold "$name is $STATE as soon as it is created${CAUSE:+: $CAUSE}"; fi
             created=0
             replace && created=1
             ;;
@@ -167,10 +167,7 @@ replace() { # creates the TPU anew; false where that is tried again
             return 1
         fi
     fi
-    if create; then
-        UNATTENDED=1
-        return
-    fi
+    if create; then UNATTENDED=1 && return; fi
     error="cannot create $name: $(last_error)"
     if no_room "$error"; then
         hold "$error; asking again for up to $wait_hours h"

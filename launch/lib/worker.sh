@@ -2,23 +2,18 @@
 # What tpu_run.sh calls on every host. A host has one run, which outlives the connection that
 # started it.
 #
-#     worker.sh install ARCHIVE EXTRA    finishes unpacking ARCHIVE; installs .[EXTRA]
-#     worker.sh start KEY TOKEN COMMAND...    starts COMMAND in the tree. KEY identifies the command,
-#                                        TOKEN this start: a repeated one does nothing
-#     worker.sh stop [SECONDS]           SIGTERM to COMMAND; SIGKILL if it still runs after SECONDS
-#     worker.sh state                    nothing more than what all of these end with:
-#
-#         alpacare-state HOST STATE CODE TIME KEY ADDRESSES .
-#
-#     worker.sh log BYTE                 the log from that byte on, at most 1 MB of it, and a line
-#
-#         alpacare-log LENGTH NEXT_BYTE running|ended|more
+#     worker.sh install ARCHIVE EXTRA      finishes unpacking ARCHIVE; installs .[EXTRA]
+#     worker.sh start KEY TOKEN COMMAND... in the tree; KEY identifies the command, TOKEN this start:
+#                                          what is repeated does nothing
+#     worker.sh stop [SECONDS]             SIGTERM; SIGKILL if COMMAND still runs after SECONDS
+#     worker.sh state                      prints what all of these end with:
+#                                          alpacare-state HOST STATE CODE TIME KEY ADDRESSES .
+#     worker.sh log BYTE                   the log from there on, at most 1 MB, and a line:
+#                                          alpacare-log LENGTH NEXT_BYTE running|ended|more
 #
 # STATE is running, ended, stopped (by `stop`), interrupted (by a SIGTERM from elsewhere:
 # maintenance or preemption), rebooted, lost (ended without a trace), killed (by `stop SECONDS`) or
-# none.
-#
-# venv/ and run/ are next to the tree.
+# none. venv/ and run/ are next to the tree.
 set -euo pipefail
 
 BASE=$(cd "$(dirname "$0")/../../.." && pwd)
@@ -33,10 +28,8 @@ living() { # GROUP: whether any of its processes lives; zombies do not
 
 supervisor() { # prints the supervisor's process id, if it runs
     local pid
-    pid=$(cat "$RUN/pid" 2>/dev/null) || return 1
     # Process ids are reused: after a while this one may be another process.
-    grep -qs supervise "/proc/$pid/cmdline" || return 1
-    echo "$pid"
+    pid=$(cat "$RUN/pid" 2>/dev/null) && grep -qs supervise "/proc/$pid/cmdline" && echo "$pid"
 }
 
 # TPU images have Python 3.10, too old for JAX, and Ubuntu 22.04's own 3.11 is a release candidate.

@@ -164,7 +164,7 @@ TOOLS = ("awk", "basename", "bash", "cat", "cksum", "dirname", "git", "grep", "m
 def tools(tmp_path_factory) -> str:
     """A PATH without gcloud and SLURM."""
     root = tmp_path_factory.mktemp("tools")
-    for name in (*TOOLS, "id", "od", "seq", "sort", "tr", "wc"):
+    for name in (*TOOLS, "id", "od", "paste", "seq", "sort", "tr", "wc"):
         (root / name).symlink_to(shutil.which(name))
     return str(root)
 
