@@ -13,8 +13,8 @@ from tests.conftest import LIMIT, REPOSITORY
 from tests.launch.conftest import PYTHON, write_program
 
 TOOLS = (
-    "awk bash cat cksum comm cp cut date dirname env grep gzip head id kill ls mkdir mv nohup ps rm"
-    " sed seq setsid sort stat tail tar touch tr uname wc xargs"
+    "awk bash cat cksum comm cp cut date dirname env flock grep gzip head id kill ls mkdir mv nohup"
+    " ps rm sed seq setsid sort stat tail tar touch tr uname wc xargs"
 )
 
 OLD_PYTHON = """\
