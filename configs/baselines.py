@@ -61,6 +61,21 @@ PMC = {
     "optimizer.learning_rate": 2e-5,
     "train.epochs": 3,
 }
+BAIZE = {
+    "lora.rank": 8,
+    "lora.alpha": 16.0,
+    "lora.dropout": 0.05,
+    "lora.targets": "q_proj,k_proj,v_proj,gate_proj,up_proj,down_proj",
+    "lora.base": "int8",
+    "data.path": "data/baize_medical.jsonl",
+    "data.template": "baize-dialogue",
+    "data.max_length": 512,
+    "optimizer.learning_rate": 2e-4,
+    "optimizer.schedule": "linear",  # transformers' default
+    "optimizer.warmup_steps": 100,
+    "train.batch_size": 64,
+    "train.epochs": 1,
+}
 LLAMA3 = {"data.template": "llama3", "optimizer.learning_rate": 2e-5}
 LLAMA3_SOURCE = "ours: AlpaCare's recipe, the template of LLaMA 3's instruction models"
 
@@ -88,6 +103,13 @@ ROWS: dict[str, Row] = {
         "chaoyi-wu/MedLLaMA_13B",
         "the settings of the second stage were never published: batch, rate and warm-up are the "
         "first stage's, epochs Alpaca's",
+    ),
+    "baize-healthcare": Row(
+        "llama-7b",
+        BAIZE,
+        "baize-chatbot finetune.py; its card says all linear layers, its script leaves out o_proj",
+        "dialogues of several turns are single questions and answers here; float16 and its int8 "
+        "kernels are bfloat16 here",
     ),
     "llama3-8b": Row("llama3-8b", LLAMA3, LLAMA3_SOURCE),
     "llama3.2-1b": Row("llama3.2-1b", LLAMA3 | {"optimizer.learning_rate": 5e-5}, LLAMA3_SOURCE),

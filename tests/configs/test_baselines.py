@@ -24,6 +24,7 @@ PUBLISHED = {
     "medalpaca-7b": (2e-5, 3, 128, RATIO, 100, 256, "medalpaca", 0.1),
     "medalpaca-13b": (2e-5, 3, 128, RATIO, 100, 256, "medalpaca", 0.1),
     "pmc-llama-13b": (2e-5, 3, 4 * 4 * 8, RATIO, STEPS, 512, "alpaca", 0),
+    "baize-healthcare": (2e-4, 1, 64, RATIO, 100, 512, "baize-dialogue", 0),
     "llama3-8b": (2e-5, 3, BATCH, RATIO, STEPS, 1024, "llama3", 0),
     "llama3.2-1b": (5e-5, 3, BATCH, RATIO, STEPS, 1024, "llama3", 0),
 }
@@ -47,9 +48,10 @@ def test_the_row_is_the_published_recipe(system):
         data.template,
         data.eval_share,
     )
-    assert (optimizer.name, optimizer.schedule, optimizer.weight_decay) == ("adamw", "cosine", 0)
+    schedule = "linear" if system.startswith("baize") else "cosine"
+    assert (optimizer.name, optimizer.schedule, optimizer.weight_decay) == ("adamw", schedule, 0)
     masked = prompts.TEMPLATES[data.template].loss == "responses"
-    assert masked == (not system.startswith("medalpaca")) and data.loss == "template"
+    assert masked == (not system.startswith(("medalpaca", "baize"))) and data.loss == "template"
 
 
 @pytest.mark.parametrize("system", baselines.ROWS)
