@@ -43,6 +43,7 @@ from common import cli, paths, provenance
 from common.messages import StatusLine, duration, heartbeat
 from common.records import Example, read_examples, require_unique_ids
 from common.sections import UsageError, flatten
+from common.text.conversations import Turn
 
 GENERATION_RULES = {
     **dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], "tensor"),
@@ -224,7 +225,12 @@ def answers(
 def as_record(
     example: Example, answer: dict[str, Any], generator: str, dataset: str
 ) -> dict[str, Any]:
-    """One record of the output; its first three fields, and its format, are alpaca_eval's."""
+    """One record of the output; its first three fields, and its format, are alpaca_eval's.
+
+    A conversation has its `messages`, too, up to the last question.
+    """
+    turns = [*example.history, Turn("user", example.instruction)] if example.history else []
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     return {
         "instruction": example.instruction,
         "output": answer["output"],
@@ -232,6 +238,7 @@ def as_record(
         "id": example.id,
         "input": example.input,
         "dataset": dataset,
+        **({"messages": messages} if turns else {}),
     } | answer
 
 
@@ -285,16 +292,29 @@ def run(config: GenerationConfig) -> None:
     as_answer = functools.partial(as_record, **names)
     for index in overlong_prompts(examples, encoded, max_length):
         partial.add(index, as_answer(examples[index], answer_file.NO_ANSWER))
-    requests = [
-        Request(i, ids, config.max_new_tokens or max_length)
-        for i, ids in enumerate(encoded)
+    pending = {
+        i: (example, ids)
+        for i, (example, ids) in enumerate(zip(examples, encoded, strict=True))
         if i not in partial.answers
-    ]
+    }
     eos = model_folder.eos_ids(config.checkpoint, tokenizer, template)
     with heartbeat("loading the weights"):
         engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
-    for index, answer in answers(engine, requests, tokenizer, stops):
-        partial.add(index, as_answer(examples[index], answer))
+    while pending:  # once, or for conversations with several questions once for each
+        asked, pending = pending, {}
+        requests = [
+            Request(i, ids, config.max_new_tokens or max_length) for i, (_, ids) in asked.items()
+        ]
+        for index, answer in answers(engine, requests, tokenizer, stops):
+            example, ids = asked[index][0], []
+            if example.further:
+                following = example.following(answer["output"])
+                ids = encode_prompt(following, tokenizer, template)
+                example, answer = following, answer_file.NO_ANSWER
+            if 0 < len(ids) < max_length:
+                pending[index] = example, ids
+            else:
+                partial.add(index, as_answer(example, answer))
     partial.finish(record)
 
 

@@ -13,6 +13,8 @@ from etils import epath
 
 from common import data_file, jsonl, messages
 from common.jsonl import Record
+from common.text import conversations
+from common.text.conversations import Turn
 
 MAX_DIFFICULTY = 5
 
@@ -70,6 +72,14 @@ class Example:
     instruction: str
     input: str  # "" when there is none
     output: str
+    history: tuple[Turn, ...] = ()  # of a conversation, what precedes this question
+    further: tuple[str, ...] = ()  # questions to ask one after the other, after the answer
+
+    def following(self, output: str) -> "Example":
+        """The conversation with this answer, at the first of its further questions."""
+        question = Turn("user", join_text(self.instruction, self.input))
+        history = (*self.history, question, Turn("assistant", output))
+        return Example(self.id, self.further[0], "", "", history, self.further[1:])
 
 
 def join_text(instruction: str, input: str) -> str:
@@ -99,11 +109,15 @@ def difficulty(text: object) -> int | None:
 
 
 def _read(
-    path: str | PurePath, required: Sequence[str], report: Callable[[str], None]
+    path: str | PurePath,
+    required: Sequence[str],
+    report: Callable[[str], None],
+    convert: Callable[[str, Record], Record] = lambda _, record: record,
 ) -> Iterator[tuple[str, Record]]:
     """(location, record) of each record, with checked texts and an `id`; counts go to `report`."""
     number, words = -1, collections.Counter()
-    for number, (location, record) in enumerate(data_file.read(path)):
+    for number, (location, found) in enumerate(data_file.read(path)):
+        record = convert(location, found)
         if not record.keys() >= set(required) or isinstance(record["instruction"], list | dict):
             raise ValueError(f"{location}: {_explain(record, required, path)}")
         texts = {name: jsonl.text(location, record, name) for name in ("input", *required)}
@@ -140,8 +154,9 @@ def describe_turns(record: Record, path: str | PurePath) -> str:
             )
             return (
                 f"a conversation (field {name!r}: a list of {role!r} and {text!r}), not a record "
-                "with 'instruction' and 'output'; conversations cannot be trained on. To take "
-                f"those of one question and one answer: {command}"
+                "with 'instruction' and 'output'; train, tokenizer and generate read conversations "
+                "in a field messages or conversations. To take those of one question and one "
+                f"answer: {command}"
             )
     asked = '"id": str(r["question_id"]), "instruction"'
     if "question_id" in record and isinstance(record.get("turns"), list):
@@ -253,19 +268,41 @@ def read_examples(
 ) -> list[Example]:
     """The examples of a file; with `answered=False` its prompts, whose `output` may be missing.
 
+    Records may be conversations. Their last question and answer are those of the example; a
+    question at the end, that has no answer, is left out and counted, if `answered`; else the
+    first of several is the example's, and `further` has the others.
+
     Raises:
       FileNotFoundError, ValueError: as `read_records`.
     """
     required = ("instruction", "output") if answered else ("instruction",)
-    return [
-        Example(
-            id=record["id"],
-            instruction=record["instruction"],
-            input=record["input"],
-            output=jsonl.text(location, record, "output"),
+    examples, unanswered = [], 0
+    around: dict[str, Any] = {}  # the other turns of the record that was read last
+
+    def as_record(location: str, record: Record) -> Record:
+        nonlocal unanswered, around
+        turns = None if "instruction" in record else conversations.of_record(location, record)
+        if turns is None:
+            around = {}
+            return record
+        unanswered += answered and turns[-1].role == "user"
+        parts = conversations.split(location, turns, answered)
+        around = {"history": parts.history, "further": parts.further}
+        return record | {"instruction": parts.question, "output": parts.answer}
+
+    for location, record in _read(path, required, report, as_record):
+        examples.append(
+            Example(
+                id=record["id"],
+                instruction=record["instruction"],
+                input=record["input"],
+                output=jsonl.text(location, record, "output"),
+                **around,
+            )
         )
-        for location, record in _read(path, required, report)
-    ]
+    if unanswered:
+        report(f"{path}: {unanswered:,} conversations end with a question, which is left out")
+    return examples
 
 
 def require_kept(

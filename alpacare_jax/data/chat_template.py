@@ -1,7 +1,9 @@
 """The Jinja `chat_template` of a tokenizer's folder, rendered as transformers renders it."""
 
 import datetime
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -19,12 +21,16 @@ from alpacare_jax.data.tokenizers import Tokenizer
 from common import provenance
 from common.records import join_text
 from common.sections import UsageError
+from common.text.conversations import Turn
 
 Message = Mapping[str, str]
 """{"role": system, user or assistant, "content": text}."""
 
 ANSWER, END = "\ufdd1", "\ufdd2"
 """Noncharacters of Unicode, around what a template marks as generated."""
+
+
+OTHERWISE = "writes an answer's beginning otherwise than it asks for it"
 
 
 class _Generation(jinja2.ext.Extension):
@@ -71,6 +77,7 @@ class ChatTemplate:
         """Raises UsageError if the folder has no chat template, ValueError if it is damaged."""
         self._directory = directory
         source = _source(epath.Path(directory))
+        self.marked = bool(re.search(r"{%[-+]?\s*generation\b", source))
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -98,16 +105,47 @@ class ChatTemplate:
         """As `Template.prompt`; instruction and input are one message."""
         return _unmarked(self.render(_question(instruction, input), prompt=True))
 
-    def response(self, instruction: str, input: str, output: str) -> str:
-        """As `Template.response`."""
-        answered = [*_question(instruction, input), {"role": "assistant", "content": output}]
-        prompt, whole = self.prompt(instruction, input), _unmarked(self.render(answered))
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f"the chat template of {self._directory} writes an answer's beginning otherwise "
-                "than it asks for it, so that it cannot be trained on; name another template"
-            )
-        return whole.removeprefix(prompt)
+    def pieces(
+        self, history: Sequence[Turn], instruction: str, input: str, output: str | None
+    ) -> list[str]:
+        """The texts of question, answer, question ... of a conversation, each in its frame.
+
+        With `output` its last answer, and what a template that marks answers writes behind it.
+
+        Raises:
+          ValueError: the template rejects the conversation, or cannot be trained on.
+        """
+        messages = [{"role": role, "content": text} for role, text in history]
+        messages.append({"role": "user", "content": join_text(instruction, input)})
+        prompt = self.render(messages, prompt=True)
+        if history and history[0].role == "system" and history[0].text.strip() not in prompt:
+            raise self._unusable("has no place for a system prompt")
+        if output is not None:
+            messages.append({"role": "assistant", "content": output})
+        whole = prompt if output is None else self.render(messages)
+        if self.marked:
+            pieces = re.split(f"[{ANSWER}{END}]", whole)
+            if output is not None and "".join(pieces[:-2]) != _unmarked(prompt):
+                raise self._unusable(OTHERWISE)
+            return pieces
+        borders = [0]
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                question = self.render(messages[:number], prompt=True)
+                answered = self.render(messages[: number + 1])
+                if not whole.startswith(answered):  # some write the last newline only at the end
+                    answered = answered.rstrip()
+                if not (whole.startswith(answered) and answered.startswith(question)):
+                    raise self._unusable(OTHERWISE)
+                borders += [len(question), len(answered)]
+        pieces = [whole[start:end] for start, end in itertools.pairwise(borders)]
+        return pieces if output is not None else [*pieces, whole[borders[-1] :]]
+
+    def _unusable(self, reason: str) -> ValueError:
+        return ValueError(
+            f"the chat template of {self._directory} {reason}, so that it cannot be trained on; "
+            "name another template"
+        )
 
     def without_frame(self, prompt: str) -> str:
         """The prompt as it is."""

@@ -12,6 +12,7 @@ from alpacare_jax.data.prompts import Template
 from alpacare_jax.data.tokenizers import Tokenizer
 from common import sections
 from common.records import Example
+from common.text.conversations import Turn
 
 MAX_ROW_LENGTH = 2**20
 """Tokens; attention over a longer row fits on no device."""
@@ -65,12 +66,14 @@ class DataConfig:
 class EncodedExample:
     """Token ids of prompt, response and EOS, and which of them carry loss.
 
-    By default those of the response do: ids[prompt_length:].
+    By default those of the response do: ids[prompt_length:]. Of a conversation, the prompt is all
+    before the last answer.
     """
 
     ids: np.ndarray  # int32
     prompt_length: int
     loss: np.ndarray = None  # pyright: ignore[reportAssignmentType] - bool, as long as ids
+    answers: tuple[tuple[int, int], ...] = ()  # start and end of each, of a conversation
 
     def __post_init__(self):
         if self.loss is None:
@@ -81,19 +84,22 @@ class EncodedExample:
         """Tokens that carry loss."""
         return int(self.loss.sum())
 
-    def truncated(self, length: int) -> "EncodedExample":
-        """Its first `length` tokens."""
-        return EncodedExample(self.ids[:length], self.prompt_length, self.loss[:length])
+    def truncated(self, length: int, at_turn: bool = True) -> "EncodedExample":
+        """Its first `length` tokens; of a conversation with `at_turn`, its first whole turns."""
+        whole = tuple(answer for answer in self.answers if answer[1] <= length)
+        if at_turn and whole:
+            (first, length), kept = whole[-1], whole
+        else:
+            starts = (start for start, _ in self.answers if start < length)
+            first, kept = max(starts, default=self.prompt_length), ()
+        return EncodedExample(self.ids[:length], first, self.loss[:length], kept)
 
 
 def encode_prompt(
     example: Example, tokenizer: Tokenizer, template: Template | ChatTemplate
 ) -> list[int]:
     """The ids of the prompt, after BOS where tokenizer and template add one."""
-    adds_bos = template.bos and tokenizer.adds_bos
-    bos = [tokenizer.bos_id] if adds_bos and tokenizer.bos_id is not None else []
-    texts = map(tokenizer.guard, (example.instruction, example.input))
-    return bos + tokenizer.encode_template(template.prompt(*texts))
+    return _encode(example, None, tokenizer, template)[0]
 
 
 def encode_example(
@@ -108,28 +114,70 @@ def encode_example(
     prompt_length = 4
     loss          = [  0,  0,  0,  0,  1,  1,   1]    all: [0, 1, 1, 1, 1, 1, 1]
 
-    Where the template ends an answer with a control token, it takes the place of EOS. Nothing
-    predicts the first token.
+    Where the template ends an answer with a control token, it takes the place of EOS. Where it
+    marks what is generated, that carries loss and nothing else. Nothing predicts the first token.
 
     Args:
-      loss: one of prompts.LOSSES.
+      loss: one of prompts.LOSSES; of a conversation every answer is a response.
     """
-    prompt = encode_prompt(example, tokenizer, template)
-    texts = map(tokenizer.guard, (example.instruction, example.input, example.output))
-    response = tokenizer.encode_template(template.response(*texts), continuation=True)
-    controls = [i for i, token_id in enumerate(response) if token_id in tokenizer.control_ids]
-    # A template may write a newline behind its control token; the answer has ended there.
-    response = response[: controls[-1] + 1] if controls else [*response, tokenizer.eos_id]
-    ids = np.array([*prompt, *response], np.int32)
-    everything = (template.loss if loss == "template" else loss) == "all"
-    first = 1 if everything else len(prompt)
-    return EncodedExample(ids, len(prompt), np.arange(len(ids)) >= first)
+    ids, answers = _encode(example, example.output, tokenizer, template)
+    carries = np.zeros(len(ids), bool)
+    loss = template.loss if loss == "template" else loss
+    for start, end in answers[-1:] if loss == "last" else answers:
+        carries[start:end] = True
+    if loss == "all":
+        carries[1:] = True
+    first, _ = answers[-1]
+    return EncodedExample(
+        np.array(ids, np.int32), first, carries, tuple(answers) if len(answers) > 1 else ()
+    )
+
+
+def _encode(
+    example: Example,
+    output: str | None,
+    tokenizer: Tokenizer,
+    template: Template | ChatTemplate,
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of a conversation, up to its last question without `output`; spans of its answers."""
+    guard = tokenizer.guard
+    history = [Turn(role, guard(text)) for role, text in example.history]
+    texts = guard(example.instruction), guard(example.input)
+    pieces = template.pieces(history, *texts, None if output is None else guard(output))
+    bos = tokenizer.bos_id if template.bos and tokenizer.adds_bos else None
+    ids, answers = [] if bos is None else [bos], []
+    rest: list[int] = []  # of an answer, behind the control token that ends it
+    for number, piece in enumerate(pieces):
+        found = tokenizer.encode_template(piece, continuation=number > 0)
+        if number % 2 == 0:
+            last = number == len(pieces) - 1 and output is not None
+            ids += rest + (_ended(found, tokenizer)[0] if last else found)
+            continue
+        if not template.marked:
+            found, rest = _ended(found, tokenizer)
+            if not found:
+                found, rest = [*rest, tokenizer.eos_id], []
+        answers.append((len(ids), len(ids) + len(found)))
+        ids += found
+    return ids, answers
+
+
+def _ended(ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids up to the last control token, which ends an answer, and the newline or so behind it."""
+    end = max((i for i, id_ in enumerate(ids, 1) if id_ in tokenizer.control_ids), default=0)
+    return ids[:end], ids[end:]
 
 
 def end_id(tokenizer: Tokenizer, template: Template | ChatTemplate) -> int:
     """The token that ends an answer in training: EOS, or a control token of the template."""
     return int(encode_example(Example("", "a", "", "b"), tokenizer, template).ids[-1])
 
+
+UNMARKED = (
+    "without loss on what ends an answer, which the chat template does not mark: the model does "
+    "not learn to stop"
+)
+"""Of examples; the chat template is the one that says so."""
 
 NOUNS = {1: "examples", 2: "pairs"}
 """Answers of a record -> what messages call such records."""
@@ -156,21 +204,26 @@ def encode_all(
     """
     kept, counts = [], collections.Counter()
     action = {"truncate": "truncated", "drop": "dropped"}.get(config.overlong, "")
-    overlong = f"{action}: over {config.max_length:,} tokens"
+    overlong = f"over {config.max_length:,} tokens"
     for start in range(0, len(examples), answers):
         record = examples[start : start + answers]
         if not all(example.output.strip() for example in record):
             counts["dropped: empty output"] += 1
             continue
-        encoded = [encode_example(example, tokenizer, template, config.loss) for example in record]
+        encoded = [encode_example(one, tokenizer, template, config.loss) for one in record]
+        if template.marked and any(
+            one.ids[one.loss][-1] not in tokenizer.control_ids for one in encoded
+        ):
+            counts[UNMARKED] += 1
         if (longest := max(len(one.ids) for one in encoded)) > config.max_length:
             if config.overlong == "error":
                 raise ValueError(
                     f"example {record[0].id} is {longest:,} tokens, over data.max_length "
                     f"{config.max_length:,}; raise it or set data.overlong to truncate or drop"
                 )
-            counts[overlong] += 1
-            encoded = [one.truncated(config.max_length) for one in encoded]
+            at_turn = config.overlong == "truncate" and answers == 1
+            encoded = [one.truncated(config.max_length, at_turn) for one in encoded]
+            counts[f"{action}{' after a whole turn' * bool(encoded[0].answers)}: {overlong}"] += 1
             if config.overlong == "drop":
                 continue
             if not all(one.num_targets > 0 for one in encoded):

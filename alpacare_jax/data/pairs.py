@@ -1,6 +1,7 @@
 """Pairs of answers, one preferred to the other: from judgements, or from a file of pairs."""
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import PurePath
 
@@ -27,8 +28,8 @@ def read_pairs(path: str | PurePath, *, report: Callable[[str], None] = messages
 
     Of judgements, the pairs of answers are kept on which all verdicts, in both orders, agree; the
     others are counted. Records have `chosen` and `rejected`, and a prompt in one of PROMPT_FIELDS,
-    with `input` where there is one. Prompt and answers may be lists of turns; an answer may repeat
-    the prompt.
+    with `input` and `system` where there are any. Prompt and answers may be lists of turns; an
+    answer may repeat the prompt.
 
     Args:
       report: receives a line about the judgements.
@@ -50,7 +51,7 @@ def read_pairs(path: str | PurePath, *, report: Callable[[str], None] = messages
 
 def _pair(location: str, record: Record, id_: str) -> Pair:
     chosen, rejected = (_answer(location, record, name, id_) for name in ("chosen", "rejected"))
-    if (chosen.instruction, chosen.input) != (rejected.instruction, rejected.input):
+    if dataclasses.replace(chosen, output="") != dataclasses.replace(rejected, output=""):
         raise ValueError(f"{location}: 'chosen' and 'rejected' answer different prompts")
     return chosen, rejected
 
@@ -74,12 +75,12 @@ def _answer(location: str, record: Record, field: str, id_: str) -> Example:
         turns = (*conversations.read_turns(location, prompt, record[prompt]), *turns)
     elif len(turns) == 1 and prompt:
         turns = (Turn("user", jsonl.text(location, record, prompt)), *turns)
-    if [turn.role for turn in turns] != ["user", "assistant"]:
-        raise ValueError(
-            f"{location}: field {field!r} is no answer to one question, but a conversation of "
-            f"{', '.join(turn.role for turn in turns)}"
-        )
-    return Example(id_, turns[0].text, jsonl.text(location, record, "input"), turns[-1].text)
+    turns = conversations.with_system(location, record, turns)
+    if [turn.role for turn in turns[-2:]] != ["user", "assistant"]:
+        raise ValueError(f"{location}: field {field!r} does not end with a question and its answer")
+    *history, question, answer = turns
+    input = jsonl.text(location, record, "input")
+    return Example(id_, question.text, input, answer.text, tuple(history))
 
 
 def _judged(

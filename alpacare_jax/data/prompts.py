@@ -1,16 +1,21 @@
 """Prompt templates: the text before the answer, made from an instruction and its input."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.records import join_text
 from common.sections import UsageError
+from common.text.conversations import Turn
 
 LOSSES = ("template", "responses", "last", "all")
 """The tokens that carry loss: as the template's authors trained, the answers, the last of them, or
 every token."""
+
+
+CONVERSE = "choose template chat, the tokenizer's own, or llama3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Template:
 
     without_input: str
     with_input: str = ""  # "": instruction and input are one text, in place of the instruction
+    further: str = ""  # how a further question follows an answer; "": the template is of one
+    system: str = ""  # what comes first where there is a system prompt; "": it has no place
     lead: str = ""  # what training puts between prompt and answer
     end: str = ""  # what ends an answer; the tokenizer's EOS follows unless it has a control token
     tokens: tuple[str, ...] = ()  # control tokens that the tokenizer must have
@@ -38,10 +45,34 @@ class Template:
             instruction = join_text("" if instruction == self.stated else instruction, input)
         return self.without_input.format(instruction=instruction)
 
-    def response(self, instruction: str, input: str, output: str) -> str:
-        """What follows the prompt in training."""
-        del instruction, input
-        return f"{self.lead}{output}{self.end}"
+    def pieces(
+        self, history: Sequence[Turn], instruction: str, input: str, output: str | None
+    ) -> list[str]:
+        """The texts of question, answer, question ... of a conversation; see `ChatTemplate.pieces`.
+
+        Raises:
+          ValueError: the template has no place for a system prompt, or for a further question.
+        """
+        system = history[0].text if history and history[0].role == "system" else ""
+        if system and not self.system:
+            raise ValueError(f"the template has no place for a system prompt; {CONVERSE}")
+        turns = [turn.text for turn in history if turn.role != "system"]
+        if turns and not self.further:
+            raise ValueError(f"the template is of one question and its answer; {CONVERSE}")
+        first, *others = [*turns[::2], instruction]
+        questions = [self.prompt(first, "" if others else input)]
+        if others:
+            others[-1] = join_text(others[-1], input)
+        questions += [self.further.format(instruction=other) for other in others]
+        questions[0] = self.system.format(system=system) * bool(system) + questions[0]
+        answers = [*turns[1::2], *([] if output is None else [output])]
+        pieces = itertools.zip_longest(
+            questions, [f"{self.lead}{answer}{self.end}" for answer in answers]
+        )
+        return [piece for pair in pieces for piece in pair if piece is not None]
+
+    marked = False
+    """Whether what carries loss is marked in the template itself."""
 
     def without_frame(self, prompt: str) -> str:
         """A prompt from its instruction on, for people; one of another template is unchanged."""
@@ -72,11 +103,18 @@ _DOCTOR = (
 )
 _DIALOGUE = "The conversation between human and AI assistant.\n"
 
+_LLAMA3 = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
 ALPACA = Template(
     with_input=f"{_WITH_INPUT} {_REQUEST}{_SECTIONS}",
     without_input=f"{_PREAMBLE}. {_REQUEST}### Instruction:\n{{instruction}}\n\n### Response:",
+    further="\n\n### Instruction:\n{instruction}\n\n### Response:",
 )
-"""stanford_alpaca train.py PROMPT_DICT; AlpaCare trains and generates with the same text."""
+"""stanford_alpaca train.py PROMPT_DICT; AlpaCare trains and generates with the same text. Theirs is
+one question; the form of a further one is ours."""
 
 TEMPLATES: dict[str, Template] = {
     "alpaca": ALPACA,
@@ -84,6 +122,7 @@ TEMPLATES: dict[str, Template] = {
     "chatdoctor": Template(
         f"{_DOCTOR} \n\nChatDoctor: I am ChatDoctor, what medical questions do you have?"
         "\n\nPatient: {instruction}\n\nChatDoctor: ",
+        further="\n\nPatient: {instruction}\n\nChatDoctor: ",
         stated=_DOCTOR,
         stop=("Patient: ",),
         native={
@@ -105,6 +144,7 @@ TEMPLATES: dict[str, Template] = {
     # PMC-LLaMA 13B, README: Alpaca's without the space after "context.".
     "pmc-llama": dataclasses.replace(
         ALPACA,
+        further="",
         with_input=f"{_WITH_INPUT}{_REQUEST}{_SECTIONS}",
         native={"max_new_tokens": 1000, "max_length": 2048},
     ),
@@ -113,6 +153,7 @@ TEMPLATES: dict[str, Template] = {
     # Baize's demo, behind the opening of its training data: the demo's own is long, and under GPL.
     "baize": Template(
         _DIALOGUE + "[|Human|]Hello!\n[|AI|]Hi!\n[|Human|]{instruction}\n[|AI|]",
+        further="\n[|Human|]{instruction}\n[|AI|]",
         stop=("[|Human|]", "[|AI|]"),
         native={"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 512, "max_length": 2048},
     ),
@@ -126,8 +167,9 @@ TEMPLATES: dict[str, Template] = {
     ),
     # LLaMA 3's instruction models; native sampling is that of their generation_config.json.
     "llama3": Template(
-        "<|start_header_id|>user<|end_header_id|>\n\n{instruction}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        _LLAMA3,
+        further=_LLAMA3,
+        system="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
         end="<|eot_id|>",
         tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),

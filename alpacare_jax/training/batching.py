@@ -1,5 +1,6 @@
 """The batches of a run: its config and mesh applied to the records it names."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -34,7 +35,9 @@ def load_batchers(
             f"max_position_embeddings {limit:,}; lower it"
         )
 
-    answers = run_config.preference.answers
+    answers, data = run_config.preference.answers, run_config.data
+    if answers == 2:  # of a conversation, what is compared
+        data = dataclasses.replace(data, loss="last")
 
     def batcher(
         found: Sequence[Record], name: str, batch_size: int | None = None
@@ -45,7 +48,7 @@ def load_batchers(
                 examples,
                 tokenizer,
                 template,
-                run_config.data,
+                data,
                 lambda text: log(f"{name}: {text}"),
                 answers,
             )

@@ -27,8 +27,11 @@ class Turn(NamedTuple):
     text: str
 
 
-def read_turns(location: str, field: str, value: Any) -> tuple[Turn, ...]:
+def read_turns(location: str, field: str, value: Any, questions: bool = False) -> tuple[Turn, ...]:
     """The turns of a field of a record: an optional system prompt, then user and assistant.
+
+    Args:
+      questions: several questions may stand at the end.
 
     Raises:
       ValueError: it is no list of turns, or they do not take turns; the turn is named.
@@ -39,8 +42,10 @@ def read_turns(location: str, field: str, value: Any) -> tuple[Turn, ...]:
         _turn(f"{location}: field {field!r}, turn {number}", turn)
         for number, turn in enumerate(value)
     )
-    expected = "user"
-    for number, turn in enumerate(turns):
+    expected, last = "user", len(turns)
+    while questions and last > 1 and turns[last - 1].role == turns[last - 2].role == "user":
+        last -= 1
+    for number, turn in enumerate(turns[:last]):
         if number == 0 and turn.role in ("system", "assistant"):  # an answer alone is allowed
             expected = "user" if turn.role == "system" else turn.role
             if turn.role == "system":
@@ -72,12 +77,18 @@ def _turn(location: str, turn: Any) -> Turn:
 def of_record(location: str, record: Record) -> tuple[Turn, ...] | None:
     """The conversation of a record, with its field `system` as the first turn; None if it has none.
 
+    It may end with several questions, which are asked one after the other.
+
     Raises: as `read_turns`.
     """
     field = next((name for name in FIELDS if record.get(name)), "")
     if not field:
         return None
-    return with_system(location, record, read_turns(location, field, record[field]))
+    turns = read_turns(location, field, record[field], questions=True)
+    turns = with_system(location, record, turns)
+    if next((turn.role for turn in turns if turn.role != "system"), "") != "user":
+        raise ValueError(f"{location}: field {field!r} must begin with a question of the user")
+    return turns
 
 
 def with_system(location: str, record: Record, turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -88,3 +99,27 @@ def with_system(location: str, record: Record, turns: Sequence[Turn]) -> tuple[T
     if turns and turns[0].role == "system":
         raise ValueError(f"{location}: a field 'system' and a system turn; keep one of them")
     return Turn("system", system), *turns
+
+
+class Parts(NamedTuple):
+    """A conversation as a question with its answer, what precedes it, and what is asked next."""
+
+    history: tuple[Turn, ...]
+    question: str
+    answer: str
+    further: tuple[str, ...]
+
+
+def split(location: str, turns: tuple[Turn, ...], answered: bool) -> Parts:
+    """The last question with its answer or, unless `answered`, the first that has none.
+
+    Raises:
+      ValueError: no question has an answer, but `answered`.
+    """
+    end = max((i for i, turn in enumerate(turns, 1) if turn.role == "assistant"), default=0)
+    if answered and not end:
+        raise ValueError(f"{location}: the conversation has no question with an answer")
+    if answered or end == len(turns):
+        return Parts(turns[: end - 2], turns[end - 2].text, turns[end - 1].text, ())
+    asked = end or int(turns[0].role == "system")
+    return Parts(turns[:asked], turns[asked].text, "", tuple(t.text for t in turns[asked + 1 :]))

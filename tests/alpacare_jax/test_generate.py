@@ -18,12 +18,16 @@ from etils import epath
 
 from alpacare_jax import generate
 from alpacare_jax.checkpoints import checkpoint, identity, model_folder
+from alpacare_jax.data.encoding import encode_prompt
+from alpacare_jax.data.prompts import ALPACA
+from alpacare_jax.data.tokenizers import load
 from alpacare_jax.inference import answer_file
 from alpacare_jax.inference import engine as engine_module
 from alpacare_jax.inference.engine import Answer, Engine, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import params
 from common import provenance
+from common.records import read_examples
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model, umask_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -197,6 +201,46 @@ def test_the_output_holds_the_engines_answers_in_input_order(answer, model, tiny
     assert f"{output}: 7 answers, {truncated} of them never stopped (truncated at" in said.err
     counted = read(output.with_name("answers.json.run.json"))["finish_reasons"]
     assert counted == {"stop": 7 - truncated, "length": truncated}
+
+
+def test_a_conversation_is_answered_after_all_its_turns(answer, model, tmp_path):
+    turns = [("user", "What is fever?"), ("assistant", "Heat."), ("user", "Why?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
+    (record,) = read(answer("chats.json", input=path))
+    assert (record["instruction"], record["messages"]) == ("Why?", messages)
+    tokenizer = load(model)
+    prompt = prompt_text("What is fever?", "")
+    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    ids += [*tokenizer.encode("Heat.", continuation=True), tokenizer.eos_id]
+    further = "\n\n### Instruction:\nWhy?\n\n### Response:"
+    ids += tokenizer.encode(further, continuation=True)
+    assert encode_prompt(read_examples(path, answered=False)[0], tokenizer, ALPACA) == ids
+
+
+def test_several_questions_are_answered_one_after_the_other(answer, asked, model, tmp_path):
+    def write(name, *turns):
+        messages = [{"role": role, "content": text} for role, text in turns]
+        (tmp_path / name).write_text(json.dumps({"id": "c", "messages": messages}) + "\n")
+        return tmp_path / name
+
+    first, second = ("user", "What is fever?"), ("user", "Why?")
+    (alone,) = read(answer("one.json", input=write("one.jsonl", first)))
+    given = write("given.jsonl", first, ("assistant", alone["output"]), second)
+    (want,) = read(answer("given.json", input=given, stop=["\n"]))
+    del asked[:]
+    both = write("two.jsonl", first, second, second)
+    long = read(answer("two.json", input=both, max_length=420))[0]
+    assert asked == [[0], [0], [0]]
+    said = [turn["content"] for turn in long["messages"] if turn["role"] == "assistant"]
+    assert said[0] == alone["output"] and len(said) == 2
+    assert want["messages"] == long["messages"][:3]
+    (question,) = read_examples(given, answered=False)
+    length = len(encode_prompt(question, load(model), ALPACA))
+    short = read(answer("short.json", input=both, max_length=length))[0]
+    assert (short["output"], short["finish_reason"]) == ("", "too_long")
+    assert short["messages"] == want["messages"]
 
 
 def test_nothing_is_left_beside_the_output_but_its_run_json(answer):

@@ -148,7 +148,7 @@ def conversations(name, role, text):
 def test_the_command_in_the_message_converts_the_file(tmp_path, name, records, message):
     content = as_lines(records) if name.endswith("l") else json.dumps(records)
     with pytest.raises(ValueError) as caught:
-        read_examples(write(tmp_path / name, content))
+        read_records(write(tmp_path / name, content), answered=True)
     error = str(caught.value)
     assert message in error
     command = f"PYTHONPATH={REPOSITORY} {sys.executable} " + error[error.index("-c ") :]

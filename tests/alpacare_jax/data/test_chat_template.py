@@ -216,7 +216,7 @@ def test_what_a_template_cannot_do(byte_level_dir, tmp_path, source, message):
     shutil.copytree(byte_level_dir, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").write_text(source)
     with pytest.raises(ValueError, match=message) as caught:
-        load(tmp_path)[1].response("a", "", "b")
+        load(tmp_path)[1].pieces((), "a", "", "b")
     assert "\n" not in str(caught.value)
 
 

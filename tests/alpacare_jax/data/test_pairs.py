@@ -1,5 +1,6 @@
 """Pairs of answers, from files of several forms and from judgements."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -58,6 +59,19 @@ def test_forms_of_files(tmp_path, record):
     assert [pair[0].id for pair in read_pairs(tmp_path / "pairs.json")] == ["0", "1"]
 
 
+def test_pairs_of_conversations(tmp_path):
+    begun = says("Hello.", "Hello!", "Why?")
+    for prompt, before in ((begun, []), ("Why?", begun)):
+        chosen, rejected = (
+            [*before, {"role": "assistant", "content": text}] for text in ("Because.", "No idea.")
+        )
+        record = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "system": "Be brief."}
+        ((one, other),) = read_pairs(write(tmp_path / "pairs.jsonl", record))
+        assert one.history == (("system", "Be brief."), ("user", "Hello."), ("assistant", "Hello!"))
+        assert (one.instruction, one.output) == ("Why?", "Because.")
+        assert other == dataclasses.replace(one, output="No idea.")
+
+
 @pytest.mark.parametrize(
     "record, reason",
     [
@@ -74,7 +88,7 @@ def test_forms_of_files(tmp_path, record):
         ),
         (
             {"prompt": "a", "chosen": says("a"), "rejected": says("a")},
-            "is no answer to one question",
+            "does not end with a question",
         ),
     ],
 )

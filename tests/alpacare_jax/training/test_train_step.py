@@ -31,6 +31,8 @@ EXAMPLES = [
     for i, length in enumerate([70, 40, 15, 60, 50, 12, 90, 25, 33, 20])
 ]
 """They pack into 4 rows of 128 with 2 or 3 in each."""
+# One is a conversation: the loss is on two answers of several.
+EXAMPLES[3] = dataclasses.replace(EXAMPLES[3], loss=np.isin(np.arange(60) // 7, [1, 2, 6]))
 
 
 def batcher(examples, batch_size, row_groups=1, microbatch_tokens=256, max_length=128) -> Batcher:
