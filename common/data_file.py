@@ -12,6 +12,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator
+from os.path import isdir, isfile
 from pathlib import PurePath
 from typing import IO, Any
 
@@ -58,7 +59,8 @@ def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
         and line are named.
     """
     path = epath.Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    local = PurePath(path)  # etils takes a pipe for a file
+    if path.exists() and not paths.in_bucket(path) and not (isfile(local) or isdir(local)):
         raise ValueError(f"{path} is a pipe or a device; write its content to a file first")
     try:
         with path.open("rb") as raw:
