@@ -1,8 +1,10 @@
 """Adapters on disk: workdirs of LoRA training, and peft's folders, which are read and written.
 
-WORKDIR/run.json, checkpoints/STEP/params        what `train` saves: the adapter, not its base
-FOLDER/adapter_config.json                       what peft saves
-FOLDER/adapter_model.safetensors
+    WORKDIR/run.json, checkpoints/STEP/params   what `train` saves: the adapter, not its base
+    FOLDER/adapter_config.json                  what peft saves
+    FOLDER/adapter_model.safetensors            its weights; of old versions adapter_model.bin
+
+A base is known by the digest of its weights, which peft's own folders lack.
 """
 
 import dataclasses
@@ -18,7 +20,8 @@ from etils import epath
 from jax.typing import DTypeLike
 
 from alpacare_jax.checkpoints import checkpoint, finite, identity
-from alpacare_jax.formats import safetensors_file
+from alpacare_jax.formats import safetensors_file, torch_file
+from alpacare_jax.formats.safetensors_file import Tensor
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model import quantised
 from alpacare_jax.model.config import LlamaConfig
@@ -28,6 +31,7 @@ from alpacare_jax.model.params import FACTORS, Adapter, WeightSpec
 from common import provenance
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_WEIGHTS_BEFORE = "adapter_model.bin"
 
 WITHOUT_EFFECT = frozenset(
     "auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules "
@@ -53,7 +57,7 @@ class StoredAdapter:
     def identity(self) -> dict[str, Any]:
         """Digest of the weights, and what else determines the answers."""
         if self.step is None:
-            weights = provenance.sha256(self.directory / PEFT_WEIGHTS)
+            weights = provenance.sha256(_weights(self.directory))
         else:
             weights = checkpoint.weights_digest(self.directory, self.step)
         return {"weights": weights, "scaling": self.lora.scaling}
@@ -78,7 +82,7 @@ class StoredAdapter:
             return checkpoint.load_params(
                 self.directory, config, step=step, dtype=dtype, shardings=shardings
             )
-        arrays = _read(Path(self.directory / PEFT_WEIGHTS), config)
+        arrays = _read(_weights(self.directory), config)
         params = params_lib.build_tree(config, lambda w: arrays[w.path].astype(dtype))
         params = jax.device_put(params, shardings or jax.devices()[0])
         if unusable := finite.unusable(params):
@@ -138,7 +142,7 @@ def open_adapter(directory: str | PurePath, step: str = "best") -> StoredAdapter
 
 def _read_config(folder: epath.Path) -> LoraConfig:
     """The settings in peft's adapter_config.json; the targets are those that have weights."""
-    path, weights = folder / PEFT_CONFIG, folder / PEFT_WEIGHTS
+    path, weights = folder / PEFT_CONFIG, _weights(folder)
     content = provenance.read_json(path)
     if (kind := content.get("peft_type")) != "LORA":
         raise ValueError(f"{path} has peft_type {kind!r:.80}; only 'LORA' is implemented")
@@ -153,10 +157,7 @@ def _read_config(folder: epath.Path) -> LoraConfig:
         unknown["bias"] = content["bias"]
     for key, value in unknown.items():
         raise ValueError(f"{path} sets {key}={value!r:.80}, which is not implemented")
-    if not weights.is_file():
-        remedy = "load it in peft and save it again, which writes safetensors"
-        raise FileNotFoundError(f"{folder} lacks {PEFT_WEIGHTS}; download it, or {remedy}")
-    keys = [tensor.key for tensor in safetensors_file.tensors(Path(weights))]
+    keys = [tensor.key for tensor in _tensors(weights)]
     found = {match[1] for key in keys if (match := re.search(r"(\w+)\.lora_A\.weight$", key))}
     if odd := sorted(found - FACTORS.keys()):
         raise ValueError(f"{weights} adapts {', '.join(odd)}; only {', '.join(FACTORS)} are known")
@@ -173,13 +174,25 @@ def _read_config(folder: epath.Path) -> LoraConfig:
         raise ValueError(f"{path} is damaged or empty: {error}; download it again") from None
 
 
+def _weights(folder: epath.Path) -> Path:
+    """The file of peft's weights that peft reads. Raises FileNotFoundError if there is none."""
+    for name in (PEFT_WEIGHTS, PEFT_WEIGHTS_BEFORE):
+        if (folder / name).is_file():
+            return Path(folder / name)
+    raise FileNotFoundError(f"{folder} lacks {PEFT_WEIGHTS}; download it again")
+
+
+def _tensors(path: Path) -> list[Tensor]:
+    return (torch_file if path.suffix == ".bin" else safetensors_file).tensors(path)
+
+
 def _read(path: Path, config: Adapter) -> dict[str, np.ndarray]:
     """Weight path -> array of peft's file, stacked.
 
     Raises:
       ValueError: a tensor is missing, misshapen or not of this adapter; it is named.
     """
-    tensors = {tensor.key: tensor for tensor in safetensors_file.tensors(path)}
+    tensors = {tensor.key: tensor for tensor in _tensors(path)}
     arrays: dict[str, np.ndarray] = {}
     for weight in params_lib.weight_specs(config):
         layers = []

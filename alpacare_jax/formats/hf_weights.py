@@ -29,8 +29,8 @@ WRAPPERS = frozenset("_orig_mod module _fsdp_wrapped_module _checkpoint_wrapped_
 EMBEDDING = "embed_tokens.weight"
 
 OTHER_FORMS = {
-    "adapter_config.json": "an adapter, not a model: merge it into its base model, with peft's "
-    "merge_and_unload, and save that",
+    "adapter_config.json": "an adapter, not a model: give generate its base and "
+    "--adapter={folder}, or merge them, with convert merge",
     "*.gguf": "GGUF: convert from_gguf --source={file}",
     "consolidated*": "Meta's own format: convert from_meta --source={folder}",
     "*.index.json": "the index of shards that are not here: download them",

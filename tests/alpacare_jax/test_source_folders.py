@@ -172,7 +172,7 @@ REFUSED = {
     ),
     "an adapter": (
         also(rename("model.safetensors", "a.safetensors"), write("adapter_config.json", {})),
-        ["an adapter", "merge_and_unload"],
+        ["an adapter", "convert merge"],
     ),
     "shards without their index": (
         rename("model.safetensors", "model-00001-of-00001.safetensors"),

@@ -419,7 +419,17 @@ def test_settings_of_peft_s_that_would_change_answers_are_refused(release, chang
         adapters.open_adapter(release).load(TINY, jnp.float32)
 
 
-@pytest.mark.parametrize("fault", ["missing", "extra", "nan", "other", "bin"])
+def test_weights_of_old_versions_of_peft_are_read(torch, release):
+    weights = load_file(release / adapters.PEFT_WEIGHTS)
+    tensors = {key: torch.from_numpy(array).half() for key, array in weights.items()}
+    torch.save(tensors, release / "adapter_model.bin")
+    (release / adapters.PEFT_WEIGHTS).unlink()
+    found = adapters.open_adapter(release).load(TINY, jnp.float32)
+    for path, array in params.flatten(found).items():
+        np.testing.assert_allclose(array, params.flatten(hand_made_adapter()[1])[path], atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "nan", "other", "none"])
 def test_weights_of_peft_s_that_do_not_fit_are_refused(release, fault):
     path = release / adapters.PEFT_WEIGHTS
     tensors = load_file(path)
@@ -437,9 +447,9 @@ def test_weights_of_peft_s_that_do_not_fit_are_refused(release, fault):
         tensors[key.replace("q_proj", "qkv_proj").replace("_B", "_A")] = tensors[key]
         text = "adapts qkv_proj; only q_proj, k_proj"
     save_file(tensors, path)
-    if fault == "bin":
-        path.rename(release / "adapter_model.bin")
-        text = "lacks adapter_model.safetensors; download it, or"
+    if fault == "none":
+        path.unlink()
+        text = "lacks adapter_model.safetensors; download it again"
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         adapters.open_adapter(release).load(TINY, jnp.float32)
 
