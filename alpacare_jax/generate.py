@@ -12,14 +12,11 @@ A record whose prompt leaves no room for an answer gets an empty one, with finis
 total, greedy. --mode=native is what each model's authors did: template, stop strings, sampling.
 """
 
-import bisect
-import contextlib
 import dataclasses
 import functools
 import os
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,15 +29,15 @@ from alpacare_jax.checkpoints.adapters import StoredAdapter
 from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.data import chat_template, prompts
 from alpacare_jax.data.encoding import encode_prompt
-from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import answer_file
-from alpacare_jax.inference.engine import Engine, Request
+from alpacare_jax.inference.answering import converse
+from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import llama, projections
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
-from common.messages import StatusLine, duration, heartbeat
+from common.messages import heartbeat
 from common.records import Example, read_examples, require_unique_ids
 from common.sections import UsageError, flatten
 from common.text.conversations import Turn
@@ -78,33 +75,6 @@ class GenerationConfig:
             raise UsageError(f"--output {self.output} must end in .json or .jsonl")
         if not all(self.stop):
             raise UsageError("--stop is empty; give a text that ends an answer")
-
-
-def answer_text(
-    ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]
-) -> tuple[str, int, bool]:
-    """(text, number of tokens it took, whether a stop string ended it).
-
-    The stop string completed first counts, so the result does not depend on how many more tokens
-    were generated before the check. For stops " heart pain" and "pain":
-
-        ids   = [fever, of, the, heart, pain, and, drug]
-        found = [    0,  0,   0,     0,    1,   1,    1]   in the text of the first 1, 2, ... ids
-        text  = "fever of the", 5 tokens
-    """
-
-    def cut(count: int) -> tuple[str, bool]:
-        return cut_at_stop(tokenizer.decode(ids[:count], continuation=True), stops)
-
-    used = 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=lambda count: cut(count)[1])
-    text, stopped = cut(used)
-    return text.strip(), min(used, len(ids)), stopped
-
-
-def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the earliest stop string, and whether there is one."""
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
 
 
 def default_max_length(directory: epath.Path, model_config: LlamaConfig) -> int:
@@ -192,36 +162,6 @@ def load_engine(
     )
 
 
-def answers(
-    engine: Engine,
-    requests: Sequence[Request],
-    tokenizer: Tokenizer,
-    stops: Sequence[str],
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index, answer fields of the output) of each request as it finishes; reports progress."""
-    began, tokens, status = time.perf_counter(), 0, StatusLine()
-
-    def stop_early(ids: list[int]) -> bool:
-        return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
-
-    with contextlib.ExitStack() as silent:
-        silent.enter_context(heartbeat("compiling, and generating the first answers"))
-        for done, answer in enumerate(engine.run(requests, stop_early), start=1):
-            silent.close()
-            text, used, stopped = answer_text(answer.ids, tokenizer, stops)
-            reason = "stop" if stopped else answer.finish_reason
-            yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
-            tokens += used
-            seconds = time.perf_counter() - began
-            if status.due() or done == len(requests):
-                left = duration(seconds / done * (len(requests) - done))
-                status.show(
-                    f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
-                    f"tokens/s | {left} left"
-                )
-    status.close()
-
-
 def as_record(
     example: Example, answer: dict[str, Any], generator: str, dataset: str
 ) -> dict[str, Any]:
@@ -293,28 +233,17 @@ def run(config: GenerationConfig) -> None:
     for index in overlong_prompts(examples, encoded, max_length):
         partial.add(index, as_answer(examples[index], answer_file.NO_ANSWER))
     pending = {
-        i: (example, ids)
-        for i, (example, ids) in enumerate(zip(examples, encoded, strict=True))
-        if i not in partial.answers
+        index: (example, ids)
+        for index, (example, ids) in enumerate(zip(examples, encoded, strict=True))
+        if index not in partial.answers
     }
-    eos = model_folder.eos_ids(config.checkpoint, tokenizer, template)
-    with heartbeat("loading the weights"):
-        engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
-    while pending:  # once, or for conversations with several questions once for each
-        asked, pending = pending, {}
-        requests = [
-            Request(i, ids, config.max_new_tokens or max_length) for i, (_, ids) in asked.items()
-        ]
-        for index, answer in answers(engine, requests, tokenizer, stops):
-            example, ids = asked[index][0], []
-            if example.further:
-                following = example.following(answer["output"])
-                ids = encode_prompt(following, tokenizer, template)
-                example, answer = following, answer_file.NO_ANSWER
-            if 0 < len(ids) < max_length:
-                pending[index] = example, ids
-            else:
-                partial.add(index, as_answer(example, answer))
+    if pending:
+        eos = model_folder.eos_ids(config.checkpoint, tokenizer, template)
+        with heartbeat("loading the weights"):
+            engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
+        limit = config.max_new_tokens or max_length
+        for index, example, answer in converse(engine, pending, tokenizer, template, stops, limit):
+            partial.add(index, as_answer(example, answer))
     partial.finish(record)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alpacare_jax.data import batches, encoding
+from alpacare_jax.data import encoding, token_store
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import loss, params
 from alpacare_jax.planning import roofline
@@ -38,7 +38,7 @@ def make_program(run_config: RunConfig, devices: Sequence[Any]) -> TrainingProgr
     return TrainingProgram(run_config.model.shape(), run_config, 1000, mesh)
 
 
-def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> batches.Step:
+def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> token_store.Step:
     """One step's batch, laid out as in training, of examples with the workload's lengths."""
     run_config = program.run_config
     size = run_config.train.batch_size
@@ -74,7 +74,7 @@ def least_bytes(program: TrainingProgram) -> int:
     return sum(map(device_bytes, jax.tree.leaves((state, base, gradients))))
 
 
-def trace_step(program: TrainingProgram, batch: batches.Step) -> jax.stages.Traced:
+def trace_step(program: TrainingProgram, batch: token_store.Step) -> jax.stages.Traced:
     """The real training step, traced for abstract arguments."""
     step, _ = program.make_steps()
     rows, flags = sharding.batch_sharding(program.mesh), sharding.flag_sharding(program.mesh)
@@ -91,7 +91,7 @@ def trace_step(program: TrainingProgram, batch: batches.Step) -> jax.stages.Trac
     )
 
 
-def loop_trips(program: TrainingProgram, batch: batches.Step) -> Callable[[str], float | None]:
+def loop_trips(program: TrainingProgram, batch: token_store.Step) -> Callable[[str], float | None]:
     """Trip counts that depend on the data, as a function of a loop's name in the program."""
     rows = batch.arrays["tokens"].shape[1] // sharding.batch_groups(program.mesh)
     chunk = max(1, program.run_config.model.loss_tokens // rows)

@@ -81,7 +81,7 @@ def loss(
 
     Args:
       log_probs_RT: of each target, 0 elsewhere.
-      micro: the arrays of `data.batches.Step` with those of pairs, [R, T] each.
+      micro: the arrays of `data.token_store.Step` with those of pairs, [R, T] each.
     """
     policy, references, weights = (
         answer_sums(values, micro["segments"])

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from alpacare_jax.checkpoints.saving import TrainingCheckpoints
-from alpacare_jax.data.batches import Step
+from alpacare_jax.data.token_store import Step
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics, optimizers
 from alpacare_jax.training.console import StartupTimer, log

@@ -27,7 +27,7 @@ State = dict[str, Any]
 adapter: what a checkpoint holds."""
 
 Batch = dict[str, jax.Array]
-"""The arrays of `data.batches.Step` on the devices: [A, R, T], or [R, T] of one micro-batch."""
+"""The arrays of `data.token_store.Step` on the devices: [A, R, T], or [R, T] of one micro-batch."""
 
 StepReport = dict[str, jax.Array]
 """{"loss", "grad_norm", "stop"} and `preference.reported`: float32 scalars of a training step."""
@@ -190,7 +190,7 @@ class TrainingProgram:
 
         Args:
           params: what is trained.
-          micro: the arrays of `data.batches.Step`, [R, T] each.
+          micro: the arrays of `data.token_store.Step`, [R, T] each.
           sums: gradients of the layers so far; those that come back include them. See `layers.run`.
           base: the frozen weights of LoRA.
           step: in training, steps done before, for LoRA's dropout.

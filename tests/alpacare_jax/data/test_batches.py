@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax.data import batches, packing, prompts
+from alpacare_jax.data import batches, packing, prompts, token_store
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.training import optimizers
@@ -31,7 +31,7 @@ def batcher(examples, batch_size, **changes):
     return Batcher(examples, batch_size, **(usual | {"microbatch_tokens": 64} | changes))
 
 
-def contents(step: batches.Step) -> list[tuple]:
+def contents(step: token_store.Step) -> list[tuple]:
     """The examples that the arrays hold, each as (ids, targets, share of loss), sorted."""
     a = {name: array.reshape(-1, array.shape[-1]) for name, array in step.arrays.items()}
     found = []

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpacare_jax.data.batches import TokenStore
+from alpacare_jax.data.token_store import TokenStore
 
 
 def example_by_example(ids, loss, rows, shape):

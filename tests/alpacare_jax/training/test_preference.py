@@ -14,6 +14,7 @@ from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import params
+from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.training import optimizers, preference
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.train_step import TrainingProgram
@@ -315,6 +316,21 @@ def test_a_run_learns_the_preferences(finished_dpo):
     for title in ("Loss of a pair", "Reward margin", "higher reward", "Log-probability"):
         assert title in page
     assert "nats a token" in page  # of the chosen answers
+
+
+def test_with_lora_the_reference_is_the_base_alone(config, finished_dpo, tmp_path):
+    values = {"rank": 4, "alpha": 8.0, "rslora": False, "dropout": 0.0, "base": "float32"}
+    lora = LoraConfig(**values, targets="q_proj,v_proj,down_proj")
+    resume(dataclasses.replace(config, lora=lora), tmp_path / "run")
+    first, *_, last = lines(tmp_path / "run")
+    assert first["eval_loss"] == pytest.approx(math.log(2), abs=1e-5), "a new adapter is none"
+    assert last["eval_loss"] < first["eval_loss"] and last["reward_margin"] > 0
+    ours, full = (
+        [np.array(each) for each in json.loads((folder / "references.json").read_text())["values"]]
+        for folder in (tmp_path / "run", finished_dpo)
+    )
+    for one, other in zip(ours, full, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_resuming_is_exact(config, finished_dpo, stopped_dpo, tmp_path, capsys):

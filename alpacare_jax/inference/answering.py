@@ -1,0 +1,106 @@
+"""The texts of a model's answers: from its engine, cut at stop strings, turn by turn."""
+
+import bisect
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from alpacare_jax.data.chat_template import ChatTemplate
+from alpacare_jax.data.encoding import encode_prompt
+from alpacare_jax.data.prompts import Template
+from alpacare_jax.data.tokenizers import Tokenizer
+from alpacare_jax.inference import answer_file
+from alpacare_jax.inference.engine import Engine, Request
+from common.messages import StatusLine, duration, heartbeat
+from common.records import Example
+
+
+def answer_text(
+    ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]
+) -> tuple[str, int, bool]:
+    """(text, number of tokens it took, whether a stop string ended it).
+
+    The stop string completed first counts, so the result does not depend on how many more tokens
+    were generated before the check. For stops " heart pain" and "pain":
+
+        ids   = [fever, of, the, heart, pain, and, drug]
+        found = [    0,  0,   0,     0,    1,   1,    1]   in the text of the first 1, 2, ... ids
+        text  = "fever of the", 5 tokens
+    """
+
+    def cut(count: int) -> tuple[str, bool]:
+        return cut_at_stop(tokenizer.decode(ids[:count], continuation=True), stops)
+
+    used = 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=lambda count: cut(count)[1])
+    text, stopped = cut(used)
+    return text.strip(), min(used, len(ids)), stopped
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the earliest stop string, and whether there is one."""
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def answers(
+    engine: Engine,
+    requests: Sequence[Request],
+    tokenizer: Tokenizer,
+    stops: Sequence[str],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index, answer fields of the output) of each request as it finishes; reports progress."""
+    began, tokens, status = time.perf_counter(), 0, StatusLine()
+
+    def stop_early(ids: list[int]) -> bool:
+        return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
+
+    with contextlib.ExitStack() as silent:
+        silent.enter_context(heartbeat("compiling, and generating the first answers"))
+        for done, answer in enumerate(engine.run(requests, stop_early), start=1):
+            silent.close()
+            text, used, stopped = answer_text(answer.ids, tokenizer, stops)
+            reason = "stop" if stopped else answer.finish_reason
+            yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
+            tokens += used
+            seconds = time.perf_counter() - began
+            if status.due() or done == len(requests):
+                left = duration(seconds / done * (len(requests) - done))
+                status.show(
+                    f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
+                    f"tokens/s | {left} left"
+                )
+    status.close()
+
+
+def converse(
+    engine: Engine,
+    asked: Mapping[int, tuple[Example, Sequence[int]]],
+    tokenizer: Tokenizer,
+    template: Template | ChatTemplate,
+    stops: Sequence[str],
+    max_new_tokens: int,
+) -> Iterator[tuple[int, Example, dict[str, Any]]]:
+    """(index, example, answer fields of the output) of each record as it is done.
+
+    Conversations with several questions go through the engine once for each, with the model's own
+    answers before it; the example that comes back asks the last.
+
+    Args:
+      asked: index -> (example, ids of its prompt), which leave room for an answer.
+    """
+    while asked:
+        requests = [Request(index, ids, max_new_tokens) for index, (_, ids) in asked.items()]
+        following: dict[int, tuple[Example, Sequence[int]]] = {}
+        for index, answer in answers(engine, requests, tokenizer, stops):
+            example = asked[index][0]
+            if not example.further:
+                yield index, example, answer
+                continue
+            example = example.following(answer["output"])
+            ids = encode_prompt(example, tokenizer, template)
+            if len(ids) < engine.max_length:
+                following[index] = example, ids
+            else:
+                yield index, example, answer_file.NO_ANSWER
+        asked = following
