@@ -1,4 +1,4 @@
-"""Converts weights: Hugging Face both ways, Meta's LLaMA and GGUF in, weight diffs, LoRA adapters.
+"""Converts weights: Hugging Face, Meta's LLaMA, GGUF, weight diffs, LoRA adapters.
 
     python -m alpacare_jax.convert from_hf   --source=HF_FOLDER --target=MODEL_DIR
     python -m alpacare_jax.convert to_hf     --source=MODEL_DIR --target=HF_FOLDER

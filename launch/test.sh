@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 . launch/lib/environment.sh
 prepare_environment test
 
-# Only parity tests use torch, and peft on top of it. Its CPU build is small; the CUDA build takes gigabytes and is never
-# installed from here: those tests are skipped instead.
+# Only parity tests use torch, and peft on top of it. Its CPU build is small; the CUDA build takes
+# gigabytes and is never installed from here: those tests are skipped instead.
 if ! "$PYTHON_BIN" -c 'import torch, peft' 2>/dev/null; then
     if "$PYTHON_BIN" -m pip install --quiet --dry-run --report - torch==2.13.0 2>/dev/null |
         grep -qiE '"name": "(nvidia|cuda|triton)'; then

@@ -71,6 +71,7 @@ def answered(model: Path, output: Path, template: str) -> list[dict]:
     generate.run(
         generate.GenerationConfig(
             checkpoint=epath.Path(model),
+            adapter=None,
             step="best",
             input=epath.Path(records),
             output=epath.Path(output),

@@ -18,8 +18,10 @@ def test_every_config_key_is_read(finished):
         if dataclasses.is_dataclass(section.type)
         for key in dataclasses.fields(section.type)
     }
-    with_lora = {f"lora.{key}" for key in ("alpha", "rslora", "dropout", "targets", "base")}
-    assert sorted(known - with_lora - finished.read) == []  # test_lora.py has those
+    # A run with neither LoRA nor pairs reads none of these: test_lora.py and test_preference.py.
+    elsewhere = {f"lora.{key}" for key in ("alpha", "rslora", "dropout", "targets", "base")}
+    elsewhere |= {"preference.sft_weight"}
+    assert sorted(known - elsewhere - finished.read) == []
     rules = finished.config.sharding.rules
     assert sorted(rules.keys() - rules.read) == []
 
