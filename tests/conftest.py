@@ -18,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
     _programs = tempfile.TemporaryDirectory(prefix="alpacare-jax-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
 
+import hypothesis
 import jax
 import pytest
 import tokenizers
@@ -32,6 +33,11 @@ from alpacare_jax.model.llama import Params
 for _signal in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_signal) == signal.SIG_IGN:
         signal.signal(_signal, signal.SIG_DFL)
+
+# The same examples in every run, so that a test fails at the change that breaks it; other ones, to
+# look for what nobody has thought of, with HYPOTHESIS_PROFILE=default.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 REPOSITORY = Path(__file__).parent.parent
 LIMIT = 600

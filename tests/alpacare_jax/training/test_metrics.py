@@ -253,6 +253,7 @@ def test_wandb_offline_continues_the_same_run(tmp_path, offline, capfd):
         writer = MetricsWriter(tmp_path, first, [sink])
         writer.write(first + 1, loss=loss)
         writer.close()
+    sys.modules["wandb"].teardown()  # waits for its process, which may write after `finish`
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     assert len({file.name for file in files}) == 1, "one id, so `wandb sync` makes one run of both"

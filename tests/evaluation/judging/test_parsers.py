@@ -163,8 +163,8 @@ REPLIES = st.one_of(st.lists(PIECES, max_size=12).map("".join), st.text(max_size
 # How a reply may name each verdict, told by other means than the parsers'.
 NAMES = {
     output_label: {
-        "first": r"\(a\)|output\s+a\b|^\W*a\W*$",
-        "second": r"\(b\)|output\s+b\b|^\W*b\W*$",
+        "first": r"\(a\)|output\s+a\b|^[\W_]*a[\W_]*$",
+        "second": r"\(b\)|output\s+b\b|^[\W_]*b[\W_]*$",
         "tie": r"\btie\b",
     },
     brackets: {
