@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up an environment and runs all checks: lint, format, types, tests. Arguments go to pytest.
 #
-#     bash launch/test.sh                  everything, under 8 minutes on 2 cores
-#     bash launch/test.sh -m 'not slow'    about 2.5 minutes
+#     bash launch/test.sh                  everything, about 15 minutes on 2 slow cores
+#     bash launch/test.sh -m 'not slow'    without the long ones
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/lib/environment.sh

@@ -179,19 +179,22 @@ echo trained
 
 
 class TestMaintenance:
+    def wait_for_polls(self, cloud, count):
+        before, deadline = len(cloud.calls("state")), time.monotonic() + LIMIT
+        while len(cloud.calls("state")) < before + count and time.monotonic() < deadline:
+            time.sleep(0.02)
+
     @pytest.mark.parametrize("health", ["UNHEALTHY_MAINTENANCE", "HEALTHY"])
     def test_twenty_silent_polls_then_a_reboot(self, cloud, health):
         (cloud.root / "tpu").write_text("READY")
         process = cloud.start(*cloud.tpu_arguments("run", *bash(SILENT_ONCE)))
         for worker in "01":
             cloud.wait_for(f"up.{worker}")
+        self.wait_for_polls(cloud, 1)  # the answers to `start` have arrived, too
         host = "t1v-n-1-w-1"
         (cloud.root / "silent" / host).touch()
         (cloud.root / "tpu").write_text(f"READY|{health}")
-        before = len(cloud.calls("state"))
-        deadline = time.monotonic() + LIMIT
-        while len(cloud.calls("state")) < before + 20 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self.wait_for_polls(cloud, 20)
         assert process.poll() is None
         # The host comes back, without its processes and with another boot.
         run = cloud.root / "homes" / host / "alpacare-jax/run"
