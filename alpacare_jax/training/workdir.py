@@ -29,20 +29,6 @@ MAY_CHANGE = (
 )
 """Keys of those sections that may differ when a run resumes."""
 
-
-OLDER = {
-    "lora": {
-        "rank": 0,
-        "alpha": 16.0,
-        "rslora": False,
-        "dropout": 0.0,
-        "targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
-        "base": "auto",
-    },
-    "preference": {"beta": 0.0, "sft_weight": 0.0},
-}
-"""Sections that runs of older versions lack, with what they did."""
-
 BY_CONTENT = ("model.checkpoint", "data.path", "data.eval_path")
 """Keys whose paths may change, too: what they lead to must not."""
 
@@ -78,10 +64,9 @@ def check(workdir: epath.Path, run: dict[str, Any]) -> None:
             f"{workdir} is not a training workdir, or its run.json is damaged; choose another "
             "--workdir, or restore the file from a copy"
         )
-    config = OLDER | before["config"]
     changed = {
         name: difference
-        for name, difference in provenance.differences(config, run["config"]).items()
+        for name, difference in provenance.differences(before["config"], run["config"]).items()
         if name.partition(".")[0] in SAME_RUN and name not in (*MAY_CHANGE, *BY_CONTENT)
     }
     for name, difference in provenance.differences(before["inputs"], run["inputs"]).items():

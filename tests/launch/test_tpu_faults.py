@@ -181,7 +181,8 @@ echo trained
 class TestMaintenance:
     def wait_for_polls(self, cloud, count):
         before, deadline = len(cloud.calls("state")), time.monotonic() + LIMIT
-        while len(cloud.calls("state")) < before + count and time.monotonic() < deadline:
+        while len(cloud.calls("state")) < before + count:
+            assert time.monotonic() < deadline, "the hosts are not asked any more"
             time.sleep(0.02)
 
     @pytest.mark.parametrize("health", ["UNHEALTHY_MAINTENANCE", "HEALTHY"])
