@@ -169,6 +169,19 @@ def llama_json(model_path: Path, target: Path, style: str) -> None:
 STYLES = ["prepend", "metaspace"]
 
 
+def check_same(from_model: module.Tokenizer, from_json: module.Tokenizer, texts) -> None:
+    """Checks that a tokenizer.json and the model that it was made of read texts alike."""
+    for text in texts:
+        assert from_json.encode(text) == from_model.encode(text), text
+        rest = from_model.encode(text, continuation=True)
+        assert from_json.encode(text, continuation=True) == rest, text
+        for continuation in (False, True):
+            expected = from_model.decode(rest, continuation=continuation)
+            assert from_json.decode(rest, continuation=continuation) == expected
+    for name in ("vocab_size", "bos_id", "eos_id", "pad_id", "adds_bos", "control_ids"):
+        assert getattr(from_json, name) == getattr(from_model, name), name
+
+
 @pytest.fixture(scope="session", params=STYLES)
 def llama_json_dir(request, sentencepiece_dir, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp(request.param)

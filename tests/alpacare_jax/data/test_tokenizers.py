@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,10 @@ from tests.alpacare_jax.conftest import (
     LEADING_SPACE,
     PLAIN,
     SPECIAL_TEXT,
-    STYLES,
-    llama_json,
+    check_same,
     read_json,
     write_json,
 )
-from tests.conftest import fetch
 
 
 def changed(source: Path, target: Path, **files) -> Path:
@@ -84,18 +81,6 @@ def test_leading_space_rule(sentencepiece_dir):
     assert ours.decode(ours.encode("the"), continuation=True) == " the"
 
 
-def check_same(from_model: module.Tokenizer, from_json: module.Tokenizer, texts) -> None:
-    for text in texts:
-        assert from_json.encode(text) == from_model.encode(text), text
-        rest = from_model.encode(text, continuation=True)
-        assert from_json.encode(text, continuation=True) == rest, text
-        for continuation in (False, True):
-            expected = from_model.decode(rest, continuation=continuation)
-            assert from_json.decode(rest, continuation=continuation) == expected
-    for name in ("vocab_size", "bos_id", "eos_id", "pad_id", "adds_bos", "control_ids"):
-        assert getattr(from_json, name) == getattr(from_model, name), name
-
-
 def test_llama_json_equals_the_model_file(sentencepiece_dir, llama_json_dir):
     texts = PLAIN + SPECIAL_TEXT + CORPUS
     check_same(load(sentencepiece_dir), load(llama_json_dir), texts)
@@ -128,38 +113,6 @@ def test_byte_level_equals_auto_tokenizer(byte_level_dir):
 
 def test_llama_json_equals_auto_tokenizer(llama_json_dir):
     check_against_auto_tokenizer(llama_json_dir)
-
-
-@pytest.fixture(scope="module")
-def mistral_dir(tmp_path_factory) -> Path:
-    """Mistral 7B's tokenizer, a 32,000-piece model made the way LLaMA's was."""
-    directory = tmp_path_factory.mktemp("mistral")
-    wheel = fetch("mistral-common==1.13.1", "ALPACARE_MISTRAL_WHEEL", directory)
-    with zipfile.ZipFile(wheel) as archive:
-        model = archive.read("mistral_common/data/tokenizer.model.v1")
-    (directory / "tokenizer.model").write_bytes(model)
-    return directory
-
-
-@pytest.mark.slow
-def test_real_model_equals_both_libraries(mistral_dir):
-    long_text = "\n".join(PLAIN * 3 + CORPUS)
-    texts = PLAIN + SPECIAL_TEXT + CORPUS + [long_text]
-    check_against_sentencepiece(mistral_dir, texts + LEADING_SPACE)
-    # transformers 5 joins runs of spaces first: it takes ids for merge ranks, where this model's
-    # scores put such runs last. Its ids there are not those that the model was trained on.
-    check_against_llama_tokenizer(mistral_dir, [text for text in texts if "  " not in text])
-    ours = load(mistral_dir)
-    assert (ours.vocab_size, ours.bos_id, ours.eos_id, ours.pad_id) == (32_000, 1, 2, 0)
-    pieces = [ours.piece(i) for i in ours.encode("dose  of 5 mg")]
-    assert pieces == ["▁dose", "▁", "▁of", "▁", "5", "▁mg"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("style", STYLES)
-def test_real_model_equals_its_json_twin(mistral_dir, tmp_path, style):
-    llama_json(mistral_dir / "tokenizer.model", tmp_path, style)
-    check_same(load(mistral_dir), load(tmp_path), PLAIN + SPECIAL_TEXT + CORPUS)
 
 
 # Text and control ids.
