@@ -95,13 +95,15 @@ def from_hf(source: Path, target: Path) -> None:
     Raises:
       ValueError, OSError: source and target are checked before anything is written.
     """
-    config = model_folder.read_config(source)
-    files = hf_weights.files(source)
+    stored, files = model_folder.read_config(source), hf_weights.files(source)
     tensors, of_keys = hf_weights.tensors(files)
-    checked, of_settings = hf_weights.assign(tensors, config), model_folder.check_files(source)
+    assigned = hf_weights.assign(tensors, stored)
+    config, of_settings = model_folder.check_files(source)
+    checked = [hf_weights.with_rows(each, config.vocab_size) for each in assigned]
     template = model_folder.trained_template(source)
     with _new_model("from_hf", source, files, target, checked, config, template) as partial:
         model_folder.copy_model_files(source, partial)
+        model_folder.set_rows(partial / "config.json", config.vocab_size)
     for note in filter(None, (of_keys, of_settings)):
         print(note, file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """Model folders: `config.json` and the tokenizer's files, and folders that appear complete."""
 
 import contextlib
+import dataclasses
 import os
 import platform
 import secrets
@@ -23,6 +24,9 @@ MODEL_FILES = ("config.json", "generation_config.json", *tokenizers.TOKENIZER_FI
 FIRST_FORM = (0, (1,))
 """BOS and EOS in config.json of the first conversions of LLaMA (decapoda-research, and MedAlpaca
 after them): wrong, and corrected by the tokenizer, whose ids are 1 and 2."""
+
+MAX_NEW_ROWS = 64
+"""More tokens than this past the rows are not a few added ones, but another vocabulary."""
 
 MAX_UNUSED_ROWS = 16_384
 """Vocabularies are rounded up and padded (DeepSeek-LLM's by 2,385 rows); a wider gap means another
@@ -146,6 +150,28 @@ def carry_template(directory: Path, name: str) -> None:
         provenance.write_json(path, content)
 
 
+def with_new_tokens(config: LlamaConfig, tokenizer: tokenizers.Tokenizer) -> LlamaConfig:
+    """The config with rows for all tokens of a tokenizer that `check_matches`, such as [PAD].
+
+    Raises ValueError if they are more than the few that are added to a vocabulary.
+    """
+    rows, highest = config.vocab_size, tokenizer.vocab_size - 1
+    if highest - rows >= MAX_NEW_ROWS:
+        raise ValueError(
+            f"tokenizer has id {highest:,} ({tokenizer.piece(highest)!r}) but the model {rows:,} "
+            f"embedding rows, to which at most {MAX_NEW_ROWS} are added; copy the tokenizer files "
+            "from the model's folder"
+        )
+    return dataclasses.replace(config, vocab_size=max(rows, highest + 1))
+
+
+def set_rows(config_path: Path, rows: int) -> None:
+    """States the number of embedding rows in a config.json."""
+    content = provenance.read_json(config_path)
+    if content["vocab_size"] != rows:
+        provenance.write_json(config_path, content | {"vocab_size": rows})
+
+
 def set_dtype(config_path: Path, dtype: str) -> None:
     """Names the stored dtype in config.json: transformers 5 casts to the dtype it finds there."""
     content = provenance.read_json(config_path)
@@ -164,8 +190,10 @@ def native_settings(directory: str | PurePath) -> dict[str, Any]:
     return {name: content.get(name) or value for name, value in usual.items()}
 
 
-def check_files(directory: Path) -> str:
-    """Checks all that conversion would copy, settings and tokenizer; returns what is notable.
+def check_files(directory: Path) -> tuple[LlamaConfig, str]:
+    """Checks all that conversion would copy, settings and tokenizer.
+
+    Returns the config, with rows for all tokens, and what is notable.
 
     Raises:
       FileNotFoundError, ValueError: a file is missing, damaged or a git-lfs pointer, or the
@@ -176,10 +204,18 @@ def check_files(directory: Path) -> str:
             provenance.read_json(path)
         elif path.is_file():
             paths.require_content(path)
-    tokenizer = load_tokenizer(directory)
+    tokenizer, stored = load_tokenizer(directory), read_config(directory)
     eos_ids(directory, tokenizer)
-    notes = []
-    if _has_first_form(tokenizer, read_config(directory)):
+    config, notes = with_new_tokens(stored, tokenizer), []
+    if (new := config.vocab_size - stored.vocab_size) > 0:
+        ids = {i: t for t, i in tokenizer.control_tokens.items() if i >= stored.vocab_size}
+        names = ", ".join(f"{ids[i]} (id {i:,})" for i in sorted(ids))
+        notes.append(
+            f"{new} new row{'s' * (new > 1)} for {names}, past the {stored.vocab_size:,} of the "
+            "embeddings: the mean of the others, as Alpaca's; vocab_size in config.json is now "
+            f"{config.vocab_size:,}"
+        )
+    if _has_first_form(tokenizer, stored):
         notes.append(
             "config.json has BOS 0 and EOS 1, as the first conversions of LLaMA wrote; the "
             "tokenizer's 1 and 2 are used, and generation stops at either EOS"
@@ -190,7 +226,7 @@ def check_files(directory: Path) -> str:
             "tokenizer_config.json's add_bos_token says; transformers 5 obeys tokenizer.json, "
             "which says otherwise"
         )
-    return "; ".join(notes)
+    return config, "; ".join(notes)
 
 
 def copy_model_files(source: str | PurePath, target: str | PurePath) -> None:

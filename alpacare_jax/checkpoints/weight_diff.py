@@ -26,9 +26,6 @@ weight_diff.py)."""
 TOLERANCE = 0.05
 """Stanford allows 0.01, for the order in which one version of PyTorch adds float32."""
 
-MAX_NEW_TOKENS = 64
-"""More rows than this are not a few added tokens, but another vocabulary."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
@@ -48,20 +45,13 @@ class Folder:
         return cls(path, config, files, {tensor.key: tensor for *_, tensor in checked})
 
 
-def _resized(array: np.ndarray, rows: int) -> np.ndarray:
-    """An embedding with `rows` rows; new ones are the mean of the others."""
-    if len(array) == rows:
-        return array
-    mean = array.mean(axis=0, keepdims=True, dtype=np.float64).astype(array.dtype)
-    return np.concatenate([array, np.repeat(mean, rows - len(array), axis=0)])
-
-
 def _check(base: Folder, other: Folder) -> None:
     """Raises ValueError if `other` is not the base's model with at most a few more tokens."""
     ours, theirs = base.config.sizes, other.config.sizes
     differing = [name for name in theirs if name != "V" and ours[name] != theirs[name]]
     new = theirs["V"] - ours["V"]
-    if differing or base.tensors.keys() != other.tensors.keys() or not 0 <= new <= MAX_NEW_TOKENS:
+    few = 0 <= new <= model_folder.MAX_NEW_ROWS
+    if differing or base.tensors.keys() != other.tensors.keys() or not few:
         sizes = ", ".join(f"{name} {ours[name]:,} and {theirs[name]:,}" for name in differing)
         raise ValueError(
             f"{base.path} is not the base of {other.path}: their sizes are "
@@ -119,7 +109,7 @@ def _combine(
         def convert(key: str) -> None:
             theirs = other.tensors[key].read().astype(np.float32)
             ours = base.tensors[key].read().astype(np.float32)
-            made = result(_resized(ours, len(theirs)), theirs)
+            made = result(hf_weights.resized(ours, len(theirs)), theirs)
             read.add(key, theirs)
             written.add(key, made)
             writer.write(key, layerwise.contiguous(made.astype(out)))

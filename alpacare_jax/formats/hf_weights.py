@@ -224,3 +224,21 @@ def assign(tensors: Sequence[Tensor], config: LlamaConfig) -> list[AssignedTenso
             "set tie_word_embeddings to false in it"
         )
     return [(*expected[key], tensor) for key, tensor in found.items()]
+
+
+def resized(array: np.ndarray, rows: int) -> np.ndarray:
+    """An embedding with `rows` rows; new ones are the mean of the others (stanford_alpaca)."""
+    if len(array) == rows:
+        return array
+    mean = array.mean(axis=0, keepdims=True, dtype=np.float64).astype(array.dtype)
+    return np.concatenate([array, np.repeat(mean, rows - len(array), axis=0)])
+
+
+def with_rows(assigned: AssignedTensor, rows: int) -> AssignedTensor:
+    """A tensor of a model whose vocabulary is resized to `rows` tokens."""
+    weight, layer, tensor = assigned
+    if not tensor.key.endswith((EMBEDDING, "lm_head.weight")):
+        return assigned
+    shape = (rows, *tensor.shape[1:])
+    larger = dataclasses.replace(tensor, shape=shape, read=lambda: resized(tensor.read(), rows))
+    return weight, layer, larger

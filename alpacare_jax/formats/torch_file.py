@@ -8,6 +8,7 @@ more is refused.
 import functools
 import pickle
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ TORCH_DTYPES = {
     "torch.bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 """PyTorch dtype -> numpy dtype."""
+
+BEFORE_1_6 = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+"""How a file begins that PyTorch wrote before 1.6, or does with `_use_new_zipfile_serialization`
+off."""
+
+REWRITE = (
+    'python -c "import sys, torch; torch.save(torch.load(sys.argv[1], weights_only=True), '
+    'sys.argv[2])" {old} {new} && mv {new} {old}'
+)
+"""A command that brings such a file into today's form, as large in memory as it is."""
 
 
 def tensors(path: Path, ignored: re.Pattern[str] | None = None) -> list[Tensor]:
@@ -77,10 +88,14 @@ def _load(path: Path) -> dict[Any, Any]:
     torch = _torch()
     paths.require_content(path)
     if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is truncated, or was written by PyTorch before 1.6: download it again, or "
-            "take a release with safetensors"
-        )
+        with path.open("rb") as file:
+            if file.read(len(BEFORE_1_6)) == BEFORE_1_6:
+                old, new = shlex.quote(str(path)), shlex.quote(f"{path}.new")
+                raise ValueError(
+                    f"{path} has the form of PyTorch before 1.6, which has to be in memory as a "
+                    f"whole; bring it into today's: {REWRITE.format(old=old, new=new)}"
+                )
+        raise ValueError(f"{path} is truncated, or not a file of PyTorch's; download it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -110,7 +110,7 @@ def added_token(token: str, token_id: int, special: bool = True):
         path = folder / "tokenizer.json"
         spec = json.loads(path.read_text())
         vocab = spec["model"]["vocab"]
-        vocab |= {f"filler{i}": i for i in range(len(vocab), token_id)}
+        vocab |= {f"filler{i}": i for i in range(len(vocab), min(token_id, ROWS))}
         new = {"id": token_id, "content": token, "special": special}
         spec["added_tokens"].append(spec["added_tokens"][-1] | new)
         path.write_text(json.dumps(spec))
@@ -255,6 +255,10 @@ REFUSED = {
         ),
         [f"id {ROWS} ('<|end|>')", "lies past them"],
     ),
+    "many control tokens past the rows": (
+        also(*(added_token(f"<|{i}|>", ROWS + i) for i in range(65))),
+        [f"id {ROWS + 64} ('<|64|>')", "at most 64 are added"],
+    ),
     "a tokenizer of another model": (wider(20_000), ["at most 16,384 may be unused"]),
     "an end of another model": (
         settings("config.json", eos_token_id=1),
@@ -291,12 +295,33 @@ def test_transformers_reads_the_same(name, source, tmp_path, torch, transformers
         source, dtype="auto", output_loading_info=True
     )
     assert not loading["missing_keys"] and not loading["mismatched_keys"]
-    assert_same_bits({key: t.numpy() for key, t in model.state_dict().items()}, back)
+    state = {key: t.numpy() for key, t in model.state_dict().items()}
+    assert_same_bits({key: array[: len(state[key])] for key, array in back.items()}, state)
     theirs = transformers.AutoTokenizer.from_pretrained(source)
     ours = model_folder.load_tokenizer(tmp_path / "ours")
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
     text = "why does fever come with pain in the heart?"
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("config", [PLAIN, TIED], ids=["untied", "tied"])
+def test_tokens_past_the_rows_get_the_mean_of_the_others(config, tmp_path, capsys):
+    source = write_hf(tmp_path / "hf", config)
+    also(added_token("<pad>", ROWS), added_token("[PAD]", ROWS + 1))(source)
+    convert.from_hf(source, tmp_path / "ours")
+    said = capsys.readouterr().err
+    assert f"2 new rows for <pad> (id {ROWS}), [PAD] (id {ROWS + 1}), past the {ROWS} of" in said
+    back = read_tensors(to_hf(tmp_path / "ours", tmp_path / "back"))
+    for key, array in hf_tensors(config).items():
+        if len(array) == ROWS:
+            mean = array.astype(np.float64).mean(axis=0).astype(array.dtype)
+            array = np.concatenate([array, [mean, mean]])
+        np.testing.assert_array_equal(back[key], array, err_msg=key)
+    settings = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert settings["vocab_size"] == ROWS + 2
+    capsys.readouterr()
+    convert.from_hf(tmp_path / "back", tmp_path / "again")
+    assert "new row" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", WRAPPED)

@@ -1,8 +1,12 @@
 """Weight diffs as Stanford's script has them, and files of PyTorch's that are refused."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +100,7 @@ def test_a_diff_of_another_base_is_refused(base, tuned, tmp_path):
 def test_new_rows_are_the_mean_of_the_old():
     old = np.arange(12, dtype=np.float32).reshape(4, 3)
     np.testing.assert_array_equal(
-        weight_diff._resized(old, 6), [*old, [4.5, 5.5, 6.5], [4.5, 5.5, 6.5]]
+        hf_weights.resized(old, 6), [*old, [4.5, 5.5, 6.5], [4.5, 5.5, 6.5]]
     )
 
 
@@ -114,14 +118,14 @@ REFUSED = {
         "model is dict",
     ),
     "whole numbers": (lambda torch, path: torch.save({"w": torch.ones(2).int()}, path), "int32"),
-    "a plain pickle": (lambda _, path: path.write_bytes(pickle.dumps({"w": 1})), "before 1.6"),
+    "a plain pickle": (lambda _, path: path.write_bytes(pickle.dumps({"w": 1})), "truncated, or"),
     "another archive": (lambda _, path: zipfile.ZipFile(path, "w").close(), "is damaged"),
     "half a file": (
         lambda torch, path: (
             torch.save({"w": torch.ones(99)}, path),
             path.write_bytes(path.read_bytes()[:-80]),
         ),
-        "before 1.6",
+        "truncated, or",
     ),
 }
 
@@ -134,6 +138,20 @@ def test_what_is_not_weights_is_refused(name, torch, tmp_path, capsys):
         torch_file.tensors(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert capsys.readouterr().out == "", "nothing of it ran"
+
+
+def test_a_file_of_pytorch_before_1_6_is_read_after_the_command_of_its_error(torch, tmp_path):
+    path = tmp_path / "a model" / "pytorch_model.bin"
+    path.parent.mkdir()
+    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="PyTorch before 1") as caught:
+        torch_file.tensors(path)
+    command = str(caught.value).partition("into today's: ")[2]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, check=True, env=environment)
+    (tensor,) = torch_file.tensors(path)
+    np.testing.assert_array_equal(tensor.read(), [1, 1])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_tensors_of_every_dtype_stay_on_disk(torch, tmp_path):
