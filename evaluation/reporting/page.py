@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from common.reports.page import document, foldout, panels
+from evaluation.reporting import people
 from evaluation.reporting.figures import ReportFigure
 from evaluation.reporting.table_formats import Table, html
 from evaluation.reporting.transcripts import Transcripts
@@ -14,7 +15,12 @@ from evaluation.scoring.results import Results
 WEB_FILES = Path(__file__).parent / "web"
 
 SECTIONS = {  # id: heading, prefixes of figures, tables
-    "rates": ("Win rates", ("win_rates", "backbones"), ("win_rates", "both_orders", "counts")),
+    "people": ("People", (), ("people", "corrected", "people_rates")),
+    "rates": (
+        "Win rates",
+        ("win_rates", "backbones"),
+        ("win_rates", "leaderboard", "both_orders", "counts"),
+    ),
     "differences": ("Differences between systems", ("comparisons",), ("comparisons",)),
     "judges": ("Judges", ("judges", "position"), ("judges", "agreement")),
     "labels": ("Difficulty and topic", ("difficulty", "topics"), ("difficulty", "topics")),
@@ -25,7 +31,7 @@ FIGURE_PREFIXES = [name for _, figures, _ in SECTIONS.values() for name in figur
 TABLE_PREFIXES = [name for _, _, tables in SECTIONS.values() for name in tables]
 """How the file names of figures and of tables start."""
 
-OPEN_TABLES = ("judges", "agreement", "signals")
+OPEN_TABLES = ("people", "corrected", "leaderboard", "judges", "agreement", "signals")
 """Tables that no figure shows; the others open on a click."""
 
 MAX_CUT_SHARE = 0.05  # of a reference's answers; the page warns above it
@@ -149,6 +155,7 @@ def _warnings(results: Results) -> str:
     ]
     if empty:
         warnings.append(f"Empty answers, judged as they are: {'; '.join(empty)}.")
+    warnings += people.warnings(results)
     return "".join(f"<p class=warning>{escape(text)}</p>" for text in warnings)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from common.reports.charts import percent
 from evaluation.judging.verdicts import Matchup
+from evaluation.reporting import leaderboard, people
 from evaluation.reporting.systems import Systems
 from evaluation.reporting.table_formats import Table
 from evaluation.scoring.lengths import Stratum
@@ -14,7 +15,11 @@ from evaluation.scoring.score import WinRate
 def build(results: Results, systems: Systems) -> dict[str, list[Table]]:
     """The tables by the names of their files, without those that would be empty."""
     found = {
+        "people": people.agreement(results),
+        "corrected": people.corrected(results, systems),
+        "people_rates": people.rates(results, systems),
         "win_rates": _win_rates(results, systems),
+        "leaderboard": leaderboard.tables(results, systems),
         "both_orders": _both_orders(results, systems),
         "counts": _counts(results, systems),
         "judges": [_judges(results)],

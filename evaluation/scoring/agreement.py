@@ -63,27 +63,42 @@ def interval(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one - other) ** 2
 
 
+def coincidences(ratings: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[units, k, k]: pairs of `values` [k] that two judges gave a unit.
+
+    Each pair counts in both orders and weighs 1 / (ratings of the unit - 1). NaN in `ratings`
+    [judges, units] is no rating.
+    """
+    counts = (ratings[..., None] == values).sum(axis=0).astype(float)
+    rated = counts.sum(axis=1)[:, None, None]
+    pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(len(values))
+    return np.where(rated >= 2, pairs / np.maximum(rated - 1, 1), 0.0)
+
+
+def alpha(pairs: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """Krippendorff's alpha of coincidence matrices [..., k, k], with the distance of each pair.
+
+    1 - D_o / D_e, the observed over the expected distance (Krippendorff, Computing Krippendorff's
+    Alpha-Reliability, 2011). NaN where nothing varies.
+    """
+    totals = pairs.sum(axis=-1)
+    everything = totals.sum(axis=-1)
+    observed = (pairs * apart).sum(axis=(-2, -1))
+    expected = (totals[..., :, None] * totals[..., None, :] * apart).sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - observed * (everything - 1) / expected
+
+
 def krippendorff_alpha(
     ratings: np.ndarray, difference: Callable[[np.ndarray, np.ndarray], np.ndarray] = nominal
 ) -> float:
     """Krippendorff's alpha of `ratings` [judges, units], NaN where a judge did not rate a unit.
 
-    1 - D_o / D_e, the observed over the expected `difference`, which is `nominal` or `interval`,
-    from the coincidence matrix (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011).
-    NaN where nothing varies or no unit has two ratings.
+    `difference` is `nominal` or `interval`. NaN where nothing varies or no unit has two ratings.
     """
     values = np.unique(ratings[~np.isnan(ratings)])
-    counts = np.stack([(ratings == value).sum(axis=0) for value in values], axis=1)  # [units, v]
-    counts = counts[counts.sum(axis=1) >= 2].astype(float)
-    rated = counts.sum(axis=1, keepdims=True)
-    if not len(counts):
-        return float("nan")
-    coincidences = (counts / (rated - 1)).T @ counts - np.diag((counts / (rated - 1)).sum(axis=0))
-    totals = coincidences.sum(axis=1)
     apart = difference(values[:, None], values[None, :])
-    observed = (coincidences * apart).sum()
-    expected = (np.outer(totals, totals) * apart).sum() / (totals.sum() - 1)
-    return float(1 - observed / expected) if expected else float("nan")
+    return float(alpha(coincidences(ratings, values).sum(axis=0), apart))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,4 +153,46 @@ def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Agreement:
         alpha_interval=_number(
             krippendorff_alpha(np.stack([one.ravel(), other.ravel()]), interval)
         ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupAgreement:
+    """Agreement of several people on the same pairs of answers; None where nothing is counted."""
+
+    people: int
+    units: int  # pairs of answers with verdicts of two or more
+    same: float | None  # share of two people's verdicts on a unit that are the same outcome
+    alpha: float | None  # Krippendorff's, on the outcomes
+    low: float | None  # 95 % interval, items resampled; None where it has no width
+    high: float | None
+
+
+def among(scores: np.ndarray, *, seed: int = 0) -> GroupAgreement:
+    """The agreement of people's `scores` [people, items, matchups], NaN where there is none."""
+    people, items, matchups = scores.shape
+    sides = np.where(np.isnan(scores), np.nan, categories(scores)).reshape(people, -1)
+    values = np.arange(CATEGORIES)
+    by_unit = coincidences(sides, values)
+    units = int((by_unit.sum(axis=(1, 2)) > 0).sum())
+    if not units:
+        return GroupAgreement(people, 0, None, None, None, None)
+    by_item = by_unit.reshape(items, matchups, -1).sum(axis=1)
+    by_item = by_item[by_item.sum(axis=1) > 0]
+    square, apart = (-1, CATEGORIES, CATEGORIES), nominal(values[:, None], values[None, :])
+    whole = by_item.sum(axis=0).reshape(square)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(by_item), np.full(len(by_item), 1 / len(by_item)), RESAMPLES
+    )
+    alphas = alpha((drawn @ by_item).reshape(square), apart)
+    alphas = alphas[~np.isnan(alphas)]
+    low, high = np.quantile(alphas, [0.025, 0.975]) if len(alphas) else (np.nan, np.nan)
+    has_width = high - low > 1e-9
+    return GroupAgreement(
+        people=people,
+        units=units,
+        same=float(np.trace(whole[0]) / whole.sum()),
+        alpha=_number(alpha(whole, apart)[0]),
+        low=float(low) if has_width else None,
+        high=float(high) if has_width else None,
     )

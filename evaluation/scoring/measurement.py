@@ -3,15 +3,18 @@
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
 from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural
 from evaluation.judging.workdirs import ReportTexts
-from evaluation.scoring import score
+from evaluation.scoring import leaderboard, score
 from evaluation.scoring.agreement import Agreement, between
 from evaluation.scoring.intervals import bootstrap_ratios, difference_interval
+from evaluation.scoring.leaderboard import Leaderboard
 from evaluation.scoring.lengths import LengthEffect, by_length, ratios
+from evaluation.scoring.people import PREFERENCE, measure_people
 from evaluation.scoring.results import (
     AVERAGE,
     ITEM_LABELS,
@@ -34,9 +37,17 @@ Sheet = dict[str, list[np.ndarray]]
 
 
 def measure(
-    verdicts: Verdicts, people: Verdicts | None, texts: ReportTexts, *, seed: int
+    verdicts: Verdicts,
+    people: Verdicts | None,
+    texts: ReportTexts,
+    *,
+    seed: int,
+    other_questions: Mapping[str, Verdicts] | None = None,
 ) -> Results:
-    """All numbers of a report; ValueError where a reference is named as their average."""
+    """All numbers of a report; ValueError where a reference is named as their average.
+
+    `people` prefer an answer, as judges do; `other_questions` are what else they were asked.
+    """
     sheets = score_sheets(verdicts)
     rates = {
         Matchup(*key, generator): score.mean_rate(parts, seed=seed)
@@ -46,6 +57,7 @@ def measure(
     panels = sorted({key[:2] for key in sheets})
     headline = {panel: _headline(sheets, panel) for panel in panels}
     benchmarks = sorted(verdicts.ids)
+    asked = {PREFERENCE: people} if people else {}
     return Results(
         seed=seed,
         verdicts=verdicts.count,
@@ -76,6 +88,8 @@ def measure(
         },
         agreement=_agreement(verdicts, people, seed),
         signals={name: benchmark_signals(verdicts, texts, name) for name in benchmarks},
+        people=measure_people(asked | dict(other_questions or {}), sheets, seed=seed),
+        leaderboards={panel: _leaderboard(sheets, panel) for panel in panels},
     )
 
 
@@ -95,6 +109,18 @@ def score_sheets(verdicts: Verdicts) -> dict[SheetKey, Sheet]:
                 name: [sheet[name][0] for sheet in each] for name in everywhere
             }
     return {key: sheets[key] for key in sorted(sheets)}
+
+
+def _leaderboard(sheets: dict[SheetKey, Sheet], panel: Panel) -> Leaderboard:
+    """All systems and references of a panel, from their pairs."""
+    return leaderboard.rank(
+        {
+            (generator, key[2]): score.item_scores(bounds[0])
+            for key, sheet in sheets.items()
+            if key[:2] == panel and key[2] != AVERAGE
+            for generator, bounds in sheet.items()
+        }
+    )
 
 
 def _headline(sheets: dict[SheetKey, Sheet], panel: Panel) -> str:
@@ -218,7 +244,7 @@ def _lengths(
 def _agreement(
     verdicts: Verdicts, people: Verdicts | None, seed: int
 ) -> dict[tuple[str, str, str], Agreement]:
-    """Each pair of judges, people included, on each benchmark, over what both judged."""
+    """Each pair of judges, people first, on each benchmark, over what both judged."""
     scores: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
     for source in filter(None, (verdicts, people)):
         for matchup, table in source.tables.items():
@@ -226,7 +252,8 @@ def _agreement(
             bounds = score.item_bounds(table, source.scores.get(matchup))
             own[matchup[1:]] = score.item_scores(bounds)
     found = {}
-    for one, other in itertools.combinations(sorted(scores), 2):
+    known = set(people.names("judge")) if people else set()
+    for one, other in itertools.combinations(sorted(scores, key=lambda n: (n not in known, n)), 2):
         for benchmark in sorted(verdicts.ids):
             shared = [c for c in scores[one] if c[0] == benchmark and c in scores[other]]
             if shared:

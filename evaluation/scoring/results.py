@@ -7,7 +7,9 @@ from typing import Any
 from evaluation.judging.verdicts import Matchup
 from evaluation.scoring.agreement import Agreement
 from evaluation.scoring.intervals import LEVEL
+from evaluation.scoring.leaderboard import Leaderboard
 from evaluation.scoring.lengths import LengthEffect
+from evaluation.scoring.people import PeopleResults
 from evaluation.scoring.score import Position, WinRate
 from evaluation.scoring.signals import SystemSignals
 
@@ -79,6 +81,8 @@ class Results:
     lengths: Mapping[Panel, Mapping[str | None, LengthEffect]]  # by generator; None: all together
     agreement: Mapping[tuple[str, str, str], Agreement]  # (one judge, another, benchmark)
     signals: Mapping[str, Mapping[str, SystemSignals]]  # benchmark -> generator
+    people: PeopleResults
+    leaderboards: Mapping[Panel, Leaderboard]
 
     def references_of(self, judge: str, benchmark: str) -> list[str]:
         """The references of a judge's rates on a benchmark; their average comes last."""
@@ -120,6 +124,16 @@ class Results:
             "comparisons": _rows(self.differences, *panel, "reference", "one", "other"),
             "by_length": _rows(self.lengths, *panel, "generator"),
             "agreement": _rows(self.agreement, "one", "other", "benchmark"),
+            "people": {
+                "agreement": _rows(self.people.agreement, "question", "benchmark"),
+                "win_rates": _rows(self.people.rates, "question", *Matchup._fields[1:]),
+                "corrected": _rows(self.people.corrections, *Matchup._fields),
+            },
+            "leaderboards": [
+                {"judge": judge, "benchmark": benchmark, "misfit": board.misfit}
+                | {"standings": _rows(board.standings, "generator")}
+                for (judge, benchmark), board in self.leaderboards.items()
+            ],
             "signals": [
                 {"benchmark": benchmark, "generator": name, "is_reference": found.is_reference}
                 | dataclasses.asdict(found.texts)

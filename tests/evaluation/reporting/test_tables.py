@@ -16,7 +16,10 @@ def measured():
 
 def test_which_there_are(measured):
     found = tables.build(measured, PLAIN)
-    names = "win_rates both_orders counts judges agreement comparisons difficulty lengths signals"
+    names = (
+        "people people_rates win_rates leaderboard both_orders counts judges agreement "
+        "comparisons difficulty lengths signals"
+    )
     assert list(found) == names.split()
     for mine in found.values():
         for table in mine:

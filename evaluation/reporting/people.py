@@ -1,0 +1,118 @@
+"""The report's tables of people's verdicts, and of judges' rates corrected by them."""
+
+from collections.abc import Iterator
+
+from common.reports.charts import percent
+from evaluation.reporting.systems import Systems
+from evaluation.reporting.table_formats import Table
+from evaluation.scoring.correction import (
+    FEW_DISAGREEMENTS,
+    FEW_LABELS,
+    MIN_LABELS,
+    UNLIKE,
+    Correction,
+    RateEstimate,
+)
+from evaluation.scoring.people import PREFERENCE
+from evaluation.scoring.results import Results
+
+FEW, ALIKE = "*", "†"
+"""Marks of labels that are few, and of labels that all agree with the judge."""
+
+
+def agreement(results: Results) -> Iterator[Table]:
+    """How far people agree among themselves."""
+    lines = []
+    for (question, benchmark), found in results.people.agreement.items():
+        alpha = "–" if found.alpha is None else f"{found.alpha:.2f}"
+        if found.low is not None and found.high is not None:
+            alpha += f" [{found.low:.2f}, {found.high:.2f}]"
+        lines.append(
+            [question, benchmark, f"{found.people:,}", f"{found.units:,}"]
+            + [percent(found.same), alpha]
+        )
+    caption = (
+        "Agreement of people with each other: pairs of answers that two or more of them judged, "
+        "per cent of two people's verdicts that are the same (model, reference, neither), and "
+        "Krippendorff's alpha with its 95 % interval, items resampled. No judge can be expected "
+        "to agree with people more than they do with each other."
+    )
+    head = ["Question", "Benchmark", "People", "Pairs", "Same", "Alpha"]
+    if lines:
+        yield Table(caption, head, lines)
+
+
+def rates(results: Results, systems: Systems) -> Iterator[Table]:
+    """People's win rates on the items that they judged, by question."""
+    lines = [
+        [systems[generator].label, benchmark, reference, question, f"{rate.valid:,}"]
+        + [f"{percent(rate.rate)} [{percent(rate.low)}, {percent(rate.high)}]"]
+        for (question, benchmark, reference, generator), rate in results.people.rates.items()
+        if rate.valid
+    ]
+    caption = (
+        "Win rates by people, on the items that they judged only, in per cent with 95 % intervals; "
+        "an item that several people judged counts once, with their mean."
+    )
+    head = ["System", "Benchmark", "Reference", "Question", "Items", "Rate"]
+    if lines:
+        yield Table(caption, head, lines)
+
+
+def corrected(results: Results, systems: Systems) -> Iterator[Table]:
+    """The judges' rates, raw and corrected."""
+    lines = []
+    for matchup, found in results.people.corrections.items():
+        mark = FEW * (found.labelled < FEW_LABELS)
+        mark += ALIKE * (found.disagreements < FEW_DISAGREEMENTS)
+        lines.append(
+            [systems[matchup.generator].label, matchup.judge, matchup.benchmark, matchup.reference]
+            + [f"{found.labelled:,} of {found.items:,}{mark}", percent(found.raw)]
+            + [_estimate(e) for e in (found.people, found.ppi, found.rogan_gladen)]
+            + [f"{found.power:.2f}", _worth(found)]
+        )
+    caption = (
+        "Win rates that people would give on all items, in per cent with 95 % intervals. Raw: "
+        "the judge's, an invalid verdict as a tie; people: labels alone; PPI++: labels and judge, "
+        "which needs labelled items that were drawn at random; Rogan–Gladen: by the judge's "
+        "confusion with people. Power: how far PPI++ relies on the judge. Worth: labels that "
+        "alone would give an interval as narrow as PPI++'s. "
+        f"{FEW} fewer than {FEW_LABELS} labels, {ALIKE} fewer than {FEW_DISAGREEMENTS} labels that "
+        "differ from the judge: the interval may be too narrow."
+    )
+    head = ["System", "Judge", "Benchmark", "Reference", "Labelled", "Raw", "People", "PPI++"]
+    if lines:
+        yield Table(caption, [*head, "Rogan–Gladen", "Power", "Worth"], lines)
+
+
+def _estimate(found: RateEstimate) -> str:
+    if found.low is None:
+        return "not bounded"
+    return f"{percent(found.rate)} [{percent(found.low)}, {percent(found.high)}]"
+
+
+def _worth(found: Correction) -> str:
+    return f"{found.worth:,.0f} for {found.labels:,}"
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know before trusting a corrected rate."""
+    found = results.people
+    unlike = [
+        f"{m.generator} against {m.reference} on {m.benchmark} by {m.judge}"
+        for m, c in found.corrections.items()
+        if abs(c.unlike) > UNLIKE
+    ]
+    texts = []
+    if unlike:
+        texts.append(
+            "People judged items on which the judge's rate is not that of the others, so they were "
+            "not drawn at random, and the correction by PPI++ does not hold: "
+            f"{'; '.join(unlike)}."
+        )
+    if any(question == PREFERENCE for question, *_ in found.rates) and not found.corrections:
+        texts.append(
+            f"People judged fewer than {MIN_LABELS} items of each pair of systems: too few to "
+            "correct a rate."
+        )
+    return texts
