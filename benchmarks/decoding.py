@@ -54,8 +54,8 @@ def ours(folder: Path, case: str) -> race.Work:
     import jax.numpy as jnp
 
     from alpacare_jax.checkpoints import checkpoint
-    from alpacare_jax.inference.engine import Engine, Request
-    from alpacare_jax.inference.sampling import Sampling
+    from alpacare_jax.inference.engine import Engine
+    from alpacare_jax.inference.requests import Request
 
     path = folder / "ours"
     config = model_folder.read_config(path)
@@ -67,7 +67,6 @@ def ours(folder: Path, case: str) -> race.Work:
         eos_ids=[-1],  # none: every answer goes on to its limit
         max_length=1024,
         slots=min(flags.FLAGS.slots, len(prompts)),
-        sampling=Sampling(),
     )
 
     def work() -> race.Result:

@@ -11,7 +11,8 @@ from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.data.prompts import Template
 from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.inference import answer_file
-from alpacare_jax.inference.engine import Engine, Request
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.requests import Request
 from common.messages import StatusLine, duration, heartbeat
 from common.records import Example
 

@@ -1,80 +1,72 @@
 """Continuous batching: a fixed number of slots, each refilled as soon as its answer ends.
 
 A static batch that waits for its longest answer spends most of its compute on finished rows. Here
-a finished row admits the next prompt immediately, and once the queue is empty the batch shrinks.
+a finished row admits the next prompt immediately. Prompts are prefilled many at a time, in chunks
+between bursts of decode steps, so running answers wait for one chunk at most; a prefix that a slot
+holds already is copied, not computed.
 
-No answer depends on its neighbours: prompts are prefilled one at a time, rows of a decode step
-never mix, and a sampled token depends on (seed, request, position) alone. Only rounding remains:
-with a different number of rows XLA may sum in a different order, which can flip a near tie in
-bfloat16.
+No answer depends on its neighbours: rows never mix, and a sampled token depends on (seed, request,
+position) alone. Only rounding remains: with a different number of rows XLA may sum in a different
+order, which can flip a near tie in bfloat16. `invariant` excludes that, too.
 """
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.sampling import Sampling, penalise, sample
+from alpacare_jax.inference.programs import BURST, PIECE, Programs
+from alpacare_jax.inference.requests import Answer, Progress, Request, TokenLogprobs
+from alpacare_jax.inference.sampling import IN_PROMPT, Rows, Sampling, settings_of
 from alpacare_jax.model.config import LlamaConfig
-from alpacare_jax.model.llama import Llama, Params
+from alpacare_jax.model.llama import Params
+from common.sections import UsageError
 
-LENGTH_BUCKET = 64
-"""Prompts are padded, and the cache grows, to this times a power of two: few compilations."""
+CHUNK = 512
+"""Prompt tokens that are prefilled in one call, at most."""
 
-BURST = 16
-"""Maximum decode steps between two checks for finished answers."""
-
-DECODE = "decode"
-"""Name scope of the loop over decode steps in compiled programs; `plan` searches for it."""
+USUAL = Sampling()
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to answer; its random numbers are derived from `index`."""
+@dataclasses.dataclass
+class _Row:
+    """An unfinished answer in its slot."""
 
-    index: int
-    prompt: Sequence[int]
-    max_new_tokens: int
+    request: Request
+    sampling: Sampling
+    prompt: np.ndarray
+    limit: int  # most ids
+    placed: bool = False  # its prefix was looked for
+    prefilled: int = 0  # tokens of the prompt in the cache
+    ids: list[int] = dataclasses.field(default_factory=list)
+    scored: list[TokenLogprobs | None] = dataclasses.field(default_factory=lambda: [None])
 
-    def __post_init__(self):
-        if not len(self.prompt) or self.max_new_tokens < 1:
-            raise ValueError(
-                f"request {self.index} requires a prompt of at least one token and max_new_tokens "
-                "of at least 1"
-            )
+    @property
+    def draw(self) -> int:
+        return self.request.index if self.request.draw is None else self.request.draw
 
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """Generated ids without EOS, and why generation ended: `stop` (EOS) or `length`."""
-
-    index: int
-    ids: list[int]
-    finish_reason: str
-
-
-def _bucket(length: int) -> int:
-    """The smallest LENGTH_BUCKET * 2**n that is at least `length`."""
-    size = LENGTH_BUCKET
-    while size < length:
-        size *= 2
-    return size
+    @property
+    def decoding(self) -> bool:
+        return self.prefilled == len(self.prompt)
 
 
 class Engine:
-    """Answers up to `slots` requests at a time.
+    """Answers up to `slots` requests at a time. One thread calls its methods.
 
     Args:
       params, config, dtype: as for `Llama`.
       eos_ids: any of them ends an answer.
       max_length: maximum tokens of prompt and answer together.
+      sampling: of requests that have none of their own.
+      chunk, burst: most tokens of a chunk, and most decode steps of a burst, at most BURST.
+      invariant: every step has the same shape, whatever is to do: an answer is the same to the bit
+        alone and among others, for the price of full batches.
       mesh, rules: mesh and sharding rules of `params`; both, or neither for a single device. The
         cache's rows are sharded over the batch axes, its heads like those of the weights.
 
@@ -91,253 +83,346 @@ class Engine:
         eos_ids: Sequence[int],
         max_length: int,
         slots: int,
-        sampling: Sampling,
+        sampling: Sampling = USUAL,
+        chunk: int = CHUNK,
+        burst: int = BURST,
+        invariant: bool = False,
         mesh: Mesh | None = None,
         rules: Mapping[str, str] | None = None,
     ):
-        self.params, self.config, self.dtype = params, config, dtype
+        self.params, self.config = params, config
         self.eos_ids, self.max_length, self.slots = tuple(eos_ids), max_length, slots
-        self.sampling = sampling
-        self._groups = sharding.batch_groups(mesh) if mesh else 1
-        if slots % self._groups:
+        self.sampling, self.burst, self._invariant = sampling, burst, invariant
+        groups = sharding.batch_groups(mesh) if mesh else 1
+        if slots % groups:
             raise ValueError(
-                f"{slots} slots cannot be split evenly over {self._groups} groups of devices (mesh "
-                f"axes {' and '.join(sharding.BATCH_AXES)}); choose a multiple of {self._groups}"
+                f"{slots} slots cannot be split evenly over {groups} groups of devices (mesh "
+                f"axes {' and '.join(sharding.BATCH_AXES)}); choose a multiple of {groups}"
             )
         if mesh and not rules:
             raise ValueError("an engine on a mesh requires the sharding rules of its params")
-        self._shardings = shardings = _state_shardings(mesh, rules) if mesh and rules else None
-        self._empty = jax.jit(self._empty_state, static_argnums=(0, 1), out_shardings=shardings)
-        self._prefill = jax.jit(self._prefill_step)
-        self._insert = jax.jit(
-            _insert_row,
-            donate_argnums=0,
-            in_shardings=(shardings, None, None),
-            out_shardings=shardings,
+        if not 1 <= burst <= BURST:
+            raise ValueError(f"burst must be at least 1 and at most {BURST}")
+        self._programs = Programs(config, dtype, eos_ids, slots, max_length, mesh, rules)
+        self._row_sizes = _sizes(slots, invariant or groups > 1)
+        self._piece_sizes = _sizes(
+            min(-(-chunk // PIECE), slots * -(-max_length // PIECE)), invariant
         )
-        self._decode = jax.jit(
-            self._decode_steps,
-            donate_argnums=1,
-            in_shardings=(None, shardings, None, None),
-            out_shardings=shardings,
-        )
+        self.chunk = self._piece_sizes[0] * PIECE
+        self._state: Any = None
+        self._queue: collections.deque[Request] = collections.deque()
+        self._rows: dict[int, _Row] = {}  # slot -> row, in order of admission
+        self._held = [np.zeros(0, np.int64)] * slots  # the ids whose keys each slot holds
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._queue or self._rows)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; `step` reports what becomes of it.
+
+        Raises:
+          ValueError: its prompt leaves no room within `max_length`, or its ids are not the model's.
+        """
+        n = len(request.prompt)
+        if n + (request.max_new_tokens > 0) > self.max_length:
+            raise UsageError(
+                f"prompt {request.index} is {n:,} tokens, which leaves no room within max_length "
+                f"{self.max_length:,}; raise it or shorten the prompt"
+            )
+        named = [*request.prompt, *(request.sampling or self.sampling).logit_bias]
+        if not 0 <= min(named) <= max(named) < self.config.vocab_size:
+            raise UsageError(
+                f"request {request.index} names a token id outside 0 to "
+                f"{self.config.vocab_size - 1:,}"
+            )
+        self._queue.append(request)
+
+    def cancel(self, index: int) -> None:
+        """Forgets a request, wherever it is; it is not reported any more."""
+        self._queue = collections.deque(r for r in self._queue if r.index != index)
+        for slot in [s for s, row in self._rows.items() if row.request.index == index]:
+            self._release(slot)
+
+    def step(self, fill: bool = False) -> list[Progress]:
+        """Runs one chunk of prefill, if prompts wait, and one burst of decode steps.
+
+        Args:
+          fill: fill all slots before the next burst. Answers wait for longer, but more are
+            generated at a time.
+        """
+        self._admit()
+        found = self._prefill()
+        waiting = any(not row.decoding for row in self._rows.values())
+        if not (fill and (waiting or (self._queue and len(self._rows) < self.slots))):
+            found += self._decode()
+        return found
 
     def run(
         self,
         requests: Iterable[Request],
         stop_early: Callable[[list[int]], bool] = lambda ids: False,
-        burst: int = BURST,
+        burst: int | None = None,
     ) -> Iterator[Answer]:
         """Yields answers as they finish, in any order.
 
         Args:
-          stop_early: called with the ids of each unfinished answer after every burst; True ends
-            the answer, with finish_reason `stop`.
-          burst: see `BURST`.
+          stop_early: called with the ids of each unfinished answer after every step that added
+            to them; True ends the answer, with finish_reason `stop`.
+          burst: see the class.
 
         Raises:
-          ValueError: a prompt leaves no room within `max_length`, or `burst` is below 1.
+          ValueError: as of `submit`, before anything is answered.
         """
-        if burst < 1:
-            raise ValueError("burst must be at least 1")
-        queue = collections.deque(requests)
-        for request in queue:
-            if len(request.prompt) >= self.max_length:
-                raise ValueError(
-                    f"prompt {request.index} is {len(request.prompt):,} tokens, which leaves no "
-                    f"room within max_length {self.max_length:,}; raise it or shorten the prompt"
-                )
-        rows = min(self.slots, len(queue))
-        slots: list[Request | None] = [None] * (-(-rows // self._groups) * self._groups)
-        state = self._empty(len(slots), LENGTH_BUCKET)
-        while queue or any(slots):
-            for slot, request in enumerate(slots):
-                if request is None and queue:
-                    slots[slot] = admitted = queue.popleft()
-                    state = self._admit(state, slot, admitted)
-            state, slots = self._shrink(state, slots)
-            busy = [i for i, request in enumerate(slots) if request]
-            last = int(np.asarray(state["positions"])[busy].max())
-            state = self._lengthen(state, last + burst + 1)
-            state = self._decode(self.params, state, burst, bool(queue))
-            yield from self._collect(state, slots, stop_early)
+        if burst is not None and not 1 <= burst <= BURST:
+            raise ValueError(f"burst must be at least 1 and at most {BURST}")
+        usual, self.burst = self.burst, burst or self.burst
+        answers: dict[int, list[int]] = {}
+        try:
+            for request in requests:
+                self.submit(request)
+                answers[request.index] = []
+            while self.busy:
+                for progress in self.step(fill=True):
+                    ids, reason = answers[progress.index], progress.finish_reason
+                    ids += progress.ids
+                    if reason is None and progress.ids and stop_early(ids):
+                        self.cancel(progress.index)
+                        reason = "stop"
+                    if reason:
+                        yield Answer(progress.index, answers.pop(progress.index), reason)
+        finally:
+            self.burst = usual
+            for index in answers:
+                self.cancel(index)
 
-    def trace(self, prompt_tokens: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
-        """Traces the prefill of one prompt and `BURST` decode steps with all slots in use.
+    def compile(self, say: Callable[[str], None]) -> None:
+        """Compiles every program for every number of rows, and reports each to `say`."""
+        most = self._piece_sizes[0]
+        pieces = [("prefill", size) for size in self._piece_sizes] + [("score", most)]
+        pieces = [(name, size, (self._piece_arrays([], size),)) for name, size in pieces]
+        rows = [("decode", size, self._burst_arrays({}, size)) for size in self._row_sizes]
+        for done, (name, size, arguments) in enumerate([*pieces, *rows]):
+            say(f"compiling {name} for {size} rows ({done + 1} of {len(pieces) + len(rows)})")
+            self._programs.compile(name, size, self.params, self._device_state(), *arguments)
+        slot = np.int32(0)
+        self._programs.compile("copy_row", 0, self._state, slot, slot)
+        vocabulary = np.zeros(self.config.vocab_size, np.int32)
+        self._programs.compile(
+            "set_row", 0, self._state, slot, vocabulary, vocabulary.astype(np.float32)
+        )
 
-        The cache has its maximum length. Nothing is allocated: `params` may be abstract.
+    def trace(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        """Traces the prefill of a whole chunk, and BURST decode steps with all slots in use.
+
+        Nothing is allocated: `params` may be abstract.
         """
-        state = self._empty.eval_shape(self.slots, _bucket(self.max_length))
-        prompt = jax.ShapeDtypeStruct((_bucket(prompt_tokens),), np.int32)
-        prefill = self._prefill.trace(self.params, prompt, prompt_tokens, 0)
-        return prefill, self._decode.trace(self.params, state, BURST, True)
+        state, jitted = self._programs.empty.eval_shape(), self._programs.jitted
+        pieces = self._piece_arrays([], self._piece_sizes[0])
+        rows = self._burst_arrays({}, self.slots)
+        return (
+            jitted["prefill"].trace(self.params, state, pieces),
+            jitted["decode"].trace(self.params, state, *rows),
+        )
 
-    # Device state, rows B = slots:
-    #   k, v [L, B, S, K, H]    the cache; index = position
-    #   tokens [B]              last token of each row, not yet in the cache
-    #   positions [B]           its position
-    #   active [B]              whether the row's answer is unfinished
-    #   output [B, O], count [B], limit [B]   generated ids, their number and its maximum
-    #   requests [B]            request index, for the random numbers
-    #   seen [B, V]             tokens of prompt and answer; V is 1 without a repetition penalty
+    # Scheduling
 
-    @property
-    def _seen_size(self) -> int:
-        return self.config.vocab_size if self.sampling.repetition_penalty != 1 else 1
+    def _admit(self) -> None:
+        """Gives the first requests of the queue a slot each, low ones first."""
+        while self._queue and len(self._rows) < self.slots:
+            request = self._queue.popleft()
+            slot = next(s for s in range(self.slots) if s not in self._rows)
+            prompt = np.asarray(request.prompt, np.int64)
+            limit = min(request.max_new_tokens, self.max_length - len(prompt))
+            self._rows[slot] = _Row(request, request.sampling or self.sampling, prompt, limit)
 
-    def _empty_state(self, rows: int, length: int) -> dict[str, Any]:
-        c = self.config
-        cache = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
-        names = ("tokens", "positions", "count", "limit", "requests")
-        return {
-            "k": jnp.zeros(cache, self.dtype),
-            "v": jnp.zeros(cache, self.dtype),
-            "active": jnp.zeros(rows, bool),
-            "output": jnp.zeros((rows, self.max_length), jnp.int32),
-            "seen": jnp.zeros((rows, self._seen_size), bool),
-        } | {name: jnp.zeros(rows, jnp.int32) for name in names}
+    def _release(self, slot: int) -> None:
+        """Frees a slot; what it holds may still be the prefix of another prompt."""
+        del self._rows[slot]
 
-    def _admit(self, state: dict[str, Any], slot: int, request: Request) -> dict[str, Any]:
-        """Prefills a prompt and inserts it, with its first generated token, into a slot."""
-        n = len(request.prompt)
-        state = self._lengthen(state, n + 1)
-        prompt = np.zeros(_bucket(n), np.int32)
-        prompt[:n] = request.prompt
-        limit = min(request.max_new_tokens, self.max_length - n)
-        row = self._prefill(self.params, prompt, n, request.index)
-        return self._insert(state, slot, row | {"limit": limit, "requests": request.index})
+    def _update(self, name: str, *arguments: Any) -> None:
+        self._state = self._programs(name, 0, self._device_state(), *arguments)
 
-    def _prefill_step(self, params, prompt_T, n, request):
-        """The state of one row after its first token; compiled once per padded length T."""
-        T = len(prompt_T)
-        model = Llama(params, self.config, self.dtype)
-        positions = jnp.arange(T)
-        segments = (positions < n).astype(jnp.int32)
-        hidden, k, v = model.prefill(prompt_T[None], positions[None], segments[None])
-        seen = jnp.zeros(self._seen_size, bool)
-        if self.sampling.repetition_penalty != 1:
-            seen = seen.at[jnp.where(segments, prompt_T, len(seen))].set(True, mode="drop")
-        logits_V = model.logits(hidden[0, n - 1])
-        token, seen = self._next(logits_V[None], seen[None], request[None], n[None])
-        return {
-            "k": k[:, 0].astype(self.dtype),
-            "v": v[:, 0].astype(self.dtype),
-            "tokens": token[0],
-            "positions": n,
-            "active": ~self._is_eos(token[0]),
-            "seen": seen[0],
-        }
+    def _device_state(self) -> Any:
+        if self._state is None:
+            self._state = self._programs.empty()
+        return self._state
 
-    def _next(self, logits_BV, seen_BV, requests_B, positions_B):
-        """The token at `positions_B` of each row, and `seen` including it."""
-        if self.sampling.repetition_penalty != 1:
-            logits_BV = penalise(logits_BV, seen_BV, self.sampling.repetition_penalty)
-        root = jax.random.key(self.sampling.seed)
-        fold = jax.vmap(lambda r, p: jax.random.fold_in(jax.random.fold_in(root, r), p))
-        token_B = sample(logits_BV, fold(requests_B, positions_B), self.sampling)
-        if self.sampling.repetition_penalty != 1:
-            seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-        return token_B, seen_BV
-
-    def _is_eos(self, tokens: jax.Array) -> jax.Array:
-        return jnp.isin(tokens, jnp.array(self.eos_ids, jnp.int32))
-
-    def _decode_steps(self, params, state, burst, waiting):
-        """Up to `burst` tokens for each active row; ends early when a slot can be refilled."""
-        model = Llama(params, self.config, self.dtype)
-        rows = jnp.arange(len(state["tokens"]))
-
-        def step(carry):
-            i, s = carry
-            hidden, s["k"], s["v"] = model.decode(s["tokens"], s["positions"], s["k"], s["v"])
-            positions = s["positions"] + s["active"]
-            token, seen = self._next(model.logits(hidden), s["seen"], s["requests"], positions)
-            s["tokens"] = jnp.where(s["active"], token, s["tokens"])
-            s["seen"] = jnp.where(s["active"][:, None], seen, s["seen"])
-            at = jnp.where(s["active"], s["count"], self.max_length)
-            s["output"] = s["output"].at[rows, at].set(token, mode="drop")
-            s["count"] = s["count"] + s["active"]
-            s["positions"] = positions
-            s["active"] = s["active"] & ~self._is_eos(token) & (s["count"] < s["limit"])
-            return i + 1, s
-
-        def unfinished(carry):
-            i, s = carry
-            active = jnp.sum(s["active"])
-            return (i < burst) & (active > 0) & ~(waiting & (active < len(rows)))
-
-        with jax.named_scope(DECODE):
-            return jax.lax.while_loop(unfinished, step, (0, state))[1]
-
-    def _collect(self, state, slots, stop_early):
-        """Removes finished answers from their slots, and from the active rows; returns them."""
-        active, count, output = jax.device_get((state["active"], state["count"], state["output"]))
-        answers, active = [], active.copy()
-        for i, request in enumerate(slots):
-            if request is None:
+    def _prefill(self) -> list[Progress]:
+        """Prefills one chunk of the prompts that wait, in order of admission."""
+        pieces: list[tuple[int, int]] = []  # (slot, start)
+        most = self._piece_sizes[0]
+        for slot, row in self._rows.items():
+            if row.decoding or not (row.placed or self._place(slot, row)):
                 continue
-            ids = output[i, : count[i]].tolist()
-            stopped = ids[-1] in self.eos_ids
-            early = not stopped and stop_early(ids)
-            if active[i] and not early:
-                continue
-            reason = "stop" if stopped or early else "length"
-            answers.append(Answer(request.index, ids[:-1] if stopped else ids, reason))
-            slots[i], active[i] = None, False
-        state["active"] = jnp.asarray(active)
-        return answers
+            starts = range(row.prefilled, len(row.prompt), PIECE)
+            pieces += [(slot, start) for start in starts[: most - len(pieces)]]
+        if not pieces:
+            return []
+        scored = any(self._rows[slot].request.prompt_logprobs for slot, _ in pieces)
+        name, size = "score", most
+        if not scored:
+            name, size = "prefill", _fit(self._piece_sizes, len(pieces))
+        self._state, out = self._programs(
+            name, size, self.params, self._device_state(), self._piece_arrays(pieces, size)
+        )
+        out, found = jax.device_get(out), []
+        for i, (slot, start) in enumerate(pieces):
+            row = self._rows[slot]
+            row.prefilled = min(start + PIECE, len(row.prompt))
+            self._held[slot] = row.prompt[: row.prefilled]
+            if row.request.prompt_logprobs:
+                scored = {name: values[i] for name, values in out["scored"].items()}
+                count = min(row.prefilled, len(row.prompt) - 1) - start
+                row.scored += _logprobs(scored, count, row.request.logprobs or 0)
+            if row.decoding:
+                first = {name: values[i : i + 1] for name, values in out["first"].items()}
+                ids = out["tokens"][i : i + 1].tolist() if row.limit else []
+                found.append(self._progress(slot, ids, first))
+        return found
 
-    def _shrink(self, state, slots):
-        """Halves the rows while at most half of them are busy: the queue is empty by then."""
-        busy = [i for i, request in enumerate(slots) if request]
-        rows = len(slots)
-        while busy and rows > self._groups and len(busy) <= rows // 2:
-            rows = -(-rows // 2 // self._groups) * self._groups
-        if not busy or rows == len(slots):
-            return state, slots
-        chosen = (busy + [i for i, request in enumerate(slots) if not request])[:rows]
-        return self._place(_take_rows(state, np.array(chosen))), [slots[i] for i in chosen]
+    def _place(self, slot: int, row: _Row) -> bool:
+        """Prepares a slot for its row: copies what another slot holds of the prompt.
 
-    def _lengthen(self, state, length: int):
-        """Lengthens the cache to hold `length` tokens of each row, at most `max_length`."""
-        missing = _bucket(min(length, self.max_length)) - state["k"].shape[2]
-        return self._place(_pad_cache(state, missing)) if missing > 0 else state
+        False if that is still being computed.
+        """
+        order, (shared, source) = list(self._rows), self._longest_prefix(slot, row)
+        other = self._rows.get(source)
+        if other and not other.decoding and other.prefilled < shared:
+            if order.index(source) < order.index(slot):
+                return False
+        elif shared:
+            self._update("copy_row", np.int32(source), np.int32(slot))
+            row.prefilled = shared
+        if row.sampling.adjusts:
+            counts = np.zeros(self.config.vocab_size, np.int32)
+            counts[row.prompt] = IN_PROMPT
+            bias = np.zeros(self.config.vocab_size, np.float32)
+            bias[list(row.sampling.logit_bias)] = list(row.sampling.logit_bias.values())
+            self._update("set_row", np.int32(slot), counts, bias)
+        row.placed = True
+        return True
 
-    def _place(self, state):
-        """Restores the shardings of the state, which eager operations may have changed."""
-        return jax.device_put(state, self._shardings) if self._shardings else state
+    def _longest_prefix(self, slot: int, row: _Row) -> tuple[int, int]:
+        """(tokens, slot) of the longest prefix of the prompt, in whole pieces, that another slot
+        holds or will hold when its own prompt is prefilled."""
+        best = 0, slot
+        for other, held in enumerate(self._held):
+            running = self._rows.get(other)
+            ids = running.prompt if running and not running.decoding else held
+            if other != slot and not row.request.prompt_logprobs:
+                shared = _shared(row.prompt[:-1], ids) // PIECE * PIECE
+                best = max(best, (shared, other), key=lambda found: found[0])
+        return best
+
+    def _piece_arrays(self, pieces: Sequence[tuple[int, int]], size: int) -> Rows:
+        """The argument `pieces` of `Programs.prefill`."""
+        rows = [self._rows[slot] for slot, _ in pieces]
+        arrays = self._settings(rows, size) | _blank(size, "start", "count", "slot")
+        arrays |= {name: np.zeros((size, PIECE), np.int32) for name in ("tokens", "targets")}
+        arrays["ends"] = np.zeros(size, bool)
+        for i, (row, (slot, start)) in enumerate(zip(rows, pieces, strict=True)):
+            tokens = row.prompt[start : start + PIECE]
+            targets = row.prompt[start + 1 : start + 1 + PIECE]
+            arrays["tokens"][i, : len(tokens)] = tokens
+            arrays["targets"][i, : len(targets)] = targets
+            arrays["start"][i], arrays["count"][i], arrays["slot"][i] = start, len(tokens), slot
+            arrays["ends"][i] = start + len(tokens) == len(row.prompt)
+        return arrays
+
+    def _settings(self, rows: Sequence[_Row | None], size: int) -> Rows:
+        """Settings of these rows, those of a greedy row for others up to `size`."""
+        padded = [*rows, *[None] * (size - len(rows))]
+        draws = [row.draw if row else 0 for row in padded]
+        settings = settings_of([row.sampling if row else USUAL for row in padded], draws)
+        wanted = [row is not None and row.request.logprobs is not None for row in padded]
+        return settings | {"logprobs": np.array(wanted)}
+
+    def _decode(self) -> list[Progress]:
+        """Runs a burst of decode steps for the answers that are past their prompt."""
+        self._compact()
+        active = {slot: row for slot, row in self._rows.items() if row.decoding}
+        if not active:
+            return []
+        size = _fit(self._row_sizes, max(active) + 1)
+        self._state, out = self._programs(
+            "decode", size, self.params, self._device_state(), *self._burst_arrays(active, size)
+        )
+        out, found = jax.device_get(out), []
+        for slot in active:
+            count = out["count"][slot]
+            scores = {name: out[name][slot, :count] for name in ("logprob", "top_ids", "top")}
+            found.append(self._progress(slot, out["tokens"][slot, :count].tolist(), scores))
+        return found
+
+    def _burst_arrays(self, active: Mapping[int, _Row], size: int) -> tuple[Any, ...]:
+        """The arguments of `Programs.decode` after the state."""
+        rows = [active.get(slot) for slot in range(size)]
+        arrays = self._settings(rows, size) | _blank(size, "tokens", "positions", "left")
+        arrays["active"] = np.array([row is not None for row in rows])
+        for slot, row in active.items():
+            arrays["tokens"][slot] = row.ids[-1]
+            arrays["positions"][slot] = len(row.prompt) + len(row.ids) - 1
+            arrays["left"][slot] = row.limit - len(row.ids)
+        return arrays, np.int32(self.burst), np.int32(len(active) if self._queue else 0)
+
+    def _progress(self, slot: int, ids: list[int], scores: dict[str, np.ndarray]) -> Progress:
+        """Adds ids to a row, frees its slot at the end, and reports both."""
+        row = self._rows[slot]
+        row.ids += ids
+        written = [] if self._invariant else row.ids[:-1]  # decoded keys are rounded otherwise
+        self._held[slot] = np.concatenate([row.prompt, written]).astype(np.int64)
+        stopped = bool(ids) and ids[-1] in self.eos_ids
+        reason = "stop" if stopped else "length" if len(row.ids) == row.limit else None
+        if reason:
+            self._release(slot)
+        new = ids[:-1] if stopped else ids
+        asked = row.request.logprobs
+        logprobs = [] if asked is None else _logprobs(scores, len(new), asked)
+        prompt = row.scored if row.request.prompt_logprobs and len(row.ids) == len(ids) else None
+        return Progress(row.request.index, new, logprobs, prompt, reason)
+
+    def _compact(self) -> None:
+        """Moves rows to lower slots where fewer rows then decode; no request waits by then."""
+        size = _fit(self._row_sizes, len(self._rows))
+        if self._queue or not self._rows or max(self._rows) < size:
+            return
+        free = (slot for slot in range(size) if slot not in self._rows)
+        for source in [slot for slot in self._rows if slot >= size]:
+            target = next(free)
+            self._update("copy_row", np.int32(source), np.int32(target))
+            self._held[target] = self._held[source]
+            self._rows = {target if s == source else s: row for s, row in self._rows.items()}
 
 
-def _state_shardings(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
-    """The cache is sharded; everything else is small, read by every process, and replicated."""
-    heads = rules["kv_heads"] or None
-    cache = NamedSharding(mesh, PartitionSpec(None, sharding.BATCH_AXES, None, heads, None))
-    names = ("tokens", "positions", "active", "output", "count", "limit", "requests", "seen")
-    return {"k": cache, "v": cache} | dict.fromkeys(names, sharding.replicated(mesh))
+def _sizes(most: int, only: bool) -> list[int]:
+    """The numbers of rows that programs are compiled for: `most`, and its halves unless `only`."""
+    sizes = [most]
+    while sizes[-1] > 1 and not only:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
 
 
-def _insert_row(state, slot, row):
-    """Writes a prefilled prompt and its first token into a slot."""
-    for name in ("k", "v"):
-        end = min(row[name].shape[1], state[name].shape[2])
-        state[name] = state[name].at[:, slot, :end].set(row[name][:, :end])
-    for name in ("tokens", "positions", "limit", "requests", "seen"):
-        state[name] = state[name].at[slot].set(row[name])
-    state["output"] = state["output"].at[slot, 0].set(row["tokens"])
-    state["count"] = state["count"].at[slot].set(1)
-    state["active"] = state["active"].at[slot].set(row["active"] & (row["limit"] > 1))
-    return state
+def _fit(sizes: Sequence[int], count: int) -> int:
+    """The smallest of the sizes that holds so many."""
+    return min(size for size in sizes if size >= count)
 
 
-@jax.jit
-def _take_rows(state, rows):
-    return {
-        name: jnp.take(array, rows, axis=1 if name in ("k", "v") else 0)
-        for name, array in state.items()
-    }
+def _blank(size: int, *names: str) -> Rows:
+    return {name: np.zeros(size, np.int32) for name in names}
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _pad_cache(state, extra: int):
-    widths = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
-    return state | {name: jnp.pad(state[name], widths) for name in ("k", "v")}
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    """The number of ids that both begin with."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n
+
+
+def _logprobs(scores: Mapping[str, np.ndarray], count: int, top: int) -> list[TokenLogprobs]:
+    """The first `count` of these scores, with so many of the most likely tokens."""
+    own = scores["logprob"][:count].tolist()
+    ids, values = (scores[name][:count, :top].tolist() for name in ("top_ids", "top"))
+    tops = (tuple(zip(*each, strict=True)) for each in zip(ids, values, strict=True))
+    return [TokenLogprobs(*each) for each in zip(own, tops, strict=True)]

@@ -34,6 +34,9 @@ Params = dict[str, Any]
 Rope = tuple[jax.Array, jax.Array]
 """Cosines and sines of the rotation angles, float32 [B, T, 1, H/2] each."""
 
+AttendCached = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+"""(layer number, q_RTNH, k_RTKH, v_RTKH of new tokens, cache) -> o_RTNH, cache with them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -204,7 +207,7 @@ class Llama(nnx.Module):
         numbers = jnp.arange(self.config.num_hidden_layers) if dropout else None
 
         def run_layer(x_MD, trained, frozen, number):
-            return layer(x_MD, join(frozen, trained, self.scaling), number)[0]
+            return layer(x_MD, join(frozen, trained, self.scaling), number)
 
         x_MD = layers.run(
             run_layer,
@@ -216,67 +219,42 @@ class Llama(nnx.Module):
         )
         return self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
 
-    def prefill(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Hidden states as from `hidden`, and every layer's keys and values [L, B, T, K, H]."""
-        layer = self._make_layer(positions_BT, segments_BT)
-        x_MD, (k_LBTKH, v_LBTKH) = jax.lax.scan(layer, self._embed(tokens_BT), self.layers)
-        hidden = self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
-        return hidden, k_LBTKH, v_LBTKH
-
     def _make_layer(
         self, positions_BT: jax.Array, segments_BT: jax.Array, dropout: Dropout | None = None
     ):
-        """The function (x_MD, one layer's params) -> x_MD, (keys, values) for these rows.
-
-        With `dropout` it takes the layer's number, too.
-        """
+        """The function (x_MD, one layer's params, its number) -> x_MD for these rows."""
         rope = rope_angles(self.config, positions_BT)
-        attend_rows = self.placement.kernel(segments_BT, positions_BT)
+        attend = self.placement.kernel(segments_BT, positions_BT)
 
-        def layer(x_MD, params, number=None):
-            cached = []
-
-            def attend(q, k, v):
-                cached.append((k, v))
-                return attend_rows(q, k, v)
-
+        def layer(x_MD, params, number):
             block = Block(self.placement.gather_layer(params), self.config)
             drop = dataclasses.replace(dropout, layer=number) if dropout else None
-            return self.placement.constrain_rows(block(x_MD, rope, attend, drop)), cached[0]
+            return self.placement.constrain_rows(block(x_MD, rope, attend, drop))
 
         return layer
 
-    def decode(
-        self, tokens_B: jax.Array, positions_B: jax.Array, k_LBSKH: jax.Array, v_LBSKH: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """One token for each row: hidden states [B, D] and the cache with the token added.
-
-        Cache index and position coincide: row b attends to keys 0 to positions_B[b].
-        """
-        B, S = len(tokens_B), k_LBSKH.shape[2]
-        rope = rope_angles(self.config, positions_B[:, None])
-        mask_BTS = (jnp.arange(S) <= positions_B[:, None])[:, None]
-        rows = jnp.arange(B)
+    def extend(
+        self, tokens_RT: jax.Array, positions_RT: jax.Array, cache: Any, attend: AttendCached
+    ) -> tuple[jax.Array, Any]:
+        """Continues rows whose earlier keys are in a cache: hidden states [R, T, D], the cache."""
+        rope = rope_angles(self.config, positions_RT)
 
         def layer(carry, scanned):
-            x_BD, *cache = carry
-            params, i = scanned
+            x_MD, cache = carry
+            params, number = scanned
 
-            def attend(q, k, v):
-                # The cache is carried, not scanned over, so that XLA updates it in place.
-                cache[0] = cache[0].at[i, rows, positions_B].set(k[:, 0])
-                cache[1] = cache[1].at[i, rows, positions_B].set(v[:, 0])
-                return attention.attend(q, cache[0][i], cache[1][i], mask_BTS)
+            def attend_cached(q, k, v):
+                nonlocal cache
+                out, cache = attend(number, q, k, v, cache)
+                return out
 
-            x_BD = Block(params, self.config)(x_BD, rope, attend)
-            return (x_BD, *cache), None
+            # The cache is carried, not scanned over, so that XLA updates it in place.
+            x_MD = Block(params, self.config)(x_MD, rope, attend_cached)
+            return (x_MD, cache), None
 
-        start = (self._embed(tokens_B), k_LBSKH, v_LBSKH)
         scanned = (self.layers, jnp.arange(self.config.num_hidden_layers))
-        (x_BD, k_LBSKH, v_LBSKH), _ = jax.lax.scan(layer, start, scanned)
-        return self._final_norm(x_BD), k_LBSKH, v_LBSKH
+        (x_MD, cache), _ = jax.lax.scan(layer, (self._embed(tokens_RT), cache), scanned)
+        return self._final_norm(x_MD).reshape(*tokens_RT.shape, -1), cache
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         embedded_MD = self.embed_tokens[...][tokens.reshape(-1)].astype(self.dtype)

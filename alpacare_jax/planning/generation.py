@@ -1,19 +1,23 @@
 """The plan of generation: `Engine`'s own programs, compiled for described devices.
 
-A decode step reads all parameters and the whole cache for one token per slot, so more slots are
-almost free until the cache fills the memory. Prompts are prefilled one at a time in between.
+A decode step reads all parameters, and what the longest answer has of the cache for all slots, for
+one token per slot: more slots are almost free until the cache is as large as the parameters.
+Prompts are prefilled in chunks in between.
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.engine import BURST, DECODE, Engine
-from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.inference.cache import BLOCKS, KEYS
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.programs import BURST, DECODE, PIECE
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.planning import roofline
@@ -34,7 +38,7 @@ class GenerationWorkload:
 def abstract_engine(
     run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh, workload: GenerationWorkload
 ) -> Engine:
-    """The engine with abstract parameters and greedy sampling.
+    """The engine with abstract parameters.
 
     Raises:
       ValueError: prompt and answer together exceed the model's positions.
@@ -58,68 +62,67 @@ def abstract_engine(
         eos_ids=model_config.eos_token_ids,
         max_length=length,
         slots=workload.slots,
-        sampling=Sampling(),
         mesh=mesh,
         rules=run_config.sharding.rules,
     )
 
 
-def loop_trips(op_name: str) -> float | None:
-    """The loop over decode steps runs a whole burst."""
-    return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
+def loop_trips(keys: int) -> Callable[[str], float | None]:
+    """The loop over decode steps runs a whole burst, attention reads the blocks of so many keys."""
 
+    def trips(op_name: str) -> float | None:
+        if re.search(rf"\b{BLOCKS}/while$", op_name):
+            return -(-keys // KEYS)
+        return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
 
-def peak_memory(
-    prefill: dict[str, Any], decode: dict[str, Any], available: float
-) -> dict[str, Any]:
-    """A device's peak memory in bytes, from what both programs need.
-
-    Parameters and cache are always held. On top comes the largest of: the temporaries of decoding;
-    those of a prefill, and its result; or the cache of half the length while it is copied into its
-    replacement.
-    """
-    cache = decode["argument_bytes"] - prefill["argument_bytes"]
-    prefill_bytes = prefill["temporary_bytes"] + prefill["result_bytes"]
-    return roofline.memory_use(
-        available,
-        weight=prefill["argument_bytes"],
-        cache=cache,
-        temporary=max(decode["temporary_bytes"], prefill_bytes, cache // 2),
-        code=prefill["code_bytes"] + decode["code_bytes"],
-    )
+    return trips
 
 
 def make_plan(
     run_config: RunConfig, topology: Topology, workload: GenerationWorkload
 ) -> dict[str, Any]:
-    """Compiles one prompt's prefill and a burst of decode steps; returns what answering needs.
+    """Compiles a chunk of prefill and a burst of decode steps; returns what answering needs.
 
-    A prefill is replicated over the axis `data`: one prompt has no rows to shard.
+    A prefill is replicated over the axis `data`.
     """
     model_config = run_config.model.shape()
     mesh = sharding.make_mesh(run_config.sharding, topology.devices)
     engine = abstract_engine(run_config, model_config, mesh, workload)
-    prefill_program, decode_program = engine.trace(workload.prompt_tokens)
     plan = roofline.device_summary(topology, mesh) | {
         "parameters": params.count(model_config),
         **dataclasses.asdict(workload),
     }
-    found = []
-    for program, num_sharing, steps in (
-        (prefill_program, mesh.size // mesh.shape["data"], 1),
-        (decode_program, mesh.size, BURST),
+    found, prompt = [], workload.prompt_tokens
+    for program, num_sharing, steps, keys in zip(
+        engine.trace(),
+        (mesh.size // mesh.shape["data"], mesh.size),
+        (engine.chunk / (-(-prompt // PIECE) * PIECE), BURST),  # a chunk prefills several prompts
+        (prompt, prompt + workload.new_tokens // 2),
+        strict=True,
     ):
-        found.append(roofline.measure(program, topology, mesh, loop_trips, num_sharing, steps))
+        trips = loop_trips(keys)
+        found.append(roofline.measure(program, topology, mesh, trips, num_sharing, steps))
         if "needed_bytes" not in found[-1]:
             return plan | found[-1]
     prefill, decode = found
+    weights = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(engine.params)
+    )
     # Prefill makes the first token.
     decode_seconds = (workload.new_tokens - 1) * decode["step_seconds"]
     answer_seconds = prefill["step_seconds"] + decode_seconds / workload.slots
     rounds = -(-workload.prompts // workload.slots)
     seconds = workload.prompts * prefill["step_seconds"] + rounds * decode_seconds
+    memory = roofline.memory_use(
+        topology.hbm_bytes,
+        weight=weights,
+        cache=decode["argument_bytes"] - weights,
+        temporary=max(decode["temporary_bytes"], prefill["temporary_bytes"]),
+        code=prefill["code_bytes"] + decode["code_bytes"],
+    )
     return plan | {
-        **peak_memory(prefill, decode, topology.hbm_bytes),
+        **memory,
         "compile_seconds": prefill["compile_seconds"] + decode["compile_seconds"],
         "prefill": prefill,
         "decode": decode,

@@ -25,7 +25,7 @@ def measure(
     mesh: Mesh,
     trips: Callable[[str], float | None],
     num_sharing: int,
-    steps: int = 1,
+    steps: float = 1,
 ) -> dict[str, Any]:
     """Compiles a traced program; returns what one step needs.
 

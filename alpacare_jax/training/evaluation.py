@@ -9,8 +9,8 @@ from alpacare_jax.data import chat_template
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.engine import Engine, Request
-from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.requests import Request
 from alpacare_jax.model import llama
 from alpacare_jax.model.llama import Params
 from alpacare_jax.training.console import waiting
@@ -79,7 +79,6 @@ class Samples:
             eos_ids=model_folder.eos_ids(base.checkpoint, tokenizer, template),
             max_length=min(limit, config.max_position_embeddings),
             slots=-(-len(examples) // groups) * groups,
-            sampling=Sampling(),
             mesh=program.mesh if program.mesh.size > 1 else None,
             rules=run_config.sharding.rules,
         )

@@ -22,8 +22,8 @@ from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.data.prompts import ALPACA
 from alpacare_jax.data.tokenizers import load
 from alpacare_jax.inference import answer_file, answering
-from alpacare_jax.inference import engine as engine_module
-from alpacare_jax.inference.engine import Answer, Engine, Request
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.requests import Answer, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import params
 from common import provenance
@@ -70,13 +70,13 @@ def compiled_once():
     made = {}
 
     def shared(weights, config, *, slots, **settings):
-        engine = made.setdefault(repr(settings), Engine(weights, config, slots=slots, **settings))
-        engine.slots = slots
+        engine = made.get((slots, repr(settings)))
+        if engine is None:
+            engine = made[slots, repr(settings)] = Engine(weights, config, slots=slots, **settings)
         return engine
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "Engine", shared)
-        patch.setattr(engine_module, "LENGTH_BUCKET", 512)
         yield
 
 

@@ -17,8 +17,8 @@ import pytest
 from alpacare_jax import convert
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.data import prompts, tokenizers
-from alpacare_jax.inference.engine import Engine, Request
-from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.requests import Request
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import VARIANTS
 from tests.conftest import fetch
@@ -111,7 +111,6 @@ def test_greedy_answers_equal_transformers(model_dir, weights, reference):
         eos_ids=[text_of.eos_id],
         max_length=256,
         slots=2,  # fewer than questions, so that a slot is refilled
-        sampling=Sampling(),
     )
     requests = [Request(i, prompt, 32) for i, prompt in enumerate(encoded)]
     answers = {answer.index: answer for answer in engine.run(requests)}

@@ -5,6 +5,8 @@ whatever the slots, the order, the bursts and the neighbours are, the engine mus
 """
 
 import dataclasses
+import functools
+import itertools
 import random
 
 import jax
@@ -13,9 +15,12 @@ import numpy as np
 import pytest
 
 from alpacare_jax.distributed import sharding
+from alpacare_jax.inference import cache
 from alpacare_jax.inference import engine as engine_module
-from alpacare_jax.inference.engine import Answer, Engine, Request
-from alpacare_jax.inference.sampling import Sampling, sample
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.programs import Programs
+from alpacare_jax.inference.requests import Answer, Request
+from alpacare_jax.inference.sampling import Sampling, sample, settings_of
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama
@@ -75,10 +80,13 @@ def weights():
     return random_weights(CONFIG, seed=0)
 
 
-@pytest.fixture
-def short_buckets(monkeypatch):
-    """Buckets of 8, 16, 32 ... tokens, so that short prompts cross them."""
-    monkeypatch.setattr(engine_module, "LENGTH_BUCKET", 8)
+@pytest.fixture(autouse=True, scope="module")
+def short_pieces():
+    """Short prompts cross the bounds of pieces, chunks and blocks of the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "PIECE", 8)
+        patch.setattr(cache, "KEYS", 16)
+        yield
 
 
 def make_engine(
@@ -117,24 +125,17 @@ def recompute(weights, requests, sampling=GREEDY, config=CONFIG) -> dict[int, li
     """Each request's ids up to its limit, EOS or not, by full forward passes without a cache."""
     rows = [list(request.prompt) for request in requests]
     ends = [min(len(r.prompt) + r.max_new_tokens, MAX_LENGTH) for r in requests]
-    indices = jnp.array([request.index for request in requests])
+    settings = settings_of([sampling] * len(requests), [r.index for r in requests])
 
     @jax.jit
-    def next_tokens(tokens_BT, lengths_B, seen_BV):
+    def next_tokens(tokens_BT, lengths_B, counts_BV):
         logits_BV = full_forward(weights, config)(tokens_BT, lengths_B)
-        penalty = sampling.repetition_penalty
-        factor = jnp.where(logits_BV < 0, penalty, 1 / penalty)
-        logits_BV = jnp.where(seen_BV, logits_BV * factor, logits_BV)
-        root = jax.random.key(sampling.seed)
-
-        def fold(i, n):
-            return jax.random.fold_in(jax.random.fold_in(root, i), n)
-
-        return sample(logits_BV, jax.vmap(fold)(indices, lengths_B), sampling)
+        bias = jnp.zeros(logits_BV.shape)
+        return sample(logits_BV, lengths_B, counts_BV, bias, settings)
 
     while any(len(row) < end for row, end in zip(rows, ends, strict=True)):
-        seen = np.array([np.isin(np.arange(config.vocab_size), row) for row in rows])
-        tokens = next_tokens(pad(rows), np.array([len(row) for row in rows]), seen)
+        counts = np.array([np.bincount(row, minlength=config.vocab_size) for row in rows])
+        tokens = next_tokens(pad(rows), np.array([len(row) for row in rows]), counts)
         for row, end, token in zip(rows, ends, tokens.tolist(), strict=True):
             if len(row) < end:
                 row.append(token)
@@ -163,30 +164,28 @@ def free(weights):
 
 @pytest.fixture(scope="module")
 def cases(weights, free):
-    """For greedy and for sampled decoding: an engine with two EOS ids, and what it must answer."""
+    """(sampling, slots) -> an engine with two EOS ids, and what it must answer."""
     eos_ids = {
         GREEDY: (free[GREEDY][16][0], free[GREEDY][10][6]),
         SAMPLED: (free[SAMPLED][27][0], free[SAMPLED][12][1]),
     }
-    return {
-        sampling: (make_engine(weights, eos_ids=ids, sampling=sampling), cut_at_eos(ids_free, ids))
-        for (sampling, ids), ids_free in zip(eos_ids.items(), free.values(), strict=True)
-    }
+
+    def case(sampling, slots):
+        return make_engine(
+            weights, slots=slots, eos_ids=eos_ids[sampling], sampling=sampling
+        ), cut_at_eos(free[sampling], eos_ids[sampling])
+
+    return functools.cache(case)
 
 
 # The cache
 
 
-def test_cached_decoding_is_full_recomputation(weights, free, short_buckets, monkeypatch):
-    grown, pad_cache = [], engine_module._pad_cache
-    monkeypatch.setattr(
-        engine_module, "_pad_cache", lambda s, n: grown.append(n) or pad_cache(s, n)
-    )
+def test_cached_decoding_is_full_recomputation(weights, free):
     # Prompts of 7, 2 and 17 tokens in two slots; the last two rows end in the same step.
     limits = {1: 50, 10: 10, 5: 40}
     requests = [dataclasses.replace(REQUESTS[i], max_new_tokens=n) for i, n in limits.items()]
     answers = answers_of(make_engine(weights, slots=2), requests, burst=4)
-    assert grown == [8, 16, 32]  # 8 -> 16 -> 32 -> 64
     for request in requests:
         ids = free[GREEDY][request.index][: request.max_new_tokens]
         assert answers[request.index] == Answer(request.index, ids, "length")
@@ -213,7 +212,7 @@ def test_an_unusual_model_decodes_as_it_recomputes():
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_the_requests_end_in_every_way(cases, sampling):
-    _, expected = cases[sampling]
+    _, expected = cases(sampling, 3)
     stops = [len(a.ids) for a in expected.values() if a.finish_reason == "stop"]
     at_length = [r for r in REQUESTS if expected[r.index].finish_reason == "length"]
     assert 0 in stops, "EOS as the first token"
@@ -236,8 +235,7 @@ SLOW = pytest.mark.slow  # each number of rows is a compilation
     ids=lambda value: {GREEDY: "greedy", SAMPLED: "sampled"}.get(value, value),
 )
 def test_an_answer_does_not_depend_on_its_neighbours(cases, sampling, slots):
-    engine, expected = cases[sampling]
-    engine.slots = slots
+    engine, expected = cases(sampling, slots)
     assert answers_of(engine, REQUESTS) == expected
     for burst in (1, 5):
         shuffled = random.Random(slots + burst).sample(REQUESTS, len(REQUESTS))
@@ -245,8 +243,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(cases, sampling, slots):
 
 
 def test_fewer_requests_than_slots(cases):
-    engine, expected = cases[GREEDY]
-    engine.slots = 16
+    engine, expected = cases(GREEDY, 16)
     for request in REQUESTS[:3]:
         assert answers_of(engine, [request]) == {request.index: expected[request.index]}
     assert answers_of(engine, REQUESTS[:3]) == {r.index: expected[r.index] for r in REQUESTS[:3]}
@@ -254,20 +251,21 @@ def test_fewer_requests_than_slots(cases):
 
 
 def test_the_batch_shrinks_to_what_is_busy(cases, monkeypatch):
-    engine, expected = cases[GREEDY]
-    engine.slots = 16
-    left, take = [], engine_module._take_rows
-    monkeypatch.setattr(
-        engine_module, "_take_rows", lambda s, rows: left.append(len(rows)) or take(s, rows)
-    )
+    engine, expected = cases(GREEDY, 16)
+    sizes, call = [], Programs.__call__
+
+    def record(self, name, size, *arguments):
+        sizes.append(size if name == "decode" else 16)
+        return call(self, name, size, *arguments)
+
+    monkeypatch.setattr(Programs, "__call__", record)
     assert answers_of(engine, REQUESTS, burst=1) == expected
-    assert left == sorted(left, reverse=True)
-    assert left[-1] == 1 and set(left) <= {8, 4, 2, 1}
+    shrinking = sizes[next(i for i, size in enumerate(sizes) if size < 16) :]
+    assert {1, 4, 8} <= set(shrinking)
 
 
 def test_a_long_answer_does_not_hold_up_the_others(cases):
-    engine, expected = cases[GREEDY]
-    engine.slots = 2
+    engine, expected = cases(GREEDY, 2)
     long = REQUESTS[1]
     assert len(expected[long.index].ids) > 40
     # Looked at after every token: what ends within one burst comes in the order of the slots.
@@ -280,7 +278,7 @@ RULES = common.sharding().rules.to_dict()
 
 @pytest.mark.parametrize("sizes", [(4, 1, 2), pytest.param((2, 2, 2), marks=SLOW)])
 def test_the_answers_are_the_same_on_a_mesh(weights, cases, sizes):
-    engine, expected = cases[GREEDY]
+    engine, expected = cases(GREEDY, 3)
     sharding_config = sharding.ShardingConfig(*sizes, RULES, allow_replicated="")
     mesh = sharding.make_mesh(sharding_config)
     spread = jax.device_put(weights, sharding.param_shardings(CONFIG, mesh, sharding_config))
@@ -290,23 +288,22 @@ def test_the_answers_are_the_same_on_a_mesh(weights, cases, sizes):
     assert answers_of(on_mesh, few) == {r.index: expected[r.index] for r in few}
 
 
-def test_the_cache_lies_where_it_is_planned(weights, monkeypatch):
+def test_the_cache_lies_where_it_is_planned(weights):
     """`trace` describes the state that a run holds: shapes, dtypes and shardings."""
     sharding_config = sharding.ShardingConfig(4, 1, 2, RULES, allow_replicated="")
     mesh = sharding.make_mesh(sharding_config)
     spread = jax.device_put(weights, sharding.param_shardings(CONFIG, mesh, sharding_config))
     engine = make_engine(spread, slots=4, mesh=mesh, rules=RULES)
-    prefill, decode = engine.trace(20)
-    states, run = [], engine._decode
-    monkeypatch.setattr(engine, "_decode", lambda *a: states.append(run(*a)) or dict(states[-1]))
+    prefill, decode = engine.trace()
     answers = list(engine.run([Request(i, [1] * 20, 40) for i in range(4)]))
     assert [len(answer.ids) for answer in answers] == [40] * 4
-    for name, planned in decode.out_info.items():
-        held = states[-1][name]
-        assert (held.shape, held.dtype) == (planned.shape, planned.dtype), name
-        assert held.sharding.is_equivalent_to(planned.sharding, held.ndim), name
-    assert states[-1]["k"].sharding.shard_shape(states[-1]["k"].shape) == (2, 1, 64, 1, 8)
-    assert prefill.out_info["k"].shape == (2, 64, 2, 8)
+    for planned, name in itertools.product(
+        (prefill.out_info[0], decode.out_info[0]), ("k", "v", "counts", "bias")
+    ):
+        held = engine._state[name]
+        assert (held.shape, held.dtype) == (planned[name].shape, planned[name].dtype), name
+        assert held.sharding.is_equivalent_to(planned[name].sharding, held.ndim), name
+    assert engine._state["k"].sharding.shard_shape(engine._state["k"].shape) == (2, 1, 1, 64, 8)
 
 
 def test_slots_must_divide_over_the_groups(weights):
@@ -319,8 +316,7 @@ def test_slots_must_divide_over_the_groups(weights):
 
 
 def test_eos_as_the_last_token_allowed_is_a_stop(cases):
-    engine, expected = cases[GREEDY]
-    engine.slots = 3
+    engine, expected = cases(GREEDY, 3)
     index, ids = next(
         (a.index, a.ids)
         for a in expected.values()
@@ -334,8 +330,7 @@ def test_eos_as_the_last_token_allowed_is_a_stop(cases):
 
 
 def test_stop_early_ends_one_answer_and_no_other(cases):
-    engine, expected = cases[GREEDY]
-    engine.slots = 3
+    engine, expected = cases(GREEDY, 3)
     token = expected[11].ids[20]
     told = []
 
@@ -381,12 +376,9 @@ def hf_model(weights):
 def test_greedy_answers_are_those_of_transformers(hf_model, weights, cases, penalty):
     import torch
 
-    engine, _ = cases[GREEDY]
-    if penalty != 1:
-        sampling = Sampling(repetition_penalty=penalty)
-        engine = make_engine(weights, eos_ids=engine.eos_ids, sampling=sampling)
-    engine.slots = 1
-    requests = REQUESTS[:8]
+    engine, _ = cases(GREEDY, 1)
+    sampling = Sampling(repetition_penalty=penalty)
+    requests = [dataclasses.replace(request, sampling=sampling) for request in REQUESTS[:8]]
     answers = answers_of(engine, requests)
     for request in requests:
         prompt = torch.tensor([request.prompt])

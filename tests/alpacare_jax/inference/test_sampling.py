@@ -7,7 +7,14 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from alpacare_jax.inference.sampling import Sampling, penalise, sample
+from alpacare_jax.inference.sampling import (
+    IN_PROMPT,
+    Sampling,
+    adjust,
+    drawable,
+    sample,
+    settings_of,
+)
 
 
 def shares_of(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
@@ -40,27 +47,27 @@ def test_repetition_penalty_is_that_of_transformers(penalty):
     ids[:, 1] = ids[:, 2]  # seen twice
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, ids, True, axis=1)
+    counts = np.where(seen, IN_PROMPT, 0)
     theirs = process.RepetitionPenaltyLogitsProcessor(penalty)(
         torch.tensor(ids), torch.tensor(logits)
     )
-    ours = np.asarray(penalise(jnp.array(logits), jnp.array(seen), penalty))
+    rows = rows_of(Sampling(repetition_penalty=penalty), len(logits))
+    ours = np.asarray(adjust(logits, counts, np.zeros_like(logits), rows))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(ours[~seen], logits[~seen])
     assert (ours[seen & (logits != 0)] != logits[seen & (logits != 0)]).all()
 
 
-def drawn_from(logits: np.ndarray, sampling: Sampling, monkeypatch) -> np.ndarray:
-    """The logits that `sample` hands to the random draw; -inf is what it leaves out."""
-    rows = {}
+def rows_of(sampling: Sampling, count: int):
+    return settings_of([sampling] * count, range(count))
 
-    def keep(row, logits_V):
-        jax.debug.callback(lambda r, x: rows.update({int(r): np.array(x)}), row, logits_V)
-        return jnp.argmax(logits_V)
 
-    monkeypatch.setattr(jax.random, "categorical", keep)
-    sample(jnp.array(logits), jnp.arange(len(logits)), sampling)
-    jax.effects_barrier()
-    return np.stack([rows[i] for i in range(len(logits))])
+def draw(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """A token of each row, each with random numbers of its own."""
+    zeros = np.zeros(logits.shape, np.int32)
+    rows = rows_of(sampling, len(logits))
+    positions = np.zeros(len(logits), np.int32)
+    return np.asarray(jax.jit(sample)(logits, positions, zeros, zeros.astype(np.float32), rows))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def drawn_from(logits: np.ndarray, sampling: Sampling, monkeypatch) -> np.ndarra
     ],
     ids=lambda s: f"temperature={s.temperature} top_k={s.top_k} top_p={s.top_p}",
 )
-def test_sampling_draws_from_what_transformers_draws_from(sampling, monkeypatch):
+def test_sampling_draws_from_what_transformers_draws_from(sampling):
     torch = pytest.importorskip("torch", reason="parity with transformers needs torch")
     process = pytest.importorskip("transformers.generation.logits_process")
     logits = random_logits()
@@ -86,17 +93,17 @@ def test_sampling_draws_from_what_transformers_draws_from(sampling, monkeypatch)
         theirs = process.TopKLogitsWarper(sampling.top_k)(None, theirs)
     if sampling.top_p < 1:
         theirs = process.TopPLogitsWarper(sampling.top_p)(None, theirs)
-    ours = drawn_from(logits, sampling, monkeypatch)
+    ours = np.asarray(drawable(logits, rows_of(sampling, len(logits))))
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs.numpy()))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("top_p, kept", [(0.5, 1), (0.75, 2), (0.875, 3), (0.76, 3), (0.49, 1)])
-def test_top_p_that_a_sum_of_probabilities_meets_exactly(top_p, kept, monkeypatch):
+def test_top_p_that_a_sum_of_probabilities_meets_exactly(top_p, kept):
     """The fewest tokens whose total reaches p, as in transformers: one more would be too many."""
     logits = np.log(2) * np.array([[1.0, 0.0, 2.0, 0.0]], np.float32)  # 1/4, 1/8, 1/2, 1/8
     assert jax.nn.softmax(logits)[0].tolist() == [0.25, 0.125, 0.5, 0.125], "exactly"
-    drawn = drawn_from(logits.astype(np.float32), Sampling(1.0, top_p=top_p), monkeypatch)
+    drawn = drawable(logits.astype(np.float32), rows_of(Sampling(1.0, top_p=top_p), 1))
     assert np.flatnonzero(np.isfinite(drawn[0])).tolist() == sorted([2, 0, 1][:kept])
 
 
@@ -106,9 +113,7 @@ def test_frequencies_follow_the_distribution():
     kept, shares = shares_of(logits, sampling)
     assert 3 <= len(kept) < 9, "top_p must leave out some of the nine"
     draws = 20_000
-    keys = jax.random.split(jax.random.key(5), draws)
-    rows = jnp.broadcast_to(jnp.array(logits, jnp.float32), (draws, len(logits)))
-    tokens = np.asarray(jax.jit(sample, static_argnums=2)(rows, keys, sampling))
+    tokens = draw(np.tile(logits.astype(np.float32), (draws, 1)), sampling)
     assert set(tokens.tolist()) == set(kept.tolist())
     assert_drawn_from(tokens, kept, shares)
 
@@ -118,7 +123,7 @@ def test_frequencies_follow_the_distribution():
 )
 def test_narrow_sampling_is_greedy(sampling):
     logits = random_logits(rows=200)
-    tokens = sample(jnp.array(logits), jax.random.split(jax.random.key(0), 200), sampling)
+    tokens = draw(logits, sampling)
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
 
@@ -136,6 +141,9 @@ def test_narrow_sampling_is_greedy(sampling):
         {"temperature": 1e300},
         {"repetition_penalty": 1e300},
         {"repetition_penalty": 0.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": {5: float("nan")}},
         {"seed": -1},
         {"seed": 2**32},  # to JAX the same as 0
     ],

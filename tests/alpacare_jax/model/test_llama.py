@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from alpacare_jax.inference import cache
 from alpacare_jax.model import loss, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama, compute_dtype
@@ -366,40 +367,43 @@ def test_bfloat16_is_near_float32():
 
 
 @functools.partial(jit, static_argnames=("config",))
-def prefill(weights, tokens, positions, segments, *, config):
-    model = Llama(weights, config)
-    hidden, k, v = model.prefill(tokens, positions, segments)
-    return model.logits(hidden), k, v
+def extend(weights, tokens, positions, held, *, config):
+    """Logits of all tokens, and the cache with them; row = row of the cache."""
+    rows = jnp.arange(len(tokens))
 
+    def attend(layer, q, k, v, held):
+        held = cache.extend(held, layer, rows, positions, k=k, v=v)
+        return cache.attend(q, held, layer, rows, positions), held
 
-@functools.partial(jit, static_argnames=("config",))
-def decode(weights, tokens, positions, k, v, *, config):
     model = Llama(weights, config)
-    hidden, k, v = model.decode(tokens, positions, k, v)
-    return model.logits(hidden), k, v
+    hidden, held = model.extend(tokens, positions, held, attend)
+    return model.logits(hidden), held
 
 
 @pytest.mark.parametrize("shape", ["llama3_rope", "biases"])
-def test_cached_decoding_equals_recomputation(shape):
+def test_cached_decoding_equals_recomputation(shape, monkeypatch):
+    monkeypatch.setattr(cache, "KEYS", 32)
     config = make_config(shape)
     weights, tokens = random_weights(config), random_tokens(config, 3, 110)
     lengths, steps, rows = np.array([90, 3, 61]), 12, np.arange(3)
     expected = logits_of(weights, config, tokens)
 
-    positions = np.broadcast_to(np.arange(96), (3, 96))
-    segments = (positions < lengths[:, None]).astype(np.int32)
-    logits, k, v = prefill(weights, tokens[:, :96], positions, segments, config=config)
+    empty = cache.empty(config, 3, 110, jnp.float32)
     layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
-    assert k.shape == v.shape == (layers, 3, 96, kv_heads, config.head_dim)
-    last = np.asarray(logits)[rows, lengths - 1]
-    assert np.abs(last - expected[rows, lengths - 1]).max() <= TOLERANCE
-    # Room for the answers, filled with what must not be seen.
-    room = [(0, 0), (0, 0), (0, 24), (0, 0), (0, 0)]
-    k, v = (np.pad(cache, room, constant_values=99.0) for cache in (k, v))
+    assert empty["k"].shape == (layers, 3, kv_heads, 128, config.head_dim), "whole blocks"
+    held = {name: jnp.full_like(x, 99.0) for name, x in empty.items()}  # must not be seen
+    for start in (0, 48):  # in two pieces
+        positions = np.broadcast_to(np.arange(start, start + 48), (3, 48))
+        positions = np.where(positions < lengths[:, None], positions, -1)
+        ids = tokens[:, start : start + 48]
+        logits, held = extend(weights, ids, positions, held, config=config)
+        error = np.abs(np.asarray(logits) - expected[:, start : start + 48])
+        assert error[positions >= 0].max() <= TOLERANCE
     for at in (lengths + i for i in range(steps)):
-        logits, k, v = decode(weights, tokens[rows, at], at, k, v, config=config)
-        assert np.abs(logits - expected[rows, at]).max() <= TOLERANCE
-        assert (np.argmax(logits, -1) == expected[rows, at].argmax(-1)).all()
+        ids = tokens[rows, at][:, None]
+        logits, held = extend(weights, ids, at[:, None], held, config=config)
+        assert np.abs(logits[:, 0] - expected[rows, at]).max() <= TOLERANCE
+        assert (np.argmax(logits[:, 0], -1) == expected[rows, at].argmax(-1)).all()
 
 
 def test_compute_dtype():

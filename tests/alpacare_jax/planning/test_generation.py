@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from alpacare_jax.inference.engine import BURST
+from alpacare_jax.inference.programs import BURST
 from alpacare_jax.model import params
 from alpacare_jax.planning import generation, roofline, table, topologies
 from alpacare_jax.training import metrics
@@ -41,7 +41,9 @@ def plan(topology):
 def test_memory_is_weights_cache_and_what_is_worked_with(plan):
     sizes = TINY.sizes
     cache = 2 * sizes["L"] * WORK.slots * CACHE_LENGTH * sizes["K"] * sizes["H"] * 4
-    assert plan["cache_bytes"] == pytest.approx(cache / 8, rel=0.2), "rows over 4, heads over 2"
+    adjusting = 2 * WORK.slots * sizes["V"] * 4  # counts of tokens and biases, on every device
+    expected = cache / 8 + adjusting
+    assert plan["cache_bytes"] == pytest.approx(expected, rel=0.05), "rows over 4, heads over 2"
     matrices = params.count(TINY) * 4
     assert matrices / 2 < plan["weight_bytes"] < 1.05 * matrices / 2, "norms are whole"
     parts = ("weight_bytes", "cache_bytes", "temporary_bytes", "code_bytes")
@@ -61,7 +63,8 @@ def test_products_of_one_step_and_of_one_prompt(plan):
     head = 2 * TINY.sizes["V"] * TINY.sizes["D"]
     step = products(WORK.slots, CACHE_LENGTH) + WORK.slots * head
     assert plan["decode"]["hardware_flops"] == pytest.approx(step)
-    prompt = products(CACHE_LENGTH, CACHE_LENGTH) + head  # 100 tokens fill a bucket of 128
+    # 100 tokens fill four pieces; each could be a prompt's last.
+    prompt = products(CACHE_LENGTH, CACHE_LENGTH) + 4 * head
     assert plan["prefill"]["hardware_flops"] == pytest.approx(prompt)
     seconds = plan["decode"]["seconds"]["compute"]
     assert seconds == pytest.approx(step / 8 / 1e10), "rows and heads are shared by all"

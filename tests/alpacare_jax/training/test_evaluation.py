@@ -7,8 +7,8 @@ import pytest
 
 from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.engine import Engine, Request
-from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.requests import Request
 from alpacare_jax.training import batching, evaluation
 from alpacare_jax.training.evaluation import Evaluation
 from alpacare_jax.training.train_step import TrainingProgram
@@ -32,7 +32,6 @@ def expected(corpus):
         eos_ids=[tokenizer.eos_id],
         max_length=TINY.max_position_embeddings,
         slots=1,
-        sampling=Sampling(),
     )
     prompts = [e.ids[: e.prompt_length].tolist() for e in held_out.examples[:COUNT]]
     requests = [Request(i, ids, TOKENS) for i, ids in enumerate(prompts)]

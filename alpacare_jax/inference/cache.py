@@ -1,0 +1,126 @@
+"""The keys and values of all rows, and attention to what each row holds of them.
+
+    k, v [L, B, K, S, H]     row = slot, index = position; letters as in `model/llama.py`
+
+A head's keys lie one after the other, as products read them. New keys are written before anything
+attends, so pieces of one prompt may be rows of one call.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from alpacare_jax.distributed import sharding
+from alpacare_jax.model.attention import MASKED_SCORE
+from alpacare_jax.model.config import LlamaConfig
+
+KEYS = 128
+"""Keys that attention reads at a time: all rows read as many blocks as the longest fills."""
+
+BLOCKS = "cache_blocks"
+"""Name scope of the loop over blocks in compiled programs; `plan` searches for it."""
+
+Cache = dict[str, jax.Array]
+
+
+def capacity(length: int) -> int:
+    """Positions of a cache for rows of this length: whole blocks."""
+    return -(-length // KEYS) * KEYS
+
+
+def empty(config: LlamaConfig, rows: int, length: int, dtype: DTypeLike) -> Cache:
+    """A cache of zeros for `rows` rows of at most `length` tokens."""
+    shape = (
+        config.num_hidden_layers,
+        rows,
+        config.num_key_value_heads,
+        capacity(length),
+        config.head_dim,
+    )
+    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+
+def placement(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
+    """Rows are sharded over the batch axes, heads like those of the weights."""
+    spec = PartitionSpec(None, sharding.BATCH_AXES, rules["kv_heads"] or None, None, None)
+    return dict.fromkeys(("k", "v"), NamedSharding(mesh, spec))
+
+
+def copy_row(cache: Cache, source: jax.Array, target: jax.Array) -> Cache:
+    """The cache with one row overwritten by another."""
+
+    def copy(x: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_index_in_dim(x, source, axis=1)
+        return jax.lax.dynamic_update_index_in_dim(x, row, target, axis=1)
+
+    return {name: copy(x) for name, x in cache.items()}
+
+
+def extend(
+    cache: Cache, layer: jax.Array, rows_R: jax.Array, positions_RT: jax.Array, **new: jax.Array
+) -> Cache:
+    """The cache with new `k` and `v` [R, T, K, H] of one layer; position -1 is not written."""
+    S = cache["k"].shape[3]
+    positions = jnp.where(positions_RT < 0, S, positions_RT)
+
+    def write(x: jax.Array, new_RTKH: jax.Array) -> jax.Array:
+        at = x.at[layer, rows_R[:, None], :, positions]
+        return at.set(new_RTKH.astype(x.dtype), mode="drop")
+
+    return cache | {name: write(cache[name], values) for name, values in new.items()}
+
+
+def attend(
+    q_RTNH: jax.Array,
+    cache: Cache,
+    layer: jax.Array,
+    rows_R: jax.Array | None,
+    positions_RT: jax.Array,
+) -> jax.Array:
+    """softmax(q k / sqrt(H)) v over the keys up to each query's position, [R, T, N, H].
+
+    Blocks of keys are joined with a running maximum (arXiv:1805.02867), up to the longest row's
+    last: one compiled program for all lengths, and further blocks would not change a bit.
+
+    Args:
+      rows_R: the cache's row of each of q; None: its first R, which are read without a gather.
+      positions_RT: -1 for padding, whose result has no meaning.
+    """
+    R, T, N, H = q_RTNH.shape
+    K = cache["k"].shape[2]
+    G = N // K
+    q_RKQH = (q_RTNH * H**-0.5).reshape(R, T, K, G, H).transpose(0, 2, 3, 1, 4)
+    q_RKQH = q_RKQH.reshape(R, K, G * T, H)
+    last_RQ = jnp.tile(jnp.maximum(positions_RT, 0), G)
+
+    def block_of(x: jax.Array, start: jax.Array) -> jax.Array:
+        if rows_R is None:
+            return jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, R, K, KEYS, H))[0]
+        take = jax.vmap(
+            lambda row: jax.lax.dynamic_slice(x, (layer, row, 0, start, 0), (1, 1, K, KEYS, H))
+        )
+        return take(rows_R)[:, 0, 0]
+
+    def step(b: jax.Array, carry):
+        most, total, out = carry
+        start = b * KEYS
+        k_RKSH, v_RKSH = block_of(cache["k"], start), block_of(cache["v"], start)
+        scores = jnp.einsum("RKQH,RKSH->RKQS", q_RKQH, k_RKSH, preferred_element_type=jnp.float32)
+        seen_RQS = start + jnp.arange(KEYS) <= last_RQ[..., None]
+        scores = jnp.where(seen_RQS[:, None], scores, MASKED_SCORE)
+        higher = jnp.maximum(most, jnp.max(scores, axis=-1, keepdims=True))
+        weights, kept = jnp.exp(scores - higher), jnp.exp(most - higher)
+        total = total * kept + jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights.astype(v_RKSH.dtype)
+        added = jnp.einsum("RKQS,RKSH->RKQH", weights, v_RKSH, preferred_element_type=jnp.float32)
+        return higher, total, out * kept + added
+
+    column = jnp.zeros((R, K, G * T, 1), jnp.float32)
+    start = (column + MASKED_SCORE, column, jnp.zeros(q_RKQH.shape, jnp.float32))
+    with jax.named_scope(BLOCKS):
+        _, total, out = jax.lax.fori_loop(0, jnp.max(last_RQ) // KEYS + 1, step, start)
+    out_RKGTH = (out / total).astype(q_RTNH.dtype).reshape(R, K, G, T, H)
+    return out_RKGTH.transpose(0, 3, 1, 2, 4).reshape(R, T, N, H)

@@ -1,0 +1,227 @@
+"""The compiled programs of an engine: a chunk of prefill, a burst of decode steps.
+
+The device keeps the cache and, of rows that adjust their logits, counts of tokens and biases:
+
+    k, v                     see `cache.py`
+    counts, bias [B, V]      see `sampling.adjust`
+
+Everything else is a few numbers a row, which the host sends with every call.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from alpacare_jax.distributed import sharding
+from alpacare_jax.inference import cache
+from alpacare_jax.inference.requests import MAX_LOGPROBS
+from alpacare_jax.inference.sampling import Rows, sample
+from alpacare_jax.model.config import LlamaConfig
+from alpacare_jax.model.llama import Llama, Params
+
+BURST = 16
+"""Maximum decode steps between two looks at the answers."""
+
+PIECE = 32
+"""Tokens of a prompt that are one row of a chunk; pieces begin at multiples of it."""
+
+DECODE = "decode"
+"""Name scope of the loop over decode steps in compiled programs; `plan` searches for it."""
+
+State = dict[str, jax.Array]
+
+
+class Programs:
+    """Compiles each program once for each number of rows; the state is updated in place.
+
+    Args:
+      rows, length: slots, and the most tokens of each.
+      mesh, rules: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        dtype: DTypeLike,
+        eos_ids: Sequence[int],
+        rows: int,
+        length: int,
+        mesh: Mesh | None,
+        rules: Mapping[str, str] | None,
+    ):
+        self.config, self.dtype, self.eos_ids = config, dtype, tuple(eos_ids)
+        small = placed = None
+        if mesh and rules:
+            small = sharding.replicated(mesh)
+            placed = cache.placement(mesh, rules) | dict.fromkeys(("counts", "bias"), small)
+        self.empty = jax.jit(functools.partial(self._empty, rows, length), out_shardings=placed)
+
+        def jit(function: Callable, arguments: int, has_params: bool) -> Any:
+            ins = (*[None] * has_params, placed, *[small] * arguments)
+            outs = (placed, small) if has_params else placed
+            placing = {"in_shardings": ins, "out_shardings": outs} if mesh else {}
+            return jax.jit(function, donate_argnums=int(has_params), **placing)
+
+        self.jitted = {
+            "prefill": jit(functools.partial(self._prefill, False), 1, True),
+            "score": jit(functools.partial(self._prefill, True), 1, True),
+            "decode": jit(self._decode, 3, True),
+            "copy_row": jit(_copy_row, 2, False),
+            "set_row": jit(_set_row, 3, False),
+        }
+        self._compiled: dict[tuple[str, int], Any] = {}
+
+    def compile(self, name: str, size: int, *arguments: Any) -> Any:
+        """The program for `size` rows; arguments may be abstract."""
+        if (name, size) not in self._compiled:
+            self._compiled[name, size] = self.jitted[name].lower(*arguments).compile()
+        return self._compiled[name, size]
+
+    def __call__(self, name: str, size: int, *arguments: Any) -> Any:
+        """Runs a program."""
+        return self.compile(name, size, *arguments)(*arguments)
+
+    def _empty(self, rows: int, length: int) -> State:
+        vocabulary = (rows, self.config.vocab_size)
+        return cache.empty(self.config, rows, length, self.dtype) | {
+            "counts": jnp.zeros(vocabulary, jnp.int32),
+            "bias": jnp.zeros(vocabulary, jnp.float32),
+        }
+
+    def _prefill(
+        self, scores: bool, params: Params, state: State, pieces: Rows
+    ) -> tuple[State, dict[str, Any]]:
+        """Runs pieces of prompts; returns the first token after each.
+
+        Args:
+          scores: return log-probabilities of all `targets`, too.
+          pieces: settings of each piece's row, and
+            tokens, targets [P, PIECE]   ids, and the ids that follow them
+            start, count [P]             position of the first token, and the number of tokens
+            slot [P]                     the row that is prefilled
+            ends [P]                     whether the prompt ends here
+            logprobs [P]                 whether they are asked for
+        """
+        model = Llama(params, self.config, self.dtype)
+        steps = jnp.arange(pieces["tokens"].shape[1])
+        valid = steps < pieces["count"][:, None]
+        positions = jnp.where(valid, pieces["start"][:, None] + steps, -1)
+        hidden_PTD, state = self._extend(model, state, pieces["tokens"], positions, pieces["slot"])
+        last = jnp.maximum(pieces["count"] - 1, 0)
+        logits_PV = model.logits(hidden_PTD[jnp.arange(len(last)), last])
+        following = pieces["start"] + pieces["count"]
+        own = {name: state[name][pieces["slot"]] for name in ("counts", "bias")}
+        tokens = sample(logits_PV, following, **_named(own), rows=pieces)
+        state = _count(state, pieces["slot"], tokens, pieces["ends"] & pieces["adjusts"])
+
+        first = _if_any(pieces["logprobs"], lambda: _scores(logits_PV, tokens))
+        out = {"tokens": tokens, "first": first}
+        if scores:
+            out["scored"] = jax.lax.map(
+                lambda piece: _scores(model.logits(piece[0]), piece[1]),
+                (hidden_PTD, pieces["targets"]),
+            )
+        return state, out
+
+    def _decode(
+        self, params: Params, state: State, rows: Rows, burst: jax.Array, full: jax.Array
+    ) -> tuple[State, dict[str, Any]]:
+        """Up to `burst` tokens for each active row.
+
+        Args:
+          rows: settings of the first R rows, and
+            tokens, positions [R]     last token of each, not yet in the cache, and its position
+            left [R]                  most tokens still to generate
+            active, logprobs [R]      whether it is unfinished, and wants log-probabilities
+          full: end early when fewer rows than this are active, so that others take their place.
+        """
+        model = Llama(params, self.config, self.dtype)
+        R = len(rows["tokens"])
+        own = jnp.arange(R)
+
+        def step(carry):
+            i, state, tokens, positions, active, out = carry
+            at = jnp.where(active, positions, -1)[:, None]
+            hidden, state = self._extend(model, state, tokens[:, None], at, None)
+            logits = model.logits(hidden[:, 0])
+            mine = {name: state[name][:R] for name in ("counts", "bias")}
+            token = sample(logits, positions + 1, **_named(mine), rows=rows)
+            state = _count(state, own, token, active & rows["adjusts"])
+            scores = _if_any(rows["logprobs"] & active, lambda: _scores(logits, token))
+            new = scores | {"tokens": token}
+            out = {
+                **{name: out[name].at[:, i].set(values) for name, values in new.items()},
+                "count": out["count"] + active,
+            }
+            active &= ~jnp.isin(token, jnp.array(self.eos_ids, jnp.int32))
+            active &= out["count"] < rows["left"]
+            return i + 1, state, token, positions + 1, active, out
+
+        def unfinished(carry):
+            i, active = carry[0], jnp.sum(carry[4])
+            return (i < burst) & (active > 0) & ((i == 0) | (active >= full))
+
+        shapes = jax.eval_shape(
+            lambda: {"tokens": rows["tokens"], **_scores(jnp.zeros((R, MAX_LOGPROBS)), own)}
+        )
+        out = {name: jnp.zeros((R, BURST, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
+        out["count"] = jnp.zeros(R, jnp.int32)
+        start = (0, state, rows["tokens"], rows["positions"], rows["active"], out)
+        with jax.named_scope(DECODE):
+            _, state, _, _, _, out = jax.lax.while_loop(unfinished, step, start)
+        return state, out
+
+    def _extend(self, model: Llama, state: State, tokens, positions, rows):
+        """`rows` as for `cache.attend`."""
+        written = jnp.arange(len(tokens)) if rows is None else rows
+
+        def attend(layer, q, k, v, held):
+            held = cache.extend(held, layer, written, positions, k=k, v=v)
+            return cache.attend(q, held, layer, rows, positions), held
+
+        kept = {name: state[name] for name in ("k", "v")}
+        hidden, kept = model.extend(tokens, positions, kept, attend)
+        return hidden, state | kept
+
+
+def _named(own: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {f"{name}_BV": values for name, values in own.items()}
+
+
+def _count(state: State, rows: jax.Array, tokens: jax.Array, counted: jax.Array) -> State:
+    """The state with a token of each row counted where `counted`."""
+    return state | {"counts": state["counts"].at[rows, tokens].add(counted)}
+
+
+def _scores(logits: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
+    """Log-probabilities of the tokens, and the most likely ones."""
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    own = jnp.take_along_axis(logits, tokens[..., None], axis=-1) - total
+    top, ids = jax.lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[-1]))
+    return {"logprob": own[..., 0], "top_ids": ids, "top": top - total}
+
+
+def _if_any(wanted: jax.Array, compute):
+    """What `compute` returns, or zeros where no row wants it."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute))
+    return jax.lax.cond(jnp.any(wanted), compute, lambda: zeros)
+
+
+def _copy_row(state: State, source: jax.Array, target: jax.Array) -> State:
+    """The state with one row of the cache, its counts and bias overwritten by another's."""
+    kept = {name: state[name] for name in ("k", "v")}
+    copied = {name: state[name].at[target].set(state[name][source]) for name in ("counts", "bias")}
+    return state | cache.copy_row(kept, source, target) | copied
+
+
+def _set_row(state: State, slot: jax.Array, counts_V: jax.Array, bias_V: jax.Array) -> State:
+    """The state with the counts and biases of a row that adjusts its logits."""
+    return state | {
+        "counts": state["counts"].at[slot].set(counts_V),
+        "bias": state["bias"].at[slot].set(bias_V),
+    }

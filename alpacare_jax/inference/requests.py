@@ -1,0 +1,66 @@
+"""What an engine is asked and what it reports: requests, their progress, answers."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from alpacare_jax.inference.sampling import Sampling
+from common.sections import UsageError
+
+MAX_LOGPROBS = 20
+"""Most alternatives to a token whose log-probabilities a request may ask for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to answer.
+
+    Log-probabilities are the model's own, before penalties, bias and temperature.
+    """
+
+    index: int  # its name; no two that are unfinished share one
+    prompt: Sequence[int]
+    max_new_tokens: int  # 0 only with prompt_logprobs
+    sampling: Sampling | None = None  # None: the engine's
+    logprobs: int | None = None  # of each token, and of so many of the most likely; None: none
+    prompt_logprobs: bool = False  # of the prompt's tokens, too
+    draw: int | None = None  # its random numbers derive from sampling.seed and this; None: index
+
+    def __post_init__(self):
+        if not len(self.prompt) or self.max_new_tokens < (0 if self.prompt_logprobs else 1):
+            raise UsageError(
+                f"request {self.index} requires a prompt of at least one token and max_new_tokens "
+                "of at least 1"
+            )
+        if not 0 <= (self.logprobs or 0) <= MAX_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}; it must be from 0 to {MAX_LOGPROBS}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprobs:
+    """The log-probability of a token, and those of the most likely tokens, falling."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, log-probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a step added to the answer of one request; the last has a `finish_reason`.
+
+    EOS is not among the ids. A step may add nothing but the end.
+    """
+
+    index: int
+    ids: list[int]
+    logprobs: list[TokenLogprobs]  # one for each id, where asked for
+    prompt_logprobs: list[TokenLogprobs | None] | None  # once; the first token has None
+    finish_reason: str | None  # `stop` (EOS) or `length`
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Generated ids without EOS, and why generation ended: `stop` (EOS) or `length`."""
+
+    index: int
+    ids: list[int]
+    finish_reason: str
