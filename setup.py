@@ -87,6 +87,7 @@ setup(
             "rouge-score>=0.1.2",
             "ruff==0.17.6",
             "protobuf>=5",
+            "tiktoken>=0.12",
             "transformers>=5,<6",
         ],
     },

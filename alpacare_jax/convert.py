@@ -16,9 +16,8 @@ Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only 
 
 import contextlib
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -109,16 +108,11 @@ def from_hf(source: Path, target: Path) -> None:
 
 
 def from_meta(source: Path, target: Path) -> None:
-    """As `from_hf`, of a folder of Meta's LLaMA 1 or 2."""
+    """As `from_hf`, of a folder of Meta's LLaMA 1 to 3."""
     model = meta_folder.open_folder(source)
     checked = hf_weights.assign(model.tensors, model.config)
     with _new_model("from_meta", source, model.files, target, checked, model.config) as partial:
-        provenance.write_json(partial / "config.json", model.config.to_hf())
-        settings = meta_folder.TOKENIZER_SETTINGS
-        settings = settings | {"model_max_length": model.config.max_position_embeddings}
-        provenance.write_json(partial / "tokenizer_config.json", settings)
-        shutil.copyfile(model.tokenizer, partial / "tokenizer.model")
-        model_folder.load_tokenizer(partial)
+        _write_settings(partial, model.settings)
     print(model.note, file=sys.stderr)
 
 
@@ -128,14 +122,19 @@ def from_gguf(source: Path, target: Path) -> None:
 
     model = gguf_file.open_gguf(source)
     config = LlamaConfig.from_hf(model.config)
-    checked, tokenizer_files = hf_weights.assign(model.tensors(), config), model.files()
+    checked, settings = hf_weights.assign(model.tensors(), config), model.files()
     with _new_model("from_gguf", source, [source], target, checked, config) as partial:
-        for name, content in tokenizer_files.items():
-            if isinstance(content, bytes):
-                (partial / name).write_bytes(content)
-            else:
-                provenance.write_json(partial / name, content)
-        model_folder.load_tokenizer(partial)
+        _write_settings(partial, settings)
+
+
+def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the files beside the weights, JSON or bytes, and checks the tokenizer they make."""
+    for name, content in settings.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            provenance.write_json(folder / name, content)
+    model_folder.load_tokenizer(folder)
 
 
 def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:

@@ -153,7 +153,7 @@ class SentencePieceTokenizer(Tokenizer):
         except RuntimeError as error:
             raise ValueError(
                 f"{path} is not a SentencePiece model; LLaMA 3's is tiktoken's: "
-                "use tokenizer.json of its Hugging Face release instead"
+                "use tokenizer.json of its Hugging Face release, or convert from_meta"
             ) from error
         continuing = model.serialized_model_proto() + NO_LEADING_SPACE
         self._models = {False: model, True: SentencePieceProcessor(model_proto=continuing)}

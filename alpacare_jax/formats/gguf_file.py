@@ -5,13 +5,13 @@ and every weight type that the package `gguf` dequantises. RoPE scaling is not r
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alpacare_jax.formats import byte_level
 from alpacare_jax.formats.safetensors_file import Tensor
 from alpacare_jax.model import rope
 from common import paths
@@ -37,12 +37,6 @@ TENSOR = re.compile(r"(blk\.(?P<layer>\d+)\.)?(?P<name>\w+)\.(?P<kind>weight|bia
 
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
 """Token types of GGUF and of SentencePiece: the first two are matched whole."""
-
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Splits text before byte-level BPE, from LLaMA 3's tokenizer.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,27 +245,12 @@ def _sentencepiece_model(reader: Any, tokens: list[str], names: dict[str, str]) 
 
 def _byte_level_bpe(reader: Any, tokens: list[str], pre: str) -> dict[str, Any]:
     """The byte-level BPE tokenizer of a GGUF file, as the content of a `tokenizer.json`."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    merges = [tuple(merge.split(" ")) for merge in _required(reader, "tokenizer.ggml.merges")]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    # LLaMA 3 takes a word that is a token as it is, also where no merges lead to it.
-    try:
-        model = models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe")
-    except Exception as error:  # noqa: BLE001 - the package raises no narrower one
-        raise ValueError(
-            f"the vocabulary of this GGUF file is damaged ({error}); convert from_hf"
-        ) from None
-    tokenizer = tokenizers.Tokenizer(model)
-    if pre == "smollm":  # every digit is a token, then GPT-2's pattern
-        split = pre_tokenizers.Digits(individual_digits=True)
-    else:
-        split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre == "smollm")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
+    merges = [merge.split(" ") for merge in _required(reader, "tokenizer.ggml.merges")]
     types = _required(reader, "tokenizer.ggml.token_type")
     kinds = zip(tokens, types, strict=True)
-    tokenizer.add_special_tokens([token for token, t in kinds if t in (CONTROL, USER_DEFINED)])
-    return json.loads(tokenizer.to_str())
+    special = [token for token, kind in kinds if kind in (CONTROL, USER_DEFINED)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    try:
+        return byte_level.tokenizer_json(vocab, merges, special, llama3=pre == "llama-bpe")
+    except ValueError as error:
+        raise ValueError(f"this GGUF file: {error}; convert from_hf") from None

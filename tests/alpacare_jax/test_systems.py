@@ -16,10 +16,13 @@ from safetensors.numpy import save_file
 
 from alpacare_jax import convert, generate
 from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.formats import meta_folder
+from alpacare_jax.formats.byte_level import LLAMA3_PATTERN
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama
 from alpacare_jax.model.rope import RopeScaling
+from tests.alpacare_jax.conftest import CORPUS, LEADING_SPACE, PLAIN
 from tests.support import published_folders
 from tests.support.hf_folders import assert_same_bits, read_tensors, to_hf
 from tests.support.published_folders import LLAMA, LLAMA3, PUBLISHED
@@ -188,6 +191,70 @@ def test_llama_3(config, byte_level_dir, torch, transformers, tmp_path):
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     user, assistant = header.format("user"), header.format("assistant")
     assert text == f"<|begin_of_text|>{user}{TEXT}<|eot_id|>{assistant}"
+
+
+META3 = dataclasses.replace(
+    LLAMA3,
+    vocab_size=256 + 100 + 256,
+    bos_token_id=256 + 100,
+    eos_token_ids=(256 + 101,),
+)
+LONG = {"max_position_embeddings": 131_072}
+META_LLAMA3 = {
+    "LLaMA 3: 8,192 positions": META3,
+    "LLaMA 3.1: 131,072 positions, RoPE scaled by 8": dataclasses.replace(
+        META3, rope_scaling=RopeScaling("llama3", factor=8.0), **LONG
+    ),
+    "LLaMA 3.2: 131,072 positions, RoPE scaled by 32, tied embeddings": dataclasses.replace(
+        META3, rope_scaling=RopeScaling("llama3", 32.0), tie_word_embeddings=True, **LONG
+    ),
+}
+
+
+@pytest.mark.parametrize("name", META_LLAMA3)
+def test_llama_3_from_metas_files(name, torch, transformers, tmp_path, capsys, monkeypatch):
+    tiktoken = pytest.importorskip("tiktoken", reason="reads LLaMA 3's tokenizer.model")
+    from tiktoken.load import load_tiktoken_bpe
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    config = META_LLAMA3[name]
+    if "3.1" in name:  # which is known by its width
+        monkeypatch.setattr(meta_folder, "MAX_SMALL_WIDTH", config.hidden_size - 1)
+    tensors = published_folders.random_tensors(config, "bfloat16")
+    (folder := tmp_path / "original").mkdir()
+    output = {"lm_head.weight": tensors["model.embed_tokens.weight"]}  # Meta's files have it, tied
+    stored = tensors | output if config.tie_word_embeddings else tensors
+    shards = 1 if config.tie_word_embeddings else 2
+    published_folders.write_meta(torch, folder, stored, config, shards)
+    published_folders.write_tiktoken(folder / "tokenizer.model", CORPUS, merges=100)
+    convert.from_meta(folder, tmp_path / "ours")
+    assert capsys.readouterr().err == f"read as {name}\n"
+    assert model_folder.read_config(tmp_path / "ours") == config
+    release = to_hf(tmp_path / "ours", tmp_path / "release")
+    assert_same_bits(read_tensors(release), tensors)
+
+    tokenizer = model_folder.load_tokenizer(release)
+    ranks = load_tiktoken_bpe(str(folder / "tokenizer.model"))
+    theirs = tiktoken.Encoding(
+        "tiny", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+    converted = TikTokenConverter(str(folder / "tokenizer.model")).converted()
+    reopened = transformers.AutoTokenizer.from_pretrained(release)
+    for text in [*PLAIN, *LEADING_SPACE, *CORPUS]:
+        ids = tokenizer.encode(text)
+        assert ids == theirs.encode(text) == converted.encode(text).ids
+        assert [config.bos_token_id, *ids] == reopened(text)["input_ids"]
+    names = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|eot_id|>"]
+    first = config.bos_token_id
+    assert reopened.convert_tokens_to_ids(names) == [first, first + 1, first + 6, first + 9]
+    padding = reopened.convert_ids_to_tokens(first + 4)
+    assert ("reserved" in padding) == (config.rope_scaling is None)
+
+    ids = [first, *tokenizer.encode(TEXT)]
+    expected = their_logits(torch, transformers, tensors, config, ids)
+    assert np.abs(our_logits(tmp_path / "ours", ids) - expected).max() <= 1e-4
+    answers = answered(tmp_path / "ours", tmp_path / "out.json", "llama3")
+    assert [answer["num_tokens"] > 0 for answer in answers] == [True, True]
 
 
 def trained(model: Path, template: str) -> None:

@@ -4,9 +4,12 @@ File names, dtypes, settings and tokenizer files are those of the published fold
 small, and the vocabulary has 400 pieces in place of 32,000.
 """
 
+import base64
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -68,10 +71,37 @@ def write_bin(
         write_json(folder / "pytorch_model.bin.index.json", index)
 
 
+def write_tiktoken(path: Path, texts: Iterable[str], merges: int) -> None:
+    """LLaMA 3's form of a vocabulary, of bytes and the most frequent neighbours in these texts."""
+    words = [[bytes([b]) for b in word.encode()] for text in texts for word in text.split()]
+    tokens = [bytes([b]) for b in range(256)]
+    for _ in range(merges):
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
+        joined = b"".join(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        tokens.append(joined)
+        words = [_join(word, joined) for word in words]
+    lines = [b"%s %d\n" % (base64.b64encode(t), rank) for rank, t in enumerate(tokens)]
+    path.write_bytes(b"".join(lines))
+
+
+def _join(word: list[bytes], joined: bytes) -> list[bytes]:
+    result: list[bytes] = []
+    for token in word:
+        if result and result[-1] + token == joined:
+            result[-1] = joined
+        else:
+            result.append(token)
+    return result
+
+
 def write_meta(torch, folder: Path, tensors: Tensors, config: LlamaConfig, shards: int) -> None:
-    """Meta's files: q and k permuted, weights divided, the frequencies beside them."""
+    """Meta's files: q and k permuted, weights divided, the frequencies beside them.
+
+    LLaMA 3 divides the embeddings along another axis, and states its base of RoPE.
+    """
+    llama3 = config.rope_theta != 10_000.0
     names = {
-        "model.embed_tokens": ("tok_embeddings", 1),
+        "model.embed_tokens": ("tok_embeddings", 0 if llama3 else 1),
         "model.norm": ("norm", None),
         "lm_head": ("output", 0),
         "self_attn.q_proj": ("attention.wq", 0),
@@ -111,6 +141,10 @@ def write_meta(torch, folder: Path, tensors: Tensors, config: LlamaConfig, shard
     }
     if config.num_key_value_heads != config.num_attention_heads:
         settings["n_kv_heads"] = config.num_key_value_heads
+    if llama3:
+        settings |= {"rope_theta": config.rope_theta, "vocab_size": config.vocab_size}
+    if config.rope_scaling:
+        settings["use_scaled_rope"] = True
     write_json(folder / "params.json", settings)
 
 

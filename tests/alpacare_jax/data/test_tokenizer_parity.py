@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from alpacare_jax.data.tokenizers import load
-from alpacare_jax.formats.gguf_file import LLAMA3_PATTERN
+from alpacare_jax.formats.byte_level import LLAMA3_PATTERN
 from tests.alpacare_jax.conftest import (
     CORPUS,
     PLAIN,

@@ -15,7 +15,7 @@ import tokenizers
 
 from alpacare_jax import convert
 from alpacare_jax.checkpoints import model_folder
-from alpacare_jax.formats import gguf_file, hf_weights
+from alpacare_jax.formats import byte_level, gguf_file, hf_weights
 from alpacare_jax.model.config import LlamaConfig
 from common import extras
 from tests.alpacare_jax.conftest import CORPUS, LEADING_SPACE, SPECIAL_TEXT
@@ -318,7 +318,7 @@ def test_a_damaged_sentencepiece_vocabulary_is_named(changes, named, llama_model
 
 def llama3_tokenizer() -> tokenizers.Tokenizer:
     """LLaMA 3's tokenizer in small: its pattern, and words that no merges lead to."""
-    pattern = tokenizers.Regex(gguf_file.LLAMA3_PATTERN)
+    pattern = tokenizers.Regex(byte_level.LLAMA3_PATTERN)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=True))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
@@ -376,7 +376,7 @@ def test_the_pattern_is_that_of_llama_3():
     """transformers' converter of tiktoken files has it as its default."""
     converters = pytest.importorskip("transformers.convert_slow_tokenizer")
     pattern = inspect.signature(converters.TikTokenConverter).parameters["pattern"].default
-    assert pattern == gguf_file.LLAMA3_PATTERN
+    assert pattern == byte_level.LLAMA3_PATTERN
 
 
 @pytest.mark.parametrize(("unknown", "pad"), [(0, 0), (2, 1)])

@@ -166,14 +166,27 @@ def test_tensors_of_every_dtype_stay_on_disk(torch, tmp_path):
         np.testing.assert_array_equal(array.astype(int), [[0, 3], [1, 4], [2, 5]])
 
 
+def add_router(folder: Path) -> None:
+    import torch
+
+    path = folder / "consolidated.00.pth"
+    torch.save(torch.load(path) | {"layers.0.router.weight": torch.ones(2)}, path)
+
+
 META_REFUSED = {
     "a gap": (lambda f: (f / "consolidated.00.pth").rename(f / "consolidated.01.pth"), "a gap"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "tokenizer.model exists"),
-    "LLaMA 3": (
-        lambda f: (f / "params.json").write_text(
-            json.dumps(json.loads((f / "params.json").read_text()) | {"rope_theta": 500_000.0})
-        ),
-        "later LLaMA than 2",
+    "LLaMA 3's tokenizer of another model": (
+        lambda f: published_folders.write_tiktoken(f / "tokenizer.model", ["fever"], merges=2),
+        "has 258 tokens, with LLaMA 3's control tokens 256 more, but the model has 400",
+    ),
+    "a damaged tokenizer of LLaMA 3": (
+        lambda f: (f / "tokenizer.model").write_text("IQ== 0\nIg== 2\n"),
+        "tokenizer.model is damaged",
+    ),
+    "a weight of a later model": (
+        add_router,
+        "layers.0.router.weight is not a weight of LLaMA 1 to 3",
     ),
     "no settings": (lambda f: (f / "params.json").unlink(), "params.json"),
     "other settings": (lambda f: (f / "params.json").write_text("{}"), "lack 'dim'"),
