@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from alpacare_jax.distributed import processes, sharding
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
+from alpacare_jax.planning import remat, topologies
 from alpacare_jax.training import batching, optimizers, preference
 from alpacare_jax.training import workdir as workdir_lib
 from alpacare_jax.training.config import RunConfig, profiled_steps
@@ -103,14 +105,17 @@ def run(
         workdir_lib.finish(workdir)  # a kill may have come between the last save and this
         log(f"{workdir} is finished: {num_steps:,} steps")
         return 0
+    program, (train_step, eval_step), choice = announced_steps(program, train_data)
+    if choice:
+        startup.end_phase("choice of remat")
+        watchdog.reset()
     with waiting("loading the weights"):
         base, state = program.load_base(), None if first else program.initial_state()
-    workdir_lib.make(workdir, run_config, description, first)
+    workdir_lib.make(workdir, run_config, description, first, choice and dataclasses.asdict(choice))
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
     if run_config.preference.beta:
         inputs, data, states = description["inputs"], (train_data, eval_data), (state, base)
         train_data, eval_data = with_references(program, workdir, inputs, data, states, watchdog)
-    train_step, eval_step = announced_steps(program)
     evaluation = Evaluation(program, eval_data, eval_step, base)
     progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluation)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
@@ -221,16 +226,36 @@ def with_references(
     return train_data, held_out[0] if held_out else None
 
 
-def announced_steps(program: TrainingProgram) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two compiled programs of a run, which announce their compilations."""
-    config = program.run_config
+def announced_steps(
+    program: TrainingProgram, train_data: Batcher
+) -> tuple[TrainingProgram, list[Callable[..., Any]], remat.Choice | None]:
+    """The two programs of a run, which announce their compilations, and what `auto` has chosen.
+
+    The program that is returned has the policy of remat that runs; the training step of `auto` is
+    compiled already.
+
+    Raises:
+      ValueError: no policy fits the devices' memory.
+    """
+    config, choice, name = program.run_config, None, "the training step"
     settings = config.model, config.lora, config.optimizer, program.mesh.shape
     compilations = Compilations(program.model_config, *settings)
-    train_step, eval_step = program.make_steps()
-    return (
-        compilations.announced(train_step, "the training step"),
+    if config.model.remat == "auto":
+        arrays = train_data.largest
+
+        def compiling(policy: str) -> AbstractContextManager[None]:
+            return compilations.announce(f"{name} with remat {policy}", arrays["tokens"].shape)
+
+        program, choice = remat.choose(program, arrays, topologies.local(), compiling)
+        choice.check()
+        log(str(choice))
+    train_step, eval_step = program.steps
+    train_name = f"{name} with remat {choice.policy}" if choice else name
+    steps = [
+        compilations.announced(train_step, train_name),
         compilations.announced(eval_step, "the held-out loss"),
-    )
+    ]
+    return program, steps, choice
 
 
 def is_due(step: int, every: int) -> bool:

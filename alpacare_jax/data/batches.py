@@ -136,6 +136,13 @@ class Batcher:
             shapes[T, r] = min(self._max_micro((T, r)), math.ceil(MICRO_HEADROOM * needed))
         return shapes
 
+    @property
+    def largest(self) -> dict[str, np.ndarray]:
+        """Arrays of the shape whose micro-batches have the most tokens; their content is open."""
+        T, rows = max(self.shapes, key=lambda shape: (math.prod(shape), shape))
+        shape = self.shapes[T, rows], rows * self.row_groups, T
+        return {name: np.empty(shape, of.dtype) for name, of in self.batch(0).arrays.items()}
+
     def _max_micro(self, shape: packing.MicroShape) -> int:
         """Micro-batches of a step with one record per row."""
         return -(-self.batch_size // (shape[1] * self.row_groups))

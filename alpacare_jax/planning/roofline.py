@@ -35,21 +35,13 @@ def measure(
       steps: steps in a run of the program, which share its FLOPs and traffic.
 
     Returns:
-      The bytes of `memory_needs`, FLOPs of all devices that share, HBM and network bytes of one
-      device, and its minimum seconds. Only `fits` and `reason` if the compiler ran out of memory.
-      Without traffic, for which `traffic_error` gives the reason, if the program's text could not
-      be parsed.
+      What `compile_traced` counts, FLOPs of all devices that share, HBM and network bytes of one
+      device, and its minimum seconds. Without traffic, for which `traffic_error` gives the reason,
+      if the program's text could not be parsed.
     """
-    start = time.perf_counter()
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text:
-            raise
-        return {"fits": False, "reason": text.splitlines()[0]}
-    needs = {"compile_seconds": time.perf_counter() - start}
-    needs |= memory_needs(compiled.memory_analysis(), topology.hbm_bytes)
+    compiled, needs = compile_traced(traced, topology.hbm_bytes)
+    if compiled is None:
+        return needs
     needs["hardware_flops"] = matmul_flops(traced.jaxpr.jaxpr, trips) / steps
     try:
         program = hlo.parse(compiled.as_text() or "", trips)
@@ -65,6 +57,25 @@ def measure(
         )
         needs |= {"traffic_error": str(error), "hbm_traffic_bytes": 0.0, "collectives": []}
     return needs | least_seconds(needs, topology, num_sharing)
+
+
+def compile_traced(
+    traced: jax.stages.Traced, available: float
+) -> tuple[jax.stages.Compiled | None, dict[str, Any]]:
+    """A compiled program, the seconds that it took, and `memory_needs`.
+
+    Or None, if the compiler ran out of memory, with `fits` and `reason` in place of the needs.
+    """
+    start, compiled, needs = time.perf_counter(), None, {}
+    try:
+        compiled = traced.lower().compile()
+        needs = memory_needs(compiled.memory_analysis(), available)
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        needs = {"fits": False, "reason": text.splitlines()[0]}
+    return compiled, needs | {"compile_seconds": time.perf_counter() - start}
 
 
 def least_seconds(needs: Mapping[str, Any], topology: Topology, num_sharing: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from alpacare_jax.distributed import sharding
 from alpacare_jax.planning import generation as plan_generation
+from alpacare_jax.planning import programs, remat
 from alpacare_jax.planning import training as plan_training
 from alpacare_jax.planning.generation import GenerationWorkload
 from alpacare_jax.planning.topologies import Topology
@@ -19,7 +20,6 @@ from common.messages import log
 Plan = dict[str, Any]
 
 TENSOR_SIZES = (1, 2, 4)
-REMAT = ("full", "dots")  # from the least memory to the most, as the next ones
 MICROBATCH_TOKENS = (2048, 4096, 8192)
 OPTIMIZER_CHANGES = (
     {"name": "adamw", "first_moment": "float32", "offload": False},
@@ -37,19 +37,25 @@ def training_plans(
     """Plans of meshes, remat policies, micro-batch sizes and optimizers around a config's.
 
     An optimizer hardly changes the time of a step, but decides what fits: each is tried only where
-    none before it fits. Nothing is compiled that needs more memory than what did not fit.
+    none before it fits. Nothing is compiled that needs more memory than what did not fit, nor what
+    cannot fit, nor a policy that keeps more than a faster one.
     """
     sizes = [tensor for tensor in TENSOR_SIZES if len(topology.devices) % tensor == 0]
     meshes = [_candidates(run_config, topology, workload, tensor) for tensor in sizes]
     # Of each layout one program fits, and an optimizer fails at most once per remat policy.
-    limit = sum(min(len(s) * len(o), len(s) + len(REMAT) * len(o)) for s, o in meshes)
+    limit = 0
+    for shapes, optimizers in meshes:
+        num_layouts, num_policies = sum(map(len, shapes)), max(map(len, shapes), default=0)
+        limit += min(num_layouts * len(optimizers), num_layouts + num_policies * len(optimizers))
     log(f"at most {limit} programs to compile")
-    for layouts, optimizers in meshes:
+    for shapes, optimizers in meshes:
         too_large: set[tuple[str, OptimizerConfig]] = set()  # (remat, optimizer)
-        for layout in layouts:  # micro-batches never become smaller
-            remat = layout.model.remat
-            for optimizer in optimizers:
-                if (remat, optimizer) in too_large:
+        # Micro-batches never become smaller, and of one shape each layout keeps more.
+        for layouts, i in [(found, i) for found in shapes for i in range(len(found))]:
+            layout, kept = layouts[i]
+            for optimizer, least in optimizers:
+                hopeless = least + kept > topology.hbm_bytes
+                if hopeless or (layout.model.remat, optimizer) in too_large:
                     continue
                 candidate = replace(layout, optimizer=optimizer)
                 make_plan = plan_training.make_plan
@@ -58,37 +64,41 @@ def training_plans(
                     yield plan
                 if not plan or plan["fits"]:
                     break
-                too_large |= {(larger, optimizer) for larger in REMAT[REMAT.index(remat) :]}
+                too_large |= {(larger.model.remat, optimizer) for larger, _ in layouts[i:]}
 
 
 def _candidates(
     run_config: RunConfig, topology: Topology, workload: TrainingWorkload, tensor: int
-) -> tuple[list[RunConfig], list[OptimizerConfig]]:
-    """What to try on one mesh: layouts, each batch shape once, and optimizers that may fit."""
+) -> tuple[list[list[tuple[RunConfig, float]]], list[tuple[OptimizerConfig, float]]]:
+    """What to try on one mesh: layouts of each batch shape, and optimizers that may fit.
+
+    A layout comes with the bytes that its policy keeps, an optimizer with those it needs at least.
+    """
     sizes = replace(run_config.sharding, fsdp=-1, tensor=tensor)
     run_config = replace(run_config, sharding=sizes)
     try:
-        program = plan_training.make_program(run_config, topology.devices)
+        program = programs.make_program(run_config, topology.devices)
         sharding.param_shardings(program.model_config, program.mesh, sizes)
     except ValueError as error:  # heads that do not divide, and the like
         log(f"tensor {tensor}: {error}")
         return [], []
-    layouts: dict[Any, RunConfig] = {}
-    for tokens, remat in itertools.product(MICROBATCH_TOKENS, REMAT):
-        layout = replace(
-            run_config,
-            model=replace(run_config.model, remat=remat),
-            train=replace(run_config.train, microbatch_tokens=tokens),
-        )
-        batch = plan_training.typical_batch(replace(program, run_config=layout), workload)
-        layouts.setdefault((batch.arrays["tokens"].shape, remat), layout)
+    layouts: dict[Any, list[tuple[RunConfig, float]]] = {}
+    for tokens in MICROBATCH_TOKENS:
+        train = replace(run_config.train, microbatch_tokens=tokens)
+        changed = replace(program, run_config=replace(run_config, train=train))
+        arrays = plan_training.typical_batch(changed, workload).arrays
+        if arrays["tokens"].shape not in layouts:
+            layouts[arrays["tokens"].shape] = [
+                (remat.with_policy(changed, found.policy).run_config, found.kept_bytes)
+                for found in reversed(remat.worth_trying(remat.reckon(changed, arrays, topology)))
+            ]
     configs = [replace(run_config.optimizer, **changes) for changes in ({}, *OPTIMIZER_CHANGES)]
     optimizers = []
     for optimizer in dict.fromkeys(configs):
         name = f"tensor {tensor}, {optimizer_lib.describe(optimizer)}"
         try:
             changed = replace(run_config, optimizer=optimizer)
-            least = plan_training.least_bytes(replace(program, run_config=changed))
+            least = programs.least_bytes(replace(program, run_config=changed))
         except ValueError as error:  # no host memory that the devices reach
             log(f"{name}: {error}")
             continue
@@ -98,7 +108,7 @@ def _candidates(
                 f"{least / 2**30:.1f} of {topology.hbm_bytes / 2**30:.1f} GiB per device"
             )
             continue
-        optimizers.append(optimizer)
+        optimizers.append((optimizer, least))
     return list(layouts.values()), optimizers
 
 

@@ -14,6 +14,7 @@ def training_table(plan: Mapping[str, Any]) -> str:
         ("batch", f"{plan['micro_batches']} micro-batches of rows {plan['rows']} (A x R x T)"),
         ("real tokens", f"{plan['real_token_share']:.1%}"),
         ("optimizer", plan["optimizer"]),
+        ("remat", plan["remat"]),
     ]
     if plan["base"]:
         adapter = f"{plan['trained_parameters']:,} parameters trained, on a frozen base"

@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,6 +50,18 @@ CHIPS = {
 }
 """Without hardware, JAX compiles for both cores of a v4 chip as devices of half its size."""
 
+TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6": "v6e",
+}
+"""How the name of a device begins -> its chip in CHIPS; the first that does."""
+
+CPU_FLOPS_PER_BYTE = 10.0
+"""Of two to sixteen cores with AVX2: 40 to 100 GFLOP/s for each 4 to 12 GB/s."""
+
 HOST_RATE = 15e9
 """Bytes per second between a chip and its host's memory, one way (the same book: PCIe)."""
 
@@ -72,6 +85,12 @@ class Topology:
     slices: int = 1
     dcn_rate: float = math.inf  # of one device to other slices, one way
 
+    @property
+    def flops_per_byte(self) -> float:
+        """FLOPs of a device in the time that a byte takes to its memory, or back."""
+        known = math.isfinite(self.flops) and math.isfinite(self.hbm_rate)
+        return self.flops / self.hbm_rate if known else CPU_FLOPS_PER_BYTE
+
 
 def describe(name: str) -> Topology:
     """Looks up `v5e-16`, or `2xv5e-16` for two slices; `v4-` and `v5p-` names count cores.
@@ -83,7 +102,7 @@ def describe(name: str) -> Topology:
       ValueError: there is no such slice or host, or the packages are missing.
     """
     if name == "local":
-        return _local()
+        return dataclasses.replace(local(), flops=metrics.peak_flops()[0])
     if (found := re.fullmatch(r"(\w+)-(\d+)", name)) and found[1] in GPUS:
         return _gpus(name, found[1], int(found[2]))
     found = re.fullmatch(r"(?:([1-9]\d{0,2})x)?(v4|v5p|v5e|v6e)-(\d+)", name)
@@ -231,12 +250,25 @@ def memory_fraction() -> float:
     return float(next((os.environ[name] for name in names if os.environ.get(name)), 0.75))
 
 
-def _local() -> Topology:
-    devices = jax.devices()
-    kind, limits = devices[0].device_kind, devices[0].memory_stats() or {}
-    memory_share = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-    usable = limits.get("bytes_limit", memory_share)
-    known = [rates for name, rates in GPU_RATES.items() if kind.startswith(name)]
+def _host_memory() -> float:
+    """Bytes of memory that this machine has, or its container may use."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return memory if text == "max" else min(memory, float(text))
+
+
+def local() -> Topology:
+    """This machine's devices; what nobody publishes, as a CPU's rates, is infinite.
+
+    On a CPU the devices share three quarters of its memory: a checkpoint is copied while it is
+    saved.
+    """
+    devices, mine = jax.devices(), jax.local_devices()
+    kind, limits = mine[0].device_kind, mine[0].memory_stats() or {}
+    usable = limits.get("bytes_limit", 0.75 * _host_memory() / len(mine))
+    flops, _ = metrics.known_peak() or (math.inf, "")
+    chips = {name: (CHIPS[chip].hbm_rate, math.inf, math.inf) for name, chip in TPU_KINDS.items()}
+    known = [rates for name, rates in (GPU_RATES | chips).items() if kind.startswith(name)]
     rates = known[0] if known else (math.inf, math.inf, math.inf)
-    flops, _ = metrics.peak_flops()
     return Topology("local", devices, len(devices), flops, usable, *rates)

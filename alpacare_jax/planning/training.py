@@ -1,18 +1,16 @@
 """The plan of a training run: its step, compiled for described devices with nothing allocated."""
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from alpacare_jax.data import encoding, token_store
 from alpacare_jax.distributed import sharding
 from alpacare_jax.model import loss, params
-from alpacare_jax.planning import roofline
+from alpacare_jax.planning import programs, remat, roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training import batching, metrics, optimizers
 from alpacare_jax.training.config import RunConfig
@@ -26,16 +24,6 @@ class TrainingWorkload:
     num_examples: int
     example_tokens: int  # mean length; lengths are uniform from half of it to 1.5 times
     answer_share: float  # share of tokens that carry loss
-
-
-def make_program(run_config: RunConfig, devices: Sequence[Any]) -> TrainingProgram:
-    """The program of a config, for as many steps as any: programs differ in a constant only.
-
-    Raises:
-      ValueError: the mesh does not divide the devices.
-    """
-    mesh = sharding.make_mesh(run_config.sharding, devices)
-    return TrainingProgram(run_config.model.shape(), run_config, 1000, mesh)
 
 
 def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> token_store.Step:
@@ -52,43 +40,6 @@ def typical_batch(program: TrainingProgram, workload: TrainingWorkload) -> token
     ]
     batcher = batching.make_batcher(examples, size, run_config, program.model_config, program.mesh)
     return batcher.batch(0)
-
-
-def least_bytes(program: TrainingProgram) -> int:
-    """Bytes that a device needs whatever the compiler does, known without compiling.
-
-    Parameters, frozen ones too, moments that are not in host memory, and all gradients: no
-    parameter is updated before the norm of all gradients is known.
-
-    Raises:
-      ValueError: a length does not divide over the mesh, or offloading is not supported.
-    """
-    state = program.abstract_state()
-
-    def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-        if leaf.sharding.memory_kind == sharding.HOST_MEMORY:
-            return 0
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    base, gradients = program.abstract_base(), state["params"]
-    return sum(map(device_bytes, jax.tree.leaves((state, base, gradients))))
-
-
-def trace_step(program: TrainingProgram, batch: token_store.Step) -> jax.stages.Traced:
-    """The real training step, traced for abstract arguments."""
-    step, _ = program.make_steps()
-    rows, flags = sharding.batch_sharding(program.mesh), sharding.flag_sharding(program.mesh)
-    arrays = {
-        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
-        for name, array in batch.arrays.items()
-    }
-    return step.trace(
-        program.abstract_state(),
-        arrays,
-        jax.ShapeDtypeStruct((), np.int32),
-        jax.ShapeDtypeStruct((program.mesh.size,), np.float32, sharding=flags),
-        program.abstract_base(),
-    )
 
 
 def loop_trips(program: TrainingProgram, batch: token_store.Step) -> Callable[[str], float | None]:
@@ -110,9 +61,11 @@ def make_plan(
     run_config: RunConfig, topology: Topology, workload: TrainingWorkload
 ) -> dict[str, Any]:
     """Compiles one training step; returns what it needs and how fast it could be."""
-    program = make_program(run_config, topology.devices)
+    program = programs.make_program(run_config, topology.devices)
     model_config, mesh = program.model_config, program.mesh
-    batch = typical_batch(program, workload)
+    batch, choice = typical_batch(program, workload), None
+    if run_config.model.remat == "auto":
+        program, choice = remat.choose(program, batch.arrays, topology)
     A, R, T = batch.arrays["tokens"].shape
     plan = roofline.device_summary(topology, mesh) | {
         "rows": f"{A} x {R} x {T}",
@@ -122,9 +75,13 @@ def make_plan(
         "trained_parameters": params.count(program.trained),
         "base": run_config.lora.base if program.adapter else "",
         "optimizer": optimizers.describe(run_config.optimizer),
+        "remat": str(choice or run_config.model.remat),
     }
     trips = loop_trips(program, batch)
-    plan |= roofline.measure(trace_step(program, batch), topology, mesh, trips, mesh.size)
+    traced = programs.trace_step(program, batch.arrays)
+    plan |= roofline.measure(traced, topology, mesh, trips, mesh.size)
+    if choice:
+        plan |= {"compile_seconds": choice.compile_seconds, "choice": dataclasses.asdict(choice)}
     if "needed_bytes" not in plan:
         return plan
     step = plan["step_seconds"]

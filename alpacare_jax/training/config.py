@@ -25,7 +25,8 @@ class BaseModelConfig:
     checkpoint: str  # model directory, written by `alpacare_jax.convert`
     variant: str  # size that the checkpoint must have, such as llama-7b; "" takes any
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
-    remat: str  # recomputed in the backward pass: none, full (all), dots (all but projections)
+    remat: str  # recomputed in the backward pass, from most memory to least: none, context (all but
+    # projections and attention), dots (all but projections), full; auto: the fastest that fits
     attention: str  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 
@@ -34,7 +35,7 @@ class BaseModelConfig:
             raise ValueError("model.checkpoint is empty; give a model directory")
         if self.variant:
             sections.choice("model.variant", self.variant, VARIANTS)
-        sections.choice("model.remat", self.remat, REMAT_POLICIES)
+        sections.choice("model.remat", self.remat, ("auto", *REMAT_POLICIES))
         sections.choice("model.attention", self.attention, KERNELS)
         sections.choice("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         if self.loss_tokens < 1:

@@ -65,6 +65,7 @@ class Compilations:
         devices = jax.devices()
         self._settings = (devices[0].device_kind, len(devices), jax.__version__, *settings)
         self._misses = 0
+        self._seen: set[tuple[str, tuple[int, ...]]] = set()
         jax.monitoring.register_event_listener(self._count_miss)
 
     def _count_miss(self, event: str, **_) -> None:
@@ -82,20 +83,20 @@ class Compilations:
 
         jax.jit compiles one program for each shape.
         """
-        seen: set[tuple[int, ...]] = set()
 
         def call(state: Any, arrays: dict[str, jax.Array], *rest: Any) -> Any:
             shape = arrays["tokens"].shape
-            if shape in seen:
+            if (name, shape) in self._seen:
                 return program(state, arrays, *rest)
-            seen.add(shape)
-            with self._announce(name, shape):
+            with self.announce(name, shape):
                 return program(state, arrays, *rest)
 
         return call
 
     @contextlib.contextmanager
-    def _announce(self, name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    def announce(self, name: str, shape: tuple[int, ...]) -> Iterator[None]:
+        """Announces that the block compiles this program for this shape."""
+        self._seen.add((name, shape))
         if not processes.is_first():
             yield
             return

@@ -246,6 +246,11 @@ class TrainingProgram:
         rows = micro["tokens"].shape[0] // sharding.batch_groups(self.mesh)  # on one device
         return hidden, module.head_VD, max(1, model.loss_tokens // rows)
 
+    @cached_property
+    def steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+        """`make_steps`, once: what has been compiled of them is not compiled again."""
+        return self.make_steps()
+
     def make_steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
         """The two compiled programs of a run: `train_step`, which donates the state, `eval_step`.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -85,10 +86,19 @@ def check(workdir: epath.Path, run: dict[str, Any]) -> None:
         )
 
 
-def make(workdir: epath.Path, run_config: RunConfig, run: dict[str, Any], step: int) -> None:
+def make(
+    workdir: epath.Path,
+    run_config: RunConfig,
+    run: dict[str, Any],
+    step: int,
+    remat: Mapping[str, Any] | None = None,
+) -> None:
     """Adds a start at `step` to `run.json`, and prints how it differs from the start before.
 
     At step 0 config and tokenizer are copied. Called once all input has been checked.
+
+    Args:
+      remat: what `model.remat=auto` has chosen.
     """
     if processes.is_first():
         before = provenance.read_record(workdir / "run.json")
@@ -99,6 +109,9 @@ def make(workdir: epath.Path, run_config: RunConfig, run: dict[str, Any], step: 
         config, now = (sections.flatten(record["config"]) for record in (content, run))
         start = {"time": run["start"], "step": step} | {key: run[key] for key in ENVIRONMENT}
         start["settings"] = {key: value for key, value in now.items() if config.get(key) != value}
+        if remat:
+            start["settings"]["model.remat"] = remat["policy"]
+            start["remat"] = dict(remat)
         provenance.write_json(workdir / "run.json", content | {"starts": [*starts, start]})
         if starts and (changes := _changes(before["config"], starts[-1], start)):
             log(f"since the start before: {changes}")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import multiprocessing
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,8 +95,7 @@ class OurTraining:
         from alpacare_jax.training.train_step import TrainingProgram
 
         self.mesh = mesh = sharding.make_mesh(config.sharding)
-        program = TrainingProgram(shape, config, 1000, mesh)
-        self._step, _ = program.make_steps()
+        self._program = program = TrainingProgram(shape, config, 1000, mesh)
         if random:
 
             def init(key):
@@ -119,9 +119,15 @@ class OurTraining:
 
         from alpacare_jax.distributed import sharding
 
+        if self._program.run_config.model.remat == "auto":
+            from alpacare_jax.planning import remat, topologies
+
+            self._program, choice = remat.choose(self._program, batches[0][0], topologies.local())
+            print(choice, file=sys.stderr)
+        step, _ = self._program.steps
         goes_on = sharding.put_flag(False, self.mesh)
         for arrays, num_micro in batches:
-            self._state, report = self._step(self._state, arrays, np.int32(num_micro), goes_on, {})
+            self._state, report = step(self._state, arrays, np.int32(num_micro), goes_on, {})
         jax.block_until_ready(self._state)
         return float(report["loss"])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alpacare_jax.model import attention, params
-from alpacare_jax.planning import roofline, topologies, training
+from alpacare_jax.planning import programs, roofline, topologies, training
 from tests.alpacare_jax.planning.test_training import TINY, WORK, tiny_config
 
 
@@ -21,9 +21,9 @@ def traced():
         config = dataclasses.replace(
             config, sharding=dataclasses.replace(config.sharding, data=1, fsdp=-1)
         )
-        program = training.make_program(config, jax.devices()[:1])
+        program = programs.make_program(config, jax.devices()[:1])
         batch = training.typical_batch(program, WORK)
-        step = training.trace_step(program, batch)
+        step = programs.trace_step(program, batch.arrays)
         return step, training.loop_trips(program, batch), batch
 
     return trace

@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from alpacare_jax.planning import generation, topologies, training
+from alpacare_jax.planning import generation, programs, remat, topologies, training
 from alpacare_jax.planning import search as plan_search
 from tests.alpacare_jax.planning.test_training import WORK, tiny_config
 
@@ -16,6 +16,13 @@ TOPOLOGY = topologies.Topology("ours", jax.devices(), 8, 1e10, 1e9, 1e9, 1e9)
 def planned(speed: float, size: float, **more) -> dict:
     found = {"fits": size < 20_000, "needed_bytes": size, "available_bytes": 20_000.0}
     return found | {"tokens_per_second": speed, "step_seconds": 1.0, "bound": "memory"} | more
+
+
+@pytest.fixture(autouse=True)
+def two_policies(monkeypatch):
+    """`dots` keeps three times as much as `full`, next to nothing, and is faster."""
+    found = [remat.Candidate("dots", 3.0, 1.0, 1.0), remat.Candidate("full", 1.0, 2.0, 2.0)]
+    monkeypatch.setattr(remat, "reckon", lambda *arguments: found)
 
 
 @pytest.fixture
@@ -77,7 +84,7 @@ def test_programs_are_as_few_as_said(config, room, monkeypatch, capsys):
 
 
 def test_what_cannot_fit_is_not_compiled(config, monkeypatch, capsys):
-    least = training.least_bytes(training.make_program(config, TOPOLOGY.devices))
+    least = programs.least_bytes(programs.make_program(config, TOPOLOGY.devices))
     topology = dataclasses.replace(TOPOLOGY, hbm_bytes=least - 1)
     monkeypatch.setattr(training, "make_plan", lambda *a: planned(1.0, 1.0, mfu_ceiling=0.5))
     ranked = plan_search.rank(plan_search.training_plans(config, topology, WORK))
@@ -85,6 +92,11 @@ def test_what_cannot_fit_is_not_compiled(config, monkeypatch, capsys):
     assert {changes["first_moment"] for changes in of_one} == {"bfloat16"}
     line = "tensor 1, adamw, first moment in float32, moments in device memory: does not fit"
     assert line in capsys.readouterr().err
+    assert {changes["remat"] for changes in of_one} == {"full", "dots"}
+    kept = [remat.Candidate("dots", 1e6, 1.0, 1.0), remat.Candidate("full", 1.0, 2.0, 2.0)]
+    monkeypatch.setattr(remat, "reckon", lambda *arguments: kept)
+    ranked = plan_search.rank(plan_search.training_plans(config, topology, WORK))
+    assert {p["changes"]["remat"] for p in ranked} == {"full"}
     topology = dataclasses.replace(TOPOLOGY, hbm_bytes=100)
     assert plan_search.rank(plan_search.training_plans(config, topology, WORK)) == []
 

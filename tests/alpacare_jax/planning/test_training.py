@@ -10,7 +10,7 @@ import pytest
 
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS
-from alpacare_jax.planning import hlo, roofline, table, topologies, training
+from alpacare_jax.planning import hlo, programs, roofline, table, topologies, training
 from alpacare_jax.training import metrics
 from alpacare_jax.training.config import RunConfig
 from common import sections
@@ -42,7 +42,7 @@ def of_variant(variant: str, **changes) -> RunConfig:
 def test_of_a_frozen_base_only_the_weights_are_held(variant, adapted):
     """nf4: 4 bits a weight, 8 a block of 64, 32 a block of 256 scales; embeddings in bfloat16."""
     lora = {"lora.rank": 16, "lora.base": "nf4", "model.dtype": "bfloat16"}
-    program = training.make_program(of_variant(variant, **lora), jax.devices()[:1])
+    program = programs.make_program(of_variant(variant, **lora), jax.devices()[:1])
     assert params.count(program.trained) == adapted
     rows = {row.path: row for row in params.weight_specs(program.model_config)}
     sizes = {path: params.weight_shape(row, program.model_config) for path, row in rows.items()}
@@ -50,7 +50,7 @@ def test_of_a_frozen_base_only_the_weights_are_held(variant, adapted):
     rest = params.count(program.model_config) - projections
     base = projections * (4 + 8 / 64 + 32 / 64 / 256) / 8 + 2 * rest
     trained = 4 * 4 * adapted  # weights, gradients and two moments in float32
-    assert training.least_bytes(program) == pytest.approx(base + trained, rel=1e-3)
+    assert programs.least_bytes(program) == pytest.approx(base + trained, rel=1e-3)
     assert base + trained < {"llama-7b": 4.6e9, "llama-13b": 8.6e9}[variant]
 
 
@@ -64,11 +64,11 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
     if shape.num_key_value_heads % 2:
         limit |= {"sharding.rules.heads": "", "sharding.rules.kv_heads": ""}
     config = of_variant(variant, **limit | {"sharding.tensor": 2})
-    program = training.make_program(config, jax.devices())
+    program = programs.make_program(config, jax.devices())
     assert dict(program.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     before = {id(array) for array in jax.live_arrays()}
     batch = training.typical_batch(program, training.TrainingWorkload(52_002, 200, 0.5))
-    compiled = training.trace_step(program, batch).lower().compile()
+    compiled = programs.trace_step(program, batch.arrays).lower().compile()
     assert not [a for a in jax.live_arrays() if id(a) not in before and a.nbytes > 10**6]
     state = 3 * 4 * params.count(shape)  # weights and two moments in float32
     held = compiled.memory_analysis().argument_size_in_bytes
@@ -79,11 +79,11 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
 
 def test_a_step_of_pairs_is_planned():
     config = tiny_config(preference__beta=0.1, data__max_row_length=256)
-    program = training.make_program(config, jax.devices()[:1])
+    program = programs.make_program(config, jax.devices()[:1])
     batch = training.typical_batch(program, WORK)
     assert len(batch.records) == config.train.batch_size
     assert batch.arrays["segments"].max() % 2 == 0
-    report = training.trace_step(program, batch).out_info[1]
+    report = programs.trace_step(program, batch.arrays).out_info[1]
     assert {"loss", "pair_accuracy", "reward_margin"} <= report.keys()
 
 
@@ -152,7 +152,7 @@ def test_adafactor_leaves_little_beside_the_weights(local_plan):
 )
 def test_what_a_device_needs_at_least(local_plan, changes, of_a_weight):
     config = tiny_config(train__batch_size=32, **changes)
-    least = training.least_bytes(training.make_program(config, jax.devices()))
+    least = programs.least_bytes(programs.make_program(config, jax.devices()))
     assert least == pytest.approx(of_a_weight * params.count(TINY) / 8, rel=0.1)
     if not changes:
         assert least < local_plan[0]["needed_bytes"]
