@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -19,15 +20,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
 
 import hypothesis
-import jax
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from alpacare_jax.checkpoints import checkpoint
-from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
-from alpacare_jax.model.llama import Params
+
+if TYPE_CHECKING:  # JAX takes seconds to import, and not every test needs it
+    from alpacare_jax.model.llama import Params
 
 # Under nohup and in the background of a shell these are ignored, and children inherit that.
 for _signal in (signal.SIGINT, signal.SIGHUP):
@@ -78,8 +78,13 @@ def write_tiny_tokenizer(directory: Path) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | names))
 
 
-def make_model(directory: Path, config: LlamaConfig, weights: Params | None = None) -> Path:
+def make_model(directory: Path, config: LlamaConfig, weights: "Params | None" = None) -> Path:
     """A model directory with random weights and the tiny tokenizer."""
+    import jax
+
+    from alpacare_jax.checkpoints import checkpoint
+    from alpacare_jax.model import params
+
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config.to_hf()))
     write_tiny_tokenizer(directory)
@@ -151,6 +156,8 @@ def quickly_compiled():
 
     On an accelerator a test shall run what a run would.
     """
+    import jax
+
     jax.config.update("jax_disable_most_optimizations", jax.default_backend() == "cpu")
     yield
     jax.config.update("jax_disable_most_optimizations", False)

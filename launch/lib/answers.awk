@@ -1,6 +1,6 @@
 # Which hosts have answered. Reads the hosts (lines ADDRESS NAME) and what gcloud printed, and writes
 # STATE, CODE, TIME, KEY and NAME of each host that answered to the file `states`, with tabs between.
-# Prints the names of the others.
+# Prints the names of the others, of five at most.
 #
 # A line of `worker.sh state` counts if it is complete; the last one of a host, since gcloud repeats a
 # command whose connection broke. A host without a known address counts for any of those missing.
@@ -9,6 +9,7 @@ FILENAME == ARGV[1] {
     address = $1
     sub(/^[^ ]+ /, "")
     name[address] = $0
+    order[++hosts] = address
     next
 }
 
@@ -33,7 +34,7 @@ END {
         strangers += !(host in known)
     }
     for (address in name) absent += !(address in seen)
-    if (strangers < absent)
-        for (address in name) if (!(address in seen)) print name[address]
-    if (!answers && !absent) print "any host"
+    for (i = 1; i <= hosts && strangers < absent && named < 6; i++)
+        if (!(order[i] in seen)) missing = missing ", " (named++ < 5 ? name[order[i]] : "...")
+    print answers || absent ? substr(missing, 3) : "any host"
 }

@@ -9,7 +9,8 @@ fi
 dry_run=0
 
 say() { # progress
-    if [ "$dry_run" = 0 ]; then printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; fi
+    local script=${0##*/}
+    if [ "$dry_run" = 0 ]; then printf '%s: %s\n' "${script%.sh}" "$*" >&2; fi
 }
 
 fail() { # one line, exit 1
@@ -139,9 +140,9 @@ call() { # COMMAND...: runs it, or prints it in a dry run; keeps its stderr for 
 last_error() {
     awk '
         /^Updates are available|^ *\$ gcloud components/ { exit }
-        tolower($0) ~ /^ *\(?(error|fatal)/ || /^googlecloudsdk[.a-zA-Z_]*: / { found = 1 }
+        tolower($0) ~ /^ *\(?(error|fatal)/ || /^[a-z]+(\.[A-Za-z_]+)+: / { found = 1 }
         found && /[^ ]/ && length(text) < 400 {
-            sub(/^ +|^googlecloudsdk[^ ]* /, "")
+            sub(/^ +|^[a-z]+(\.[A-Za-z_]+)+: /, "")
             text = text separator $0; separator = " "
         }
         /[^ ]/ && !/^Completed execution/ { last = $0 }

@@ -60,10 +60,12 @@ pack() {
 }
 
 check_size() { # says what is copied, and what not; fails where it is too much
-    local bytes new
+    local files bytes megabytes new
     bash -c "$FILES | $EXISTING" | xargs -0 stat -c '%s %n' | sort -rn >"$WORK/sizes"
-    bytes=$(awk '{ sum += $1 } END { print sum + 0 }' "$WORK/sizes")
-    say "copying $(wc -l <"$WORK/sizes") files, $(awk "BEGIN { printf \"%.1f\", $bytes / 1e6 }") MB"
+    read -r files bytes megabytes < <(
+        awk '{ sum += $1 } END { printf "%d %d %.1f\n", NR, sum, sum / 1e6 }' "$WORK/sizes"
+    )
+    say "copying $files files, $megabytes MB"
     if [ "$bytes" -gt $((MAX_TREE_MB * 1000000)) ]; then
         fail "that is over $MAX_TREE_MB MB; keep data and models out of git; the largest are" \
             "$(head -n 3 "$WORK/sizes" | awk '{
@@ -93,8 +95,7 @@ on_all() {
     on_hosts "$@" >"$WORK/output" || true
     MISSING=
     if [ "$dry_run" = 1 ]; then printf 'ended\t0\t0\t-\tdry\n' >"$WORK/states" && return; fi
-    MISSING=$(awk -v states="$WORK/states" -f launch/lib/answers.awk "$WORK/hosts" "$WORK/output" |
-        sort -V | paste -sd , | sed -E 's/,/, /g; s/^(([^,]*,){5}).*/\1 .../')
+    MISSING=$(awk -v states="$WORK/states" -f launch/lib/answers.awk "$WORK/hosts" "$WORK/output")
     [ -z "$MISSING" ]
 }
 

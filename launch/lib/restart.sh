@@ -14,13 +14,13 @@ may_retry() {
 # REASON COUNT FLAG=BOUND: reports restart number COUNT in one line; fails where the bound is
 # exceeded, and reports that.
 announce_retry() {
-    local bound=${3#*=}
+    local bound=${3#*=} script=${0##*/}
     if [ "$2" -gt "$bound" ]; then
         echo "error: $1; interrupted $2 times, over $3;" \
             "rerun the same command to resume from the checkpoint" >&2
         return 1
     fi
-    echo "$(basename "$0" .sh): $1; restarting, $2 of at most $bound times" >&2
+    echo "${script%.sh}: $1; restarting, $2 of at most $bound times" >&2
 }
 
 random_token() { # of a run, by which its processes know each other; the same in every dry run

@@ -60,7 +60,7 @@ find_state() {
 }
 
 find_state_of_node() { # INDEX STATE-OF-REQUEST: the worst state counts; a single slice is of no use
-    local state health is_spot addresses worker=0
+    local state health is_spot addresses prefix='' worker=0
     describe "${NODES[$1]}" \
         'state,health,schedulingConfig.spot,networkEndpoints[].ipAddress' "${TPU[@]}" || return 1
     IFS='|' read -r state health is_spot addresses <"$WORK/described" || true
@@ -71,8 +71,9 @@ find_state_of_node() { # INDEX STATE-OF-REQUEST: the worst state counts; a singl
     if [ "$action$is_spot$spot" = runTrue0 ] && [ "$max_retries" != 0 ]; then
         fail "${NODES[$1]} is a spot TPU; add --spot, or it would be recreated at the full price"
     fi
+    if [ "$slices" != 1 ]; then prefix="slice $1 "; fi
     for address in ${addresses//[^0-9a-f.:]/ }; do
-        echo "$address $(if [ "$slices" != 1 ]; then echo "slice $1 "; fi)worker $worker"
+        echo "$address ${prefix}worker $worker"
         worker=$((worker + 1))
     done >>"$WORK/hosts"
 }

@@ -20,16 +20,17 @@ BASE=$(cd "$(dirname "$0")/../../.." && pwd)
 HOST=${HOSTNAME:-$(uname -n)}
 RUN=$BASE/run
 
-boot_id() { cat /proc/sys/kernel/random/boot_id; }
+read -r BOOT </proc/sys/kernel/random/boot_id
 
 living() { # GROUP: whether any of its processes lives; zombies do not
     ps -eo pgid=,stat= | awk -v group="$1" '$1 == group && !/Z/ { n++ } END { exit !n }'
 }
 
-supervisor() { # prints the supervisor's process id, if it runs
-    local pid
+supervisor() { # whether it runs; sets PID, and WORDS: how that process was called
+    PID='' WORDS=()
+    read -r PID 2>/dev/null <"$RUN/pid" && mapfile -d '' WORDS 2>/dev/null <"/proc/$PID/cmdline"
     # Process ids are reused: after a while this one may be another process.
-    pid=$(cat "$RUN/pid" 2>/dev/null) && grep -qs supervise "/proc/$pid/cmdline" && echo "$pid"
+    [[ ${WORDS[*]} == *supervise* ]]
 }
 
 # TPU images have Python 3.10, too old for JAX, and Ubuntu 22.04's own 3.11 is a release candidate.
@@ -78,10 +79,8 @@ install_tree() { # ARCHIVE EXTRA
 }
 
 start() { # KEY TOKEN COMMAND...
-    local before=''
-    if [ -f "$RUN/token" ]; then before=$(cat "$RUN/token"); fi
-    if [ "$before" = "$2" ]; then return; fi
-    if supervisor >/dev/null; then
+    if [ -f "$RUN/token" ] && [ "$(cat "$RUN/token")" = "$2" ]; then return; fi
+    if supervisor; then
         echo "error: $HOST: a command is already running; stop it first" >&2
         return 1
     fi
@@ -89,7 +88,7 @@ start() { # KEY TOKEN COMMAND...
     stop 20 # what outlived its supervisor
     rm -f "$RUN/exit" "$RUN/stopped" "$RUN/pid"
     if [ -f "$RUN/log" ]; then mv "$RUN/log" "$RUN/log.previous"; fi
-    printf '%s %s\n' "$1" "$(boot_id)" >"$RUN/key"
+    printf '%s %s\n' "$1" "$BOOT" >"$RUN/key"
     echo "$2" >"$RUN/token"
     # A separate session, so that a dropped connection ends nothing.
     setsid nohup bash "$0" supervise "${@:3}" </dev/null >"$RUN/log" 2>&1 &
@@ -123,43 +122,38 @@ supervise() { # COMMAND...
 }
 
 state() {
-    local status="none 1 9999999999" key=- boot=
+    local status="none 1 9999999999" key=- boot='' addresses
     if [ -f "$RUN/key" ]; then read -r key boot <"$RUN/key"; fi
-    if [ -f "$RUN/exit" ]; then
-        status=$(cat "$RUN/exit")
-    elif [ -f "$RUN/pid" ]; then
-        if supervisor >/dev/null; then
-            status="running 0 $(stat -c %Y "$RUN/pid")"
-        elif [ -f "$RUN/exit" ]; then # it ended in between
-            status=$(cat "$RUN/exit")
-        elif [ "$boot" != "$(boot_id)" ]; then
-            status="rebooted 1 9999999999"
-        else
-            status="lost 137 9999999999" # nothing but SIGKILL leaves no trace
-        fi
+    if supervisor; then
+        status="running 0 $(stat -c %Y "$RUN/pid")"
+    elif [ "$PID" ] && [ "$boot" != "$BOOT" ]; then
+        status="rebooted 1 9999999999"
+    elif [ "$PID" ]; then
+        status="lost 137 9999999999" # nothing but SIGKILL leaves no trace
     fi
-    echo "alpacare-state $HOST $status $key -,$(hostname -I | tr -s ' ' ,) ."
+    if [ -f "$RUN/exit" ]; then read -r status <"$RUN/exit"; fi # it may have ended in between
+    addresses=$(hostname -I) || true
+    echo "alpacare-state $HOST $status $key -,${addresses// /,} ."
 }
 
 stop() { # [SECONDS]
-    local pid seconds=${1:-}
-    # Of a supervisor that was killed the command may live on.
-    pid=$(supervisor || cat "$RUN/pid" 2>/dev/null) && living "$pid" || return 0
-    if grep -qsa . "/proc/$pid/cmdline" && ! supervisor >/dev/null; then return 0; fi # reused
+    local seconds=${1:-}
+    if ! supervisor && [ "${WORDS[*]}" ]; then return; fi # another process has its id
+    [ "$PID" ] && living "$PID" || return 0 # of one that was killed the command may live on
     if [ -z "$seconds" ]; then touch "$RUN/stopped"; fi
-    kill -TERM -- "-$pid" 2>/dev/null || true
+    kill -TERM -- "-$PID" 2>/dev/null || true
     if [ -z "$seconds" ]; then return; fi
     for _ in $(seq $((seconds * 5))); do
-        living "$pid" || return 0
+        living "$PID" || return 0
         sleep 0.2
     done
-    kill -KILL -- "-$pid" 2>/dev/null || true
+    kill -KILL -- "-$PID" 2>/dev/null || true
     record killed 137
     for _ in $(seq 300); do # a device is free only when its process is gone
-        living "$pid" || return 0
+        living "$PID" || return 0
         sleep 0.2
     done
-    echo "error: $HOST: process $pid does not end, even by SIGKILL; delete the TPU" >&2
+    echo "error: $HOST: process $PID does not end, even by SIGKILL; delete the TPU" >&2
     return 1
 }
 
@@ -169,7 +163,7 @@ show_log() { # BYTE
         echo "error: $HOST: no command has been started here" >&2
         return 1
     fi
-    if supervisor >/dev/null && [ ! -f "$RUN/exit" ]; then what=running; fi
+    if supervisor && [ ! -f "$RUN/exit" ]; then what=running; fi
     size=$(stat -c %s "$RUN/log")
     if [ "$from" -gt $((size + 1)) ]; then from=1; fi # another command's, since
     count=$((size - from + 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import gpu_check
+from launch import gpu_check, gpu_packages
 from tests.conftest import REPOSITORY
 
 PYTHON = """#!/usr/bin/env bash
@@ -69,10 +69,13 @@ def test_a_try_needs_no_gpu():
         assert "llama-7b" not in " ".join(command)
 
 
-def test_what_is_missing_is_looked_for():
-    command = [sys.executable, "-m", "launch.gpu_packages", "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, ""), "all that it looks for is here"
+def test_what_is_missing_is_looked_for(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    gpu_packages.main("1")
+    assert capsys.readouterr() == ("", ""), "all that it looks for is here"
+    monkeypatch.setattr(gpu_packages, "NAMES", "jax no_such_package")
+    with pytest.raises(SystemExit, match=r"lacks no_such_package \(No module named"):
+        gpu_packages.main("1")
 
 
 @pytest.mark.parametrize("script", ["gpu_check.sh", "quickstart.sh"])

@@ -408,7 +408,7 @@ class TestSlices:
 
     @pytest.mark.parametrize("step", ["describe", "start"])
     def test_gcloud_fails(self, cloud, step):
-        cloud.fail(step, "ERROR: (gcloud.compute) quota is used up")
+        cloud.ready(slices=2).fail(step, "ERROR: (gcloud.compute) quota is used up")
         result = cloud.tpu("run", "--slices=2", *bash("true"))
         assert result.returncode == 1
         assert "ERROR: (gcloud.compute) quota is used up" in only_error(result)
@@ -441,8 +441,7 @@ class TestSlices:
         + [("status", "describe")],
     )
     def test_gcloud_fails_in_other_actions(self, cloud, action, step):
-        assert cloud.tpu("create", "--slices=2").returncode == 0
-        cloud.fail(step)
+        cloud.ready(slices=2).fail(step)
         result = cloud.tpu(action, "--slices=2")
         assert result.returncode == 1
         assert "it broke" in only_error(result)
@@ -523,9 +522,7 @@ class TestDryRun:
 
         printed = [plain(line[line.index("gcloud") + 1 :]) for line in printed]
         if action not in MAKES:
-            for name in ("tpu", "tpu-0", "tpu-1"):
-                (cloud.root / name).write_text("READY")
-            (cloud.root / "request").write_text("ACTIVE")
+            cloud.ready(slices=2 if queued == ["--slices=2"] else 1)
         cloud.tpu(action, *queued, *command)
         called = cloud.calls()
         assert called

@@ -1,5 +1,6 @@
 """launch/local_run.sh: processes start, fail and restart together, and none is left behind."""
 
+import os
 import re
 import signal
 import subprocess
@@ -8,13 +9,19 @@ import time
 import pytest
 
 from tests.conftest import LIMIT, REPOSITORY
+from tests.launch.conftest import write_program
 
 LOCAL_RUN = ["bash", "launch/local_run.sh"]
 
 
-def local_run(*args: str, timeout: float = 30) -> subprocess.CompletedProcess:
+def local_run(*args: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*LOCAL_RUN, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout
+        [*LOCAL_RUN, *args],
+        cwd=REPOSITORY,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
 
 
@@ -32,9 +39,11 @@ def test_each_process_knows_who_it_is():
 
 
 @pytest.mark.parametrize("deaf", ["", "trap '' TERM; "], ids=["", "deaf to SIGTERM"])
-def test_one_failure_ends_all(deaf):
-    script = f'{deaf}[ "$JAX_PROCESS_ID" = 1 ] && exit 7; while :; do sleep 0.2; done'
-    done = local_run("--processes=3", "--", "bash", "-c", script)
+def test_one_failure_ends_all(deaf, tmp_path):
+    write_program(tmp_path / "sleep", "#!/bin/sh\nexec /bin/sleep 0.01\n")  # not 5 s in all
+    script = f'{deaf}[ "$JAX_PROCESS_ID" = 1 ] && exit 7; while :; do /bin/sleep 0.2; done'
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = local_run("--processes=3", "--", "bash", "-c", script, PATH=path)
     assert done.returncode == 7
     assert "a process ended with code 7; ending the other 2" in done.stderr
 

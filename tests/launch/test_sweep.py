@@ -27,7 +27,7 @@ from common import sections
 from configs import quickstart
 from launch import sweep, sweep_results, sweep_runs
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY
-from tests.support.training import make_corpus, settings, wait_for_step
+from tests.support.training import make_corpus, settings
 
 no_deadline = hypothesis.settings(deadline=None)  # no test asserts a time
 CONFIG = sections.flatten(quickstart.get_config().to_dict())
@@ -275,7 +275,7 @@ def test_numbers_are_short_and_exact(value):
     assert len(text) <= len(repr(value))
 
 
-# What a sweep may not be: one line, before anything runs.
+# What a sweep may not be.
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,17 @@ def test_numbers_are_short_and_exact(value):
     ],
 )
 def test_bad_sweeps(sweeps, sweep, message):
-    code, out, err = sweeps(sweep)
+    with pytest.raises(ValueError) as raised:
+        queue = sweep_runs.load_function(str(sweeps.config), sweep)
+        where = f"{sweep} of {sweeps.config}"
+        sweep_runs.make(where, queue, CONFIG, {}, epath.Path(sweeps.workdir))
+    assert message.format(config=sweeps.config) in str(raised.value)
+
+
+def test_a_bad_sweep_is_one_line_before_anything_runs(sweeps):
+    code, out, err = sweeps("misspelt")
     assert (code, out) == (1, "")
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert message.format(config=sweeps.config) in err
+    assert err.startswith(f"error: misspelt of {sweeps.config}: ") and err.count("\n") == 1
     assert not sweeps.started and not sweeps.workdir.exists()
 
 
@@ -672,27 +679,50 @@ def test_columns_are_aligned(tmp_path):
 # With real training.
 
 
+# Trains, but at its first step it sends SIGINT to the sweep, and waits for the sweep's SIGTERM.
+INTERRUPTS = """
+import os, runpy, signal, sys, time
+
+del sys.argv[1:4]
+sys.path[0] = os.getcwd()  # as python -m has it
+from alpacare_jax.training import progress
+
+report = progress.TrainingProgress.step
+
+def report_and_interrupt(self, *args):
+    report(self, *args)
+    progress.TrainingProgress.step = report
+    handler = signal.getsignal(signal.SIGTERM)
+    came = []
+    signal.signal(signal.SIGTERM, lambda *args: (came.append(1), handler(*args)))
+    os.kill(os.getppid(), signal.SIGINT)
+    while not came:
+        time.sleep(0.01)
+
+progress.TrainingProgress.step = report_and_interrupt
+runpy.run_module("alpacare_jax.train", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.slow
 def test_a_real_run_stops_resumes_and_is_skipped(sweeps, tmp_path_factory):
     corpus = make_corpus(tmp_path_factory.getbasetemp() / "corpus")
-    sweeps.launcher = ""
-    changes = settings(corpus, train__epochs=20, train__eval_every=50)
+    sweeps.stand_in.write_text(INTERRUPTS)
+    changes = settings(corpus)
     del changes["optimizer.learning_rate"]
     args = ["--index=0", *(f"--config.{key}={value}" for key, value in changes.items())]
     one_device = COMPILES_QUICKLY | {"JAX_NUM_CPU_DEVICES": "1"}
-    process = sweeps.start("sweep", *args, **one_device)
-    assert wait_for_step(process, sweeps.workdir / "learning_rate=3e-4", 1), process.communicate()
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130, err
+    code, out, err = sweeps("sweep", *args, **one_device)
+    assert code == 130, err
     assert re.search(r"stopped by SIGTERM; checkpoint saved at step \d+;", err)
     assert re.search(r"stopped at step \d+\n.*not started", out)
+    sweeps.launcher = ""
     code, out, err = sweeps("sweep", *args, **one_device)
     assert code == 0, err
     assert "resuming from step" in err
     row = sweeps.rows()[0]
-    assert (row["steps"], row["state"]) == (100, "finished")
-    assert 0 < row["eval_loss"] < 5.5
-    code, out, err = sweeps("sweep", *args, **one_device)
-    assert code == 0 and "learning_rate=3e-4 is finished" in err
-    assert len(err.splitlines()) == 1, "nothing was started"
+    assert (row["steps"], row["state"]) == (10, "finished")
+    assert 0 < row["eval_loss"] < 6
+    queue = sweep_runs.load_function(str(sweeps.config), "sweep")
+    runs = sweep_runs.make("s", queue, CONFIG | changes, changes, epath.Path(sweeps.workdir))
+    assert [sweep.is_finished(run) for run in runs] == [True, False, False]

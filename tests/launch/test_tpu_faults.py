@@ -1,6 +1,7 @@
 """What a cloud does to a run in days: full zones, hosts that are not reached, maintenance."""
 
 import re
+import shutil
 import subprocess
 import time
 
@@ -116,12 +117,7 @@ class TestHostsAreCounted:
     @pytest.mark.parametrize("step", ["scp", "install", "start"])
     def test_a_slice_is_lost(self, cloud, step):
         """For each step: from then on its node is gone for a moment; the step is done again."""
-        cloud.tpu("create", "--slices=2")
-        (cloud.root / "before").write_text(f"""
-if [ "$step" = {step} ] && mkdir "$CLOUD/lost-once"; then
-    mv "$CLOUD/tpu-1" "$CLOUD/kept"
-    trap 'mv "$CLOUD/kept" "$CLOUD/tpu-1"' EXIT
-fi 2>&-""")
+        (cloud.ready(slices=2).root / "missing" / step).write_text("1")
         result = cloud.tpu("run", "--slices=2", *TRAINED)
         missing = "slice 1 worker 0, slice 1 worker 1"
         if step == "scp":
@@ -130,11 +126,11 @@ fi 2>&-""")
         else:
             word = {"install": "install on", "start": "start on"}[step]
             assert result.returncode == 1
-            assert f"cannot {word} {missing}: This TPU has state MISSING" in only_error(result)
+            assert f"cannot {word} {missing}: HttpError accessing" in only_error(result)
             assert cloud.processes() == []
 
     def test_no_slice_is_reached(self, cloud):
-        cloud.tpu("create", "--slices=2")
+        cloud.ready(slices=2)
         for slice_ in "01":
             (cloud.root / f"tpu-{slice_}").write_text("READY\nSTOPPING")
         result = cloud.tpu("stop", "--slices=2")
@@ -156,9 +152,7 @@ fi 2>&-""")
         home = cloud.ready().root / "homes/t1v-n-1-w-1"
         home.mkdir(parents=True)
         (home / "alpacare-jax.tgz").write_text("old")
-        write_program(
-            cloud.root / "bin/cp", "#!/bin/sh\ncase $2 in *w-1/*) ;; *) /bin/cp $@ ;; esac\n"
-        )
+        (cloud.root / "unsent/t1v-n-1-w-1").touch()
         result = cloud.tpu("run", *TRAINED)
         assert result.returncode == 1
         assert "cannot copy the working tree to worker 1" in only_error(result)
@@ -230,11 +224,13 @@ class TestMaintenance:
         assert "alpaca is under maintenance, no answer from worker 0, worker 1" in result.stderr
 
     def test_repairs_are_waited_for(self, cloud):
-        event = "printf 'REPAIRING\\nREPAIRING\\nREADY\\n' >$CLOUD/tpu; rm -rf ~/alpacare-jax/run"
-        script = "if mkdir $CLOUD/once.$WORKER 2>&-; then [ $WORKER = 1 ] && "
-        script += f"{{ {event}; }}; sleep 60; fi"
-        result = cloud.ready().tpu("run", *bash(f"{script}; echo trained"))
-        assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
+        process = cloud.ready().start(*cloud.tpu_arguments("run", *bash(SILENT_ONCE)))
+        self.wait_for_polls(cloud, 2)  # the answers to `start` have arrived, too
+        (cloud.root / "tpu").write_text("REPAIRING\nREPAIRING\nREADY\n")
+        shutil.rmtree(cloud.root / "homes/t1v-n-1-w-1/alpacare-jax/run")
+        out, err = process.communicate(timeout=LIMIT)
+        assert (process.returncode, out) == (0, "trained\n"), err
+        assert "alpaca is REPAIRING; the command is restarted when it is there again" in err
         assert "create" not in cloud.steps()
 
 
@@ -291,10 +287,8 @@ class TestConnections:
         assert only_error(result).endswith('alpaca: ERROR: (gcloud.x) { "message": "no" }')
 
     def test_a_stop_request_is_handled_while_gcloud_hangs(self, cloud):
-        cloud.ready()
-        (cloud.root / "before").write_text("""
-if [ "$step" = state ] && [ -f "$CLOUD/started" ]; then touch "$CLOUD/hangs"; sleep 600; fi""")
-        process = cloud.start(*cloud.tpu_arguments("run", *bash("touch $CLOUD/started; sleep 60")))
+        command = bash("touch $CLOUD/hang/state; sleep 60")
+        process = cloud.ready().start(*cloud.tpu_arguments("run", *command))
         cloud.wait_for("hangs")
         process.terminate()
         _, err = process.communicate(timeout=LIMIT)
@@ -303,15 +297,15 @@ if [ "$step" = state ] && [ -f "$CLOUD/started" ]; then touch "$CLOUD/hangs"; sl
 
 
 class TestKeys:
-    @pytest.mark.parametrize("slices", [[], ["--slices=2"]])
+    @pytest.mark.parametrize("slices", [1, 2])
     def test_an_agent_with_other_keys_gets_gclouds(self, cloud, slices):
-        (cloud.root / "agent").write_text("github\n")
+        (cloud.ready(slices).root / "agent").write_text("github\n")
         add = '#!/bin/sh\n[ "$1" = -q ] && echo "${2##*/}" >>$CLOUD/agent\n'
         write_program(cloud.root / "bin/ssh-add", add)
-        run = ["run", *slices, *TRAINED]
+        run = ["run", f"--slices={slices}", *TRAINED]
         refused = cloud.tpu(*run, SSH_AUTH_SOCK="/agent")
         assert refused.returncode == 1
-        assert "not present in the SSH agent" in only_error(refused)
+        assert "is not present in the SSH agent" in only_error(refused)
         write_program(cloud.root / "user/.ssh/google_compute_engine", "key")
         result = cloud.tpu(*run, SSH_AUTH_SOCK="/agent")
         assert result.returncode == 0, result.stderr
@@ -324,7 +318,7 @@ class TestKeys:
         result = cloud.tpu("run", *TRAINED, SSH_AUTH_SOCK="/agent")
         assert result.returncode == 1
         assert ".ssh/google_compute_engine to the ssh agent: agent refused" in result.stderr
-        assert "The SSH key is not present in the SSH agent" in only_error(result)
+        assert "SSH Key is not present in the SSH agent" in only_error(result)
 
     def test_root_cannot_log_in(self, cloud):
         result = cloud.ready().tpu("status", LOGNAME="root")
