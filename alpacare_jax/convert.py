@@ -219,9 +219,12 @@ def to_peft(source: PurePath, target: Path, step: str, base_name: str) -> None:
       base_name: what peft is to load as the base, such as a name on the Hub; "" for nothing.
 
     Raises:
-      FileNotFoundError, ValueError: `source` holds no adapter, or its weights are damaged.
+      FileNotFoundError, ValueError: `source` holds no adapter, or its weights are damaged, or it is
+        in peft's form already.
     """
     adapter = adapters.open_adapter(source, step)
+    if adapter.step is None:
+        raise ValueError(f"{source} is in peft's form already; give a workdir of train")
     model = model_folder.read_config(source)
     weights = adapter.load(model, jnp.float32)
     config = adapter.lora.adapter(model)

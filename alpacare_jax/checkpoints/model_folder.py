@@ -22,8 +22,8 @@ MODEL_FILES = ("config.json", "generation_config.json", *tokenizers.TOKENIZER_FI
 """Files that are copied along with the weights, unchanged."""
 
 FIRST_FORM = (0, (1,))
-"""BOS and EOS in config.json of the first conversions of LLaMA (decapoda-research, and MedAlpaca
-after them): wrong, and corrected by the tokenizer, whose ids are 1 and 2."""
+"""BOS and EOS in config.json of the first conversions of LLaMA (decapoda-research, and Alpaca and
+MedAlpaca after them): wrong, and corrected by the tokenizer, whose ids are 1 and 2, or both 2."""
 
 MAX_NEW_ROWS = 64
 """More tokens than this past the rows are not a few added ones, but another vocabulary."""
@@ -104,7 +104,7 @@ def check_matches(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> None:
 
 def _has_first_form(tokenizer: tokenizers.Tokenizer, config: LlamaConfig) -> bool:
     stated = (config.bos_token_id, config.eos_token_ids)
-    return stated == FIRST_FORM and (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    return stated == FIRST_FORM and (tokenizer.bos_id, tokenizer.eos_id) in ((1, 2), (2, 2))
 
 
 def eos_ids(
@@ -218,7 +218,8 @@ def check_files(directory: Path) -> tuple[LlamaConfig, str]:
     if _has_first_form(tokenizer, stored):
         notes.append(
             "config.json has BOS 0 and EOS 1, as the first conversions of LLaMA wrote; the "
-            "tokenizer's 1 and 2 are used, and generation stops at either EOS"
+            f"tokenizer's {tokenizer.bos_id} and {tokenizer.eos_id} are used, and generation stops "
+            "at either EOS"
         )
     if tokenizer.adds_bos != tokenizer.template_adds_bos:
         notes.append(

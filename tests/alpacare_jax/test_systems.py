@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers as hf_tokenizers
 from etils import epath
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file
 
 from alpacare_jax import convert, generate
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import adapters, checkpoint, model_folder
 from alpacare_jax.formats import meta_folder
 from alpacare_jax.formats.byte_level import LLAMA3_PATTERN
 from alpacare_jax.inference.sampling import Sampling
@@ -63,7 +62,7 @@ def their_logits(torch, transformers, tensors, config: LlamaConfig, ids: list[in
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
-def answered(model: Path, output: Path, template: str) -> list[dict]:
+def answered(model: Path, output: Path, template: str, adapter: Path | None = None) -> list[dict]:
     """Two records answered by the command's `run`, in the native manner of a template."""
     records = output.with_name("records.jsonl")
     lines = [{"instruction": TEXT, "input": ""}, {"instruction": "Explain.", "input": "MRI"}]
@@ -74,7 +73,7 @@ def answered(model: Path, output: Path, template: str) -> list[dict]:
     generate.run(
         generate.GenerationConfig(
             checkpoint=epath.Path(model),
-            adapter=None,
+            adapter=epath.Path(adapter) if adapter else None,
             step="best",
             input=epath.Path(records),
             output=epath.Path(output),
@@ -100,7 +99,8 @@ def test_loads_and_writes_back_with_the_logits_of_transformers(
     tensors = PUBLISHED[system](torch, tmp_path / "again", model_file)
     convert.from_hf(source, tmp_path / "ours")
     said = capsys.readouterr().err
-    assert ("BOS 0 and EOS 1, as the first conversions" in said) == (system == "medalpaca")
+    first_form = system in ("alpaca", "medalpaca")
+    assert ("BOS 0 and EOS 1, as the first conversions" in said) == first_form
     assert_same_bits(read_tensors(to_hf(tmp_path / "ours", tmp_path / "back")), tensors)
 
     tokenizer = model_folder.load_tokenizer(tmp_path / "ours")
@@ -108,7 +108,7 @@ def test_loads_and_writes_back_with_the_logits_of_transformers(
     assert tokenizer.bos_id == (2 if system in ("alpaca", "chatdoctor") else 1)
     ids = [tokenizer.bos_id, *tokenizer.encode(TEXT)]
     config = model_folder.read_config(tmp_path / "ours")
-    assert config.max_position_embeddings == 2048
+    assert config.max_position_embeddings == (4096 if system == "llama-2" else 2048)
     expected = their_logits(torch, transformers, tensors, config, ids)
     assert np.abs(our_logits(tmp_path / "ours", ids) - expected).max() <= 1e-4
 
@@ -122,6 +122,41 @@ def test_generates_as_its_authors_did(system, source, tmp_path):
     rows = answered(tmp_path / "ours", tmp_path / "out.json", TEMPLATE.get(system, "alpaca"))
     assert [row["finish_reason"] in ("stop", "length") for row in rows] == [True, True]
     assert all(row["num_tokens"] for row in rows)
+
+
+def test_baize_healthcare(torch, transformers, sentencepiece_dir, tmp_path):
+    """An adapter on LLaMA: compared with peft, prompted, merged, and written back."""
+    peft = pytest.importorskip("peft", reason="peft is what adapters are compared with")
+    (base := tmp_path / "base").mkdir()
+    published_folders.llama_hf(torch, base, sentencepiece_dir / "tokenizer.model")
+    convert.from_hf(base, tmp_path / "ours")
+    (adapter := tmp_path / "adapter").mkdir()
+    tensors = published_folders.baize_adapter(torch, adapter)
+    stored = adapters.open_adapter(adapter)
+    assert (stored.lora.rank, stored.lora.scaling, stored.lora.dropout) == (8, 2.0, 0.05)
+
+    config = model_folder.read_config(tmp_path / "ours")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, adapter).eval()
+    weights = checkpoint.load_params(tmp_path / "ours", config, dtype=jnp.dtype("float32"))
+    factors = stored.load(config, jnp.float32)
+    ours = Llama(weights, config, adapter=factors, scaling=stored.lora.scaling)
+    ids = [1, *model_folder.load_tokenizer(tmp_path / "ours").encode(TEXT)]
+    places = np.arange(len(ids))[None]
+    got = ours.logits(ours.hidden(np.array([ids]), places, np.ones_like(places)))
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits.numpy()
+    assert np.abs(np.asarray(got) - expected).max() <= 1e-4
+    assert np.abs(our_logits(tmp_path / "ours", ids) - expected[0]).max() > 0.1
+
+    (again := tmp_path / "again").mkdir()
+    adapters.write_peft(again, stored.lora, stored.lora.adapter(config), factors, "")
+    assert_same_bits(load_file(again / adapters.PEFT_WEIGHTS), tensors)
+    with pytest.raises(ValueError, match="is in peft's form already"):
+        convert.to_peft(epath.Path(adapter), tmp_path / "never", "best", "")
+    convert.merge(epath.Path(tmp_path / "ours"), epath.Path(adapter), tmp_path / "merged", "best")
+    merged = our_logits(tmp_path / "merged", ids)  # in float16, as the base
+    assert np.abs(merged - expected[0]).max() <= 0.05
 
 
 @pytest.mark.parametrize("shards, kv_heads, dtype", [(1, 4, "float16"), (2, 2, "bfloat16")])
@@ -150,26 +185,13 @@ LLAMA32 = dataclasses.replace(
     max_position_embeddings=131_072,
     rope_scaling=RopeScaling("llama3", factor=32.0),
 )
-CONTROLS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
 
 
 @pytest.mark.parametrize("config", [LLAMA3, LLAMA32], ids=["8b", "3.2-1b"])
 def test_llama_3(config, byte_level_dir, torch, transformers, tmp_path):
     (folder := tmp_path / "hf").mkdir()
-    backend = hf_tokenizers.Tokenizer.from_file(str(byte_level_dir / "tokenizer.json"))
-    backend.add_special_tokens([*CONTROLS, "<|eot_id|>"])
-    backend.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": CONTROLS[0], "eos_token": CONTROLS[1]}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True} | names
-    published_folders.write_json(folder / "tokenizer_config.json", settings)
-    bos, eos, eot = map(backend.token_to_id, (*CONTROLS[:2], "<|eot_id|>"))
-    config = dataclasses.replace(config, bos_token_id=bos, eos_token_ids=(eos,))
-    tensors = published_folders.random_tensors(config, "bfloat16")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    content = config.to_hf() | {"torch_dtype": "bfloat16"}
-    published_folders.write_json(folder / "config.json", content)
-    sampled = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [eos]}
-    published_folders.write_json(folder / "generation_config.json", sampled)
+    config, tensors = published_folders.llama3_hf(folder, byte_level_dir, config)
+    bos, (eos,) = config.bos_token_id, config.eos_token_ids
     convert.from_hf(folder, tmp_path / "ours")
     assert_same_bits(read_tensors(to_hf(tmp_path / "ours", tmp_path / "back")), tensors)
     ids = [bos, *model_folder.load_tokenizer(folder).encode(TEXT)]
@@ -184,6 +206,7 @@ def test_llama_3(config, byte_level_dir, torch, transformers, tmp_path):
     trained(tmp_path / "ours", "llama3")
     release = to_hf(tmp_path / "ours", tmp_path / "release")
     settings = json.loads((release / "generation_config.json").read_text())
+    eot = model_folder.load_tokenizer(release).control_tokens["<|eot_id|>"]
     assert settings["eos_token_id"] == [eos, eot]
     theirs = transformers.AutoTokenizer.from_pretrained(release)
     message = [{"role": "user", "content": TEXT}]
@@ -220,13 +243,8 @@ def test_llama_3_from_metas_files(name, torch, transformers, tmp_path, capsys, m
     config = META_LLAMA3[name]
     if "3.1" in name:  # which is known by its width
         monkeypatch.setattr(meta_folder, "MAX_SMALL_WIDTH", config.hidden_size - 1)
-    tensors = published_folders.random_tensors(config, "bfloat16")
     (folder := tmp_path / "original").mkdir()
-    output = {"lm_head.weight": tensors["model.embed_tokens.weight"]}  # Meta's files have it, tied
-    stored = tensors | output if config.tie_word_embeddings else tensors
-    shards = 1 if config.tie_word_embeddings else 2
-    published_folders.write_meta(torch, folder, stored, config, shards)
-    published_folders.write_tiktoken(folder / "tokenizer.model", CORPUS, merges=100)
+    tensors = published_folders.llama3_meta(torch, folder, config)
     convert.from_meta(folder, tmp_path / "ours")
     assert capsys.readouterr().err == f"read as {name}\n"
     assert model_folder.read_config(tmp_path / "ours") == config
@@ -253,8 +271,42 @@ def test_llama_3_from_metas_files(name, torch, transformers, tmp_path, capsys, m
     ids = [first, *tokenizer.encode(TEXT)]
     expected = their_logits(torch, transformers, tensors, config, ids)
     assert np.abs(our_logits(tmp_path / "ours", ids) - expected).max() <= 1e-4
-    answers = answered(tmp_path / "ours", tmp_path / "out.json", "llama3")
-    assert [answer["num_tokens"] > 0 for answer in answers] == [True, True]
+
+
+def of_meta(torch, folder: Path, forms):
+    tensors = published_folders.random_tensors(LLAMA, "float16")
+    published_folders.write_meta(torch, folder, tensors, LLAMA, 2)
+    shutil.copy(forms["model"] / "tokenizer.model", folder)
+    return "plain", convert.from_meta
+
+
+def of_meta_3(torch, folder: Path, forms):
+    published_folders.llama3_meta(torch, folder, META3)
+    return "llama3", convert.from_meta
+
+
+def of_hub_3(torch, folder: Path, forms):
+    published_folders.llama3_hf(folder, forms["bytes"], LLAMA32)
+    return "llama3", convert.from_hf
+
+
+def of_baize(torch, folder: Path, forms):
+    published_folders.llama_hf(torch, folder, forms["model"] / "tokenizer.model")
+    (adapter := folder.parent / "adapter").mkdir()
+    published_folders.baize_adapter(torch, adapter)
+    return "baize", convert.from_hf
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [of_meta, of_meta_3, of_hub_3, of_baize])
+def test_other_forms_generate(form, torch, sentencepiece_dir, byte_level_dir, tmp_path):
+    (folder := tmp_path / "published").mkdir()
+    template, converted = form(torch, folder, {"model": sentencepiece_dir, "bytes": byte_level_dir})
+    converted(folder, tmp_path / "ours")
+    adapter = tmp_path / "adapter" if (tmp_path / "adapter").exists() else None
+    rows = answered(tmp_path / "ours", tmp_path / "out.json", template, adapter)
+    assert [row["num_tokens"] > 0 for row in rows] == [True, True]
+    assert {row["generator"] for row in rows} == {"adapter" if adapter else "ours"}
 
 
 def trained(model: Path, template: str) -> None:

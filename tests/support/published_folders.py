@@ -5,6 +5,7 @@ small, and the vocabulary has 400 pieces in place of 32,000.
 """
 
 import base64
+import dataclasses
 import itertools
 import json
 import shutil
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import tokenizers
 from safetensors.numpy import save_file
 
 from alpacare_jax.model.config import LlamaConfig
+from tests.alpacare_jax.conftest import CORPUS, llama_json
 from tests.support.hf_folders import hf_shapes
 
 PIECES = 400
@@ -182,7 +185,11 @@ def _padded(config: LlamaConfig = LLAMA) -> LlamaConfig:
     )
 
 
-def alpaca(torch, folder: Path, model: Path, special: Mapping[str, str]) -> Tensors:
+FIRST_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+"""What the first conversion of LLaMA wrote, and those who trained on it kept."""
+
+
+def alpaca_form(torch, folder: Path, model: Path, special: Mapping[str, str]) -> Tensors:
     """AlpaCare, Alpaca and ChatDoctor: shards of float32, [PAD] added, old buffers."""
     tensors = random_tensors(_padded(), "float32")
     write_bin(torch, folder, tensors, shards=3, buffers=True)
@@ -194,23 +201,35 @@ def alpaca(torch, folder: Path, model: Path, special: Mapping[str, str]) -> Tens
 
 
 def alpacare(torch, folder: Path, model: Path) -> Tensors:
-    return alpaca(torch, folder, model, USUAL)
+    return alpaca_form(torch, folder, model, USUAL)
 
 
 def chatdoctor(torch, folder: Path, model: Path) -> Tensors:
-    return alpaca(torch, folder, model, ONE_FOR_ALL)
+    return alpaca_form(torch, folder, model, ONE_FOR_ALL)
+
+
+def alpaca(torch, folder: Path, model: Path) -> Tensors:
+    """Recovered from the diff, whose settings are those of the first conversion of LLaMA."""
+    tensors = alpaca_form(torch, folder, model, ONE_FOR_ALL)
+    content = json.loads((folder / "config.json").read_text()) | FIRST_IDS
+    content |= {"architectures": ["LLaMAForCausalLM"], "max_sequence_length": 2048}
+    del content["max_position_embeddings"]
+    write_json(folder / "config.json", content)
+    write_json(folder / "generation_config.json", {"_from_model_config": True} | FIRST_IDS)
+    empty = dict.fromkeys(USUAL, "") | {"tokenizer_class": "LLaMATokenizer"}
+    write_json(folder / "tokenizer_config.json", empty | {"model_max_length": 512})
+    return tensors
 
 
 def medalpaca(torch, folder: Path, model: Path) -> Tensors:
     """On the first conversion of LLaMA: its names of settings and classes, its wrong ids."""
     tensors = random_tensors(LLAMA, "float32")
     write_bin(torch, folder, tensors, shards=2, buffers=True)
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
-    content = _config(LLAMA, "float32", **ids, max_sequence_length=2048)
+    content = _config(LLAMA, "float32", **FIRST_IDS, max_sequence_length=2048)
     for key in ("max_position_embeddings", "rope_theta", "num_key_value_heads", "head_dim"):
         content.pop(key)
     write_json(folder / "config.json", content)
-    write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
+    write_json(folder / "generation_config.json", {"_from_model_config": True} | FIRST_IDS)
     shutil.copy(model, folder / "tokenizer.model")
     write_json(folder / "special_tokens_map.json", {})
     empty = dict.fromkeys(USUAL, "") | {"tokenizer_class": "LLaMATokenizer"}
@@ -235,8 +254,61 @@ def pmc_llama_13b(torch, folder: Path, model: Path) -> Tensors:
     return tensors
 
 
+def baize_adapter(torch, folder: Path) -> Tensors:
+    """Baize-Healthcare: the two files of peft in April 2023, without o_proj; the base is LLaMA."""
+    rng, tensors = np.random.default_rng(1), {}
+    sizes = {"q_proj": (64, 64), "k_proj": (64, 64), "v_proj": (64, 64), "down_proj": (96, 64)}
+    sizes |= {"gate_proj": (64, 96), "up_proj": (64, 96)}
+    for layer in range(LLAMA.num_hidden_layers):
+        for name, (inputs, outputs) in sizes.items():
+            group = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            key = f"base_model.model.model.layers.{layer}.{group}.{name}.lora_"
+            for part, shape in (("A", (8, inputs)), ("B", (outputs, 8))):
+                values = 0.15 * rng.standard_normal(shape)
+                tensors[f"{key}{part}.weight"] = values.astype(np.float32)
+    torch.save({k: torch.from_numpy(t) for k, t in tensors.items()}, folder / "adapter_model.bin")
+    content = {
+        "base_model_name_or_path": "decapoda-research/llama-7b-hf",
+        "bias": "none",
+        "enable_lora": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "merge_weights": False,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": 8,
+        "target_modules": [*sizes],
+        "task_type": "CAUSAL_LM",
+    }
+    write_json(folder / "adapter_config.json", content)
+    return tensors
+
+
+def llama2_hf(torch, folder: Path, model: Path) -> Tensors:
+    """LLaMA-2 from the Hub: shards of float16 in both forms, settings of sampling."""
+    config = dataclasses.replace(LLAMA, rms_norm_eps=1e-5, max_position_embeddings=4096)
+    tensors = random_tensors(config, "float16")
+    write_bin(torch, folder, tensors, shards=2)
+    keys, names = list(tensors), [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    for i, name in enumerate(names):
+        part = {key: tensors[key] for key in keys[i::2]}
+        save_file(part, folder / name, metadata={"format": "pt"})
+    weight_map = {key: names[i % 2] for i, key in enumerate(keys)}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    changes = {"rope_scaling": None, "pretraining_tp": 1}
+    write_json(folder / "config.json", _config(config, "float16", **changes))
+    sampled = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 4096}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    write_json(folder / "generation_config.json", sampled | ids)
+    sentencepiece_files(folder, model, USUAL, pad=False)
+    llama_json(model, folder, "prepend")
+    return tensors
+
+
 def llama_hf(torch, folder: Path, model: Path) -> Tensors:
-    """LLaMA and LLaMA-2 from the Hub: float16 safetensors."""
+    """LLaMA from the Hub: float16 safetensors."""
     del torch
     tensors = random_tensors(LLAMA, "float16")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -257,13 +329,45 @@ LLAMA3 = LlamaConfig(
     rope_theta=500_000.0,
 )
 
+CONTROLS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
+
+
+def llama3_hf(folder: Path, byte_level: Path, config: LlamaConfig) -> tuple[LlamaConfig, Tensors]:
+    """LLaMA 3 from the Hub: a byte-level tokenizer.json, bfloat16, settings of sampling."""
+    backend = tokenizers.Tokenizer.from_file(str(byte_level / "tokenizer.json"))
+    backend.add_special_tokens([*CONTROLS, "<|eot_id|>"])
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": CONTROLS[0], "eos_token": CONTROLS[1]}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True} | names
+    write_json(folder / "tokenizer_config.json", settings)
+    bos, eos = map(backend.token_to_id, CONTROLS[:2])
+    config = dataclasses.replace(config, bos_token_id=bos, eos_token_ids=(eos,))
+    tensors = random_tensors(config, "bfloat16")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", config.to_hf() | {"torch_dtype": "bfloat16"})
+    sampled = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [eos]}
+    write_json(folder / "generation_config.json", sampled)
+    return config, tensors
+
+
+def llama3_meta(torch, folder: Path, config: LlamaConfig) -> Tensors:
+    """LLaMA 3 from Meta; its files have the output embeddings also where they are tied."""
+    tensors = random_tensors(config, "bfloat16")
+    output = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    tied = config.tie_word_embeddings
+    write_meta(torch, folder, tensors | output if tied else tensors, config, 1 if tied else 2)
+    write_tiktoken(folder / "tokenizer.model", CORPUS, merges=config.vocab_size - 512)
+    return tensors
+
+
 PUBLISHED: dict[str, Callable[..., Tensors]] = {
     "alpacare": alpacare,
-    "alpaca": chatdoctor,  # recovered from the diff, whose settings are these
+    "alpaca": alpaca,
     "chatdoctor": chatdoctor,
     "medalpaca": medalpaca,
     "pmc-llama-7b": pmc_llama_7b,
     "pmc-llama-13b": pmc_llama_13b,
     "llama": llama_hf,
+    "llama-2": llama2_hf,
 }
 """Systems on LLaMA's tokenizer, in Hugging Face's form."""
