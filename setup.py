@@ -56,7 +56,10 @@ setup(
         "alpacare_jax": ["py.typed"],
         "common": ["py.typed", "reports/page.css"],
         "datagen": ["py.typed", "starter/*", "prompts/*", "prices.json"],
-        "evaluation": ["py.typed", "prompts/*", "reference_prompts/*", "reporting/web/*"],
+        "evaluation": [
+            *("py.typed", "prompts/*", "reference_prompts/*"),
+            *("reporting/web/*", "annotation/web/*"),
+        ],
     },
     entry_points={"console_scripts": ["alpacare = common.alpacare:main"]},
     install_requires=[  # what `common` needs

@@ -19,7 +19,7 @@ COMMANDS = {
     for package, names in {
         "datagen": "tasks dedup responses stats",
         "alpacare_jax": "convert tokenizer plan train compare generate",
-        "evaluation": "references judge report",
+        "evaluation": "references judge annotate report",
     }.items()
     for name in names.split()
 }

@@ -7,7 +7,8 @@ Writes report.json, report.html (one self-contained file), figures/*.png and *.s
 *.tex, and run.json into --output. --judgements are workdirs of evaluation.judge and files of
 judgements: alpaca_eval's annotations, FastChat's pairs, or the form of docs/file_formats.md;
 NAME=FILE names the benchmark. --labels are judgements of people, in the same format with judge
-"human"; --systems names systems and their backbones (evaluation/reporting/systems.py). The same
+"human", or what annotators exported from a page of evaluation.annotate: files, or the folder with
+its key; --systems names systems and their backbones (evaluation/reporting/systems.py). The same
 judgements give the same files.
 """
 
@@ -20,12 +21,14 @@ from common import cli, provenance
 from common.messages import log
 from common.reports.drawing import missing_glyphs
 from common.sections import UsageError
+from evaluation.annotation import exports
 from evaluation.judging import foreign, reading, workdirs
 from evaluation.judging.foreign import ForeignJudgements
 from evaluation.judging.verdicts import JUDGEMENTS_FILE
 from evaluation.reporting import figures, page, systems, tables, transcripts
 from evaluation.reporting.table_formats import Table, latex, markdown
 from evaluation.scoring.measurement import measure
+from evaluation.scoring.people import PREFERENCE
 
 
 def write_tables(directory: Path, built: dict[str, list[Table]]) -> None:
@@ -69,16 +72,20 @@ def run(
             "choose another --output"
         )
     sources = foreign.load(judgements, baseline)
-    judged, people = reading.read(sources, labels)
+    asked = exports.load(labels)
+    by_question = dict(asked.sources)
+    judged, people = reading.read(sources, by_question.pop(PREFERENCE, []))
+    others = {name: reading.read_people(own, judged) for name, own in by_question.items()}
     log(f"{judged.count:,} verdicts, {len(judged.tables):,} matchups")
     texts = workdirs.read(sources, judged)
+    asked.require_same_texts(texts)
     inputs = [
         source.path if isinstance(source, ForeignJudgements) else source / JUDGEMENTS_FILE
         for source in sources
     ]
     settings = {
         "judgements": {str(path): provenance.sha256(path) for path in inputs},
-        "labels": {str(path): provenance.sha256(path) for path in labels},
+        "labels": {str(path): provenance.sha256(path) for path in asked.paths},
         "baseline": baseline,
         "systems": provenance.sha256(systems_file) if systems_file else None,
         "seed": seed,
@@ -86,7 +93,7 @@ def run(
     }
     record = provenance.describe(config=settings)
     names = systems.read(systems_file, judged.names("generator"))  # before the slow part
-    results = measure(judged, people, texts, seed=seed)
+    results = measure(judged, people, texts, seed=seed, other_questions=others)
     ranked = {name: names[name] for name in results.systems}
     drawn = figures.build(results, ranked)
     output.mkdir(parents=True, exist_ok=True)
@@ -117,7 +124,7 @@ def define_flags() -> None:
         "baseline", "", "Model to compare with, where a file has pairs of all models."
     )
     flags.DEFINE_string("output", None, "Folder for the report.")
-    flags.DEFINE_list("labels", [], "Judgements of people: JSONL files.")
+    flags.DEFINE_list("labels", [], "Labels by people: folders of a page, exports, JSONL files.")
     flags.DEFINE_string("systems", "", "JSON file with names and backbones of systems.")
     flags.DEFINE_integer(
         "seed", 0, "Seed of sampled intervals and of the sample of transcripts.", lower_bound=0

@@ -18,7 +18,7 @@ PACKAGES = (
 COMMANDS = (
     *(f"alpacare_jax.{name}" for name in ("train", "generate", "convert", "tokenizer", "plan")),
     *(f"datagen.{name}" for name in ("tasks", "dedup", "responses", "stats")),
-    *(f"evaluation.{name}" for name in ("references", "judge", "report")),
+    *(f"evaluation.{name}" for name in ("references", "judge", "annotate", "report")),
 )
 
 ALLOWED = {

@@ -29,7 +29,7 @@ LAYERS = {
         "planning",
         "alpacare_jax",
     ],
-    "evaluation": ["inputs", "judging", "scoring", "reporting", "evaluation"],
+    "evaluation": ["inputs", "judging", "scoring", "annotation", "reporting", "evaluation"],
 }
 """The folders of each package from the bottom up; the package itself holds the commands."""
 

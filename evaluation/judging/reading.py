@@ -32,7 +32,8 @@ ONE_ORDER = " (one order)"
 
 
 def read(
-    sources: Sequence[str | Path | ForeignJudgements], labels: Sequence[str | Path] = ()
+    sources: Sequence[str | Path | ForeignJudgements],
+    labels: Sequence[str | Path | ForeignJudgements] = (),
 ) -> tuple[Verdicts, Verdicts | None]:
     """(verdicts of workdirs and from elsewhere, verdicts of people); the second may be None.
 
@@ -53,9 +54,15 @@ def read(
         consistency.check_orders(verdicts, matchup, table)
     consistency.check_items(verdicts)
     verdicts = _marked(verdicts)
-    if not labels:
-        return verdicts, None
-    people = _read([Path(path) for path in labels], ids=verdicts.ids)
+    return verdicts, read_people(labels, verdicts) if labels else None
+
+
+def read_people(labels: Sequence[str | Path | ForeignJudgements], verdicts: Verdicts) -> Verdicts:
+    """People's verdicts on what `verdicts` are on; see `read`."""
+    people = _read(
+        [one if isinstance(one, ForeignJudgements) else Path(one) for one in labels],
+        ids=verdicts.ids,
+    )
     known = {matchup[1:] for matchup in verdicts.tables}
     for matchup, spans in people.spans.items():
         path = people.paths[spans[..., 0].max()]  # one of the matchup's files
@@ -69,7 +76,7 @@ def read(
                 f"{path}: no workdir judges {matchup.generator} against {matchup.reference} on "
                 f"{matchup.benchmark}; correct the names or remove these labels"
             )
-    return verdicts, people
+    return people
 
 
 _MATCHUP_FIELDS = ("judge", "benchmark", "reference", "generator", "prompt_version")

@@ -219,6 +219,11 @@ def _unlike(sample: _Sample) -> float:
     return float(found[np.abs(found).argmax()])
 
 
+def labels_alone_for(width: float, rate: float) -> int:
+    """Items to label for an interval of `width` without a judge, at most: of wins and losses."""
+    return math.ceil(max(rate * (1 - rate), 0.09) * (2 * Z / width) ** 2)
+
+
 def labels_for(width: float, found: Correction) -> int | None:
     """Items to label in all for a PPI++ interval of `width`; None: all would not be enough.
 

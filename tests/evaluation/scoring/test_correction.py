@@ -52,6 +52,18 @@ def test_the_prediction_powered_estimate_is_ppi_pythons(follows):
     assert (found.ppi.low, found.ppi.high) == pytest.approx((low.item(), high.item()), abs=4e-3)
 
 
+@pytest.mark.parametrize("follows", [0.4, 0.8])
+def test_cje_evals_estimate_is_near(follows):
+    """It fits a monotone curve where PPI++ fits a line: nearly the same estimate and interval."""
+    cje = pytest.importorskip("cje", reason="pip install cje-eval")
+    judge, people = simulate(np.random.default_rng(6), 800, 200, follows=follows)
+    found = correct(judge, people).ppi
+    theirs = cje.calibrated_mean_ci(judge[:, 0], people[:, 0], inference="cluster_robust")
+    assert found.rate == pytest.approx(theirs.estimate, abs=0.01)
+    low, high = theirs.ci
+    assert found.high - found.low == pytest.approx(high - low, rel=0.15)
+
+
 def test_rogan_and_gladens_estimate_is_theirs():
     """Of wins and losses: (p + specificity - 1) / (sensitivity + specificity - 1)."""
     judge, people = simulate(np.random.default_rng(5), 400, 100, follows=0.7, people=(0.4, 0, 0.6))

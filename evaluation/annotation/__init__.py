@@ -1,0 +1,1 @@
+"""Blinded judgements by people: the pairs they get, their page, and what they send back."""

@@ -1,0 +1,82 @@
+"""The command: what it plans, draws and writes, and how it is used again."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from evaluation import annotate
+from evaluation.annotation.candidates import from_files, from_judgements
+from evaluation.annotation.pairs import read_key
+from evaluation.judging import reading, workdirs
+from tests.conftest import REPOSITORY
+from tests.support import annotated, judge_workdirs
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "evaluation.annotate", *map(str, flags)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_from_files_without_a_judge(tmp_path, capsys):
+    """As docs/medical_evaluation.md has it; run again, it writes the same page."""
+    items = [{"id": f"q{i}", "instruction": f"What of {i}?"} for i in range(9)]
+    bench = judge_workdirs.write_lines(tmp_path / "ward.jsonl", items)
+    answers = {
+        name: judge_workdirs.write_lines(
+            tmp_path / f"{name}.jsonl",
+            [item | {"output": f"{text} {item['id']}.", "generator": name} for item in items],
+        )
+        for name, text in (("ours", "Rest,"), ("theirs", "Says theirs:"), ("gpt-4", "See"))
+    }
+    sources = [str(answers[name]) for name in ("ours", "theirs", "gpt-4")]
+    candidates = from_files(str(bench), sources[:2], sources[2:], tmp_path)
+    settings = {"annotators": ["lee", "patel"], "overlap": 2, "labelled": set(), "seed": None}
+    settings |= {"output": tmp_path / "page", "settings": {"items": 4}}
+    annotate.run(candidates, counts={"ward": 4}, **settings)
+    printed = capsys.readouterr().err
+    assert "4 answers contain 'theirs', which annotators will see" in printed
+    assert "8 pairs; lee 8, patel 8; keep key.json to yourself" in printed
+    page = (tmp_path / "page" / "annotate.html").read_bytes()
+    record = json.loads((tmp_path / "page" / "run.json").read_text())
+    assert record["end"]
+    assert "seed" not in record["config"], "only the key has it"
+    annotate.run(candidates, counts={"ward": 4}, **settings)
+    assert (tmp_path / "page" / "annotate.html").read_bytes() == page
+    with pytest.raises(ValueError, match="choose another --output"):
+        annotate.run(candidates, counts={"ward": 5}, **settings)
+    with pytest.raises(ValueError, match="nothing is left"):
+        annotate.run(candidates, counts={"ward": 0}, **settings | {"output": tmp_path / "no"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--judgements=x", "--items=3", "--overlap=2"], "at least as many as --overlap"),
+        (["--benchmark=b", "--outputs=a", "--references=c", "--width=9"], "--width with --judge"),
+    ],
+)
+def test_wrong_flags(tmp_path, flags, message):
+    process = run(*flags, f"--output={tmp_path}")
+    assert process.returncode == 2
+    assert message in " ".join(process.stderr.split())
+
+
+def test_the_next_labels_are_of_other_items(tmp_path):
+    """With the first labels the plan knows the judge, and draws what they do not cover."""
+    folder = annotated.write(tmp_path, count=12)
+    first = {a.item for a in read_key(folder / "page" / "key.json").assignments.values()}
+    flags = (f"--judgements={folder / 'work'}", f"--labels={folder / 'page'}")
+    process = run(*flags, "--width=40", f"--output={tmp_path / 'next'}", "--dry_run")
+    assert process.returncode == 0, process.stderr
+    assert "j on ours against gpt-4, heart: 12 labelled, interval" in process.stderr
+    assert not (tmp_path / "next" / "key.json").exists()
+    process = run(*flags, "--items=6", f"--output={tmp_path / 'next'}")
+    assert process.returncode == 0, process.stderr
+    then = {a.item for a in read_key(tmp_path / "next" / "key.json").assignments.values()}
+    assert len(then) == 6
+    assert not then & first
+    verdicts, _ = reading.read([folder / "work"])
+    with pytest.raises(ValueError, match="'nobody' was not judged; choose from ours"):
+        from_judgements(verdicts, workdirs.read([folder / "work"], verdicts), ["nobody"], [])
