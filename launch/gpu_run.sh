@@ -40,9 +40,8 @@ check_positive nodes gpus_per_node
 cpus_per_node=${cpus_per_node:-$((gpus_per_node * 8))}
 check_whole signal_seconds max_retries cpus_per_node
 check_command "${COMMAND[@]}"
-if [ "$dry_run" = 0 ] && ! command -v sbatch >/dev/null; then
+[ "$dry_run" = 1 ] || command -v sbatch >/dev/null ||
     fail "sbatch is not installed here; run this on a login node, or add --dry_run"
-fi
 
 job_script() { # COMMAND...
     local devices venv

@@ -34,7 +34,7 @@
 #                             --internal-ips, --service-account, --reserved, --reservation,
 #                             --boot-disk, --labels
 # --ssh_flags='--A=1 --B'     more flags for gcloud's ssh and scp, e.g. --internal-ip,
-#                             --tunnel-through-iap, --ssh-key-file
+#                             --tunnel-through-iap, --ssh-key-file; repeated, both add up
 # --queued                    requests a queued resource of the same name: where the zone is full, it
 #                             keeps its place; without it, `create` is tried again every minute
 # --wait_hours=N              how long to wait for room, maintenance or a network (default 72)
@@ -43,8 +43,8 @@
 # --untracked                 copies new files that git does not ignore, too     (run)
 # --max_retries=N             how often a COMMAND that failed is restarted; preemptions do not count
 #                             (default 10; 0: no TPU is created either)
-# --slice=N --worker=N        which host (logs; default 0)
-# --follow                    until COMMAND ends (logs)
+# --slice=N --worker=N        the host whose log is shown                        (run, logs; default 0)
+# --follow                    until COMMAND ends                                 (logs)
 # --dry_run                   prints each command and runs none; needs no gcloud
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -74,6 +74,10 @@ check_positive slices
 if [ "$slice" -ge "$slices" ]; then
     usage_error "--slice=$slice, but --slices=$slices; slices are numbered from 0"
 fi
+case $action in
+run | logs) ;;
+*) [ "$slice$worker" = 00 ] || usage_error "$action is for all hosts; --slice and --worker choose a log" ;;
+esac
 if [ "$slices" != 1 ]; then queued=1; fi # the only way to get several
 if [ -n "$accelerator_type" ]; then
     [[ $accelerator_type =~ ^(v[234]|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||
@@ -91,12 +95,14 @@ split_flags ssh_flags ONLY "internal-ip|tunnel-through-iap|ssh-key-file|strict-h
 ssh-key-expiration|ssh-key-expire-after|force-key-file-overwrite|plain|batch-size"
 if [ "$action" = run ]; then
     check_command "${COMMAND[@]}"
+    if [[ " ${COMMAND[*]}" =~ \ --workdir=([^ ]*) && ${BASH_REMATCH[1]} != gs://* ]]; then
+        say "--workdir=${BASH_REMATCH[1]} is lost with the hosts that have it; write to a bucket (gs://)"
+    fi
 elif [ ${#COMMAND[@]} != 0 ]; then
     usage_error "$action takes no command"
 fi
-if [ "$dry_run" = 0 ] && ! command -v gcloud >/dev/null; then
+[ "$dry_run" = 1 ] || command -v gcloud >/dev/null ||
     fail "gcloud is not installed; install the Google Cloud CLI, or add --dry_run"
-fi
 # gcloud logs in with the local user's name, which it finds so.
 if [ "$dry_run" = 0 ] && [ "${LOGNAME:-${USER:-$(id -un)}}" = root ]; then
     fail "gcloud would log in as root, which TPU VMs refuse; run this as another user, or prepend" \

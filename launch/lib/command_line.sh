@@ -37,6 +37,7 @@ parse_flags() {
         if [ "$1" = --help ] || [ "$1" = -h ]; then usage; fi
         flag=${1%%=*} flag=${flag#--}
         if [[ $1 == --*=* && $valued == *" $flag "* ]]; then
+            if [[ $flag == *_flags ]]; then set -- "--$flag=${!flag} ${1#*=}" "${@:2}"; fi # they add up
             printf -v "$flag" %s "${1#*=}"
         elif [[ $1 == "--$flag" && $switches == *" $flag "* ]]; then
             printf -v "$flag" 1

@@ -18,10 +18,6 @@ pause() { # SECONDS; a signal is handled at once, not after the pause
     wait $! || true
 }
 
-note() { # in a dry run: the condition of what is printed next
-    if [ "$dry_run" = 1 ]; then printf '# %s\n' "$*" >&3; fi
-}
-
 bounded() { # SECONDS COMMAND...; timeout also ends what the command has started, such as ssh
     local code=0
     call timeout --kill-after=10 "$@" || code=$?
@@ -103,10 +99,6 @@ query_states() {
     on_all "$ASK_SECONDS" "$(worker_command state)"
 }
 
-evaluate_states() { # sets OUTCOME, CODE and HOST
-    read -r OUTCOME CODE HOST < <(awk -F '\t' -f launch/lib/outcome.awk "$WORK/states")
-}
-
 # Prints what is new in the log of host $worker of $slice, from byte NEXT on, in pieces. The line
 # that follows a piece says how long it is, so what gcloud repeats before it does not count.
 show_log() {
@@ -144,7 +136,7 @@ watch() {
             return
         fi
         answered=$SECONDS shown='' LOG=''
-        evaluate_states
+        read -r OUTCOME CODE HOST < <(awk -F '\t' -f launch/lib/outcome.awk "$WORK/states")
         show_log || true
         if [ "$OUTCOME" = running ]; then continue; fi
         if [ "$OUTCOME" = failed ]; then

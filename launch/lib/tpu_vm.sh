@@ -125,12 +125,12 @@ trouble() { # MESSAGE
 ensure_ready() { # waits until the TPU is ready, and creates it where there is none
     local created=0
     SHOWN='' UNTIL=${UNTIL:-$((SECONDS + wait_hours * 3600))} # since COMMAND ran
-    if [ "$max_retries" != 0 ]; then
-        note "where $name does not exist:"
-        if [ "$dry_run" = 1 ]; then create; fi
-        note "where it was preempted; then all steps are repeated:"
-        if [ "$dry_run" = 1 ]; then delete && create; fi
-        note "in every case:"
+    if [ "$dry_run" = 1 ] && [ "$max_retries" != 0 ]; then
+        echo "# where $name does not exist:" >&3
+        create
+        echo "# where it was preempted; then all steps are repeated:" >&3
+        delete && create
+        echo "# in every case:" >&3
     fi
     while :; do
         if ! find_state; then

@@ -179,7 +179,6 @@ supervise) supervise "${@:2}" ;;
 stop) stop "${2:-}" ;;
 state) ;;
 log) show_log "$2" ;;
---help | -h) awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0" ;;
 *)
     echo "error: worker.sh takes install, start, stop, state or log" >&2
     exit 2

@@ -120,6 +120,13 @@ class TestRun:
         assert "weights.bin (90.0 MB), a b.bin (20.0 MB)" in error
         assert cloud.calls() == []
 
+    def test_a_workdir_that_is_lost_with_its_host_is_said(self, cloud):
+        for workdir, said in (("runs/x", 1), ("gs://b/x", 0)):
+            command = [*bash("true"), "python", f"--workdir={workdir}"]
+            result = cloud.ready().tpu("run", *command)
+            assert result.returncode == 0, result.stderr
+            assert result.stderr.count(f"--workdir={workdir} is lost with the hosts") == said
+
     def test_the_copy_is_private(self, cloud):
         assert cloud.ready().tpu("run", *bash("true")).returncode == 0
         (archive,) = cloud.root.glob("user/.cache/alpacare-jax/*.tgz")
@@ -504,6 +511,11 @@ class TestOtherActions:
 
 
 class TestDryRun:
+    def test_flags_for_gcloud_add_up(self, cloud):
+        twice = ("--create_flags=--labels=a=b --reserved", "--create_flags=--tags=c")
+        dry = cloud.tpu("create", *twice, "--dry_run").stdout
+        assert " --labels=a=b --reserved --tags=c " in dry
+
     @pytest.mark.parametrize("action", ["create", "run", "status", "logs", "stop", "delete"])
     @pytest.mark.parametrize("queued", [[], ["--queued"], ["--slices=2"]])
     def test_it_prints_what_would_run(self, cloud, tools, action, queued):
@@ -578,6 +590,7 @@ A = ("--name=a", "--zone=us-west4-a")
         (["tpu_run.sh", "logs", *A, "--worker=all"], "not a whole number"),
         (["tpu_run.sh", "stop", *A, "--", "x"], "stop takes no command"),
         (["tpu_run.sh", "stop", *A, "--slices=0"], "--slices=0; give 1"),
+        (["tpu_run.sh", "stop", *A, "--worker=1"], "stop is for all hosts; --slice and --worker"),
         (["tpu_run.sh", "logs", *A, "--slice=1"], "slices are numbered from 0"),
         (["gpu_run.sh"], "unknown action ''; the only one is sbatch"),
         (["gpu_run.sh", "ssh"], "unknown action 'ssh'"),

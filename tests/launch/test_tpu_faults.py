@@ -114,13 +114,13 @@ class TestNoRoom:
 class TestHostsAreCounted:
     """gcloud ends with 0 though a slice was not reached."""
 
-    @pytest.mark.parametrize("step", ["scp", "install", "start"])
+    @pytest.mark.parametrize("step", ["scp", "unpack", "install", "start"])
     def test_a_slice_is_lost(self, cloud, step):
         """For each step: from then on its node is gone for a moment; the step is done again."""
         (cloud.ready(slices=2).root / "missing" / step).write_text("1")
         result = cloud.tpu("run", "--slices=2", *TRAINED)
         missing = "slice 1 worker 0, slice 1 worker 1"
-        if step == "scp":
+        if step in ("scp", "unpack"):
             assert result.returncode == 0, result.stderr
             assert cloud.steps().count("scp") == 2
         else:
@@ -128,6 +128,14 @@ class TestHostsAreCounted:
             assert result.returncode == 1
             assert f"cannot {word} {missing}: HttpError accessing" in only_error(result)
             assert cloud.processes() == []
+
+    @pytest.mark.parametrize(("action", "step"), [("status", "state"), ("stop", "stop")])
+    def test_a_slice_is_lost_in_other_actions(self, cloud, action, step):
+        (cloud.ready(slices=2).root / "missing" / step).write_text("1")
+        result = cloud.tpu(action, "--slices=2")
+        assert result.returncode == 1
+        missing = "slice 1 worker 0, slice 1 worker 1: HttpError accessing"
+        assert missing in only_error(result)
 
     def test_no_slice_is_reached(self, cloud):
         cloud.ready(slices=2)
