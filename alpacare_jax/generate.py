@@ -233,8 +233,8 @@ def run(config: GenerationConfig) -> None:
     for index in overlong_prompts(examples, encoded, max_length):
         partial.add(index, as_answer(examples[index], answer_file.NO_ANSWER))
     pending = {
-        index: (example, ids)
-        for index, (example, ids) in enumerate(zip(examples, encoded, strict=True))
+        index: functools.reduce(Example.following, partial.turns.get(index, ()), example)
+        for index, example in enumerate(examples)
         if index not in partial.answers
     }
     if pending:
@@ -243,7 +243,10 @@ def run(config: GenerationConfig) -> None:
             engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
         limit = config.max_new_tokens or max_length
         for index, example, answer in converse(engine, pending, tokenizer, template, stops, limit):
-            partial.add(index, as_answer(example, answer))
+            if example.further:
+                partial.add_turn(index, answer["output"])
+            else:
+                partial.add(index, as_answer(example, answer))
     partial.finish(record)
 
 

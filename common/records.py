@@ -281,6 +281,7 @@ def read_examples(
 
     def as_record(location: str, record: Record) -> Record:
         nonlocal unanswered, around
+        record = conversations.of_text(record)
         turns = None if "instruction" in record else conversations.of_record(location, record)
         if turns is None:
             around = {}

@@ -108,8 +108,7 @@ ROWS: dict[str, Row] = {
         "llama-7b",
         BAIZE,
         "baize-chatbot finetune.py; its card says all linear layers, its script leaves out o_proj",
-        "dialogues of several turns are single questions and answers here; float16 and its int8 "
-        "kernels are bfloat16 here",
+        "float16 and its int8 kernels are bfloat16 here",
     ),
     "llama3-8b": Row("llama3-8b", LLAMA3, LLAMA3_SOURCE),
     "llama3.2-1b": Row("llama3.2-1b", LLAMA3 | {"optimizer.learning_rate": 5e-5}, LLAMA3_SOURCE),

@@ -69,7 +69,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class ChatTemplate:
     """The template of a tokenizer's folder; it has the interface of `prompts.Template`."""
 
-    bos, loss = False, "responses"  # the template writes BOS itself
+    bos, loss, between = False, "responses", ""  # the template writes BOS and ends itself
     tokens = stop = ()
     native: Mapping[str, Any] = {}
 

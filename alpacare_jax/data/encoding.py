@@ -156,7 +156,8 @@ def _encode(
         if not template.marked:
             found, rest = _ended(found, tokenizer)
             if not found:
-                found, rest = [*rest, tokenizer.eos_id], []
+                ends = number == len(pieces) - 1 or not template.between
+                found, rest = rest + [tokenizer.eos_id] * ends, []
         answers.append((len(ids), len(ids) + len(found)))
         ids += found
     return ids, answers

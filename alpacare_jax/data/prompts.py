@@ -28,6 +28,7 @@ class Template:
     system: str = ""  # what comes first where there is a system prompt; "": it has no place
     lead: str = ""  # what training puts between prompt and answer
     end: str = ""  # what ends an answer; the tokenizer's EOS follows unless it has a control token
+    between: str = ""  # what is before a further question, in place of `end` and EOS; "": these
     tokens: tuple[str, ...] = ()  # control tokens that the tokenizer must have
     bos: bool = True  # whether BOS comes first, where the tokenizer adds one
     loss: str = "responses"  # one of LOSSES: what its authors trained on
@@ -65,10 +66,9 @@ class Template:
             others[-1] = join_text(others[-1], input)
         questions += [self.further.format(instruction=other) for other in others]
         questions[0] = self.system.format(system=system) * bool(system) + questions[0]
-        answers = [*turns[1::2], *([] if output is None else [output])]
-        pieces = itertools.zip_longest(
-            questions, [f"{self.lead}{answer}{self.end}" for answer in answers]
-        )
+        answers = [f"{self.lead}{answer}{self.between or self.end}" for answer in turns[1::2]]
+        answers += [] if output is None else [f"{self.lead}{output}{self.end}"]
+        pieces = itertools.zip_longest(questions, answers)
         return [piece for pair in pieces for piece in pair if piece is not None]
 
     marked = False
@@ -157,10 +157,12 @@ TEMPLATES: dict[str, Template] = {
         stop=("[|Human|]", "[|AI|]"),
         native={"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 512, "max_length": 2048},
     ),
-    # Baize's training data.
+    # Baize's training data, one text with EOS behind it.
     "baize-dialogue": Template(
         _DIALOGUE + "[|Human|] {instruction}\n[|AI|]",
+        further=" {instruction}\n[|AI|]",
         lead=" ",
+        between="\n[|Human|]",
         end="\n[|Human|] ",
         loss="all",
         stop=("[|Human|]", "[|AI|]"),

@@ -2,6 +2,7 @@
 
 {"settings": {"input": "9f2c...", "max_length": 1024, ...}}
 {"index": 5, "record": {"instruction": ..., "output": ...}, "crc32c": "5d0a1f77"}
+{"index": 7, "record": {"turn": 0, "output": ...}, "crc32c": ...}  before further questions
 """
 
 import collections
@@ -37,12 +38,19 @@ class PartialOutput:
         output.parent.mkdir(parents=True, exist_ok=True)
         self.output, self.path = output, output.with_name(output.name + ".partial")
         self.answers: dict[int, dict[str, Any]] = {}
+        self.turns: dict[int, list[str]] = {}  # answers before further questions
         if self.path.exists():
             self._read(settings)
         if self.answers:
             print(f"resuming: {len(self.answers)} answers already generated", file=sys.stderr)
         header = json.dumps({"settings": settings})  # begins with HEADER
-        self._lines = jsonl.LineFile(self.path, [header, *map(self._line, self.answers.items())])
+        turns = [
+            (index, {"turn": turn, "output": text})
+            for index, texts in self.turns.items()
+            for turn, text in enumerate(texts)
+        ]
+        kept = map(self._line, [*turns, *self.answers.items()])
+        self._lines = jsonl.LineFile(self.path, [header, *kept])
 
     @staticmethod
     def _line(item: tuple[int, dict[str, Any]]) -> str:
@@ -72,9 +80,9 @@ class PartialOutput:
                 item = content["index"], content["record"]
             except (ValueError, LookupError, TypeError, RecursionError):
                 item = None
-            if item and self._line(item).encode() == line:
-                self.answers[item[0]] = item[1]
-            elif number <= len(lines):  # the last is empty, or was cut short by a kill
+            if item and self._line(item).encode() == line and self._keep(*item):
+                continue
+            if number <= len(lines):  # the last is empty, or was cut short by a kill
                 damaged.append(number)
         if damaged:
             print(
@@ -83,10 +91,27 @@ class PartialOutput:
                 file=sys.stderr,
             )
 
+    def _keep(self, index: int, record: dict[str, Any]) -> bool:
+        """Keeps what a line holds, but for a turn without the one before it."""
+        if "turn" in record:
+            texts = self.turns.setdefault(index, [])
+            if record["turn"] != len(texts):
+                return False
+            texts.append(record["output"])
+        else:
+            self.answers[index] = record
+        return True
+
     def add(self, index: int, record: dict[str, Any]) -> None:
         """Appends the answer to record number `index` of the input."""
         self.answers[index] = record
         self._lines.add(self._line((index, record)))
+
+    def add_turn(self, index: int, text: str) -> None:
+        """Appends an answer of a conversation that goes on, behind its earlier ones."""
+        texts = self.turns.setdefault(index, [])
+        self._lines.add(self._line((index, {"turn": len(texts), "output": text})))
+        texts.append(text)
 
     def finish(self, run: dict[str, Any]) -> None:
         """Writes the complete output, in input order, and its `run.json`; removes the partial file.

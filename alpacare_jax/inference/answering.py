@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -76,32 +77,29 @@ def answers(
 
 def converse(
     engine: Engine,
-    asked: Mapping[int, tuple[Example, Sequence[int]]],
+    asked: Mapping[int, Example],
     tokenizer: Tokenizer,
     template: Template | ChatTemplate,
     stops: Sequence[str],
     max_new_tokens: int,
 ) -> Iterator[tuple[int, Example, dict[str, Any]]]:
-    """(index, example, answer fields of the output) of each record as it is done.
+    """(index, example, answer fields of the output) of each answer as it is done.
 
     Conversations with several questions go through the engine once for each, with the model's own
-    answers before it; the example that comes back asks the last.
-
-    Args:
-      asked: index -> (example, ids of its prompt), which leave room for an answer.
+    answers before it; the answer to an example with `further` questions is a turn of them.
     """
     while asked:
-        requests = [Request(index, ids, max_new_tokens) for index, (_, ids) in asked.items()]
-        following: dict[int, tuple[Example, Sequence[int]]] = {}
-        for index, answer in answers(engine, requests, tokenizer, stops):
-            example = asked[index][0]
-            if not example.further:
-                yield index, example, answer
-                continue
-            example = example.following(answer["output"])
+        requests: list[Request] = []
+        for index, example in asked.items():
             ids = encode_prompt(example, tokenizer, template)
             if len(ids) < engine.max_length:
-                following[index] = example, ids
+                requests.append(Request(index, ids, max_new_tokens))
             else:
-                yield index, example, answer_file.NO_ANSWER
+                ended = dataclasses.replace(example, further=())
+                yield index, ended, answer_file.NO_ANSWER
+        following: dict[int, Example] = {}
+        for index, answer in answers(engine, requests, tokenizer, stops) if requests else ():
+            yield index, asked[index], answer
+            if asked[index].further:
+                following[index] = asked[index].following(answer["output"])
         asked = following

@@ -1,5 +1,6 @@
 """Conversations in the forms that data sets have: ShareGPT's `from, value`, or `role, content`."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ ROLES = {
     "user": "user",
     "human": "user",
     "assistant": "assistant",
+    "ai": "assistant",
     "gpt": "assistant",
     "model": "assistant",
 }
@@ -18,6 +20,10 @@ ROLES = {
 
 FIELDS = ("messages", "conversations", "conversation")
 """Names of fields that hold a conversation."""
+
+
+SPEAKER = re.compile(r"^\[\|(Human|AI)\|\]", re.MULTILINE)
+"""What a turn begins with in Baize's data, whose records have a whole dialogue in `input`."""
 
 
 class Turn(NamedTuple):
@@ -89,6 +95,18 @@ def of_record(location: str, record: Record) -> tuple[Turn, ...] | None:
     if next((turn.role for turn in turns if turn.role != "system"), "") != "user":
         raise ValueError(f"{location}: field {field!r} must begin with a question of the user")
     return turns
+
+
+def of_text(record: Record) -> Record:
+    """A record of Baize's data, {topic, input}, with `messages` for its text; others unchanged."""
+    text = record.get("input")
+    if "instruction" in record or not isinstance(text, str) or not SPEAKER.search(text):
+        return record
+    _, *parts = SPEAKER.split(text)
+    spoken = zip(parts[::2], map(str.strip, parts[1::2]), strict=True)
+    turns = [{"role": role, "content": said} for role, said in spoken]
+    whole = turns[:-1] if not turns[-1]["content"] else turns  # the human is to speak next
+    return {key: value for key, value in record.items() if key != "input"} | {"messages": whole}
 
 
 def with_system(location: str, record: Record, turns: Sequence[Turn]) -> tuple[Turn, ...]:

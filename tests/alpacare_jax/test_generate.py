@@ -243,6 +243,32 @@ def test_several_questions_are_answered_one_after_the_other(answer, asked, model
     assert short["messages"] == want["messages"]
 
 
+def test_a_killed_run_goes_on_at_the_turn_it_had_reached(answer, asked, monkeypatch, tmp_path):
+    chats, lines = tmp_path / "chats.jsonl", []
+    ask = [{"role": "user", "content": text} for text in ("What is fever?", "Why?", "And then?")]
+    chats.write_text(json.dumps({"messages": ask}) + "\n")
+    settings = {"input": chats, "max_length": 480, "max_new_tokens": 8}
+    with monkeypatch.context() as patch:
+        finish = answer_file.PartialOutput.finish
+        keep = lambda self, run: (lines.extend(self.path.open()), finish(self, run))  # noqa: E731
+        patch.setattr(answer_file.PartialOutput, "finish", keep)
+        whole = answer("a.json", **settings).read_bytes()
+    header, *turns = lines
+    assert len(turns) == len(asked) == 3
+    for there, missing in {
+        (0,): 2,
+        (0, 1): 1,
+        (0, 1, 2): 0,
+        (1,): 3,  # a turn without the one before it answers another question
+        (1, 0): 2,
+    }.items():
+        (tmp_path / "b.json").unlink(missing_ok=True)
+        partial_of(tmp_path / "b.json").write_text(header + "".join(turns[i] for i in there))
+        del asked[:]
+        assert answer("b.json", **settings).read_bytes() == whole
+        assert len(asked) == missing, there
+
+
 def test_nothing_is_left_beside_the_output_but_its_run_json(answer):
     output = answer()
     assert sorted(path.name for path in output.parent.iterdir()) == [

@@ -210,8 +210,20 @@ def test_forms_of_conversations(tmp_path):
     assert field == dataclasses.replace(system, id="3")
     assert plain == Example("4", "q", "", "a")
     assert reported == [f"{path}: 1 conversations end with a question, which is left out"]
+    baize = "The conversation between human and AI assistant.\n[|Human|] q\n[|AI|] a\n\nb [|AI|]\n"
+    path.write_text(
+        json.dumps({"topic": "t", "input": f"{baize}[|Human|] q2\n[|AI|] a2\n[|Human|] "})
+    )
+    begun = (Turn("user", "q"), Turn("assistant", "a\n\nb [|AI|]"))
+    assert read_examples(path) == [Example("0", "q2", "", "a2", begun)]
+
+
+def test_questions_that_are_to_be_asked(tmp_path):
+    path = tmp_path / "c.jsonl"
+    share = {"conversations": says(("human", "q"), ("gpt", "a"), ("human", "q2")), "id": "s"}
+    path.write_text(json.dumps(share))
     asked = read_examples(path, answered=False)
-    assert asked[1] == Example("s", "q2", "", "", (Turn("user", "q"), Turn("assistant", "a")))
+    assert asked[0] == Example("s", "q2", "", "", (Turn("user", "q"), Turn("assistant", "a")))
     questions = [("system", "s"), *[("human", f"q{i}") for i in range(3)]]
     path.write_text(json.dumps({"messages": says(*questions)}))
     (first,) = read_examples(path, answered=False)

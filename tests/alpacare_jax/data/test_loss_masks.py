@@ -1,12 +1,15 @@
 """The tokens on which each system of the paper was trained, as its authors' code chose them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sentencepiece
 
 from alpacare_jax.data import chat_template, tokenizers
-from alpacare_jax.data.encoding import encode_example
+from alpacare_jax.data.encoding import encode_example, encode_prompt
 from common.records import Example
+from common.text.conversations import Turn
 from tests.alpacare_jax.conftest import STYLES, llama_json
 
 RECORD = Example("e", "Name the drug.", "type 2 diabetes", "Metformin.\nDaily.")
@@ -58,6 +61,26 @@ def test_the_tokens_that_carry_loss(name, folder, whole):
     assert np.flatnonzero(encoded.loss).tolist() == list(range(first, len(ids)))
     answer = ours.decode(encoded.ids[encoded.prompt_length :], continuation=True)
     assert answer.strip().startswith(RECORD.output)
+
+
+def test_a_dialogue_of_baizes_is_one_text(folder, whole):
+    """EOS comes behind the whole, as its tokenizer was asked to put it."""
+    turns = ["Why?", "Fever.", "And now?", "Rest,\nand tea.", "Thanks", "Bye"]
+    history = tuple(
+        Turn(role, text) for role, text in zip(["user", "assistant"] * 2, turns[:4], strict=True)
+    )
+    example = Example("e", turns[4], "", turns[5], history)
+    ours = tokenizers.load(folder)
+    template = chat_template.load("baize-dialogue", folder, ours)
+    text = "The conversation between human and AI assistant.\n"
+    for question, answer in zip(turns[::2], turns[1::2], strict=True):
+        text += f"[|Human|] {question}\n[|AI|] {answer}\n"
+    encoded = encode_example(example, ours, template)
+    assert encoded.ids.tolist() == [BOS, *whole(f"{text}[|Human|] "), EOS]
+    assert encoded.loss.tolist() == [False, *[True] * (len(encoded.ids) - 1)]
+    asked = encode_prompt(dataclasses.replace(example, output=""), ours, template)
+    assert asked == encoded.ids[: encoded.prompt_length].tolist()
+    assert asked == [BOS, *whole(text.removesuffix(" Bye\n"))]
 
 
 @pytest.mark.parametrize(
