@@ -25,13 +25,20 @@ EVALUATION = [
     "matplotlib>=3.10",
 ]
 DATAGEN = [*EVALUATION, "py3langid>=0.4,<0.5"]
+SERVE = [
+    *TRAIN,
+    "jsonschema>=4.23",
+    "prometheus-client>=0.22",
+    "starlette>=1,<2",
+    "uvicorn>=0.40",
+]
 CONVERT = [*TRAIN, "gguf>=0.17"]
 GCS = ["gcsfs>=2026.10"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 TORCH = ["torch>=2.6"]  # to read its files; not in [all], for its CUDA build takes gigabytes
 WANDB = ["wandb>=0.22"]
 PARQUET = ["pyarrow>=21"]
-ALL = [*CONVERT, *DATAGEN, *GCS, *TENSORBOARD, *WANDB, *PARQUET]
+ALL = [*CONVERT, *SERVE, *DATAGEN, *GCS, *TENSORBOARD, *WANDB, *PARQUET]
 
 setup(
     name="alpacare-jax",
@@ -53,7 +60,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}*" for name in PACKAGES]),
     package_data={
-        "alpacare_jax": ["py.typed"],
+        "alpacare_jax": ["py.typed", "serving/web/*"],
         "common": ["py.typed", "reports/page.css"],
         "datagen": ["py.typed", "starter/*", "prompts/*", "prices.json"],
         "evaluation": [
@@ -73,6 +80,7 @@ setup(
         "datagen": DATAGEN,
         "evaluation": EVALUATION,
         "convert": CONVERT,
+        "serve": SERVE,
         "tpu": [*TRAIN, "jax[tpu]", *GCS],
         "gpu": [*TRAIN, "jax[cuda13]"],
         "gcs": GCS,

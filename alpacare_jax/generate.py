@@ -20,34 +20,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from alpacare_jax.checkpoints import adapters, checkpoint, identity, model_folder
-from alpacare_jax.checkpoints.adapters import StoredAdapter
-from alpacare_jax.checkpoints.frozen import FrozenBase
-from alpacare_jax.data import chat_template, prompts
+from alpacare_jax.checkpoints import model_folder
+from alpacare_jax.data import prompts
 from alpacare_jax.data.encoding import encode_prompt
-from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import answer_file
+from alpacare_jax.inference import answer_file, loading, sampling
 from alpacare_jax.inference.answering import converse
-from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.loading import ModelSource
 from alpacare_jax.inference.sampling import Sampling
-from alpacare_jax.model import llama, projections
-from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
 from common.messages import heartbeat
 from common.records import Example, read_examples, require_unique_ids
-from common.sections import UsageError, flatten
+from common.sections import UsageError
 from common.text.conversations import Turn
-
-GENERATION_RULES = {
-    **dict.fromkeys(["vocab", "heads", "kv_heads", "ffn"], "tensor"),
-    **dict.fromkeys(["layers", "embed", "head_dim", "norm"], ""),
-}
-"""Sharding rules: every large weight has one of the first four axes, so that none is all-gathered
-for each token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +62,6 @@ class GenerationConfig:
             raise UsageError(f"--output {self.output} must end in .json or .jsonl")
         if not all(self.stop):
             raise UsageError("--stop is empty; give a text that ends an answer")
-
-
-def default_max_length(directory: epath.Path, model_config: LlamaConfig) -> int:
-    """data.max_length of the run that trained the model, else 1024; never over its positions."""
-    record = provenance.read_record(directory / "run.json")
-    trained = flatten(record.get("config", {})).get("data.max_length", 1024)
-    if type(trained) is not int or trained < 2:
-        raise ValueError(
-            f"{directory / 'run.json'} is damaged: data.max_length is {trained!r:.80}; restore it "
-            "from a copy, or give --max_length"
-        )
-    return min(trained, model_config.max_position_embeddings)
 
 
 def mode_settings(mode: str, template: str, directory: epath.Path) -> dict[str, Any]:
@@ -118,50 +93,6 @@ def overlong_prompts(
     return found
 
 
-def load_engine(
-    config: GenerationConfig,
-    step: int,
-    adapter: StoredAdapter | None,
-    model_config: LlamaConfig,
-    dtype: jnp.dtype,
-    eos_ids: Sequence[int],
-    max_length: int,
-) -> Engine:
-    """The engine of a model: weights sharded over `tensor` devices, slots over such groups.
-
-    It has `batch_size` slots, rounded up to a multiple of the number of groups.
-    """
-    if len(config.devices) % config.tensor:
-        raise UsageError(
-            f"--tensor={config.tensor} does not divide the number of devices, "
-            f"{len(config.devices)}; choose a divisor"
-        )
-    sharding_config = sharding.ShardingConfig(
-        -1, 1, config.tensor, GENERATION_RULES, allow_replicated=""
-    )
-    mesh = sharding.make_mesh(sharding_config, config.devices)
-    groups = sharding.batch_groups(mesh)
-    form = adapter.lora.quantised if adapter else ""
-    base = FrozenBase(model_config, mesh, sharding_config, dtype, form)
-    params = base.load(config.checkpoint, str(step))
-    if adapter:
-        factors = adapter.lora.adapter(model_config)
-        shardings = sharding.param_shardings(factors, mesh, sharding_config)
-        factors = adapter.load(model_config, dtype, shardings)
-        params = projections.join(params, factors, adapter.lora.scaling)
-    return Engine(
-        params,
-        model_config,
-        dtype=dtype,
-        eos_ids=eos_ids,
-        max_length=max_length,
-        slots=-(-config.batch_size // groups) * groups,
-        sampling=config.sampling,
-        mesh=mesh if mesh.size > 1 else None,
-        rules=GENERATION_RULES,
-    )
-
-
 def as_record(
     example: Example, answer: dict[str, Any], generator: str, dataset: str
 ) -> dict[str, Any]:
@@ -184,47 +115,37 @@ def as_record(
 
 def run(config: GenerationConfig) -> None:
     """Answers every record of the input, those of an unfinished output excepted."""
-    model_config = model_folder.read_config(config.checkpoint)
-    trained = config.adapter or config.checkpoint
-    max_length = config.max_length or default_max_length(trained, model_config)
-    if max_length > model_config.max_position_embeddings:
-        raise UsageError(
-            f"--max_length {max_length:,} exceeds the model's max_position_embeddings "
-            f"{model_config.max_position_embeddings:,}; lower it"
-        )
-    tokenizer = model_folder.load_tokenizer(config.checkpoint)
+    model = ModelSource(
+        config.checkpoint,
+        config.adapter,
+        step=config.step,
+        template=config.template,
+        max_length=config.max_length,
+        dtype=config.dtype,
+    )
+    tokenizer, template, max_length = model.tokenizer, model.template, model.max_length
     examples = read_examples(config.input, answered=False)
     require_unique_ids(config.input, (e.id for e in examples), "answers are matched by id")
-    template = chat_template.load(config.template, config.checkpoint, tokenizer)
     stops = [*template.stop, *config.stop]
     encoded = [encode_prompt(example, tokenizer, template) for example in examples]
-    adapter = adapters.open_adapter(config.adapter, config.step) if config.adapter else None
-    step = checkpoint.find_step(config.checkpoint, "best" if adapter else config.step)
-    dtype = llama.compute_dtype(config.dtype, jax.default_backend())
     settings = {
-        "model": identity.of_model(config.checkpoint, step),
+        **model.identity(),
         "input": provenance.sha256(config.input),
         "template": config.template,
         "max_length": max_length,
         "max_new_tokens": config.max_new_tokens,
         "sampling": vars(config.sampling),
         "stop": stops,
-        "dtype": str(dtype),  # "auto" differs between machines
+        "dtype": str(model.dtype),  # "auto" differs between machines
         "generator": config.generator,
     }
-    if adapter:
-        adapter.require_base(config.checkpoint)
-        settings["adapter"] = adapter.identity()
     if provenance.is_finished(config.output, settings):
         print(f"{config.output} is already complete", file=sys.stderr)
         return
-    source = {"checkpoint": str(paths.absolute(config.checkpoint)), "step": step}
-    if adapter:
-        source |= {"adapter": str(paths.absolute(adapter.directory)), "step": adapter.step}
-    record = provenance.describe(config=settings, source=source)
+    record = provenance.describe(config=settings, source=model.origin())
     partial = answer_file.PartialOutput(config.output, settings)
     names = {
-        "generator": config.generator or paths.absolute(trained).name,
+        "generator": config.generator or paths.absolute(model.trained).name,
         "dataset": config.input.name.split(".")[0],
     }
     for answer in partial.answers.values():  # model and input may have been renamed since
@@ -238,9 +159,8 @@ def run(config: GenerationConfig) -> None:
         if index not in partial.answers
     }
     if pending:
-        eos = model_folder.eos_ids(config.checkpoint, tokenizer, template)
         with heartbeat("loading the weights"):
-            engine = load_engine(config, step, adapter, model_config, dtype, eos, max_length)
+            engine = model.engine(config.devices, config.tensor, config.batch_size, config.sampling)
         limit = config.max_new_tokens or max_length
         for index, example, answer in converse(engine, pending, tokenizer, template, stops, limit):
             if example.further:
@@ -252,23 +172,9 @@ def run(config: GenerationConfig) -> None:
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("checkpoint", None, "Model directory, of convert, or workdir of train.")
-    flags.DEFINE_string(
-        "adapter", None, "LoRA adapter of the checkpoint: workdir of train, or a folder of peft's."
-    )
-    flags.DEFINE_string(
-        "step",
-        "best",
-        "best (by eval loss, else latest), latest or a number; of the adapter, where one is given.",
-    )
+    loading.define_flags()
     flags.DEFINE_string("input", None, "Records: .jsonl or .json, optionally gzipped (.gz).")
     flags.DEFINE_string("output", None, "Answers: .json (read by alpaca_eval) or .jsonl.")
-    flags.DEFINE_string(
-        "template",
-        None,
-        f"Prompt template: {', '.join(prompts.TEMPLATES)}, or chat, the tokenizer's own; default: "
-        "that of the model's training, else alpaca.",
-    )
     flags.DEFINE_enum(
         "mode",
         None,
@@ -277,28 +183,15 @@ def define_flags() -> None:
         "and lengths of the template's authors. Other flags that are given win.",
     )
     flags.DEFINE_integer(
-        "max_length",
-        None,
-        "Maximum tokens of prompt and answer together; default: data.max_length of the run that "
-        "trained the model, else 1024, but no more than its positions.",
-        lower_bound=2,
-    )
-    flags.DEFINE_integer(
         "max_new_tokens", 0, "Maximum tokens of an answer; 0: up to max_length.", lower_bound=0
     )
     flags.DEFINE_integer(
         "batch_size", 16, "Answers generated at the same time, on all devices.", lower_bound=1
     )
-    flags.DEFINE_integer("tensor", 1, "Devices over which weights are sharded.", lower_bound=1)
-    flags.DEFINE_float("temperature", 0.0, "0: greedy, always the most likely token.")
-    flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: all.")
-    flags.DEFINE_float("top_p", 1.0, "Sample from the fewest tokens of total probability p.")
-    flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: penalise repeated tokens.")
-    flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+    sampling.define_flags()
     flags.DEFINE_multi_string("stop", [], "End an answer before this text; may be repeated.")
-    flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Compute dtype.")
     flags.DEFINE_string("generator", "", "Name in the output; default: the checkpoint's folder.")
-    flags.mark_flags_as_required(["checkpoint", "input", "output"])
+    flags.mark_flags_as_required(["input", "output"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -307,8 +200,7 @@ def main(argv: Sequence[str]) -> None:
     FLAGS = flags.FLAGS
     paths.check(FLAGS.checkpoint, FLAGS.adapter or "", FLAGS.input, FLAGS.output)
     directory = epath.Path(FLAGS.checkpoint)
-    trained = model_folder.trained_template(FLAGS.adapter or directory)
-    template = FLAGS.template or trained or "alpaca"
+    template = FLAGS.template or loading.default_template(directory, FLAGS.adapter)
     if FLAGS.mode == "paper":
         if FLAGS.template not in (None, "alpaca"):
             raise UsageError("--mode=paper is Alpaca's template for every model; no --template")

@@ -18,7 +18,7 @@ COMMANDS = {
     name: f"{package}.{name}"
     for package, names in {
         "datagen": "tasks dedup responses stats",
-        "alpacare_jax": "convert tokenizer plan train compare generate",
+        "alpacare_jax": "convert tokenizer plan train compare generate serve chat",
         "evaluation": "references judge annotate report",
     }.items()
     for name in names.split()

@@ -3,10 +3,14 @@
 OPTIONAL = {
     "gcsfs": "gcs",
     "gguf": "convert",
+    "jsonschema": "serve",
     "libtpu": "tpu",
+    "prometheus_client": "serve",
     "pyarrow": "parquet",
+    "starlette": "serve",
     "tensorboardX": "tensorboard",
     "torch": "torch",
+    "uvicorn": "serve",
     "wandb": "wandb",
 }
 """Top-level modules that one feature of a command needs -> its extra. All other packages are needed

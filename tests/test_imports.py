@@ -16,7 +16,8 @@ PACKAGES = (
     *("configs", "launch", "benchmarks"),
 )
 COMMANDS = (
-    *(f"alpacare_jax.{name}" for name in ("train", "generate", "convert", "tokenizer", "plan")),
+    *(f"alpacare_jax.{name}" for name in ("train", "generate", "serve", "chat")),
+    *(f"alpacare_jax.{name}" for name in ("convert", "tokenizer", "plan")),
     *(f"datagen.{name}" for name in ("tasks", "dedup", "responses", "stats")),
     *(f"evaluation.{name}" for name in ("references", "judge", "annotate", "report")),
 )

@@ -25,6 +25,7 @@ LAYERS = {
         "formats",
         "checkpoints",
         "inference",
+        "serving",
         "training",
         "planning",
         "alpacare_jax",

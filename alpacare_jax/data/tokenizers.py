@@ -26,6 +26,16 @@ NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
 GUARD = "\ufdd0"
 """A noncharacter of Unicode, which keeps a text from being read as a control token."""
 
+ONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Pieces of SentencePiece for characters outside the vocabulary."""
+
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_LETTERS = {
+    chr(byte if byte in _PRINTED else 256 + number): byte
+    for number, byte in enumerate(sorted(range(256), key=_PRINTED.__contains__))
+}
+"""How byte-level vocabularies, from GPT-2 on, spell each byte."""
+
 SPECIAL_KINDS = ("bos_token", "eos_token", "unk_token", "pad_token")
 """The special tokens that a tokenizer's files name."""
 
@@ -102,6 +112,22 @@ class Tokenizer(ABC):
     def piece(self, token_id: int) -> str:
         """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
         return self._pieces[token_id]
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether a token is one byte, such as `<0x0A>`; its neighbours decide what it means."""
+        return bool(ONE_BYTE.fullmatch(self._pieces.get(token_id, "")))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of one token, a part of a character or more; a control token's name."""
+        piece = self._pieces.get(token_id, "")
+        if token_id in self.control_ids:
+            return piece.encode()
+        if self.is_byte(token_id):
+            return bytes([int(piece[3:5], 16)])
+        text = self.decode([token_id], continuation=True)
+        if "\ufffd" in text and set(piece) <= BYTE_LETTERS.keys():
+            return bytes(map(BYTE_LETTERS.__getitem__, piece))
+        return text.encode()
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:

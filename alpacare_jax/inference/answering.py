@@ -1,6 +1,5 @@
 """The texts of a model's answers: from its engine, cut at stop strings, turn by turn."""
 
-import bisect
 import contextlib
 import dataclasses
 import time
@@ -14,35 +13,9 @@ from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.inference import answer_file
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.requests import Request
+from alpacare_jax.inference.text_stream import TextStream, cut_at_stop
 from common.messages import StatusLine, duration, heartbeat
 from common.records import Example
-
-
-def answer_text(
-    ids: Sequence[int], tokenizer: Tokenizer, stops: Sequence[str]
-) -> tuple[str, int, bool]:
-    """(text, number of tokens it took, whether a stop string ended it).
-
-    The stop string completed first counts, so the result does not depend on how many more tokens
-    were generated before the check. For stops " heart pain" and "pain":
-
-        ids   = [fever, of, the, heart, pain, and, drug]
-        found = [    0,  0,   0,     0,    1,   1,    1]   in the text of the first 1, 2, ... ids
-        text  = "fever of the", 5 tokens
-    """
-
-    def cut(count: int) -> tuple[str, bool]:
-        return cut_at_stop(tokenizer.decode(ids[:count], continuation=True), stops)
-
-    used = 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=lambda count: cut(count)[1])
-    text, stopped = cut(used)
-    return text.strip(), min(used, len(ids)), stopped
-
-
-def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the earliest stop string, and whether there is one."""
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return (text[: min(found)], True) if found else (text, False)
 
 
 def answers(
@@ -61,10 +34,11 @@ def answers(
         silent.enter_context(heartbeat("compiling, and generating the first answers"))
         for done, answer in enumerate(engine.run(requests, stop_early), start=1):
             silent.close()
-            text, used, stopped = answer_text(answer.ids, tokenizer, stops)
-            reason = "stop" if stopped else answer.finish_reason
-            yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": used}
-            tokens += used
+            stream = TextStream(tokenizer, stops, strip=True)
+            text = stream.feed(answer.ids) + stream.close()
+            reason = "stop" if stream.stopped else answer.finish_reason
+            yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": stream.used}
+            tokens += stream.used
             seconds = time.perf_counter() - began
             if status.due() or done == len(requests):
                 left = duration(seconds / done * (len(requests) - done))

@@ -379,9 +379,10 @@ class Engine:
             self._release(slot)
         new = ids[:-1] if stopped else ids
         asked = row.request.logprobs
-        logprobs = [] if asked is None else _logprobs(scores, len(new), asked)
+        logprobs = [] if asked is None else _logprobs(scores, len(ids), asked)
         prompt = row.scored if row.request.prompt_logprobs and len(row.ids) == len(ids) else None
-        return Progress(row.request.index, new, logprobs, prompt, reason)
+        eos = ids[-1] if stopped else None
+        return Progress(row.request.index, new, logprobs, prompt, reason, eos)
 
     def _compact(self) -> None:
         """Moves rows to lower slots where fewer rows then decode; no request waits by then."""

@@ -47,14 +47,15 @@ class TokenLogprobs:
 class Progress:
     """What a step added to the answer of one request; the last has a `finish_reason`.
 
-    EOS is not among the ids. A step may add nothing but the end.
+    A step may add nothing but the end.
     """
 
     index: int
     ids: list[int]
-    logprobs: list[TokenLogprobs]  # one for each id, where asked for
+    logprobs: list[TokenLogprobs]  # one for each id and for EOS, where asked for
     prompt_logprobs: list[TokenLogprobs | None] | None  # once; the first token has None
     finish_reason: str | None  # `stop` (EOS) or `length`
+    eos_id: int | None = None  # the token that ended it, which is not among the ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from common.sections import UsageError
 
@@ -70,6 +71,15 @@ class Sampling:
             or self.frequency_penalty
             or self.logit_bias
         )
+
+
+def define_flags() -> None:
+    """Defines the flags of `Sampling`, for commands with one sampling for all answers."""
+    flags.DEFINE_float("temperature", 0.0, "0: greedy, always the most likely token.")
+    flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Sample from the fewest tokens of total probability p.")
+    flags.DEFINE_float("repetition_penalty", 1.0, "Above 1: penalise repeated tokens.")
+    flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 
 
 def settings_of(samplings: Sequence[Sampling], draws: Sequence[int]) -> Rows:

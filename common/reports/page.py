@@ -15,13 +15,20 @@ BASE_STYLE = Path(__file__).with_name("page.css")
 
 POLICY = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; base-uri 'none'; "
-    "form-action 'none'; style-src 'unsafe-inline'; script-src {}\">"
+    "form-action 'none'; style-src 'unsafe-inline'; script-src {}{}\">"
 )
-"""A page fetches nothing and runs at most one script, known by its hash, whatever its texts say."""
+"""A page fetches nothing and runs at most one script, known by its hash, whatever its texts say;
+one that is served may talk to its own server."""
 
 
 def document(
-    title: str, body: str, *, style: str = "", script: str = "", reload_seconds: int = 0
+    title: str,
+    body: str,
+    *,
+    style: str = "",
+    script: str = "",
+    reload_seconds: int = 0,
+    connects: bool = False,
 ) -> str:
     """A complete HTML page that fetches nothing.
 
@@ -29,9 +36,12 @@ def document(
       style: rules that follow the shared ones.
       script: JavaScript that runs after the body.
       reload_seconds: the browser reloads the page after this time; 0: never.
+      connects: whether the script talks to the server that the page came from.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = POLICY.format(f"'sha256-{digest}'" if script else "'none'")
+    policy = POLICY.format(
+        f"'sha256-{digest}'" if script else "'none'", "; connect-src 'self'" if connects else ""
+    )
     element = f"<script>{script}</script>" if script else ""
     reload = f'<meta http-equiv="refresh" content="{reload_seconds}">' if reload_seconds else ""
     light, dark = drawing.colour_rules(False), drawing.colour_rules(True)

@@ -21,10 +21,11 @@ from alpacare_jax.checkpoints import checkpoint, identity, model_folder
 from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.data.prompts import ALPACA
 from alpacare_jax.data.tokenizers import load
-from alpacare_jax.inference import answer_file, answering
+from alpacare_jax.inference import answer_file, loading
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.requests import Answer, Request
 from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.inference.text_stream import cut_at_stop
 from alpacare_jax.model import params
 from common import provenance
 from common.records import read_examples
@@ -76,7 +77,7 @@ def compiled_once():
         return engine
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "Engine", shared)
+        patch.setattr(loading, "Engine", shared)
         yield
 
 
@@ -369,7 +370,7 @@ def test_the_default_length_is_that_of_the_training_or_of_the_model(
 ):
     (tmp_path / "run.json").write_text(json.dumps(run_json))
     config = dataclasses.replace(tiny, max_position_embeddings=positions)
-    assert generate.default_max_length(epath.Path(tmp_path), config) == length
+    assert loading.default_max_length(epath.Path(tmp_path), config) == length
 
 
 @pytest.mark.parametrize("length", ["400", -1, None])
@@ -377,7 +378,7 @@ def test_a_damaged_length_of_the_training_is_named(tiny, tmp_path, length):
     run_json = {"config": {"train": {}, "data": {"max_length": length}}}
     (tmp_path / "run.json").write_text(json.dumps(run_json))
     with pytest.raises(ValueError, match=r"run\.json is damaged: .* or give --max_length"):
-        generate.default_max_length(epath.Path(tmp_path), tiny)
+        loading.default_max_length(epath.Path(tmp_path), tiny)
 
 
 def test_without_max_length_the_default_is_taken(answer, monkeypatch):
@@ -390,9 +391,9 @@ def test_without_max_length_the_default_is_taken(answer, monkeypatch):
 
 
 def test_cut_at_stop_takes_the_first():
-    assert answering.cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
-    assert answering.cut_at_stop("one two", ["four"]) == ("one two", False)
-    assert answering.cut_at_stop("one", []) == ("one", False)
+    assert cut_at_stop("one two three", ["three", "two"]) == ("one ", True)
+    assert cut_at_stop("one two", ["four"]) == ("one two", False)
+    assert cut_at_stop("one", []) == ("one", False)
 
 
 def test_a_stop_string_cuts_the_text(answer):
@@ -674,10 +675,8 @@ def test_every_file_that_names_an_eos_is_heard(model, tiny, tmp_path):
 
 
 def test_answers_do_not_depend_on_the_devices(answer, monkeypatch):
-    made, shared = [], generate.Engine
-    monkeypatch.setattr(
-        generate, "Engine", lambda *a, **k: made.append(shared(*a, **k)) or made[-1]
-    )
+    made, shared = [], loading.Engine
+    monkeypatch.setattr(loading, "Engine", lambda *a, **k: made.append(shared(*a, **k)) or made[-1])
     one = answer("one.json")
     eight = answer("eight.json", devices=jax.devices(), tensor=2)
     assert eight.read_bytes() == one.read_bytes()

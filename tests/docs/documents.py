@@ -99,6 +99,14 @@ def _calls(module: str) -> list[ast.Call]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
+SHARED_FLAGS = {
+    "processes": "alpacare_jax.distributed.processes",
+    "loading": "alpacare_jax.inference.loading",
+    "sampling": "alpacare_jax.inference.sampling",
+}
+"""Modules whose `define_flags` commands call, by the names they have there."""
+
+
 @functools.cache
 def defined_flags(module: str) -> frozenset[str]:
     """The flags of a command, read from its source and from those whose define_flags it calls."""
@@ -110,8 +118,8 @@ def defined_flags(module: str) -> frozenset[str]:
             found.add(str(first.value))
         if name == "define_flags" and isinstance(call.func, ast.Attribute):
             owner = call.func.value
-            if isinstance(owner, ast.Name) and owner.id == "processes":
-                found |= defined_flags("alpacare_jax.distributed.processes")
+            if isinstance(owner, ast.Name) and owner.id in SHARED_FLAGS:
+                found |= defined_flags(SHARED_FLAGS[owner.id])
     return frozenset(found)
 
 

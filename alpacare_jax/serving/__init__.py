@@ -1,0 +1,1 @@
+"""The served model: protocol, texts, the engine's thread, operations, the page."""

@@ -1,0 +1,217 @@
+"""The HTTP server: its socket, its routes, its start and its end."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from alpacare_jax.inference.engine import Engine
+from alpacare_jax.serving.api import Api
+from alpacare_jax.serving.gate import BODY_SECONDS, Gate
+from alpacare_jax.serving.monitoring import Monitor
+from alpacare_jax.serving.served_model import ServedModel
+from alpacare_jax.serving.worker import EngineThread
+from common import exits
+from common.messages import log
+from common.reports.page import document
+from common.sections import UsageError
+
+PAGE_FILES = Path(__file__).with_name("web")
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+"""Hosts on which no other machine can reach the server."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """How the server listens, and its limits; they are documented as flags."""
+
+    host: str
+    port: int
+    key: str  # "": none
+    max_queue: int
+    max_body_mib: float
+    request_seconds: float
+    log_texts: bool
+
+    def __post_init__(self):
+        if self.host not in LOOPBACK_HOSTS and not self.key:
+            raise UsageError(
+                f"--host={self.host} lets other machines in, which requires an API key: set "
+                "ALPACARE_API_KEY, or --api_key_file; or keep --host=127.0.0.1"
+            )
+        if self.key and (
+            len(self.key) < 16 or not self.key.isascii() or not self.key.isprintable()
+        ):
+            raise UsageError(
+                "the API key must be at least 16 printable ASCII characters; make one with: "
+                "openssl rand -hex 32"
+            )
+
+
+def listen(config: ServerConfig) -> socket.socket:
+    """A socket with the address, which nobody can connect to until the server runs.
+
+    It is taken before the weights are loaded, so that a port in use is known at once.
+
+    Raises:
+      OSError: the address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that stops reading holds its connection no longer than this.
+        limit = int(1000 * config.request_seconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
+        listener.bind(address)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {config.host}, port {config.port} ({error.strerror}); choose "
+            "another --port or --host"
+        ) from None
+    return listener
+
+
+def page(model: ServedModel, *, needs_key: bool) -> str:
+    """The chat page, which talks to this server only; the API key stays in its memory."""
+
+    def web_file(name: str) -> str:
+        return (PAGE_FILES / name).read_text("utf-8")
+
+    body = web_file("chat.html").replace("$KEY", web_file("key.html") if needs_key else "")
+    for name, text in (
+        ("$MODEL", model.name),
+        ("$TEMPLATE", model.template_name),
+        ("$LENGTH", f"{model.max_length:,}"),
+    ):
+        body = body.replace(name, escape(text))
+    quoted = json.dumps(model.name).replace("<", "\\u003c")
+    script = web_file("chat.js").replace('"$MODEL"', quoted)
+    title, style = f"{model.name}: chat", web_file("chat.css")
+    return document(title, body, style=style, script=script, connects=True)
+
+
+def application(
+    config: ServerConfig, model: ServedModel, thread: EngineThread, monitor: Monitor
+) -> ASGIApp:
+    """The application, with everything that requests pass before it."""
+    api = Api(
+        model,
+        thread,
+        monitor,
+        max_body=int(config.max_body_mib * 2**20),
+        seconds=config.request_seconds,
+        log_texts=config.log_texts,
+    )
+    html = page(model, needs_key=bool(config.key))
+
+    async def chat_page(request: Request) -> Response:
+        del request
+        headers = {"x-frame-options": "DENY"}  # what a page cannot state in its own policy
+        return Response(html, media_type="text/html", headers=headers)
+
+    routes = [
+        Route("/", chat_page),
+        Route("/health", api.health),
+        Route("/metrics", api.metrics),
+        Route("/v1/models", api.models),
+        Route("/v1/models/{model:path}", api.models),
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/completions", api.completion, methods=["POST"]),
+        Route("/apply-template", api.template, methods=["POST"]),
+    ]
+    return Gate(
+        Router(routes, redirect_slashes=False),
+        monitor=monitor,
+        paths=tuple(route.path for route in routes),
+        key=config.key,
+        seconds=config.request_seconds + BODY_SECONDS,
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with signals as this project's commands treat them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first SIGTERM or Ctrl-C stops in good order, the next one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread receives them
+            return
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        for number in numbers:
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.should_exit:
+            exits.Ending.received = number
+            exits.leave_interrupted()
+        log("stopping: answers under way are finished; a second signal stops at once")
+        self.should_exit = True
+
+
+async def serve(
+    config: ServerConfig,
+    model: ServedModel,
+    engine: Engine,
+    listener: socket.socket,
+    kind: type[Server] = Server,
+) -> int:
+    """Serves until a signal; returns the exit code, 1 if the engine has failed."""
+    monitor = Monitor()
+    thread = EngineThread(engine, engine.slots + config.max_queue, monitor.progress)
+    monitor.watch(thread)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the gate has its own log
+    server = kind(
+        uvicorn.Config(
+            application(config, model, thread, monitor),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(config.request_seconds) + 1,
+        )
+    )
+
+    async def end_with_the_engine() -> None:
+        await thread.failed.wait()
+        server.should_exit = True
+
+    watch = asyncio.create_task(end_with_the_engine())
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    log(f"serving {model.name} on http://{host}:{port}; Ctrl-C stops it")
+    await server.serve(sockets=[listener])
+    watch.cancel()
+    thread.close()
+    if thread.failure:
+        print(f"error: {thread.reason}", file=sys.stderr)
+        return 1
+    return 0
