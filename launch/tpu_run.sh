@@ -74,10 +74,8 @@ check_positive slices
 if [ "$slice" -ge "$slices" ]; then
     usage_error "--slice=$slice, but --slices=$slices; slices are numbered from 0"
 fi
-case $action in
-run | logs) ;;
-*) [ "$slice$worker" = 00 ] || usage_error "$action is for all hosts; --slice and --worker choose a log" ;;
-esac
+[[ $action = run || $action = logs || $slice$worker = 00 ]] ||
+    usage_error "$action is for all hosts; --slice and --worker choose a log"
 if [ "$slices" != 1 ]; then queued=1; fi # the only way to get several
 if [ -n "$accelerator_type" ]; then
     [[ $accelerator_type =~ ^(v[234]|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||

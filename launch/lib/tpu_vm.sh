@@ -49,13 +49,14 @@ find_state() {
         describe "$name" state.state,state.failedData.error.message "${QUEUED_RESOURCE[@]}" || return 1
         IFS='|' read -r request CAUSE <"$WORK/described" || true
     fi
-    : >"$WORK/hosts"
+    : >"$WORK/hosts.new" # the list of before holds until this one is whole: by it hosts are counted
     case $request in
     CREATING | ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING) STATE=QUEUED ;;
     SUSPENDED) STATE=PREEMPTED ;;
     SUSPENDING | DELETING | FAILED | MISSING) STATE=$request ;;
     *) for i in "${!NODES[@]}"; do find_state_of_node "$i" "$request" || return 1; done ;;
     esac
+    mv "$WORK/hosts.new" "$WORK/hosts"
     if [ "$dry_run" = 1 ]; then STATE=READY; fi
 }
 
@@ -75,7 +76,7 @@ find_state_of_node() { # INDEX STATE-OF-REQUEST: the worst state counts; a singl
     for address in ${addresses//[^0-9a-f.:]/ }; do
         echo "$address ${prefix}worker $worker"
         worker=$((worker + 1))
-    done >>"$WORK/hosts"
+    done >>"$WORK/hosts.new"
 }
 
 host_gone() { # false where gcloud does not know

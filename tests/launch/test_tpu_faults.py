@@ -36,11 +36,14 @@ class TestNoRoom:
         assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
         assert cloud.steps() == [*FROM_NOTHING, "delete", *["create"] * 21, *AGAIN]
 
-    @pytest.mark.parametrize("step", ["create", "delete", "describe"])
-    def test_after_a_preemption_no_error_of_gcloud_is_final(self, cloud, step):
-        event = f"echo '3 ERROR: login has expired' >$CLOUD/fail/{step}; echo PREEMPTED >$CLOUD/tpu"
+    def test_after_a_preemption_no_error_of_gcloud_is_final(self, cloud):
+        event = "for step in create delete describe; do echo '3 ERROR: login has expired'"
+        event += " >$CLOUD/fail/$step; done; echo PREEMPTED >$CLOUD/tpu"
         result = cloud.tpu("run", *bash(ONCE.format(f"[ $WORKER = 1 ] && {{ {event}; }}")))
         assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
+        assert "alpaca is in an unknown state; waiting" in result.stderr
+        for what in ("delete", "create"):
+            assert re.search(f"cannot {what} alpaca.*: ERROR: login has expired", result.stderr)
 
     def test_the_wait_is_bounded(self, cloud):
         cloud.fail("create", FULL)
@@ -187,8 +190,8 @@ class TestMaintenance:
             assert time.monotonic() < deadline, "the hosts are not asked any more"
             time.sleep(0.02)
 
-    @pytest.mark.parametrize("health", ["UNHEALTHY_MAINTENANCE", "HEALTHY"])
-    def test_twenty_silent_polls_then_a_reboot(self, cloud, health):
+    @pytest.mark.parametrize(("health", "polls"), [("UNHEALTHY_MAINTENANCE", 20), ("HEALTHY", 3)])
+    def test_silent_polls_then_a_reboot(self, cloud, health, polls):
         (cloud.root / "tpu").write_text("READY")
         process = cloud.start(*cloud.tpu_arguments("run", *bash(SILENT_ONCE)))
         for worker in "01":
@@ -197,7 +200,7 @@ class TestMaintenance:
         host = "t1v-n-1-w-1"
         (cloud.root / "silent" / host).touch()
         (cloud.root / "tpu").write_text(f"READY|{health}")
-        self.wait_for_polls(cloud, 20)
+        self.wait_for_polls(cloud, polls)
         assert process.poll() is None
         # The host comes back, without its processes and with another boot.
         run = cloud.root / "homes" / host / "alpacare-jax/run"
@@ -212,6 +215,23 @@ class TestMaintenance:
         assert len(re.findall(said, err)) == 1, err
         assert "the command was interrupted on worker 1; restarting, 1 of at most 10" in err
         assert cloud.steps() == [*ONCE_MORE, *AGAIN]
+
+    def test_a_silent_host_is_missed_though_gcloud_cannot_describe_the_tpu(self, cloud):
+        """Worker 0 ends well meanwhile, which is not all."""
+        command = bash("touch $CLOUD/up.$WORKER; until [ -f $CLOUD/go ]; do sleep 0.1; done")
+        process = cloud.ready().start(*cloud.tpu_arguments("run", *command))
+        for worker in "01":
+            cloud.wait_for(f"up.{worker}")
+        self.wait_for_polls(cloud, 1)
+        (cloud.root / "silent/t1v-n-1-w-1").touch()
+        cloud.fail("describe", "ERROR: the service is unavailable", times=2)
+        (cloud.root / "go").touch()
+        self.wait_for_polls(cloud, 5)
+        assert process.poll() is None
+        (cloud.root / "silent/t1v-n-1-w-1").unlink()
+        _, err = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, err
+        assert "no answer from worker 1: " in err and "any host" not in err
 
     def test_silence_of_a_healthy_tpu_is_bounded(self, cloud):
         """It counts as a failure of the command, and the hosts are asked again."""
@@ -264,14 +284,15 @@ class TestConnections:
         assert cloud.tpu("logs", "--worker=1").stdout == result.stdout
 
     @pytest.mark.parametrize("how", ["half", "twice", "lost"])
-    @pytest.mark.parametrize("step", ["state", "unpack", "install", "start", "stop"])
-    def test_each_step_may_be_repeated(self, cloud, how, step):
+    def test_each_step_may_be_repeated(self, cloud, how):
         """Half a line of a host counts for nothing, and a second start does nothing."""
-        (cloud.ready().root / how / step).touch()
-        script = "mkdir $CLOUD/once.$WORKER && kill -KILL $$; echo trained >>$CLOUD/ran"
-        result = cloud.tpu("run", *bash(script if step == "stop" else "echo trained >>$CLOUD/ran"))
+        for step in ("state", "unpack", "install", "start", "stop"):
+            (cloud.ready().root / how / step).touch()
+        script = "echo start >>$CLOUD/ran; mkdir $CLOUD/once.$WORKER && kill -KILL $$"
+        result = cloud.tpu("run", *bash(f"{script}; echo trained >>$CLOUD/ran"))
         assert result.returncode == 0, result.stderr
-        assert cloud.lines("ran") == ["trained"] * 2
+        assert sorted(cloud.lines("ran")) == ["start"] * 4 + ["trained"] * 2
+        assert list((cloud.root / how).iterdir()) == [], "all of them happened"
 
     def test_what_hangs_is_ended_with_its_ssh(self, cloud):
         write_program(
