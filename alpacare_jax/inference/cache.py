@@ -60,17 +60,39 @@ def copy_row(cache: Cache, source: jax.Array, target: jax.Array) -> Cache:
 
 
 def extend(
-    cache: Cache, layer: jax.Array, rows_R: jax.Array, positions_RT: jax.Array, **new: jax.Array
+    cache: Cache,
+    layer: jax.Array,
+    rows_R: jax.Array,
+    starts_R: jax.Array,
+    scatter: bool,
+    **new: jax.Array,
 ) -> Cache:
-    """The cache with new `k` and `v` [R, T, K, H] of one layer; position -1 is not written."""
-    S = cache["k"].shape[3]
-    positions = jnp.where(positions_RT < 0, S, positions_RT)
+    """The cache with new `k` and `v` [R, T, K, H] of one layer, at `starts_R` in each row.
 
-    def write(x: jax.Array, new_RTKH: jax.Array) -> jax.Array:
-        at = x.at[layer, rows_R[:, None], :, positions]
-        return at.set(new_RTKH.astype(x.dtype), mode="drop")
+    A row of negative start is written at the end of the cache, which no request reaches.
 
-    return cache | {name: write(cache[name], values) for name, values in new.items()}
+    Args:
+      scatter: write all rows with one operation, which GPUs and rows on several devices need;
+        elsewhere one operation a row is faster.
+    """
+    _, _, K, S, _ = cache["k"].shape
+    T = new["k"].shape[1]
+    starts_R = jnp.where(starts_R < 0, S - T, starts_R)
+
+    def write(x: jax.Array, new_RKTH: jax.Array) -> jax.Array:
+        if scatter:  # all leading axes are indexed, or XLA would transpose the whole cache
+            rows, heads = rows_R[:, None, None], jnp.arange(K)[:, None]
+            positions = starts_R[:, None, None] + jnp.arange(T)
+            return x.at[layer, rows, heads, positions].set(new_RKTH)
+        for row, start, new_KTH in zip(rows_R, starts_R, new_RKTH, strict=True):
+            at = (layer, row, 0, start, 0)
+            x = jax.lax.dynamic_update_slice(x, new_KTH[None, None], at)
+        return x
+
+    return {
+        name: write(cache[name], values.swapaxes(1, 2).astype(cache[name].dtype))
+        for name, values in new.items()
+    }
 
 
 def attend(
@@ -78,23 +100,24 @@ def attend(
     cache: Cache,
     layer: jax.Array,
     rows_R: jax.Array | None,
-    positions_RT: jax.Array,
+    starts_R: jax.Array,
 ) -> jax.Array:
-    """softmax(q k / sqrt(H)) v over the keys up to each query's position, [R, T, N, H].
+    """softmax(q k / sqrt(H)) v over the keys up to each query's own position, [R, T, N, H].
 
     Blocks of keys are joined with a running maximum (arXiv:1805.02867), up to the longest row's
     last: one compiled program for all lengths, and further blocks would not change a bit.
 
     Args:
       rows_R: the cache's row of each of q; None: its first R, which are read without a gather.
-      positions_RT: -1 for padding, whose result has no meaning.
+      starts_R: position of the first query of each row; negative: its result has no meaning.
     """
     R, T, N, H = q_RTNH.shape
     K = cache["k"].shape[2]
     G = N // K
     q_RKQH = (q_RTNH * H**-0.5).reshape(R, T, K, G, H).transpose(0, 2, 3, 1, 4)
     q_RKQH = q_RKQH.reshape(R, K, G * T, H)
-    last_RQ = jnp.tile(jnp.maximum(positions_RT, 0), G)
+    positions_RT = jnp.where(starts_R[:, None] < 0, 0, starts_R[:, None] + jnp.arange(T))
+    last_RQ = jnp.tile(positions_RT, G)
 
     def block_of(x: jax.Array, start: jax.Array) -> jax.Array:
         if rows_R is None:

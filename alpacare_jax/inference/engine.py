@@ -11,7 +11,9 @@ order, which can flip a near tie in bfloat16. `invariant` excludes that, too.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +32,11 @@ from common.sections import UsageError
 
 CHUNK = 512
 """Prompt tokens that are prefilled in one call, at most."""
+
+LEAST_ROWS = {True: 1, False: 16}
+LEAST_PIECES = {True: 1, False: 4}
+"""The smallest numbers of rows and pieces that programs are compiled for, on CPU or not: an
+accelerator computes a few rows as fast as one."""
 
 USUAL = Sampling()
 
@@ -104,10 +111,10 @@ class Engine:
         if not 1 <= burst <= BURST:
             raise ValueError(f"burst must be at least 1 and at most {BURST}")
         self._programs = Programs(config, dtype, eos_ids, slots, max_length, mesh, rules)
-        self._row_sizes = _sizes(slots, invariant or groups > 1)
-        self._piece_sizes = _sizes(
-            min(-(-chunk // PIECE), slots * -(-max_length // PIECE)), invariant
-        )
+        on_cpu = (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "cpu"
+        self._row_sizes = _sizes(slots, LEAST_ROWS[on_cpu], invariant or groups > 1)
+        most = min(-(-chunk // PIECE), slots * -(-max_length // PIECE))
+        self._piece_sizes = _sizes(most, LEAST_PIECES[on_cpu], invariant)
         self.chunk = self._piece_sizes[0] * PIECE
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
@@ -168,8 +175,8 @@ class Engine:
         """Yields answers as they finish, in any order.
 
         Args:
-          stop_early: called with the ids of each unfinished answer after every step that added
-            to them; True ends the answer, with finish_reason `stop`.
+          stop_early: called with the ids of each answer without EOS after every step that added to
+            them; True ends the answer, with finish_reason `stop`.
           burst: see the class.
 
         Raises:
@@ -187,7 +194,7 @@ class Engine:
                 for progress in self.step(fill=True):
                     ids, reason = answers[progress.index], progress.finish_reason
                     ids += progress.ids
-                    if reason is None and progress.ids and stop_early(ids):
+                    if reason != "stop" and progress.ids and stop_early(ids):
                         self.cancel(progress.index)
                         reason = "stop"
                     if reason:
@@ -198,20 +205,28 @@ class Engine:
                 self.cancel(index)
 
     def compile(self, say: Callable[[str], None]) -> None:
-        """Compiles every program for every number of rows, and reports each to `say`."""
-        most = self._piece_sizes[0]
-        pieces = [("prefill", size) for size in self._piece_sizes] + [("score", most)]
-        pieces = [(name, size, (self._piece_arrays([], size),)) for name, size in pieces]
-        rows = [("decode", size, self._burst_arrays({}, size)) for size in self._row_sizes]
-        for done, (name, size, arguments) in enumerate([*pieces, *rows]):
-            say(f"compiling {name} for {size} rows ({done + 1} of {len(pieces) + len(rows)})")
-            self._programs.compile(name, size, self.params, self._device_state(), *arguments)
-        slot = np.int32(0)
-        self._programs.compile("copy_row", 0, self._state, slot, slot)
-        vocabulary = np.zeros(self.config.vocab_size, np.int32)
-        self._programs.compile(
-            "set_row", 0, self._state, slot, vocabulary, vocabulary.astype(np.float32)
-        )
+        """Compiles every program for every number of rows; `say` hears of each."""
+        state, slot = self._device_state(), np.int32(0)
+        model = self.params, state
+        programs: list[tuple[str, int, tuple[Any, ...]]] = [
+            (name, size, (*model, self._piece_arrays([], size)))
+            for name in ("prefill", "score")
+            for size in self._piece_sizes[: None if name == "prefill" else 1]
+        ]
+        for size in self._row_sizes:
+            programs.append(("decode", size, (*model, *self._burst_arrays({}, size))))
+        counts = np.zeros(self.config.vocab_size, np.int32)
+        programs.append(("copy_row", 0, (state, slot, slot)))
+        programs.append(("set_row", 0, (state, slot, counts, counts.astype(np.float32))))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            started = [
+                threads.submit(self._programs.compile, name, size, *arguments)
+                for name, size, arguments in programs
+            ]
+            for done, _ in enumerate(concurrent.futures.as_completed(started), start=1):
+                say(f"compiled {done} of {len(programs)} programs")
+            for future in started:
+                future.result()
 
     def trace(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Traces the prefill of a whole chunk, and BURST decode steps with all slots in use.
@@ -318,6 +333,7 @@ class Engine:
 
     def _piece_arrays(self, pieces: Sequence[tuple[int, int]], size: int) -> Rows:
         """The argument `pieces` of `Programs.prefill`."""
+        pieces = [*pieces, *([pieces[0]] if pieces else []) * (size - len(pieces))]  # repeated
         rows = [self._rows[slot] for slot, _ in pieces]
         arrays = self._settings(rows, size) | _blank(size, "start", "count", "slot")
         arrays |= {name: np.zeros((size, PIECE), np.int32) for name in ("tokens", "targets")}
@@ -397,10 +413,10 @@ class Engine:
             self._rows = {target if s == source else s: row for s, row in self._rows.items()}
 
 
-def _sizes(most: int, only: bool) -> list[int]:
-    """The numbers of rows that programs are compiled for: `most`, and its halves unless `only`."""
+def _sizes(most: int, least: int, only: bool) -> list[int]:
+    """The numbers of rows that programs are compiled for: `most`, and halves down to `least`."""
     sizes = [most]
-    while sizes[-1] > 1 and not only:
+    while sizes[-1] > least and not only:
         sizes.append(-(-sizes[-1] // 2))
     return sizes
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import cache
+from alpacare_jax.inference import cache, ragged_attention
 from alpacare_jax.inference.requests import MAX_LOGPROBS
 from alpacare_jax.inference.sampling import Rows, sample
 from alpacare_jax.model.config import LlamaConfig
@@ -56,9 +56,15 @@ class Programs:
     ):
         self.config, self.dtype, self.eos_ids = config, dtype, tuple(eos_ids)
         small = placed = None
+        self._ragged = ragged_attention.attend
         if mesh and rules:
             small = sharding.replicated(mesh)
             placed = cache.placement(mesh, rules) | dict.fromkeys(("counts", "bias"), small)
+            self._ragged = ragged_attention.on_mesh(mesh, rules["kv_heads"] or None)
+        platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+        on_gpu = platform in ("gpu", "cuda")
+        self._ragged = self._ragged if on_gpu else None
+        self._scatter = on_gpu or bool(mesh and sharding.batch_groups(mesh) > 1)
         self.empty = jax.jit(functools.partial(self._empty, rows, length), out_shardings=placed)
 
         def jit(function: Callable, arguments: int, has_params: bool) -> Any:
@@ -102,16 +108,16 @@ class Programs:
           scores: return log-probabilities of all `targets`, too.
           pieces: settings of each piece's row, and
             tokens, targets [P, PIECE]   ids, and the ids that follow them
-            start, count [P]             position of the first token, and the number of tokens
+            start, count [P]             position of the first token, and the number of tokens;
+                                         the rest is overwritten later
             slot [P]                     the row that is prefilled
             ends [P]                     whether the prompt ends here
             logprobs [P]                 whether they are asked for
         """
         model = Llama(params, self.config, self.dtype)
-        steps = jnp.arange(pieces["tokens"].shape[1])
-        valid = steps < pieces["count"][:, None]
-        positions = jnp.where(valid, pieces["start"][:, None] + steps, -1)
-        hidden_PTD, state = self._extend(model, state, pieces["tokens"], positions, pieces["slot"])
+        hidden_PTD, state = self._extend(
+            model, state, pieces["tokens"], pieces["start"], pieces["slot"]
+        )
         last = jnp.maximum(pieces["count"] - 1, 0)
         logits_PV = model.logits(hidden_PTD[jnp.arange(len(last)), last])
         following = pieces["start"] + pieces["count"]
@@ -146,7 +152,7 @@ class Programs:
 
         def step(carry):
             i, state, tokens, positions, active, out = carry
-            at = jnp.where(active, positions, -1)[:, None]
+            at = jnp.where(active, positions, -1)
             hidden, state = self._extend(model, state, tokens[:, None], at, None)
             logits = model.logits(hidden[:, 0])
             mine = {name: state[name][:R] for name in ("counts", "bias")}
@@ -176,17 +182,20 @@ class Programs:
             _, state, _, _, _, out = jax.lax.while_loop(unfinished, step, start)
         return state, out
 
-    def _extend(self, model: Llama, state: State, tokens, positions, rows):
-        """`rows` as for `cache.attend`."""
-        written = jnp.arange(len(tokens)) if rows is None else rows
+    def _extend(self, model: Llama, state: State, tokens_RT, starts_R, rows_R):
+        """Hidden states [R, T, D] of tokens that continue rows; arguments as of `cache.attend`."""
+        written_R = jnp.arange(len(tokens_RT)) if rows_R is None else rows_R
 
         def attend(layer, q, k, v, held):
-            held = cache.extend(held, layer, written, positions, k=k, v=v)
-            return cache.attend(q, held, layer, rows, positions), held
+            held = cache.extend(held, layer, written_R, starts_R, self._scatter, k=k, v=v)
+            if self._ragged:
+                return self._ragged(q, held["k"], held["v"], layer, written_R, starts_R), held
+            return cache.attend(q, held, layer, rows_R, starts_R), held
 
         kept = {name: state[name] for name in ("k", "v")}
-        hidden, kept = model.extend(tokens, positions, kept, attend)
-        return hidden, state | kept
+        positions_RT = jnp.maximum(starts_R, 0)[:, None] + jnp.arange(tokens_RT.shape[1])
+        hidden_RTD, kept = model.extend(tokens_RT, positions_RT, kept, attend)
+        return hidden_RTD, state | kept
 
 
 def _named(own: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -367,13 +367,14 @@ def test_bfloat16_is_near_float32():
 
 
 @functools.partial(jit, static_argnames=("config",))
-def extend(weights, tokens, positions, held, *, config):
+def extend(weights, tokens, starts, held, *, config):
     """Logits of all tokens, and the cache with them; row = row of the cache."""
     rows = jnp.arange(len(tokens))
+    positions = starts[:, None] + jnp.arange(tokens.shape[1])
 
     def attend(layer, q, k, v, held):
-        held = cache.extend(held, layer, rows, positions, k=k, v=v)
-        return cache.attend(q, held, layer, rows, positions), held
+        held = cache.extend(held, layer, rows, starts, False, k=k, v=v)
+        return cache.attend(q, held, layer, rows, starts), held
 
     model = Llama(weights, config)
     hidden, held = model.extend(tokens, positions, held, attend)
@@ -393,15 +394,14 @@ def test_cached_decoding_equals_recomputation(shape, monkeypatch):
     assert empty["k"].shape == (layers, 3, kv_heads, 128, config.head_dim), "whole blocks"
     held = {name: jnp.full_like(x, 99.0) for name, x in empty.items()}  # must not be seen
     for start in (0, 48):  # in two pieces
-        positions = np.broadcast_to(np.arange(start, start + 48), (3, 48))
-        positions = np.where(positions < lengths[:, None], positions, -1)
         ids = tokens[:, start : start + 48]
-        logits, held = extend(weights, ids, positions, held, config=config)
+        logits, held = extend(weights, ids, np.full(3, start), held, config=config)
         error = np.abs(np.asarray(logits) - expected[:, start : start + 48])
-        assert error[positions >= 0].max() <= TOLERANCE
+        seen = np.arange(start, start + 48) < lengths[:, None]  # the rest is overwritten
+        assert error[seen].max() <= TOLERANCE
     for at in (lengths + i for i in range(steps)):
         ids = tokens[rows, at][:, None]
-        logits, held = extend(weights, ids, at[:, None], held, config=config)
+        logits, held = extend(weights, ids, at, held, config=config)
         assert np.abs(logits[:, 0] - expected[rows, at]).max() <= TOLERANCE
         assert (np.argmax(logits[:, 0], -1) == expected[rows, at].argmax(-1)).all()
 
