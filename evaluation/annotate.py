@@ -68,7 +68,7 @@ def planned(
     for need in found[:MAX_LISTED]:
         log(str(need))
     if len(found) > MAX_LISTED:
-        log(f"and {len(found) - MAX_LISTED:,} rates that need no more")
+        log(f"and {len(found) - MAX_LISTED:,} others, which need no more items")
     return found
 
 

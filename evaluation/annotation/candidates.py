@@ -92,7 +92,8 @@ def draw(
     chosen = []
     for benchmark, items in sorted(candidates.pairs.items()):
         free = [i for i, name in enumerate(items) if (benchmark, name) not in labelled]
-        names = [name for i, name in enumerate(items) if i in set(free)]
+        known = list(items)
+        names = [known[i] for i in free]
         scores = candidates.scores[benchmark][free]
         generator = np.random.default_rng([seed, len(chosen)])
         for name in draw_items(names, scores, counts[benchmark], generator):

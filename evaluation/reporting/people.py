@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from common.reports.charts import percent
+from evaluation.judging.verdicts import Matchup
 from evaluation.reporting.systems import Systems
 from evaluation.reporting.table_formats import Table
 from evaluation.scoring.correction import (
@@ -60,39 +61,44 @@ def rates(results: Results, systems: Systems) -> Iterator[Table]:
 
 
 def corrected(results: Results, systems: Systems) -> Iterator[Table]:
-    """The judges' rates, raw and corrected."""
-    lines = []
-    for matchup, found in results.people.corrections.items():
-        mark = FEW * (found.labelled < FEW_LABELS)
-        mark += ALIKE * (found.disagreements < FEW_DISAGREEMENTS)
-        lines.append(
-            [systems[matchup.generator].label, matchup.judge, matchup.benchmark, matchup.reference]
-            + [f"{found.labelled:,} of {found.items:,}{mark}", percent(found.raw)]
-            + [_estimate(e) for e in (found.people, found.ppi, found.rogan_gladen)]
-            + [f"{found.power:.2f}", _worth(found)]
+    """The judges' rates, raw and corrected; a table for each judge and benchmark."""
+    for judge, benchmark in results.headline:
+        lines = []
+        for reference in results.references_of(judge, benchmark):
+            for generator, system in systems.items():
+                key = Matchup(judge, benchmark, reference, generator)
+                if found := results.people.corrections.get(key):
+                    lines.append([system.label, reference, *_correction(found)])
+        caption = (
+            f"Win rates on {benchmark} that people would give on all items, corrected for {judge}, "
+            "in per cent with 95 % intervals. Raw: the judge's, an invalid verdict as a tie; "
+            "people: labels alone; PPI++: labels and judge, which needs labelled items that were "
+            "drawn at random; Rogan–Gladen: by the judge's confusion with people. Power: how far "
+            "PPI++ relies on the judge, 0 to 1. Worth: labels that alone would give an interval "
+            f"as narrow as PPI++'s. {FEW} fewer than {FEW_LABELS} labelled items, {ALIKE} fewer "
+            f"than {FEW_DISAGREEMENTS} labels that differ from the judge: the interval may be too "
+            "narrow."
         )
-    caption = (
-        "Win rates that people would give on all items, in per cent with 95 % intervals. Raw: "
-        "the judge's, an invalid verdict as a tie; people: labels alone; PPI++: labels and judge, "
-        "which needs labelled items that were drawn at random; Rogan–Gladen: by the judge's "
-        "confusion with people. Power: how far PPI++ relies on the judge. Worth: labels that "
-        "alone would give an interval as narrow as PPI++'s. "
-        f"{FEW} fewer than {FEW_LABELS} labels, {ALIKE} fewer than {FEW_DISAGREEMENTS} labels that "
-        "differ from the judge: the interval may be too narrow."
-    )
-    head = ["System", "Judge", "Benchmark", "Reference", "Labelled", "Raw", "People", "PPI++"]
-    if lines:
-        yield Table(caption, [*head, "Rogan–Gladen", "Power", "Worth"], lines)
+        head = ["System", "Reference", "Labelled", "Raw", "People", "PPI++"]
+        if lines:
+            yield Table(caption, [*head, "Rogan–Gladen", "Power", "Worth"], lines)
+
+
+def _correction(found: Correction) -> list[str]:
+    mark = FEW * (found.labelled < FEW_LABELS) + ALIKE * (found.disagreements < FEW_DISAGREEMENTS)
+    return [
+        f"{found.labelled:,} of {found.items:,}{mark}",
+        percent(found.raw),
+        *map(_estimate, (found.people, found.ppi, found.rogan_gladen)),
+        f"{found.power:.2f}",
+        f"{found.worth:,.0f} for {found.labels:,}",
+    ]
 
 
 def _estimate(found: RateEstimate) -> str:
     if found.low is None:
         return "not bounded"
     return f"{percent(found.rate)} [{percent(found.low)}, {percent(found.high)}]"
-
-
-def _worth(found: Correction) -> str:
-    return f"{found.worth:,.0f} for {found.labels:,}"
 
 
 def warnings(results: Results) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from evaluation import annotate
+from evaluation import annotate, report
 from evaluation.annotation.candidates import from_files, from_judgements
 from evaluation.annotation.pairs import read_key
 from evaluation.judging import reading, workdirs
@@ -80,3 +80,21 @@ def test_the_next_labels_are_of_other_items(tmp_path):
     verdicts, _ = reading.read([folder / "work"])
     with pytest.raises(ValueError, match="'nobody' was not judged; choose from ours"):
         from_judgements(verdicts, workdirs.read([folder / "work"], verdicts), ["nobody"], [])
+
+
+def test_the_report_reads_the_folder(tmp_path):
+    """People come first on the page; run.json has the digest of each export."""
+    folder = annotated.write(tmp_path)
+    report.run(
+        judgements=[str(folder / "work")],
+        output=tmp_path / "report",
+        labels=[str(folder / "page")],
+        systems_file="",
+        seed=0,
+        page_mib=1.0,
+    )
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.index("Agreement of people with each other") < page.index("<section id=rates>")
+    assert page.index("<td>helpfulness</td>") < page.index("Rogan–Gladen")
+    used = json.loads((tmp_path / "report" / "run.json").read_text())["config"]["labels"]
+    assert [path.rpartition("/")[2] for path in used] == ["lee.json", "patel.json"]

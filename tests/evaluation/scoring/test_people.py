@@ -81,7 +81,7 @@ def test_corrections_of_each_reference_and_of_their_average(measured):
 def test_the_tables_name_what_is_thin(measured):
     built = tables.build(measured, {"ours": System("Ours")})
     assert list(built)[:3] == ["people", "corrected", "people_rates"]
-    cells = {row[3]: row[4] for row in built["corrected"][0].rows}
+    cells = {row[1]: row[2] for row in built["corrected"][0].rows}
     assert cells["gpt-4"] == "40 of 80"
     assert cells["claude-2"] == "20 of 80*"
 
