@@ -224,7 +224,8 @@ def _prompts(fields: Fields, vocab_size: int) -> Sequence[str | Sequence[int]]:
             raise fields.wrong(
                 "prompt", "mixes texts, ids and others; send a text, token ids, or a list of either"
             )
-        if wrong := [number for number in prompt if not 0 <= number < vocab_size]:
+        ids: list[int] = prompt
+        if wrong := [number for number in ids if not 0 <= number < vocab_size]:
             raise fields.wrong(
                 "prompt",
                 f"has the token id {shown(wrong[0])}; the vocabulary has 0 to {vocab_size - 1:,}",

@@ -93,6 +93,10 @@ class ServerThread(Connected):
     def stop(self) -> None:
         """As a first SIGTERM does; waits for the end."""
         self.server.should_exit = True
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for the end, whatever brings it about."""
         self._thread.join(LIMIT)
         assert not self._thread.is_alive()
 

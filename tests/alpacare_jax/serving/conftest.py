@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+from alpacare_jax import generate
+from alpacare_jax.inference import loading
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.loading import ModelSource
 from alpacare_jax.inference.sampling import Sampling
@@ -58,3 +60,36 @@ def served(source, engine, quickly_compiled):
     yield server
     server.stop()
     assert server.code == 0
+
+
+@pytest.fixture(scope="module")
+def generated(model_directory, engine, tmp_path_factory):
+    """The answers of `generate` to questions, by its own code and the same engine."""
+
+    def answer(questions: list[str], **changes) -> list[dict]:
+        folder = tmp_path_factory.mktemp("generated")
+        lines = [json.dumps({"instruction": text}) + "\n" for text in questions]
+        (folder / "in.jsonl").write_text("".join(lines))
+        given = {
+            "checkpoint": epath.Path(model_directory),
+            "adapter": None,
+            "step": "best",
+            "input": epath.Path(folder / "in.jsonl"),
+            "output": epath.Path(folder / "out.json"),
+            "template": "alpaca",
+            "max_length": None,
+            "max_new_tokens": 40,
+            "batch_size": 4,
+            "devices": [],
+            "tensor": 1,
+            "sampling": Sampling(),
+            "stop": [],
+            "dtype": "float32",
+            "generator": "",
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loading.ModelSource, "engine", lambda *_: engine)
+            generate.run(generate.GenerationConfig(**given | changes))
+        return json.loads((folder / "out.json").read_text())
+
+    return answer

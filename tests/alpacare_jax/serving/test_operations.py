@@ -1,0 +1,223 @@
+"""Under load: many clients, slow readers, disconnects, a full queue, a failing engine, the end."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import openai
+import pytest
+
+from tests.conftest import LIMIT, WORDS
+from tests.support.served import Connected, ServerProcess, ServerThread
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+CLIENTS = int(os.environ.get("ALPACARE_SERVE_CLIENTS", "20"))
+"""200 once in a while."""
+
+TOKENS = 30
+
+
+def question(number: int) -> str:
+    """Different for each number."""
+    words = [WORDS[(number * step + step) % len(WORDS)] for step in range(1, 2 + number % 7)]
+    return " ".join([*words, str(number)])
+
+
+async def read(server: Connected, client: openai.AsyncOpenAI, number: int) -> str | None:
+    """One client's answer; every fourth reads slowly, every fourth hangs up: None."""
+    kind = ("plain", "slow", "gone", "whole")[number % 4]
+    given = {"model": server.name, "temperature": 0, "max_tokens": TOKENS}
+    messages = [{"role": "user", "content": question(number)}]
+    if kind == "whole":
+        found = await client.chat.completions.create(messages=messages, **given)
+        return found.choices[0].message.content
+    stream = await client.chat.completions.create(messages=messages, stream=True, **given)
+    text, ended = "", False
+    async for chunk in stream:
+        text += chunk.choices[0].delta.content or ""
+        ended = chunk.choices[0].finish_reason is not None
+        if kind == "gone" and text:
+            await stream.close()
+            return None
+        await asyncio.sleep(0.05 * (kind == "slow"))
+    assert ended
+    return text
+
+
+async def read_all(server: Connected, count: int) -> list[str | None]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key=server.key or "none", max_retries=0, timeout=LIMIT
+    ) as client:
+        return await asyncio.gather(*(read(server, client, number) for number in range(count)))
+
+
+def test_many_clients_get_the_answers_of_generate(served, generated):
+    expected = [
+        row["output"]
+        for row in generated([question(i) for i in range(CLIENTS)], max_new_tokens=TOKENS)
+    ]
+    assert len(set(expected)) > CLIENTS / 2
+    found = asyncio.run(read_all(served, CLIENTS))
+    assert sum(text is None for text in found) == CLIENTS // 4
+    for number, text in enumerate(found):
+        assert text in (None, expected[number]), question(number)
+    while served.get("/health").json()["running"]:  # of the clients that hung up
+        pass
+
+
+def test_the_end_waits_for_the_answers_under_way(source, engine, generated):
+    """More of them than there are slots: those that wait are answered, too."""
+    served = ServerThread(source, engine)
+    expected = [row["output"] for row in generated([question(i) for i in range(10)])]
+    begun, found = threading.Barrier(11), {}
+
+    def ask(number: int) -> None:
+        given = {"model": served.name, "temperature": 0, "max_tokens": 40, "stream": True}
+        messages = [{"role": "user", "content": question(number)}]
+        stream = served.client().chat.completions.create(messages=messages, **given)
+        begun.wait(LIMIT)
+        found[number] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    begun.wait(LIMIT)
+    served.stop()
+    for thread in threads:
+        thread.join()
+    assert served.code == 0 and found == dict(enumerate(expected))
+    with pytest.raises(openai.APIConnectionError):
+        served.ask("why")
+
+
+class Held:
+    """Lets the engine's thread wait in its next step until it is let go."""
+
+    def __init__(self, engine, monkeypatch):
+        self.let_go, step = threading.Event(), engine.step
+
+        def held():
+            assert self.let_go.wait(LIMIT)
+            return step()
+
+        monkeypatch.setattr(engine, "step", held)
+
+
+def test_a_full_queue_refuses_with_the_time_to_try_again(source, engine, monkeypatch):
+    served = ServerThread(source, engine, max_queue=1)
+    held = Held(engine, monkeypatch)
+    body = {"model": served.name, "prompt": ["a"] * 5, "max_tokens": 2}
+    first: list = []
+    thread = threading.Thread(target=lambda: first.append(served.post("/v1/completions", body)))
+    try:
+        thread.start()
+        while served.get("/health").json() != {"status": "ok", "running": 4, "waiting": 1}:
+            pass
+        refused = served.post("/v1/completions", body | {"prompt": "a"})
+        assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.headers["x-should-retry"] == "true"
+        large = served.post("/v1/completions", body | {"n": 2})
+        assert large.status_code == 400 and "send smaller batches" in large.text
+        held.let_go.set()
+        thread.join()
+        assert first[0].status_code == 200 and len(first[0].json()["choices"]) == 5
+        patient = served.client(max_retries=5)
+        assert patient.completions.create(model=served.name, prompt="a", max_tokens=2).choices
+    finally:
+        held.let_go.set()
+        served.stop()
+
+
+def test_a_failing_engine_is_an_error_for_all_and_the_end(source, engine, monkeypatch, capfd):
+    def fail():
+        raise RuntimeError("INTERNAL: the device at /secret/path is gone")
+
+    served = ServerThread(source, engine)
+    monkeypatch.setattr(engine, "step", fail)
+    answer = served.post("/v1/completions", {"model": served.name, "prompt": "a"})
+    assert (
+        answer.status_code == 500 and "the engine has failed" in answer.json()["error"]["message"]
+    )
+    assert "/secret" not in answer.text
+    served.wait()
+    assert served.code == 1 and "INTERNAL: the device" in capfd.readouterr().err
+    for row in list(engine._rows.values()):
+        engine.cancel(row.request.index)
+    for request in list(engine._queue):
+        engine.cancel(request.index)
+
+
+def test_texts_are_in_the_log_only_when_asked(source, engine, capfd):
+    for log_texts in (False, True):
+        served = ServerThread(source, engine, log_texts=log_texts)
+        answer = served.ask("quite unheard of", max_tokens=5).choices[0].message.content
+        served.stop()
+        lines = [json.loads(x) for x in capfd.readouterr().err.splitlines() if x.startswith("{")]
+        (line,) = [x for x in lines if x["path"] == "/v1/chat/completions"]
+        assert line["status"] == 200 and line["completion_tokens"] == 5
+        assert ("quite unheard of" in json.dumps(line)) == log_texts
+        assert (line.get("texts") == [answer]) == log_texts
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_loses_no_running_answer(model_directory, tmp_path):
+    """A process of its own, with a key, which its log does not have."""
+    key = "a-secret-key-of-this-test"
+    log = tmp_path / "log"
+    with ServerProcess(model_directory, log, "--slots=4", ALPACARE_API_KEY=key) as server:
+        expected = [server.ask(question(i), max_tokens=TOKENS).choices[0] for i in range(12)]
+        ended: list = []
+        streams = []
+        for number in range(12):
+            given = {"max_tokens": TOKENS, "stream": True}
+            streams.append(server.ask(question(number), **given))
+
+        def finish(number: int) -> None:
+            parts = [chunk.choices[0] for chunk in streams[number]]
+            text = "".join(part.delta.content or "" for part in parts)
+            ended.append((number, text, parts[-1].finish_reason))
+
+        server.signal(signal.SIGTERM)
+        threads = [threading.Thread(target=finish, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.wait() == 0
+        assert sorted(ended) == [
+            (number, choice.message.content, choice.finish_reason)
+            for number, choice in enumerate(expected)
+        ]
+        text = log.read_text()
+        assert "answers under way are finished" in text and key not in text
+
+
+@pytest.mark.slow
+def test_wrong_starts_are_one_line(model_directory, tmp_path):
+    def start(*flags: str, **environment: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "alpacare_jax.serve", f"--checkpoint={model_directory}"]
+        env = {key: value for key, value in os.environ.items() if key != "ALPACARE_API_KEY"}
+        done = subprocess.run(
+            [*command, *flags], env=env | environment, capture_output=True, text=True
+        )
+        return done.returncode, done.stderr
+
+    code, text = start("--host=0.0.0.0")
+    assert code == 2 and "requires an API key: set ALPACARE_API_KEY" in text
+    code, text = start("--host=0.0.0.0", ALPACARE_API_KEY="short")
+    assert code == 2 and "at least 16 printable" in text and "short" not in text
+    file = tmp_path / "key"
+    file.write_text("x" * 20)
+    file.chmod(0o644)
+    code, text = start(f"--api_key_file={file}")
+    assert code == 2 and "chmod 600" in text
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, text = start(f"--port={taken.getsockname()[1]}")
+    assert code == 1 and "choose another --port" in text and text.count("\n") == 1
