@@ -36,6 +36,10 @@ from alpacare_jax.training.train_step import State, TrainingProgram, attention_k
 from common import cli, paths, sections
 
 
+class StoppedEarlyError(Exception):
+    """The run was asked to stop before its first step, when there is nothing to save."""
+
+
 class StopRequest:
     """Records Ctrl-C and SIGTERM, which TPU maintenance and schedulers send before they kill.
 
@@ -55,6 +59,11 @@ class StopRequest:
 
     def __exit__(self, *_) -> None:
         signal.signal(signal.SIGINT, self._previous_handler)
+
+    def end_if_requested(self) -> None:
+        """Raises StoppedEarlyError in every process if one was asked to stop."""
+        if processes.smallest_of_all(not self.requested) == 0:
+            raise StoppedEarlyError
 
     def _request(self, number: int, _) -> None:
         self.requested = True
@@ -115,7 +124,12 @@ def run(
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
     if run_config.preference.beta:
         inputs, data, states = description["inputs"], (train_data, eval_data), (state, base)
-        train_data, eval_data = with_references(program, workdir, inputs, data, states, watchdog)
+        wait = watchdog, stop
+        try:
+            train_data, eval_data = with_references(program, workdir, inputs, data, states, wait)
+        except StoppedEarlyError:
+            log("stopped by SIGTERM before the first step; run the same command again")
+            return 0
     evaluation = Evaluation(program, eval_data, eval_step, base)
     progress = TrainingProgress(workdir, program, first, startup, watchdog, checkpoints, evaluation)
     with watchdog, progress, stop, checkpoints:  # the last save waits for the others, too
@@ -190,7 +204,7 @@ def with_references(
     inputs: Mapping[str, Any],
     data: tuple[Batcher, Batcher | None],
     states: tuple[State | None, Params],
-    watchdog: processes.Watchdog,
+    wait: tuple[processes.Watchdog, StopRequest],
 ) -> tuple[Batcher, Batcher | None]:
     """The batchers of pairs, with the log-probabilities that the base model gives to the answers.
 
@@ -199,7 +213,9 @@ def with_references(
 
     Raises:
       ValueError: those of the workdir are damaged, or of another model or other pairs.
+      StoppedEarlyError: the run was asked to stop while they were computed.
     """
+    watchdog, stop = wait
     path, batchers = workdir / preference.REFERENCES, [batcher for batcher in data if batcher]
     identity = {"model": inputs["model"], "pairs": preference.digest(batchers)}
     if processes.broadcast_from_process_0(path.exists()):
@@ -211,6 +227,7 @@ def with_references(
 
         def sums(arrays: dict[str, np.ndarray]) -> jax.Array:
             watchdog.reset()
+            stop.end_if_requested()
             return step(params, sharding.put_batch(arrays, program.mesh), base)
 
         with waiting("computing the reference log-probabilities"):

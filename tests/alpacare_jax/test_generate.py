@@ -729,3 +729,32 @@ def test_the_command(model, records, tmp_path):
     config = read(output.with_name("answers.jsonl.run.json"))["config"]
     assert config["stop"] == ["a", "b"]
     assert config["max_new_tokens"] == 2
+
+
+@pytest.mark.slow
+def test_modes_of_the_command(model, records, tmp_path):
+    """A model trained with ChatDoctor's template, asked as by the paper and as by its authors."""
+    directory = shutil.copytree(model, tmp_path / "chatdoctor")
+    trained = {"data": {"template": "chatdoctor", "max_length": 400}, "train": {}}
+    (directory / "run.json").write_text(json.dumps({"config": trained}))
+
+    def settings(name, *arguments):
+        paths = [f"--checkpoint={directory}", f"--input={records}", f"--output={tmp_path / name}"]
+        done = command(*paths, "--generator=x", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"7 answers, \d+ of them never stopped", done.stderr)
+        return read(tmp_path / f"{name}.run.json")["config"]
+
+    paper = settings("paper.json", "--mode=paper")
+    assert (paper["template"], paper["stop"], paper["max_length"]) == ("alpaca", [], 512)
+    assert paper["sampling"] == vars(Sampling()) and paper["max_new_tokens"] == 0
+    native = settings("native.json", "--mode=native", "--max_new_tokens=3", "--seed=5")
+    assert (native["template"], native["stop"]) == ("chatdoctor", ["Patient: "])
+    assert native["sampling"] == vars(Sampling(0.5, 50, 1.0, 1.1, 5))
+    assert (native["max_length"], native["max_new_tokens"]) == (512, 3)
+    assert max(row["num_tokens"] for row in read(tmp_path / "native.json")) == 3
+    refused = command(
+        *(f"--checkpoint={directory}", f"--input={records}", f"--output={tmp_path / 'no.json'}"),
+        *("--mode=paper", "--template=chatdoctor"),
+    )
+    assert refused.returncode == 2 and "--mode=paper is Alpaca's template" in refused.stderr

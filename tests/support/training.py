@@ -223,6 +223,9 @@ def stop_at(config: RunConfig, workdir: Path, step: int) -> None:
             self.looks += 1
             return self.looks >= step
 
+        def end_if_requested(self):
+            """Before the first step nothing is requested."""
+
     with small_machine() as patch:
         compile_once(patch)
         patch.setattr(train, "StopRequest", RequestedAtStep)

@@ -312,6 +312,26 @@ def test_merged_is_unmerged(corpus, workdir, tmp_path):
     assert [a["output"] for a in of_merged] == [a["output"] for a in answers]
 
 
+def test_training_goes_on_from_a_merged_adapter(corpus, workdir, tmp_path, capsys):
+    """A second stage: the first adapter is merged, and a new one trained on what it made."""
+    convert.merge(epath.Path(corpus / "base"), epath.Path(workdir), tmp_path / "merged", "best")
+    second = ten_steps(corpus, **SETTINGS | {"model__checkpoint": str(tmp_path / "merged")})
+    resume(second, tmp_path / "second")
+    before, after = lines(workdir), lines(tmp_path / "second")
+    ends = [line["eval_loss"] for line in before if "eval_loss" in line]
+    starts = [line["eval_loss"] for line in after if "eval_loss" in line]
+    assert starts[0] == pytest.approx(min(ends), abs=1e-5), "as the first stage's best"
+    assert starts[-1] < starts[0]
+    answers = generated(tmp_path / "merged", tmp_path / "second", tmp_path, "second.json")
+    plain = generated(tmp_path / "merged", None, tmp_path, "first.json")
+    assert [a["output"] for a in answers] != [a["output"] for a in plain]
+    for rank in (0, 4):
+        wrong = ten_steps(
+            corpus, **SETTINGS | {"model__checkpoint": str(workdir), "lora__rank": rank}
+        )
+        assert "convert merge" in one_line_error(wrong, tmp_path / f"wrong{rank}", capsys)
+
+
 def test_an_adapter_of_another_base_is_refused(workdir, tmp_path, corpus):
     other = make_model(tmp_path / "other", TINY, hand_made_params())
     release = tmp_path / "release"

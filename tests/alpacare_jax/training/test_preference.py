@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from alpacare_jax import train
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import sharding
@@ -23,12 +25,14 @@ from tests.support.hf_folders import params_to_hf
 from tests.support.training import (
     TINY,
     assert_same_end,
+    compile_once,
     curve,
     hand_made_params,
     lines,
     one_line_error,
     resume,
     run_config,
+    small_machine,
     stop_at,
     ten_steps,
 )
@@ -344,6 +348,28 @@ def test_resuming_is_exact(config, finished_dpo, stopped_dpo, tmp_path, capsys):
     assert (workdir / "references.json").read_text() == (
         finished_dpo / "references.json"
     ).read_text()
+
+
+def test_sigterm_while_references_are_computed_ends_the_run(config, tmp_path, capsys, monkeypatch):
+    put, calls = sharding.put_batch, []
+
+    def second_time(arrays, mesh):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return put(arrays, mesh)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch, small_machine() as machine:
+            compile_once(machine)
+            patch.setattr(sharding, "put_batch", second_time)
+            assert train.run(config, tmp_path / "run") == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(calls) == 2, "no further batch"
+    assert "stopped by SIGTERM before the first step" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "references.json").exists()
 
 
 def test_references_are_verified(config, finished_dpo, stopped_dpo, tmp_path, capsys):
