@@ -1,4 +1,4 @@
-"""Makes a page on which people compare answers blindly, and plans how many labels are needed.
+"""Makes a page on which people compare answers blindly.
 
     python -m evaluation.annotate --judgements=D,... --annotators=lee,patel --items=60 --output=DIR
     python -m evaluation.annotate --benchmark=medinstruct --outputs=ours=F,... --references=gpt-4 \\
