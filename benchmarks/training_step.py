@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_step                                     random weights
     python -m benchmarks.training_step --checkpoint=quickstart/base        real ones
+    python -m benchmarks.training_step --remat=auto,dots,full --skip=torch
 
 One AdamW step of SmolLM2-135M on 4 x 256 tokens, float32, clipped at 1.0: `dense` with loss on
 every position, `masked` with loss on the second half of each row, as in instruction tuning. The
@@ -12,8 +13,9 @@ Target: at most 1.0 x the time of torch.compile and at most 0.75 x its peak memo
 Only ratios within a round count; absolute times depend on the machine and the hour.
 """
 
+import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +35,15 @@ def tokens(vocab_size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(3, vocab_size, (ROWS, LENGTH)).astype(np.int32)
 
 
-def ours(folder: Path, case: str) -> race.Work:
+def ours(folder: Path, case: str, remat: str = "") -> race.Work:
     from alpacare_jax.data import batches
 
     FLAGS = flags.FLAGS
     path = folder / "ours"
     shape = model_folder.read_config(path)
     model = {"checkpoint": str(path), "variant": FLAGS.size, "dtype": "float32"}
-    if FLAGS.remat:
-        model["remat"] = FLAGS.remat
+    if remat:
+        model["remat"] = remat
     training = models.OurTraining(models.run_config(FLAGS.config, model=model), shape)
     examples = [encoding.EncodedExample(row, PROMPT[case]) for row in tokens(shape.vocab_size)]
     batcher = batches.Batcher(
@@ -69,24 +71,25 @@ def theirs(folder: Path, case: str, compiled: bool) -> race.Work:
     return lambda: {"loss": training.step([{"input_ids": ids, "labels": labels}])}
 
 
-CONTENDERS = {
-    "ours": ours,
-    "torch eager": lambda folder, case: theirs(folder, case, compiled=False),
-    "torch.compile": lambda folder, case: theirs(folder, case, compiled=True),
-}
+def contenders() -> dict[str, Callable[[Path, str], race.Work]]:
+    policies = {f"ours, {p}": functools.partial(ours, remat=p) for p in flags.FLAGS.remat}
+    return (policies or {"ours": ours}) | {
+        "torch eager": lambda folder, case: theirs(folder, case, compiled=False),
+        "torch.compile": lambda folder, case: theirs(folder, case, compiled=True),
+    }
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     if FLAGS.worker:
-        race.serve(lambda: CONTENDERS[FLAGS.worker](Path(FLAGS.folder), FLAGS.case))
+        race.serve(lambda: contenders()[FLAGS.worker](Path(FLAGS.folder), FLAGS.case))
         return
-    names = race.left(CONTENDERS, FLAGS.skip)
+    names = race.left(contenders(), FLAGS.skip)
     with models.both_forms(FLAGS.checkpoint, FLAGS.size) as folder:
         for case in [FLAGS.case] if FLAGS.case else PROMPT:
             arguments = [f"--folder={folder}", f"--case={case}"]
-            contenders = race.run(
+            found = race.run(
                 "benchmarks.training_step",
                 names,
                 rounds=FLAGS.rounds,
@@ -98,13 +101,13 @@ def main(argv: Sequence[str]) -> None:
             def cost(seconds, result):
                 return 1e6 * seconds / (ROWS * LENGTH)
 
-            race.report(title, contenders, "us per computed token", cost)
-            models.same_loss({contender.name: contender.first["loss"] for contender in contenders})
-            course = [(x.name, x.first["loss"], x.results[-1]["loss"]) for x in contenders]
+            race.report(title, found, "us per computed token", cost)
+            models.same_loss({contender.name: contender.first["loss"] for contender in found})
+            course = [(x.name, x.first["loss"], x.results[-1]["loss"]) for x in found]
             print("first -> last loss:", *(f"{n} {a:.5f} -> {b:.5f};" for n, a, b in course))
-            if contenders[-1].name == "torch.compile":
-                time = statistics.median(race.ratios(contenders[0], contenders[-1], cost))
-                memory = contenders[0].peak_bytes / contenders[-1].peak_bytes
+            if found[-1].name == "torch.compile":
+                time = statistics.median(race.ratios(found[0], found[-1], cost))
+                memory = found[0].peak_bytes / found[-1].peak_bytes
                 race.verdict(f"{case}: time against torch.compile", time, 1.0, at_most=True)
                 race.verdict(f"{case}: peak memory against it", memory, 0.75, at_most=True)
 
@@ -115,7 +118,7 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/quickstart.py", "Our settings.")
     flags.DEFINE_integer("rounds", 7, "Times each contender works.", lower_bound=1)
     flags.DEFINE_list("skip", [], "Leave contenders out by a word: compile, which takes minutes.")
-    flags.DEFINE_string("remat", "", "Our rematerialisation policy; the config's by default.")
+    flags.DEFINE_list("remat", [], "Policies of ours, each a contender; the config's by default.")
     flags.DEFINE_string("size", "smollm2-135m", "Variant.")
     flags.DEFINE_string(
         "checkpoint", "", "Model directory of that size; random weights by default."

@@ -140,8 +140,11 @@ class Batcher:
     def largest(self) -> dict[str, np.ndarray]:
         """Arrays of the shape whose micro-batches have the most tokens; their content is open."""
         T, rows = max(self.shapes, key=lambda shape: (math.prod(shape), shape))
-        shape = self.shapes[T, rows], rows * self.row_groups, T
-        return {name: np.empty(shape, of.dtype) for name, of in self.batch(0).arrays.items()}
+        shape = self.shapes[T, rows], rows * self.row_groups
+        return {
+            name: np.empty((*shape, *((T,) if of.ndim == 3 else of.shape[2:])), of.dtype)
+            for name, of in self.batch(0).arrays.items()
+        }
 
     def _max_micro(self, shape: packing.MicroShape) -> int:
         """Micro-batches of a step with one record per row."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from alpacare_jax.distributed import processes
 from alpacare_jax.model.layers import REMAT_POLICIES
+from alpacare_jax.model.llama import Params
 from alpacare_jax.planning import programs, roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training.train_step import TrainingProgram
@@ -86,6 +87,7 @@ def reckon(program: TrainingProgram, arrays: Arrays, topology: Topology) -> list
     What is kept is counted by tracing, as if it could be spread over all devices of the mesh.
     """
     state, base = program.abstract_state(), program.abstract_base()
+    weights = _weights(state["params"], base)
     micro = {n: jax.ShapeDtypeStruct(of.shape[1:], of.dtype) for n, of in arrays.items()}
 
     def candidate(policy: str) -> Candidate:
@@ -97,10 +99,9 @@ def reckon(program: TrainingProgram, arrays: Arrays, topology: Topology) -> list
             return vjp(jax.numpy.ones_like(value)), vjp
 
         traced = jax.jit(gradient).trace(state["params"], micro, base)
-        weights = collections.Counter(map(_kind, jax.tree.leaves((state["params"], base))))
         kept = collections.Counter(map(_kind, jax.tree.leaves(traced.out_info[1]))) - weights
         size = sum(n * math.prod(shape) * dtype.itemsize for (shape, dtype), n in kept.items())
-        flops = roofline.matmul_flops(traced.jaxpr.jaxpr, lambda loop: 1.0)
+        flops = roofline.traced_flops(traced, lambda loop: 1.0)
         flops, size = flops / program.mesh.size, size / program.mesh.size
         return Candidate(policy, size, flops, flops + 2 * size * topology.flops_per_byte)
 
@@ -170,6 +171,15 @@ def with_policy(program: TrainingProgram, policy: str) -> TrainingProgram:
     """The same program under another policy."""
     config = program.run_config
     return replace(program, run_config=replace(config, model=replace(config.model, remat=policy)))
+
+
+def _weights(*trees: Params) -> collections.Counter[tuple[tuple[int, ...], np.dtype]]:
+    """How many arrays of each shape and dtype are weights, stacked or of a single layer."""
+    found = collections.Counter(map(_kind, jax.tree.leaves(trees)))
+    for leaf in jax.tree.leaves([tree.get("layers", {}) for tree in trees]):
+        (layers, *shape), dtype = _kind(leaf)
+        found[tuple(shape), dtype] += layers
+    return found
 
 
 def _kind(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend import core as jax_core
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from alpacare_jax.planning import collectives, hlo
@@ -42,7 +43,7 @@ def measure(
     compiled, needs = compile_traced(traced, topology.hbm_bytes)
     if compiled is None:
         return needs
-    needs["hardware_flops"] = matmul_flops(traced.jaxpr.jaxpr, trips) / steps
+    needs["hardware_flops"] = traced_flops(traced, trips) / steps
     try:
         program = hlo.parse(compiled.as_text() or "", trips)
         moved = collectives.find(program, mesh.shape, topology.slices)
@@ -138,6 +139,17 @@ CUDNN_PRODUCTS = {
 }
 """Matrix products of T x S x H inside cuDNN's attention: scores and values; backward the scores
 again, and gradients of all four operands (arXiv:2205.14135)."""
+
+
+def traced_flops(traced: jax.stages.Traced, trips: Callable[[str], float | None]) -> float:
+    """`matmul_flops` of a traced program, without what no result depends on.
+
+    Under a remat policy JAX traces a kernel's forward pass again even where all that the backward
+    pass takes of it is kept; the compiler drops it.
+    """
+    jaxpr = traced.jaxpr.jaxpr
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return matmul_flops(needed, trips)
 
 
 def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) -> float:
