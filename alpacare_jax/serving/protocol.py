@@ -224,7 +224,7 @@ def _prompts(fields: Fields, vocab_size: int) -> Sequence[str | Sequence[int]]:
             raise fields.wrong(
                 "prompt", "mixes texts, ids and others; send a text, token ids, or a list of either"
             )
-        ids: list[int] = prompt
+        ids: Any = prompt
         if wrong := [number for number in ids if not 0 <= number < vocab_size]:
             raise fields.wrong(
                 "prompt",

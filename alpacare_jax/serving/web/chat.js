@@ -68,22 +68,25 @@ async function answer(asked, box) {
   if (byId("limit").value) body.max_tokens = Number(byId("limit").value);
   const text = add(box, "div", "text", "");
   let reason = "";
-  const follow = () => innerHeight + scrollY > document.body.scrollHeight - 160;
+  const toEnd = () => scrollTo(0, document.body.scrollHeight);
+  const isAtEnd = () => innerHeight + scrollY > document.body.scrollHeight - 160;
+  toEnd();
   try {
     const response = await post("v1/chat/completions", body, running.signal);
     if (!response.ok) throw await failure(response);
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
-      const atEnd = follow();
+      const follows = isAtEnd();
       text.textContent += choice?.delta?.content ?? "";
       reason = choice?.finish_reason ?? reason;
-      if (atEnd) scrollTo(0, document.body.scrollHeight);
+      if (follows) toEnd();
     }
     if (reason === "length") add(box, "div", "muted", "Cut at the maximum of tokens.");
   } catch (error) {
     const stopped = error.name === "AbortError";
     add(box, "div", stopped ? "muted" : "error", stopped ? "Stopped." : error.message);
+    toEnd();
     if (!stopped && !text.textContent) return null;
   }
   return text.textContent;

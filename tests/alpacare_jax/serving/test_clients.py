@@ -1,0 +1,173 @@
+"""Other programs on the server: our own teacher and judge, lm-evaluation-harness."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import venv
+
+import jax
+import pytest
+from etils import epath
+
+from alpacare_jax.convert import to_hf
+from alpacare_jax.inference.loading import ModelSource
+from alpacare_jax.inference.sampling import Sampling
+from tests.conftest import LIMIT, REPOSITORY, WORDS, make_model
+from tests.support.served import ServerThread
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+"""With a place for a system prompt, which teachers and judges send."""
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+@pytest.fixture(scope="module")
+def spacious(tiny, tmp_path_factory, quickly_compiled):
+    """A model with 4,096 positions and a chat template: prompts of a teacher are long."""
+    folder = tmp_path_factory.mktemp("spacious") / "tiny-judge"
+    make_model(folder, dataclasses.replace(tiny, max_position_embeddings=8192))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    settings = {"step": "best", "template": "chat", "max_length": 8192, "dtype": "float32"}
+    source = ModelSource(epath.Path(folder), None, **settings)
+    served = ServerThread(source, source.engine(jax.devices()[:1], 1, 2, Sampling()))
+    yield served
+    served.stop()
+
+
+@pytest.mark.slow
+def test_datagen_and_evaluation_ask_it(spacious, tmp_path):
+    """What a model with random weights writes is no task and no verdict: both say so, having got
+    answers to their requests."""
+    address = f"--config.{{}}.base_url={spacious.url}/v1"
+    tasks = run(
+        *(sys.executable, "-m", "datagen.tasks", "--config=configs/datagen.py"),
+        *(f"--workdir={tmp_path / 'tasks'}", address.format("teacher")),
+        *(f"--config.teacher.model={spacious.name}", "--config.teacher.max_tokens=20"),
+        *("--config.tasks.num_tasks=2", "--config.teacher.concurrency=2"),
+        OPENAI_API_KEY="none",
+    )
+    assert "no task" in tasks.stderr.lower() or "usable" in tasks.stderr, tasks.stderr
+    outputs = tmp_path / "outputs.json"
+    references = tmp_path / "references.json"
+    for path, text in ((outputs, "rest"), (references, "water")):
+        row = {"instruction": "what is fever", "output": text, "generator": path.stem}
+        path.write_text(json.dumps([row]))
+    judge = run(
+        *(sys.executable, "-m", "evaluation.judge", "--config=configs/evaluation.py"),
+        *(f"--outputs=ours={outputs}", f"--references=theirs={references}"),
+        *(f"--benchmark={outputs}", f"--workdir={tmp_path / 'judged'}", address.format("chat")),
+        *(f"--config.chat.model={spacious.name}", "--config.chat.max_tokens=8"),
+        "--config.reasks=0",
+        OPENAI_API_KEY="none",
+    )
+    assert judge.returncode == 0, judge.stderr
+    lines = (tmp_path / "judged" / "judgements.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and all(json.loads(line)["raw"] is not None for line in lines)
+    spent = [
+        line for line in spacious.get("/metrics").text.splitlines() if "_requests_total" in line
+    ]
+    assert any('status="200"' in line for line in spent), spent
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory) -> str:
+    """Python of an environment with lm-evaluation-harness, which shares torch with this one.
+
+    LM_EVAL_PYTHON names one that exists.
+    """
+    if given := os.environ.get("LM_EVAL_PYTHON"):
+        return given
+    folder = tmp_path_factory.mktemp("harness")
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    (shared,) = {path for path in sys.path if path.endswith("site-packages")}
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "shared.pth").write_text(shared + "\n")
+    done = run(python, "-m", "pip", "install", "--quiet", "lm_eval[api]==0.4.13")
+    if done.returncode:
+        pytest.skip(f"no package index has lm_eval: {done.stderr[-200:]}")
+    return python
+
+
+TASK = """\
+task: tiny_choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: label
+doc_to_choice: choices
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+
+@pytest.mark.slow
+def test_lm_evaluation_harness_scores_as_its_own_model(served, harness, model_directory, tmp_path):
+    """A multiple-choice task: local-completions on the server, hf on the exported weights."""
+    release = tmp_path / "release" / "tiny-medic"
+    to_hf(model_directory, release, step="best", dtype="float32")
+
+    def words(start: int, count: int) -> str:
+        return " ".join(WORDS[(start + k) % len(WORDS)] for k in range(count))
+
+    lines = [
+        {
+            "question": words(5 * i, 4 + i % 3),
+            "choices": [words(i + 3 * j, 1 + (i + j) % 4) for j in range(4)],
+            "label": i % 4,
+        }
+        for i in range(40)
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "tiny.yaml").write_text(TASK.format(data=data))
+    address = f"base_url={served.url}/v1/completions,num_concurrent=4,max_length=512"
+    tokens = f"tokenizer={release},add_bos_token=True"
+    models = {
+        "local-completions": f"model={served.name},{tokens},{address}",
+        "hf": f"pretrained={release},dtype=float32",
+    }
+    found = {}
+    for model, arguments in models.items():
+        output = tmp_path / model
+        done = run(
+            *(harness, "-m", "lm_eval", "--model", model, "--model_args", arguments),
+            *("--tasks", "tiny_choices", "--include_path", str(tmp_path / "task")),
+            *("--output_path", str(output), "--log_samples", "--device", "cpu"),
+            HF_HUB_OFFLINE="1",
+            HF_DATASETS_CACHE=str(tmp_path / "cache"),
+            OPENAI_API_KEY="none",
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (results,) = output.rglob("results_*.json")
+        (samples,) = output.rglob("samples_*.jsonl")
+        rows = [json.loads(line) for line in samples.read_text().splitlines()]
+        found[model] = (json.loads(results.read_text())["results"]["tiny_choices"], logprobs(rows))
+    (ours, our_samples), (theirs, their_samples) = found.values()
+    assert ours == theirs and 0 < ours["acc,none"] < 1
+    for mine, other in zip(our_samples, their_samples, strict=True):
+        assert mine == pytest.approx(other, abs=1e-4)
+
+
+def logprobs(rows: list[dict]) -> list[list[float]]:
+    """The log-likelihood of each choice of each question, in the order of the questions."""
+    ordered = sorted(rows, key=lambda row: row["doc_id"])
+    return [[float(response[0][0]) for response in row["resps"]] for row in ordered]
