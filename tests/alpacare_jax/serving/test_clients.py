@@ -52,8 +52,7 @@ def spacious(tiny, tmp_path_factory, quickly_compiled):
 
 @pytest.mark.slow
 def test_datagen_and_evaluation_ask_it(spacious, tmp_path):
-    """What a model with random weights writes is no task and no verdict: both say so, having got
-    answers to their requests."""
+    """What a model with random weights writes is no task. A bias makes the judge say A."""
     address = f"--config.{{}}.base_url={spacious.url}/v1"
     tasks = run(
         *(sys.executable, "-m", "datagen.tasks", "--config=configs/datagen.py"),
@@ -63,6 +62,9 @@ def test_datagen_and_evaluation_ask_it(spacious, tmp_path):
         OPENAI_API_KEY="none",
     )
     assert "no task" in tasks.stderr.lower() or "usable" in tasks.stderr, tasks.stderr
+    tokenizer = spacious.model.tokenizer
+    bias = {str(tokenizer.encode("A")[0]): 100, str(tokenizer.eos_id): 99}
+    says_a = {"logit_bias": bias, "presence_penalty": 2, "temperature": 0}
     outputs = tmp_path / "outputs.json"
     references = tmp_path / "references.json"
     for path, text in ((outputs, "rest"), (references, "water")):
@@ -73,16 +75,13 @@ def test_datagen_and_evaluation_ask_it(spacious, tmp_path):
         *(f"--outputs=ours={outputs}", f"--references=theirs={references}"),
         *(f"--benchmark={outputs}", f"--workdir={tmp_path / 'judged'}", address.format("chat")),
         *(f"--config.chat.model={spacious.name}", "--config.chat.max_tokens=8"),
-        "--config.reasks=0",
+        f"--config.chat.extra_body={json.dumps(says_a)}",
         OPENAI_API_KEY="none",
     )
     assert judge.returncode == 0, judge.stderr
     lines = (tmp_path / "judged" / "judgements.jsonl").read_text().splitlines()
-    assert len(lines) == 2 and all(json.loads(line)["raw"] is not None for line in lines)
-    spent = [
-        line for line in spacious.get("/metrics").text.splitlines() if "_requests_total" in line
-    ]
-    assert any('status="200"' in line for line in spent), spent
+    verdicts = {row["order"]: row["verdict"] for row in map(json.loads, lines)}
+    assert verdicts == {"model_first": "model", "reference_first": "reference"}
 
 
 @pytest.fixture(scope="module")
