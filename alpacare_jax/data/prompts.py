@@ -15,9 +15,6 @@ LOSSES = ("template", "responses", "last", "all")
 every token."""
 
 
-CONVERSE = "choose template chat, the tokenizer's own, or llama3"
-
-
 @dataclasses.dataclass(frozen=True)
 class Template:
     """The template of one model family; its prompt ends where the answer begins."""
@@ -56,10 +53,10 @@ class Template:
         """
         system = history[0].text if history and history[0].role == "system" else ""
         if system and not self.system:
-            raise ValueError(f"the template has no place for a system prompt; {CONVERSE}")
+            raise ValueError(f"the template has no place for a system prompt; {_with('system')}")
         turns = [turn.text for turn in history if turn.role != "system"]
         if turns and not self.further:
-            raise ValueError(f"the template is of one question and its answer; {CONVERSE}")
+            raise ValueError(f"the template is of one question and its answer; {_with('further')}")
         first, *others = [*turns[::2], instruction]
         questions = [self.prompt(first, "" if others else input)]
         if others:
@@ -179,6 +176,12 @@ TEMPLATES: dict[str, Template] = {
 
 CHAT = "chat"
 """The name of the template that comes with the tokenizer; see `chat_template`."""
+
+
+def _with(field: str) -> str:
+    """Which templates have what `field` is for."""
+    names = [name for name, template in TEMPLATES.items() if getattr(template, field)]
+    return f"choose template {CHAT}, the tokenizer's own, or {', '.join(names)}"
 
 
 def check_name(name: str) -> None:
