@@ -10,21 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import LIMIT, REPOSITORY
-
-# Without packages, and compiled once: it starts in 10 ms.
-STAND_IN = f"""\
-#!{os.path.realpath(sys.executable)} -IS
-import sys
-sys.path.append({str(Path(__file__).parent)!r})
-import stand_in
-"""
+from tests.launch import stand_in
 
 PYTHON = """\
 #!/bin/bash
@@ -74,17 +66,19 @@ class Cloud:
     def __init__(self, root: Path, project: Path):
         self.root, self.project = root, project
         for name in ("gcloud", "sbatch", "srun", "scancel", "scontrol"):
-            write_program(root / "bin" / name, STAND_IN)
+            write_program(root / "bin" / name, stand_in.PROGRAM)
         write_program(root / "host_bin" / "python3.11", PYTHON)
         write_program(root / "host_bin" / "hostname", '#!/bin/sh\necho "$ADDRESS 172.17.0.1 "\n')
         write_program(root / "host_bin" / "sudo", '#!/bin/sh\necho "$@" >>"$CLOUD/sudo"\n')
         for name in "fail hang homes silent unsent half twice lost missing".split():
             (root / name).mkdir()
+        self.server = stand_in.Programs(root)
         self.env = {
             "PATH": f"{root}/bin:/usr/bin:/bin",
             "HOME": str(root / "user"),
             "LOGNAME": "me",
             "CLOUD": str(root),
+            "CLOUD_PORT": str(self.server.server_address[1]),
             "ALPACARE_POLL_SECONDS": "0.05",
             "ALPACARE_RUN_TOKEN": "of-the-run",
             "ALPACARE_SETTLE_SECONDS": "0.1",
@@ -160,6 +154,8 @@ class Cloud:
         return found
 
     def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
