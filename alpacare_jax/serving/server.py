@@ -42,7 +42,7 @@ class ServerConfig:
 
     host: str
     port: int
-    key: str  # "": none
+    key: str = dataclasses.field(repr=False)  # "": none
     max_queue: int
     max_body_mib: float
     request_seconds: float
@@ -196,6 +196,7 @@ async def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=75,  # longer than clients keep idle connections
             timeout_graceful_shutdown=int(config.request_seconds) + 1,
         )
     )
