@@ -50,7 +50,7 @@ def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
     return encoded[:count], np.random.default_rng(0).integers(10, 161, count).tolist()
 
 
-def ours(folder: Path, case: str) -> race.Work:
+def ours(folder: Path, case: str, slots: int | None = None) -> race.Work:
     import jax.numpy as jnp
 
     from alpacare_jax.checkpoints import checkpoint
@@ -66,7 +66,7 @@ def ours(folder: Path, case: str) -> race.Work:
         dtype=jnp.dtype("float32"),
         eos_ids=[-1],  # none: every answer goes on to its limit
         max_length=1024,
-        slots=min(flags.FLAGS.slots, len(prompts)),
+        slots=slots or min(flags.FLAGS.slots, len(prompts)),
     )
 
     def work() -> race.Result:
@@ -167,6 +167,7 @@ def continuous(folder: Path, case: str) -> race.Work:
 CONTENDERS = {
     "ours": ours,
     "generate": lambda folder, case: theirs(folder, case, compiled=False),
+    "ours, one by one": lambda folder, case: ours(folder, case, slots=1),
     "continuous batching": continuous,
     "generate, compiled": lambda folder, case: theirs(folder, case, compiled=True),
 }

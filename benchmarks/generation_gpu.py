@@ -152,13 +152,14 @@ def random_params(config: Any) -> Any:
 
 def measure_steps(engine: Any, slots: Sequence[int], weight_bytes: int, rate: float) -> None:
     """Decode steps with so many slots, rows half full."""
-    import jax
+    from alpacare_jax.inference import rows
+    from alpacare_jax.inference.programs import BURST
 
     state = engine._device_state()
     cached = sum(state[name].nbytes for name in ("k", "v"))
     per_token = cached / engine.slots / state["k"].shape[3]
     for count in slots:
-        arrays, burst, full = engine._burst_arrays({}, count)
+        arrays, burst, full = rows.burst_arrays({}, count), np.int32(BURST), np.int32(0)
         lengths = np.linspace(LENGTH // 4, 3 * LENGTH // 4, count).astype(np.int32)
         arrays |= {"active": np.ones(count, bool), "positions": lengths}
         arrays["left"] = np.full(count, LENGTH, np.int32)
@@ -179,7 +180,6 @@ def measure_steps(engine: Any, slots: Sequence[int], weight_bytes: int, rate: fl
             share_of_copy=held / step / rate,
             whole_cache_gb=cached / 1e9,
         )
-    del jax
 
 
 def measure_answers(engine: Any, count: int, shrink: int) -> None:
@@ -235,13 +235,13 @@ def main(argv: Sequence[str]) -> None:
     if best and not on_cpu:
         from alpacare_jax.inference import ragged_attention
 
-        engine._programs._ragged = functools.partial(ragged_attention.attend, **best)
+        engine._programs.programs._ragged = functools.partial(ragged_attention.attend, **best)
     began = time.perf_counter()
     try:
         engine.compile(lambda line: None)
     except Exception:  # noqa: BLE001 - the XLA form must still be measured
         traceback.print_exc()
-        engine._programs._ragged = None
+        engine._programs.programs._ragged = None
         engine.compile(lambda line: None)
     report("compile", seconds=time.perf_counter() - began, attention=str(best))
     measure_steps(engine, [slots, slots // 2], weight_bytes, rate)

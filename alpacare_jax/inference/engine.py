@@ -11,9 +11,6 @@ order, which can flip a near tie in bfloat16. `invariant` excludes that, too.
 """
 
 import collections
-import concurrent.futures
-import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,44 +20,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.programs import BURST, PIECE, Programs
-from alpacare_jax.inference.requests import Answer, Progress, Request, TokenLogprobs
-from alpacare_jax.inference.sampling import IN_PROMPT, Rows, Sampling, settings_of
+from alpacare_jax.inference import rows
+from alpacare_jax.inference.compiled import Compiled
+from alpacare_jax.inference.programs import BURST, Programs
+from alpacare_jax.inference.requests import Answer, Progress, Request
+from alpacare_jax.inference.rows import PIECE, USUAL, Row, fit, logprobs_of
+from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
 from common.sections import UsageError
-
-CHUNK = 512
-"""Prompt tokens that are prefilled in one call, at most."""
-
-LEAST_ROWS = {True: 1, False: 16}
-LEAST_PIECES = {True: 1, False: 4}
-"""The smallest numbers of rows and pieces that programs are compiled for, on CPU or not: an
-accelerator computes a few rows as fast as one."""
-
-USUAL = Sampling()
-
-
-@dataclasses.dataclass
-class _Row:
-    """An unfinished answer in its slot."""
-
-    request: Request
-    sampling: Sampling
-    prompt: np.ndarray
-    limit: int  # most ids
-    placed: bool = False  # its prefix was looked for
-    prefilled: int = 0  # tokens of the prompt in the cache
-    ids: list[int] = dataclasses.field(default_factory=list)
-    scored: list[TokenLogprobs | None] = dataclasses.field(default_factory=lambda: [None])
-
-    @property
-    def draw(self) -> int:
-        return self.request.index if self.request.draw is None else self.request.draw
-
-    @property
-    def decoding(self) -> bool:
-        return self.prefilled == len(self.prompt)
 
 
 class Engine:
@@ -71,7 +39,8 @@ class Engine:
       eos_ids: any of them ends an answer.
       max_length: maximum tokens of prompt and answer together.
       sampling: of requests that have none of their own.
-      chunk, burst: most tokens of a chunk, and most decode steps of a burst, at most BURST.
+      chunk: most tokens that are prefilled in one call; None: as `Sizes` has it.
+      burst: most decode steps between two looks at the answers, up to BURST.
       invariant: every step has the same shape, whatever is to do: an answer is the same to the bit
         alone and among others, for the price of full batches.
       mesh, rules: mesh and sharding rules of `params`; both, or neither for a single device. The
@@ -91,7 +60,7 @@ class Engine:
         max_length: int,
         slots: int,
         sampling: Sampling = USUAL,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         burst: int = BURST,
         invariant: bool = False,
         mesh: Mesh | None = None,
@@ -110,15 +79,13 @@ class Engine:
             raise ValueError("an engine on a mesh requires the sharding rules of its params")
         if not 1 <= burst <= BURST:
             raise ValueError(f"burst must be at least 1 and at most {BURST}")
-        self._programs = Programs(config, dtype, eos_ids, slots, max_length, mesh, rules)
-        on_cpu = (mesh.devices.flat[0].platform if mesh else jax.default_backend()) == "cpu"
-        self._row_sizes = _sizes(slots, LEAST_ROWS[on_cpu], invariant or groups > 1)
-        most = min(-(-chunk // PIECE), slots * -(-max_length // PIECE))
-        self._piece_sizes = _sizes(most, LEAST_PIECES[on_cpu], invariant)
-        self.chunk = self._piece_sizes[0] * PIECE
+        programs = Programs(config, dtype, eos_ids, slots, max_length, mesh, rules)
+        one_size = invariant or groups > 1
+        self._programs = Compiled(programs, slots, max_length, chunk, one_size, invariant)
+        self.chunk = self._programs.pieces[0] * PIECE
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
-        self._rows: dict[int, _Row] = {}  # slot -> row, in order of admission
+        self._rows: dict[int, Row] = {}  # slot -> row, in order of admission
         self._held = [np.zeros(0, np.int64)] * slots  # the ids whose keys each slot holds
 
     @property
@@ -206,40 +173,14 @@ class Engine:
 
     def compile(self, say: Callable[[str], None]) -> None:
         """Compiles every program for every number of rows; `say` hears of each."""
-        state, slot = self._device_state(), np.int32(0)
-        model = self.params, state
-        programs: list[tuple[str, int, tuple[Any, ...]]] = [
-            (name, size, (*model, self._piece_arrays([], size)))
-            for name in ("prefill", "score")
-            for size in self._piece_sizes[: None if name == "prefill" else 1]
-        ]
-        for size in self._row_sizes:
-            programs.append(("decode", size, (*model, *self._burst_arrays({}, size))))
-        counts = np.zeros(self.config.vocab_size, np.int32)
-        programs.append(("copy_row", 0, (state, slot, slot)))
-        programs.append(("set_row", 0, (state, slot, counts, counts.astype(np.float32))))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            started = [
-                threads.submit(self._programs.compile, name, size, *arguments)
-                for name, size, arguments in programs
-            ]
-            for done, _ in enumerate(concurrent.futures.as_completed(started), start=1):
-                say(f"compiled {done} of {len(programs)} programs")
-            for future in started:
-                future.result()
+        self._programs.compile_all(self.params, self._device_state(), say)
 
     def trace(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Traces the prefill of a whole chunk, and BURST decode steps with all slots in use.
 
         Nothing is allocated: `params` may be abstract.
         """
-        state, jitted = self._programs.empty.eval_shape(), self._programs.jitted
-        pieces = self._piece_arrays([], self._piece_sizes[0])
-        rows = self._burst_arrays({}, self.slots)
-        return (
-            jitted["prefill"].trace(self.params, state, pieces),
-            jitted["decode"].trace(self.params, state, *rows),
-        )
+        return self._programs.trace(self.params)
 
     # Scheduling
 
@@ -250,7 +191,7 @@ class Engine:
             slot = next(s for s in range(self.slots) if s not in self._rows)
             prompt = np.asarray(request.prompt, np.int64)
             limit = min(request.max_new_tokens, self.max_length - len(prompt))
-            self._rows[slot] = _Row(request, request.sampling or self.sampling, prompt, limit)
+            self._rows[slot] = Row(request, request.sampling or self.sampling, prompt, limit)
 
     def _release(self, slot: int) -> None:
         """Frees a slot; what it holds may still be the prefix of another prompt."""
@@ -261,13 +202,13 @@ class Engine:
 
     def _device_state(self) -> Any:
         if self._state is None:
-            self._state = self._programs.empty()
+            self._state = self._programs.programs.empty()
         return self._state
 
     def _prefill(self) -> list[Progress]:
         """Prefills one chunk of the prompts that wait, in order of admission."""
         pieces: list[tuple[int, int]] = []  # (slot, start)
-        most = self._piece_sizes[0]
+        most = self._programs.pieces[0]
         for slot, row in self._rows.items():
             if row.decoding or not (row.placed or self._place(slot, row)):
                 continue
@@ -275,51 +216,48 @@ class Engine:
             pieces += [(slot, start) for start in starts[: most - len(pieces)]]
         if not pieces:
             return []
-        scored = any(self._rows[slot].request.prompt_logprobs for slot, _ in pieces)
+        rows_of = [(slot, start, self._rows[slot]) for slot, start in pieces]
+        scored = any(row.request.prompt_logprobs for _, _, row in rows_of)
         name, size = "score", most
         if not scored:
-            name, size = "prefill", _fit(self._piece_sizes, len(pieces))
+            name, size = "prefill", fit(self._programs.pieces, len(pieces))
         self._state, out = self._programs(
-            name, size, self.params, self._device_state(), self._piece_arrays(pieces, size)
+            name, size, self.params, self._device_state(), rows.piece_arrays(rows_of, size)
         )
         out, found = jax.device_get(out), []
-        for i, (slot, start) in enumerate(pieces):
-            row = self._rows[slot]
+        for i, (slot, start, row) in enumerate(rows_of):
             row.prefilled = min(start + PIECE, len(row.prompt))
             self._held[slot] = row.prompt[: row.prefilled]
             if row.request.prompt_logprobs:
                 scored = {name: values[i] for name, values in out["scored"].items()}
                 count = min(row.prefilled, len(row.prompt) - 1) - start
-                row.scored += _logprobs(scored, count, row.request.logprobs or 0)
+                row.scored += logprobs_of(scored, count, row.request.logprobs or 0)
             if row.decoding:
                 first = {name: values[i : i + 1] for name, values in out["first"].items()}
                 ids = out["tokens"][i : i + 1].tolist() if row.limit else []
                 found.append(self._progress(slot, ids, first))
         return found
 
-    def _place(self, slot: int, row: _Row) -> bool:
+    def _place(self, slot: int, row: Row) -> bool:
         """Prepares a slot for its row: copies what another slot holds of the prompt.
 
         False if that is still being computed.
         """
-        order, (shared, source) = list(self._rows), self._longest_prefix(slot, row)
+        order, (common, source) = list(self._rows), self._longest_prefix(slot, row)
         other = self._rows.get(source)
-        if other and not other.decoding and other.prefilled < shared:
+        if other and not other.decoding and other.prefilled < common:
             if order.index(source) < order.index(slot):
                 return False
-        elif shared:
+        elif common:
             self._update("copy_row", np.int32(source), np.int32(slot))
-            row.prefilled = shared
+            row.prefilled = common
         if row.sampling.adjusts:
-            counts = np.zeros(self.config.vocab_size, np.int32)
-            counts[row.prompt] = IN_PROMPT
-            bias = np.zeros(self.config.vocab_size, np.float32)
-            bias[list(row.sampling.logit_bias)] = list(row.sampling.logit_bias.values())
-            self._update("set_row", np.int32(slot), counts, bias)
+            start = rows.counts_and_bias(row, self.config.vocab_size)
+            self._update("set_row", np.int32(slot), *start)
         row.placed = True
         return True
 
-    def _longest_prefix(self, slot: int, row: _Row) -> tuple[int, int]:
+    def _longest_prefix(self, slot: int, row: Row) -> tuple[int, int]:
         """(tokens, slot) of the longest prefix of the prompt, in whole pieces, that another slot
         holds or will hold when its own prompt is prefilled."""
         best = 0, slot
@@ -327,33 +265,9 @@ class Engine:
             running = self._rows.get(other)
             ids = running.prompt if running and not running.decoding else held
             if other != slot and not row.request.prompt_logprobs:
-                shared = _shared(row.prompt[:-1], ids) // PIECE * PIECE
-                best = max(best, (shared, other), key=lambda found: found[0])
+                common = rows.shared(row.prompt[:-1], ids)
+                best = max(best, (common, other), key=lambda found: found[0])
         return best
-
-    def _piece_arrays(self, pieces: Sequence[tuple[int, int]], size: int) -> Rows:
-        """The argument `pieces` of `Programs.prefill`."""
-        pieces = [*pieces, *([pieces[0]] if pieces else []) * (size - len(pieces))]  # repeated
-        rows = [self._rows[slot] for slot, _ in pieces]
-        arrays = self._settings(rows, size) | _blank(size, "start", "count", "slot")
-        arrays |= {name: np.zeros((size, PIECE), np.int32) for name in ("tokens", "targets")}
-        arrays["ends"] = np.zeros(size, bool)
-        for i, (row, (slot, start)) in enumerate(zip(rows, pieces, strict=True)):
-            tokens = row.prompt[start : start + PIECE]
-            targets = row.prompt[start + 1 : start + 1 + PIECE]
-            arrays["tokens"][i, : len(tokens)] = tokens
-            arrays["targets"][i, : len(targets)] = targets
-            arrays["start"][i], arrays["count"][i], arrays["slot"][i] = start, len(tokens), slot
-            arrays["ends"][i] = start + len(tokens) == len(row.prompt)
-        return arrays
-
-    def _settings(self, rows: Sequence[_Row | None], size: int) -> Rows:
-        """Settings of these rows, those of a greedy row for others up to `size`."""
-        padded = [*rows, *[None] * (size - len(rows))]
-        draws = [row.draw if row else 0 for row in padded]
-        settings = settings_of([row.sampling if row else USUAL for row in padded], draws)
-        wanted = [row is not None and row.request.logprobs is not None for row in padded]
-        return settings | {"logprobs": np.array(wanted)}
 
     def _decode(self) -> list[Progress]:
         """Runs a burst of decode steps for the answers that are past their prompt."""
@@ -361,9 +275,15 @@ class Engine:
         active = {slot: row for slot, row in self._rows.items() if row.decoding}
         if not active:
             return []
-        size = _fit(self._row_sizes, max(active) + 1)
+        size = fit(self._programs.rows, max(active) + 1)
         self._state, out = self._programs(
-            "decode", size, self.params, self._device_state(), *self._burst_arrays(active, size)
+            "decode",
+            size,
+            self.params,
+            self._device_state(),
+            rows.burst_arrays(active, size),
+            np.int32(self.burst),
+            np.int32(len(active) if self._queue else 0),
         )
         out, found = jax.device_get(out), []
         for slot in active:
@@ -371,17 +291,6 @@ class Engine:
             scores = {name: out[name][slot, :count] for name in ("logprob", "top_ids", "top")}
             found.append(self._progress(slot, out["tokens"][slot, :count].tolist(), scores))
         return found
-
-    def _burst_arrays(self, active: Mapping[int, _Row], size: int) -> tuple[Any, ...]:
-        """The arguments of `Programs.decode` after the state."""
-        rows = [active.get(slot) for slot in range(size)]
-        arrays = self._settings(rows, size) | _blank(size, "tokens", "positions", "left")
-        arrays["active"] = np.array([row is not None for row in rows])
-        for slot, row in active.items():
-            arrays["tokens"][slot] = row.ids[-1]
-            arrays["positions"][slot] = len(row.prompt) + len(row.ids) - 1
-            arrays["left"][slot] = row.limit - len(row.ids)
-        return arrays, np.int32(self.burst), np.int32(len(active) if self._queue else 0)
 
     def _progress(self, slot: int, ids: list[int], scores: dict[str, np.ndarray]) -> Progress:
         """Adds ids to a row, frees its slot at the end, and reports both."""
@@ -395,14 +304,14 @@ class Engine:
             self._release(slot)
         new = ids[:-1] if stopped else ids
         asked = row.request.logprobs
-        logprobs = [] if asked is None else _logprobs(scores, len(ids), asked)
+        logprobs = [] if asked is None else logprobs_of(scores, len(ids), asked)
         prompt = row.scored if row.request.prompt_logprobs and len(row.ids) == len(ids) else None
         eos = ids[-1] if stopped else None
         return Progress(row.request.index, new, logprobs, prompt, reason, eos)
 
     def _compact(self) -> None:
         """Moves rows to lower slots where fewer rows then decode; no request waits by then."""
-        size = _fit(self._row_sizes, len(self._rows))
+        size = fit(self._programs.rows, len(self._rows))
         if self._queue or not self._rows or max(self._rows) < size:
             return
         free = (slot for slot in range(size) if slot not in self._rows)
@@ -411,35 +320,3 @@ class Engine:
             self._update("copy_row", np.int32(source), np.int32(target))
             self._held[target] = self._held[source]
             self._rows = {target if s == source else s: row for s, row in self._rows.items()}
-
-
-def _sizes(most: int, least: int, only: bool) -> list[int]:
-    """The numbers of rows that programs are compiled for: `most`, and halves down to `least`."""
-    sizes = [most]
-    while sizes[-1] > least and not only:
-        sizes.append(-(-sizes[-1] // 2))
-    return sizes
-
-
-def _fit(sizes: Sequence[int], count: int) -> int:
-    """The smallest of the sizes that holds so many."""
-    return min(size for size in sizes if size >= count)
-
-
-def _blank(size: int, *names: str) -> Rows:
-    return {name: np.zeros(size, np.int32) for name in names}
-
-
-def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    """The number of ids that both begin with."""
-    n = min(len(a), len(b))
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return int(differ[0]) if len(differ) else n
-
-
-def _logprobs(scores: Mapping[str, np.ndarray], count: int, top: int) -> list[TokenLogprobs]:
-    """The first `count` of these scores, with so many of the most likely tokens."""
-    own = scores["logprob"][:count].tolist()
-    ids, values = (scores[name][:count, :top].tolist() for name in ("top_ids", "top"))
-    tops = (tuple(zip(*each, strict=True)) for each in zip(ids, values, strict=True))
-    return [TokenLogprobs(*each) for each in zip(own, tops, strict=True)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -27,9 +28,6 @@ from alpacare_jax.model.llama import Llama, Params
 BURST = 16
 """Maximum decode steps between two looks at the answers."""
 
-PIECE = 32
-"""Tokens of a prompt that are one row of a chunk; pieces begin at multiples of it."""
-
 DECODE = "decode"
 """Name scope of the loop over decode steps in compiled programs; `plan` searches for it."""
 
@@ -37,7 +35,7 @@ State = dict[str, jax.Array]
 
 
 class Programs:
-    """Compiles each program once for each number of rows; the state is updated in place.
+    """The functions to compile, which update the state in place.
 
     Args:
       rows, length: slots, and the most tokens of each.
@@ -61,8 +59,8 @@ class Programs:
             small = sharding.replicated(mesh)
             placed = cache.placement(mesh, rules) | dict.fromkeys(("counts", "bias"), small)
             self._ragged = ragged_attention.on_mesh(mesh, rules["kv_heads"] or None)
-        platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
-        on_gpu = platform in ("gpu", "cuda")
+        self.platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+        on_gpu = self.platform in ("gpu", "cuda")
         self._ragged = self._ragged if on_gpu else None
         self._scatter = on_gpu or bool(mesh and sharding.batch_groups(mesh) > 1)
         self.empty = jax.jit(functools.partial(self._empty, rows, length), out_shardings=placed)
@@ -80,17 +78,11 @@ class Programs:
             "copy_row": jit(_copy_row, 2, False),
             "set_row": jit(_set_row, 3, False),
         }
-        self._compiled: dict[tuple[str, int], Any] = {}
 
-    def compile(self, name: str, size: int, *arguments: Any) -> Any:
-        """The program for `size` rows; arguments may be abstract."""
-        if (name, size) not in self._compiled:
-            self._compiled[name, size] = self.jitted[name].lower(*arguments).compile()
-        return self._compiled[name, size]
-
-    def __call__(self, name: str, size: int, *arguments: Any) -> Any:
-        """Runs a program."""
-        return self.compile(name, size, *arguments)(*arguments)
+    def blank_vocabulary(self) -> tuple[np.ndarray, np.ndarray]:
+        """Counts and biases of a row that adjusts nothing."""
+        size = self.config.vocab_size
+        return np.zeros(size, np.int32), np.zeros(size, np.float32)
 
     def _empty(self, rows: int, length: int) -> State:
         vocabulary = (rows, self.config.vocab_size)

@@ -36,11 +36,11 @@ def _kernel(T, keys, layer_ref, rows_ref, starts_ref, q_ref, k_ref, v_ref, o_ref
         at = pl.ds(b * keys, keys)
         k_SH = triton.load(k_ref.at[layer, row, head, at, :])
         v_SH = triton.load(v_ref.at[layer, row, head, at, :])
-        scores = pl.dot(q_QH, k_SH.T)
+        scores = triton.dot(q_QH, k_SH.T)
         scores = jnp.where((b * keys + jnp.arange(keys))[None] <= last_Q1, scores, MASKED_SCORE)
         higher = jnp.maximum(most, scores.max(axis=1))
         weights, kept = jnp.exp(scores - higher[:, None]), jnp.exp(most - higher)
-        added = pl.dot(weights.astype(v_SH.dtype), v_SH)
+        added = triton.dot(weights.astype(v_SH.dtype), v_SH)
         return higher, total * kept + weights.sum(axis=1), out * kept[:, None] + added
 
     first = jnp.full(Q, MASKED_SCORE), jnp.zeros(Q), jnp.zeros((Q, H))
@@ -74,7 +74,7 @@ def attend(
     G = N // K
     q_RKQH = (q_RTNH * H**-0.5).reshape(R, T, K, G, H).transpose(0, 2, 3, 1, 4)
     q_RKQH = q_RKQH.reshape(R, K, G * T, H)
-    Q = max(LEAST_QUERIES, pl.next_power_of_2(G * T))
+    Q = max(LEAST_QUERIES, 1 << (G * T - 1).bit_length())
     q_RKQH = jnp.pad(q_RKQH, ((0, 0), (0, 0), (0, Q - G * T), (0, 0)))
     whole = pl.BlockSpec()
     of_program = pl.BlockSpec((None, None, Q, H), lambda r, head: (r, head, 0, 0))

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference.cache import BLOCKS, KEYS
 from alpacare_jax.inference.engine import Engine
-from alpacare_jax.inference.programs import BURST, DECODE, PIECE
+from alpacare_jax.inference.programs import BURST, DECODE
+from alpacare_jax.inference.rows import PIECE
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.planning import roofline

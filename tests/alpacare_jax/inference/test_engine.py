@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import cache
+from alpacare_jax.inference import cache, compiled, rows
 from alpacare_jax.inference import engine as engine_module
+from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.engine import Engine
-from alpacare_jax.inference.programs import Programs
 from alpacare_jax.inference.requests import Answer, Request
 from alpacare_jax.inference.sampling import Sampling, sample, settings_of
 from alpacare_jax.model import params
@@ -84,7 +84,8 @@ def weights():
 def short_pieces():
     """Short prompts cross the bounds of pieces, chunks and blocks of the cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "PIECE", 8)
+        for module in (compiled, engine_module, rows):
+            patch.setattr(module, "PIECE", 8)
         patch.setattr(cache, "KEYS", 16)
         yield
 
@@ -252,13 +253,13 @@ def test_fewer_requests_than_slots(cases):
 
 def test_the_batch_shrinks_to_what_is_busy(cases, monkeypatch):
     engine, expected = cases(GREEDY, 16)
-    sizes, call = [], Programs.__call__
+    sizes, call = [], Compiled.__call__
 
     def record(self, name, size, *arguments):
         sizes.append(size if name == "decode" else 16)
         return call(self, name, size, *arguments)
 
-    monkeypatch.setattr(Programs, "__call__", record)
+    monkeypatch.setattr(Compiled, "__call__", record)
     assert answers_of(engine, REQUESTS, burst=1) == expected
     shrinking = sizes[next(i for i, size in enumerate(sizes) if size < 16) :]
     assert {1, 4, 8} <= set(shrinking)

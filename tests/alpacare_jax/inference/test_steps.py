@@ -1,0 +1,273 @@
+"""An engine stepped by hand, as a server does: settings of each request, log-probabilities,
+cancellation, shared prefixes, invariance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from alpacare_jax.inference import cache, ragged_attention
+from alpacare_jax.inference.requests import Progress, Request
+from alpacare_jax.inference.rows import PIECE
+from alpacare_jax.inference.sampling import Sampling
+from tests.alpacare_jax.inference.test_engine import (
+    CONFIG,
+    MAX_LENGTH,
+    REQUESTS,
+    full_forward,
+    make_engine,
+    pad,
+    random_weights,
+)
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(CONFIG, seed=0)
+
+
+@pytest.fixture(scope="module")
+def engine(weights):
+    """Two slots, and chunks of one size: few programs to compile."""
+    return make_engine(weights, slots=2, invariant=True)
+
+
+def finish(engine, requests) -> dict[int, list[Progress]]:
+    """What is reported of each request until the engine is idle."""
+    for request in requests:
+        engine.submit(request)
+    found: dict[int, list[Progress]] = {request.index: [] for request in requests}
+    while engine.busy:
+        for progress in engine.step():
+            found[progress.index].append(progress)
+    return found
+
+
+def ids_of(reported: list[Progress]) -> list[int]:
+    return [token for progress in reported for token in progress.ids]
+
+
+@pytest.fixture(scope="module")
+def exact(weights):
+    """Function of ids: log-probabilities [len(ids), V] of what follows each prefix."""
+    forward = jax.jit(full_forward(weights))
+
+    def logprobs(ids):
+        rows = pad([ids] * len(ids))
+        logits = np.asarray(forward(rows, np.arange(1, len(ids) + 1)), np.float64)
+        return scipy.special.log_softmax(logits, axis=-1)
+
+    return logprobs
+
+
+def test_logprobs_of_prompt_and_answer(engine, exact):
+    prompt = REQUESTS[5].prompt
+    request = Request(1, prompt, 9, logprobs=4, prompt_logprobs=True)
+    reported = finish(engine, [request, dataclasses.replace(REQUESTS[0], index=2)])
+    first, ids = reported[1][0], ids_of(reported[1])
+    assert all(progress.prompt_logprobs is None for progress in reported[1][1:])
+    assert first.prompt_logprobs is not None and first.prompt_logprobs[0] is None
+    found = first.prompt_logprobs[1:] + [p for each in reported[1] for p in each.logprobs]
+    assert len(found) == len(prompt) - 1 + len(ids) == len(prompt) + 8
+    want = exact([*prompt, *ids])
+    for i, (score, token) in enumerate(zip(found, [*prompt, *ids][1:], strict=True)):
+        assert score is not None
+        assert score.logprob == pytest.approx(want[i, token], abs=1e-4)
+        assert [t for t, _ in score.top] == np.argsort(-want[i])[:4].tolist()
+        np.testing.assert_allclose([p for _, p in score.top], np.sort(-want[i])[:4] * -1, atol=1e-4)
+    assert not any(progress.logprobs for progress in reported[2]), "not asked for"
+
+
+def test_logprobs_are_those_of_transformers(engine, weights):
+    torch = pytest.importorskip("torch", reason="parity with transformers needs torch")
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    from tests.support.hf_folders import params_to_hf
+
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(CONFIG.to_hf()))
+    tensors = params_to_hf(weights, CONFIG)
+    model.eval().load_state_dict({key: torch.tensor(np.array(x)) for key, x in tensors})
+    request = dataclasses.replace(REQUESTS[1], logprobs=0, prompt_logprobs=True)
+    reported = finish(engine, [request])[request.index]
+    ids = [*request.prompt, *ids_of(reported)]
+    with torch.no_grad():
+        want = torch.log_softmax(model(torch.tensor([ids])).logits[0], dim=-1)
+    scores = [*reported[0].prompt_logprobs[1:], *(p for each in reported for p in each.logprobs)]
+    theirs = [float(want[i, token]) for i, token in enumerate(ids[1:])]
+    np.testing.assert_allclose([score.logprob for score in scores], theirs, atol=1e-4)
+    assert len(ids) == MAX_LENGTH
+
+
+def test_a_prompt_may_be_scored_alone(engine, exact):
+    request = Request(1, REQUESTS[7].prompt + [5], 0, logprobs=1, prompt_logprobs=True)
+    (progress,) = finish(engine, [request])[1]
+    assert (progress.ids, progress.finish_reason) == ([], "length")
+    assert len(request.prompt) == MAX_LENGTH == len(progress.prompt_logprobs or [])
+    want = exact(request.prompt)
+    last = progress.prompt_logprobs[-1]
+    assert last is not None and last.logprob == pytest.approx(want[-2, 5], abs=1e-4)
+    with pytest.raises(ValueError, match="max_new_tokens of at least 1"):
+        Request(1, [5], 0)
+
+
+def adjusted(exact, prompt, count, sampling: Sampling) -> list[int]:
+    """Greedy ids under OpenAI's penalties and a bias, by hand."""
+    ids = list(prompt)
+    for _ in range(count):
+        scores = exact(ids)[-1].copy()
+        for token, bias in sampling.logit_bias.items():
+            scores[token] += bias
+        answer = ids[len(prompt) :]
+        for token in set(answer):
+            repeated = sampling.frequency_penalty * answer.count(token)
+            scores[token] -= sampling.presence_penalty + repeated
+        ids.append(int(scores.argmax()))
+    return ids[len(prompt) :]
+
+
+def test_each_request_has_settings_of_its_own(engine, exact):
+    prompt = REQUESTS[2].prompt
+    greedy = adjusted(exact, prompt, 12, Sampling())
+    settings = [
+        Sampling(presence_penalty=2.0, frequency_penalty=3.0),
+        Sampling(logit_bias={greedy[0]: -100.0, 7: 2.5}),
+        Sampling(),
+    ]
+    requests = [Request(i, prompt, 12, sampling=each) for i, each in enumerate(settings)]
+    want = [adjusted(exact, prompt, 12, each) for each in settings]
+    assert len({tuple(ids) for ids in want}) == 3, "the settings must matter"
+    for _ in range(2):  # slots were used by others before
+        reported = finish(engine, requests)
+        assert [ids_of(reported[i]) for i in range(3)] == want
+        requests.reverse()
+
+
+def test_draws_follow_seed_and_stream_not_the_index(engine):
+    warm = Sampling(temperature=1.5, seed=4)
+
+    def answer(index, **changes):
+        request = Request(index, REQUESTS[4].prompt, 20, sampling=warm)
+        return ids_of(finish(engine, [dataclasses.replace(request, **changes)])[index])
+
+    assert answer(5, draw=0) == answer(6, draw=0)
+    assert answer(5) != answer(6)
+    assert answer(5, draw=0) != answer(5, draw=0, sampling=dataclasses.replace(warm, seed=5))
+
+
+def test_cancelled_requests_leave_the_others_alone(engine):
+    whole = finish(engine, REQUESTS[:4])
+    for request in REQUESTS[:4]:
+        engine.submit(request)
+    seen = engine.step()
+    assert len({progress.index for progress in seen}) <= 2, "two slots"
+    running, waiting = REQUESTS[1].index, REQUESTS[3].index
+    engine.cancel(running)
+    engine.cancel(waiting)
+    engine.cancel(12345)  # unknown, or ended a moment ago
+    while engine.busy:
+        seen += engine.step()
+    assert waiting not in {progress.index for progress in seen}
+    for index in (REQUESTS[0].index, REQUESTS[2].index):
+        assert ids_of([p for p in seen if p.index == index]) == ids_of(whole[index])
+    assert all(p.finish_reason is None for p in seen if p.index == running)
+
+
+def test_running_answers_wait_for_one_chunk_at_most(weights):
+    engine = make_engine(weights, slots=3, invariant=True, chunk=PIECE, burst=2)
+    short, *long = [Request(i, [3 + i] * n, 40) for i, n in enumerate((4, 50, 50))]
+    engine.submit(short)
+    engine.step()
+    for request in long:
+        engine.submit(request)
+    steps = 0
+    while 2 not in (reported := {p.index: p.ids for p in engine.step()}):
+        steps += 1
+        assert reported[short.index], "each step adds to it"
+    assert steps == 3, "two chunks for each of the two"
+
+
+def test_a_prefix_that_a_slot_holds_is_not_computed_again(weights, monkeypatch):
+    engine = make_engine(weights, slots=2)
+    shared = np.random.default_rng(1).integers(0, 64, PIECE).tolist()
+    requests = [Request(i, [*shared, *REQUESTS[i].prompt[:9]], 9) for i in range(3)]
+    apart = {r.index: finish(make_engine(weights, slots=2), [r])[r.index] for r in requests}
+    prefilled, call = [], type(engine._programs).__call__
+
+    def record(self, name, size, *arguments):
+        if name == "prefill":
+            prefilled.append(arguments[2]["start"].tolist())
+        return call(self, name, size, *arguments)
+
+    monkeypatch.setattr(type(engine._programs), "__call__", record)
+    together = finish(engine, requests)
+    starts = [start for starts in prefilled for start in set(starts)]
+    assert starts.count(0) == 1, "the second waits for the first, the third finds it"
+    assert {i: ids_of(each) for i, each in together.items()} == {
+        i: ids_of(each) for i, each in apart.items()
+    }
+
+
+def test_an_invariant_engine_gives_the_same_bits_alone_and_among_others(weights):
+    engine = make_engine(weights, slots=4, invariant=True)
+    asked = dataclasses.replace(REQUESTS[6], logprobs=0)
+    (alone,) = [finish(engine, [asked])[asked.index]]
+    others = [r for r in REQUESTS[:9] if r.index != asked.index]
+    among = finish(engine, [*others[:3], asked, *others[3:]])[asked.index]
+    bits = [[score.logprob for p in each for score in p.logprobs] for each in (alone, among)]
+    assert ids_of(alone) == ids_of(among) and bits[0] == bits[1] and bits[0]
+
+
+@pytest.mark.parametrize("what", ["prompt", "bias"])
+def test_ids_must_be_the_models(engine, what):
+    beyond = CONFIG.vocab_size
+    request = Request(3, [1, beyond] if what == "prompt" else [1], 2)
+    if what == "bias":
+        request = dataclasses.replace(request, sampling=Sampling(logit_bias={beyond: 1.0}))
+    with pytest.raises(ValueError, match="request 3 names a token id outside 0 to 63"):
+        engine.submit(request)
+    assert not engine.busy
+
+
+def test_every_program_is_compiled_at_start(engine, monkeypatch):
+    lines: list[str] = []
+    engine.compile(lines.append)
+    assert lines == [f"compiled {i} of 5 programs" for i in range(1, 6)]
+    monkeypatch.setattr(engine._programs.programs, "jitted", {})  # nothing else can be compiled
+    sampling = Sampling(temperature=0.8, repetition_penalty=1.1)
+    requests = [dataclasses.replace(REQUESTS[1], sampling=sampling), *REQUESTS[2:5]]
+    scored = Request(99, REQUESTS[1].prompt, 1, logprobs=2, prompt_logprobs=True)
+    assert all(
+        reported[-1].finish_reason for reported in finish(engine, [*requests, scored]).values()
+    )
+
+
+# The kernel of GPUs, emulated
+
+
+@pytest.mark.parametrize(("T", "K", "G"), [(1, 2, 2), (8, 2, 1)])
+def test_ragged_attention_is_attention(T, K, G):
+    draw, (L, B, S, H), R = np.random.default_rng(0), (2, 5, 256, 64), 3
+    k, v = (jnp.asarray(draw.normal(size=(L, B, K, S, H)), jnp.float32) for _ in "kv")
+    q = jnp.asarray(draw.normal(size=(R, T, K * G, H)), jnp.float32)
+    rows, starts, layer = jnp.array([3, 0, 4]), jnp.array([70, 0, 200]), jnp.int32(1)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts)
+    past = np.arange(S) >= np.asarray(starts + T)[:, None]  # what must not be read
+    spoilt = np.array(k)
+    for row, hidden in zip(rows.tolist(), past, strict=True):
+        spoilt[:, row, :, hidden] = 1e9
+    got = ragged_attention.attend(q, jnp.asarray(spoilt), v, layer, rows, starts, interpret=True)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    nothing = ragged_attention.attend(q, k, v, layer, rows, starts * 0 - T, interpret=True)
+    assert not np.asarray(nothing).any(), "a row without tokens"
+
+
+def test_ragged_attention_is_compiled_for_gpus():
+    """As far as without a GPU: lowered to Triton."""
+    q, k = jnp.zeros((2, 1, 4, 64), jnp.bfloat16), jnp.zeros((2, 4, 2, 128, 64), jnp.bfloat16)
+    rows = jnp.zeros(2, jnp.int32)
+    traced = jax.jit(ragged_attention.attend).trace(q, k, k, jnp.int32(0), rows, rows)
+    assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
