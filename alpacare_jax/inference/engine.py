@@ -11,6 +11,7 @@ order, which can flip a near tie in bfloat16. `invariant` excludes that, too.
 """
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -243,31 +244,32 @@ class Engine:
 
         False if that is still being computed.
         """
-        order, (common, source) = list(self._rows), self._longest_prefix(slot, row)
-        other = self._rows.get(source)
-        if other and not other.decoding and other.prefilled < common:
-            if order.index(source) < order.index(slot):
-                return False
-        elif common:
-            self._update("copy_row", np.int32(source), np.int32(slot))
-            row.prefilled = common
+        held, source, computed = self._longest_prefix(slot, row)
+        if computed > held:
+            return False
+        if held:
+            if source != slot:
+                self._update("copy_row", np.int32(source), np.int32(slot))
+            row.prefilled = held
+            self._held[slot] = row.prompt[:held]
         if row.sampling.adjusts:
             start = rows.counts_and_bias(row, self.config.vocab_size)
             self._update("set_row", np.int32(slot), *start)
         row.placed = True
         return True
 
-    def _longest_prefix(self, slot: int, row: Row) -> tuple[int, int]:
-        """(tokens, slot) of the longest prefix of the prompt, in whole pieces, that another slot
-        holds or will hold when its own prompt is prefilled."""
-        best = 0, slot
-        for other, held in enumerate(self._held):
-            running = self._rows.get(other)
-            ids = running.prompt if running and not running.decoding else held
-            if other != slot and not row.request.prompt_logprobs:
-                common = rows.shared(row.prompt[:-1], ids)
-                best = max(best, (common, other), key=lambda found: found[0])
-        return best
+    def _longest_prefix(self, slot: int, row: Row) -> tuple[int, int, int]:
+        """Of the longest prefixes of the prompt, in whole pieces: (tokens that a slot holds, the
+        slot, tokens of one that a row before this is still computing)."""
+        if row.request.prompt_logprobs:  # all of it must be computed
+            return 0, slot, 0
+        needed = row.prompt[:-1]  # the last token is computed: the first id follows from it
+        held = [rows.shared(needed, ids) for ids in self._held]
+        source = max(range(self.slots), key=lambda other: held[other])
+        before = itertools.takewhile(lambda other: other != slot, self._rows)
+        pending = (self._rows[other] for other in before if not self._rows[other].decoding)
+        computed = max((rows.shared(needed, other.prompt) for other in pending), default=0)
+        return held[source], source, computed
 
     def _decode(self) -> list[Progress]:
         """Runs a burst of decode steps for the answers that are past their prompt."""
