@@ -75,7 +75,7 @@ class ChatTemplate:
 
     def __init__(self, directory: str | PurePath, tokenizer: Tokenizer):
         """Raises UsageError if the folder has no chat template, ValueError if it is damaged."""
-        self._directory = directory
+        self.directory = directory
         source = _source(epath.Path(directory))
         self.marked = bool(re.search(r"{%[-+]?\s*generation\b", source))
         try:
@@ -98,7 +98,7 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise ValueError(
-                f"the chat template of {self._directory} rejects a conversation: {error}"
+                f"the chat template of {self.directory} rejects a conversation: {error}"
             ) from None
 
     def prompt(self, instruction: str, input: str = "") -> str:
@@ -143,7 +143,7 @@ class ChatTemplate:
 
     def _unusable(self, reason: str) -> ValueError:
         return ValueError(
-            f"the chat template of {self._directory} {reason}, so that it cannot be trained on; "
+            f"the chat template of {self.directory} {reason}, so that it cannot be trained on; "
             "name another template"
         )
 

@@ -79,10 +79,11 @@ class ServedModel:
         try:
             return EncodedPrompt(encode_prompt(example, self.tokenizer, self.template))
         except ValueError as error:
-            place = str(error).replace(f" of {getattr(self.template, '_directory', '')}", "")
-            raise wrong_value(
-                "messages", f"cannot be put into the model's template: {place}"
-            ) from None
+            text = str(error)
+            if isinstance(self.template, ChatTemplate):  # clients learn no path of this machine
+                text = text.replace(f" of {self.template.directory}", "")
+            problem = f"cannot be put into the model's template: {text}"
+            raise wrong_value("messages", problem) from None
 
     def completion_prompt(self, given: str | Sequence[int]) -> EncodedPrompt:
         """A prompt as it is: a text, behind BOS where the tokenizer adds one, or ids."""

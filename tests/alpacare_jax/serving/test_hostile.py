@@ -1,14 +1,19 @@
 """Requests that nobody should send: each gets the right error, and the server stays healthy."""
 
 import asyncio
+import dataclasses
 import json
 import socket
 
 import pytest
 
+from alpacare_jax.data import prompts
+from alpacare_jax.data.chat_template import ChatTemplate
 from alpacare_jax.serving import json_answers
 from alpacare_jax.serving.errors import ApiError
 from alpacare_jax.serving.protocol import chat_call, completion_call
+from alpacare_jax.serving.served_model import ServedModel
+from common.text.conversations import Turn
 from tests.conftest import LIMIT
 from tests.support.served import ServerThread
 
@@ -321,6 +326,20 @@ def test_a_key_is_required_where_one_is_set(source, engine, capfd):
 
 
 # Functions
+
+
+def test_what_a_template_rejects_is_explained_without_a_path(source, tmp_path):
+    model = ServedModel.of(source, "")
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('roles alternate') }}")
+    theirs = ChatTemplate(tmp_path, source.tokenizer)
+    for template, words in (
+        (theirs, "the chat template rejects a conversation: roles alternate"),
+        (prompts.TEMPLATES["medalpaca"], "the template is of one question and its answer"),
+    ):
+        changed = dataclasses.replace(model, template=template)
+        with pytest.raises(ApiError, match=words) as caught:
+            changed.chat_prompt((Turn("user", "a"), Turn("assistant", "b")), "c")
+        assert str(tmp_path) not in str(caught.value) and caught.value.param == "messages"
 
 
 def test_reading_a_request_needs_no_server():
