@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from alpacare_jax.data import batches as data
-    from alpacare_jax.model.config import VARIANTS, LlamaConfig
+    from alpacare_jax.model.config import LlamaConfig
     from alpacare_jax.training.config import RunConfig
 
 LEARNING_RATE = 1e-4
@@ -57,6 +57,7 @@ def _write(checkpoint: str, size: str, folder: Path) -> None:
     from alpacare_jax import convert
     from alpacare_jax.checkpoints import checkpoint as checkpoint_lib
     from alpacare_jax.model import params
+    from alpacare_jax.model.config import VARIANTS
 
     ours = folder / "ours"
     if checkpoint:
