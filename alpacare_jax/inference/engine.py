@@ -118,7 +118,7 @@ class Engine:
         """Forgets a request, wherever it is; it is not reported any more."""
         self._queue = collections.deque(r for r in self._queue if r.index != index)
         for slot in [s for s, row in self._rows.items() if row.request.index == index]:
-            self._release(slot)
+            del self._rows[slot]
 
     def step(self, fill: bool = False) -> list[Progress]:
         """Runs one chunk of prefill, if prompts wait, and one burst of decode steps.
@@ -194,10 +194,6 @@ class Engine:
             limit = min(request.max_new_tokens, self.max_length - len(prompt))
             self._rows[slot] = Row(request, request.sampling or self.sampling, prompt, limit)
 
-    def _release(self, slot: int) -> None:
-        """Frees a slot; what it holds may still be the prefix of another prompt."""
-        del self._rows[slot]
-
     def _update(self, name: str, *arguments: Any) -> None:
         self._state = self._programs(name, 0, self._device_state(), *arguments)
 
@@ -244,7 +240,13 @@ class Engine:
 
         False if that is still being computed.
         """
-        held, source, computed = self._longest_prefix(slot, row)
+        held = computed = 0
+        source = slot
+        if not row.request.prompt_logprobs:  # which need the whole prompt
+            before = itertools.takewhile(lambda other: other != slot, self._rows)
+            pending = [self._rows[other] for other in before if not self._rows[other].decoding]
+            computed, _ = rows.longest_prefix(row, [other.prompt for other in pending])
+            held, source = rows.longest_prefix(row, self._held)
         if computed > held:
             return False
         if held:
@@ -257,19 +259,6 @@ class Engine:
             self._update("set_row", np.int32(slot), *start)
         row.placed = True
         return True
-
-    def _longest_prefix(self, slot: int, row: Row) -> tuple[int, int, int]:
-        """Of the longest prefixes of the prompt, in whole pieces: (tokens that a slot holds, the
-        slot, tokens of one that a row before this is still computing)."""
-        if row.request.prompt_logprobs:  # all of it must be computed
-            return 0, slot, 0
-        needed = row.prompt[:-1]  # the last token is computed: the first id follows from it
-        held = [rows.shared(needed, ids) for ids in self._held]
-        source = max(range(self.slots), key=lambda other: held[other])
-        before = itertools.takewhile(lambda other: other != slot, self._rows)
-        pending = (self._rows[other] for other in before if not self._rows[other].decoding)
-        computed = max((rows.shared(needed, other.prompt) for other in pending), default=0)
-        return held[source], source, computed
 
     def _decode(self) -> list[Progress]:
         """Runs a burst of decode steps for the answers that are past their prompt."""
@@ -303,7 +292,7 @@ class Engine:
         stopped = bool(ids) and ids[-1] in self.eos_ids
         reason = "stop" if stopped else "length" if len(row.ids) == row.limit else None
         if reason:
-            self._release(slot)
+            del self._rows[slot]
         new = ids[:-1] if stopped else ids
         asked = row.request.logprobs
         logprobs = [] if asked is None else logprobs_of(scores, len(ids), asked)

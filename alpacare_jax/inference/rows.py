@@ -100,11 +100,19 @@ def fit(sizes: Sequence[int], count: int) -> int:
     return min(size for size in sizes if size >= count)
 
 
-def shared(a: np.ndarray, b: np.ndarray) -> int:
-    """The number of ids that both begin with, in whole pieces."""
-    n = min(len(a), len(b))
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return (int(differ[0]) if len(differ) else n) // PIECE * PIECE
+def longest_prefix(row: Row, held: Sequence[np.ndarray]) -> tuple[int, int]:
+    """(tokens in whole pieces, number) of the ids that begin with most of the row's prompt.
+
+    The last token is never among them: the first new id follows from its computation.
+    """
+
+    def common(ids: np.ndarray) -> int:
+        n = min(len(row.prompt) - 1, len(ids))
+        differ = np.flatnonzero(row.prompt[:n] != ids[:n])
+        return (int(differ[0]) if len(differ) else n) // PIECE * PIECE
+
+    found = [(common(ids), i) for i, ids in enumerate(held)]
+    return max(found, key=lambda each: each[0], default=(0, 0))
 
 
 def logprobs_of(scores: Mapping[str, np.ndarray], count: int, top: int) -> list[TokenLogprobs]:
