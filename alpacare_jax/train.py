@@ -32,7 +32,7 @@ from alpacare_jax.training.config import RunConfig, profiled_steps
 from alpacare_jax.training.console import Compilations, StartupTimer, log, waiting
 from alpacare_jax.training.evaluation import Evaluation
 from alpacare_jax.training.progress import TrainingProgress
-from alpacare_jax.training.train_step import State, TrainingProgram, attention_kernel
+from alpacare_jax.training.train_step import State, TrainingProgram
 from common import cli, paths, sections
 
 
@@ -85,7 +85,8 @@ def run(
 
     Raises:
       ValueError: bad config, data or checkpoint; OSError: a save failed;
-      FloatingPointError: a loss, weight or moment became NaN or infinite; that is not saved.
+      FloatingPointError: a loss, weight or moment became NaN or infinite, which is not saved; or
+        the attention kernel is wrong.
     """
     stop, startup = StopRequest(), StartupTimer()
     watchdog = processes.Watchdog(step_seconds)
@@ -94,9 +95,11 @@ def run(
     mesh = sharding.make_mesh(run_config.sharding)
     model_config = model_folder.read_config(run_config.model.checkpoint)
     run_config.model.check_variant(model_config)
-    kernel = attention_kernel(model_config, run_config.model, mesh)
+    kernel, passed_over = batching.choose_kernel(run_config, model_config, mesh)
     weights = describe_weights(run_config, model_config)
     log(f"{weights} on {sharding.describe(mesh)}; attention kernel: {kernel}")
+    if passed_over:
+        log(f"no faster attention kernel: {passed_over}")
     startup.end_phase("imports and devices")
     # data
     with waiting("encoding the data"):
@@ -138,6 +141,9 @@ def run(
             with waiting("loading the checkpoint"):
                 state = checkpoints.restore(first, program.abstract_state())
         startup.end_phase("weights")
+        batch = train_data.batch(first)
+        if run_config.train.check_kernel and kernel != "xla":  # which is the definition
+            log(program.check_kernel(state["params"], batch, base))
         # loop
         stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
         progress.start(state)
@@ -145,7 +151,6 @@ def run(
             startup.end_phase("held-out loss")
         trace = processes.Trace(workdir / "profile")
         trace_first, trace_last = profiled_steps(run_config.profile) or (0, 0)
-        batch = train_data.batch(first)
         for step in range(first + 1, num_steps + 1):
             if step == trace_first:
                 trace.start()

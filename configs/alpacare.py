@@ -85,6 +85,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             eval_every=0,
             seed=42,  # transformers' default
             samples=0,
+            check_kernel=True,
             tensorboard=False,
             wandb=False,
         ),

@@ -74,6 +74,7 @@ class Batcher:
     row_groups: int  # devices that the rows of a batch are sharded over
     microbatch_tokens: int  # maximum tokens of a micro-batch per device
     attention_cost: float = 0.0  # see packing.cost
+    bounds: bool = False  # whether steps list the bounds of examples, for `attention.cudnn`
     answers: int = 1  # examples of a record
     references: np.ndarray | None = None  # see TokenStore
 
@@ -192,10 +193,15 @@ class Batcher:
         A = self.shapes[shape]
         if num_micro > A:  # far from the sample: one more compilation
             A = self._max_micro(shape)
+        if self.bounds:
+            rows = packing.deal(rows, num_micro * self.row_groups, shape[1])
         examples = examples_of(chosen, self.answers)
         each = self._store.lengths[examples]
+        arrays = self._store.arrays(chosen, rows, (A, R, T))
+        if self.bounds:
+            arrays["bounds"] = packing.example_bounds(arrays["segments"], shape[1])
         return Step(
-            arrays=self._store.arrays(chosen, rows, (A, R, T)),
+            arrays=arrays,
             num_micro=num_micro,
             num_tokens=int(lengths.sum()),
             num_computed=num_micro * R * T,

@@ -162,3 +162,56 @@ def cheapest_layout(
         if (shape_price := price(shape, len(rows_of(shape[0])))) < best_price:
             best, best_price = shape, shape_price
     return best, rows_of(best[0])
+
+
+def deal(rows: Sequence[list[int]], groups: int, size: int) -> list[list[int]]:
+    """The rows in groups of `size`, each with about as many items, ascending within a group.
+
+    Missing rows are empty, so groups may begin with some.
+
+    >>> deal([[0, 1, 2], [3], [4, 5]], groups=2, size=2)
+    [[], [4, 5], [3], [0, 1, 2]]
+    """
+    ascending = [[] for _ in range(groups * size - len(rows))] + sorted(rows, key=len)
+    return [row for group in range(groups) for row in ascending[group::groups]]
+
+
+def example_bounds(segments: np.ndarray, size: int) -> np.ndarray:
+    """Starts and lengths of the examples of each device's rows, for `attention.cudnn`.
+
+    The padding behind a row's last example is counted to that example: no example sees it. A row
+    without examples is one. The kernel takes a list of a device's examples, M for each row, and -1
+    behind the last. Row b of the list has starts relative to token b T, none negative, so it may
+    hold examples of later rows, not of earlier ones. M is the least that allows it: where rows
+    ascend by their number of examples, their mean. For a device with size = 2 rows of T = 4:
+
+        segments  = [[1, 1, 1, 0],        examples of 4, 1, 1 and 2 tokens
+                     [1, 2, 3, 3]]
+        starts    = [[ 0,  4],            of the first and the second example, from token 0
+                     [ 1,  2]]            of the third and the fourth, from token 4
+        lengths   = [[ 4,  1],
+                     [ 1,  2]]
+
+    Args:
+      segments: [A, R, T], as in `Step`.
+      size: rows of a device in a micro-batch; it divides R.
+
+    Returns:
+      int32 [A, R, M, 2]; M is at least 2, which the packed form of the kernel requires.
+    """
+    A, R, T = segments.shape
+    rows = segments.reshape(-1, T)
+    begins = np.ones(rows.shape, bool)
+    begins[:, 1:] = (rows[:, 1:] != rows[:, :-1]) & (rows[:, 1:] > 0)
+    begins = begins.reshape(-1, size * T)  # by device
+    count = begins.reshape(-1, size, T).sum(axis=2).cumsum(axis=1)
+    needed = int(np.ceil(count / np.arange(1, size + 1)).max())
+    M = next(m * 2**k for k in range(64) for m in (2, 3, 4, 6) if m * 2**k >= needed)
+    bounds = np.full((len(begins), size * M, 2), -1, np.int32)
+    device, token = np.nonzero(begins)
+    number = np.arange(len(device)) - np.searchsorted(device, device)  # within its device
+    ends = np.append(token[1:], 0)
+    ends[np.append(device[1:] != device[:-1], True)] = size * T
+    bounds[device, number, 0] = token - number // M * T
+    bounds[device, number, 1] = ends - token
+    return bounds.reshape(A, R, M, 2)

@@ -227,7 +227,7 @@ def put_flag(flag: bool, mesh: Mesh) -> jax.Array:
 
 
 def placement(
-    shardings: Params, mesh: Mesh, rules: Mapping[str, str], dtype: DTypeLike, kernel: str
+    shardings: Params, mesh: Mesh, dtype: DTypeLike, kernel: attention.Kernel
 ) -> Placement:
     """Activations stay where they are; weights are all-gathered, gradients reduce-scattered.
 
@@ -250,7 +250,9 @@ def placement(
             if isinstance(weight, Quantised):  # gathered as it is, which is fewer bytes
                 return jax.tree.map(lambda x, s: _all_gather(x, s, 1), weight, sharding)
             # Vectors are few bytes, and norms use them in float32.
-            return _all_gather(weight.astype(dtype) if weight.ndim > 1 else weight, sharding, 1)
+            if weight.ndim > 1 and not _is_whole(sharding):
+                weight = weight.astype(dtype)
+            return _all_gather(weight, sharding, 1)
 
         return jax.tree.map(
             gather,
@@ -259,17 +261,34 @@ def placement(
             is_leaf=lambda node: isinstance(node, Quantised),
         )
 
-    kernels = {
-        "xla": attention.xla,
-        "cudnn": attention.cudnn,
-        "splash": attention.splash(mesh, BATCH_AXES, rules["heads"] or None),
-    }
     return Placement(
         constrain_rows,
         gather_layer,
         gather_head=lambda head_VD: _all_gather(head_VD, head, 0),
-        kernel=kernels[kernel],
+        kernel=kernel,
+        unroll=_unrolls(mesh, shardings),
     )
+
+
+def _unrolls(mesh: Mesh, shardings: Params) -> bool:
+    """Whether layers are compiled one by one: on one GPU.
+
+    There a loop copies what is kept of each layer to a stack and back. TPUs use stacks in place,
+    and a CPU is slow to compile. Unrolled, XLA keeps each layer's weights as the forward pass has
+    them for the backward pass: in the compute dtype, which is wanted, but also gathered or
+    dequantised, which is not.
+    """
+    quantised = any(
+        isinstance(node, Quantised)
+        for node in jax.tree.leaves(shardings, is_leaf=lambda node: isinstance(node, Quantised))
+    )
+    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    return on_gpu and mesh.size == 1 and not quantised
+
+
+def _is_whole(sharding: NamedSharding) -> bool:
+    """Whether a device holds a weight in full as far as the batch axes go."""
+    return not any(sharding.mesh.shape[axis] > 1 for axis in BATCH_AXES if axis in sharding.spec)
 
 
 def _all_gather(weight: jax.Array, sharding: NamedSharding, num_dropped: int) -> jax.Array:
@@ -277,10 +296,10 @@ def _all_gather(weight: jax.Array, sharding: NamedSharding, num_dropped: int) ->
 
     num_dropped: leading axes of `sharding` that `weight` lacks, being one layer of a stack.
     """
+    if _is_whole(sharding):
+        return weight
     sharded = PartitionSpec(*sharding.spec[num_dropped:])
     gathered = PartitionSpec(*[None if axis in BATCH_AXES else axis for axis in sharded])
-    if sharded == gathered:
-        return weight
     mesh = sharding.mesh
 
     @jax.custom_vjp

@@ -4,20 +4,24 @@ A kernel maps a batch's segments and positions to a function `attend(q, k, v)`. 
 token attend to another example of its row.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
+from alpacare_jax.model import layers
+
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(q_BTNH, k_BSKH, v_BSKH) -> o_BTNH."""
 Kernel = Callable[[jax.Array, jax.Array], Attend]
 """(segments_BT, positions_BT) -> Attend."""
 
-KERNELS = ("auto", "xla", "splash", "cudnn")
+KERNELS = ("auto", "xla", "splash", "cudnn", "cudnn_mask")
 
 MASKED_SCORE = -1e30  # finite, so that a query with no visible key gives a mean, not NaN
 
@@ -57,30 +61,108 @@ def attend(
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def choose_kernel(name: str, platform: str, dtype: DTypeLike, head_dim: int) -> str:
-    """The kernel to run; `auto` is splash on TPU and cuDNN on GPU where supported, else XLA.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What decides which kernels can run."""
+
+    platform: str  # of the devices: cpu, tpu, gpu
+    dtype: DTypeLike
+    head_dim: int
+    elements: int = 0  # of the queries of a micro-batch on one device
+    capability: tuple[int, int] = (0, 0)  # compute capability of the GPUs
+    cudnn: int = 0  # its version, as 91002 for 9.10.2
+
+
+def compute_capability(device: Any) -> tuple[int, int]:
+    """Of a GPU, (9, 0) on Hopper.
+
+    (8, 0) of a card that is only described: JAX traces the packed form beside a Hopper card alone.
+    """
+    major, minor = str(getattr(device, "compute_capability", "8.0")).split(".")
+    return int(major), int(minor)
+
+
+def cudnn_version() -> int:
+    """Of the library that JAX loads, as 91002 for 9.10.2; 0 without one."""
+    from jax._src.lib import cuda_versions
+
+    try:
+        return cuda_versions.cudnn_get_version() if cuda_versions else 0
+    except RuntimeError:  # it finds none
+        return 0
+
+
+def _requirements(kernel: str, s: Setting) -> list[tuple[bool, str]]:
+    """(whether it is met, what it is), the platform first.
+
+    Sources: `make_splash_mha`; `check_is_flash_attention` of jax 0.10.2 and 0.11.2; the packed form
+    is known to be right from cuDNN 9.6 on, and its offsets are int32 element numbers.
+    """
+    on_gpu = [
+        (s.platform in ("gpu", "cuda"), "a GPU"),
+        (jnp.dtype(s.dtype).itemsize == 2, "bfloat16"),
+        (s.head_dim <= 128 and s.head_dim % 8 == 0, "a head_dim of at most 128, a multiple of 8"),
+    ]
+    return {
+        "splash": [
+            (s.platform == "tpu", "a TPU"),
+            (s.head_dim % 128 == 0, "a head_dim that is a multiple of 128"),
+        ],
+        "cudnn": [
+            *on_gpu,
+            (s.capability >= (9, 0), "compute capability 9.0"),
+            (s.cudnn >= 90600, "cuDNN 9.6"),
+            (s.elements < 2**31, "queries of less than 2^31 elements on a device"),
+        ],
+        "cudnn_mask": [*on_gpu, (s.capability >= (8, 0), "compute capability 8.0")],
+        "xla": [],
+    }[kernel]
+
+
+def choose_kernel(name: str, setting: Setting) -> tuple[str, str]:
+    """The kernel to run, and why `auto` passed over a faster one for this platform, else "".
+
+    `auto` is splash on TPU, on GPU cuDNN with the bounds of examples, or with a mask; else XLA.
 
     Raises:
       ValueError: the requested kernel is not supported here; it is never replaced silently.
     """
-    two_bytes = jnp.dtype(dtype).itemsize == 2
-    supported = {
-        "splash": platform == "tpu" and head_dim % 128 == 0,
-        "cudnn": platform in ("gpu", "cuda") and two_bytes and head_dim <= 128,
-        "xla": True,
-    }
-    if name == "auto":
-        return next(kernel for kernel in supported if supported[kernel])
-    if not supported[name]:
-        required = {
-            "splash": "a TPU and a head_dim that is a multiple of 128",
-            "cudnn": "a GPU, bfloat16 and a head_dim of at most 128",
-        }
-        raise ValueError(
-            f"model.attention {name} requires {required[name]}, not {platform}, "
-            f"{jnp.dtype(dtype)} and {head_dim}; choose xla or auto"
-        )
-    return name
+    passed_over = []
+    for kernel in ("splash", "cudnn", "cudnn_mask", "xla") if name == "auto" else [name]:
+        requirements = _requirements(kernel, setting)
+        missing = [text for met, text in requirements if not met]
+        if not missing:
+            return kernel, "; ".join(passed_over)
+        if requirements[0][0]:
+            passed_over.append(f"{kernel} requires {', '.join(missing)}")
+    required = ", ".join(text for _, text in _requirements(name, setting))
+    raise ValueError(
+        f"model.attention {name} requires {required}, which is not so here ({setting}); choose xla "
+        "or auto"
+    )
+
+
+def make_kernel(
+    name: str,
+    mesh: Mesh,
+    rows: tuple[str, ...],
+    heads: str | None,
+    bounds_BM2: jax.Array | None = None,
+) -> Kernel:
+    """The kernel of this name.
+
+    Args:
+      mesh, rows, heads: the mesh axes that rows and heads are sharded over; each device runs the
+        kernel on its own shard.
+      bounds_BM2: of the rows' examples, which `cudnn` requires.
+    """
+    if name == "cudnn":
+        if bounds_BM2 is None:
+            raise ValueError("the kernel cudnn requires the bounds of the examples")
+        return cudnn(mesh, rows, heads, bounds_BM2)
+    if name == "splash":
+        return splash(mesh, rows, heads)
+    return {"xla": xla, "cudnn_mask": cudnn_mask}[name]
 
 
 def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
@@ -88,16 +170,70 @@ def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     return functools.partial(attend, mask_BTS=attention_mask(segments_BT, positions_BT))
 
 
-def cudnn(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
-    """cuDNN's fused attention with an explicit mask: lengths alone cannot separate examples."""
-    mask_B1TT = attention_mask(segments_BT, positions_BT)[:, None]
+def cudnn_mask(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
+    """cuDNN's fused attention with a mask of segments, which it reads in full.
+
+    Rows as training makes them: within a segment, row order is position order.
+    """
+    del positions_BT
+    same_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
 
     def attend_rows(q_BTNH, k_BTKH, v_BTKH):
         return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, implementation="cudnn"
+            q_BTNH, k_BTKH, v_BTKH, mask=same_B1TT, is_causal=True, implementation="cudnn"
         )
 
     return attend_rows
+
+
+def cudnn(mesh: Mesh, rows: tuple[str, ...], heads: str | None, bounds_BM2: jax.Array) -> Kernel:
+    """cuDNN's fused attention of packed examples, which skips what no example holds.
+
+    Args:
+      mesh, rows, heads: as for `make_kernel`.
+      bounds_BM2: of the examples, as `packing.example_bounds` lays them out for each device.
+    """
+    sharded = PartitionSpec(rows, None, heads, None)
+    attend_rows = fused_attention
+    if mesh.size > 1:
+        attend_rows = jax.shard_map(
+            fused_attention,
+            mesh=mesh,
+            in_specs=(sharded, sharded, sharded, PartitionSpec(rows)),
+            out_specs=sharded,
+            check_vma=False,  # the primitive's outputs do not say what they vary over
+        )
+
+    def kernel_of_rows(segments_BT, positions_BT):
+        del segments_BT, positions_BT
+        return lambda q, k, v: attend_rows(q, k, v, bounds_BM2)
+
+    return kernel_of_rows
+
+
+def fused_attention(q_BTNH, k_BTKH, v_BTKH, bounds_BM2) -> jax.Array:
+    """cuDNN's causal attention within the examples that `bounds_BM2` lists: starts and lengths.
+
+    The only use of JAX's private interface; tried with jax 0.10.2 (traced) and 0.11.2 (H200, cuDNN
+    9.19). Its offsets [B, M + 1] are starts with -1 behind the last: where an end offset follows,
+    as the size suggests, every row but the first comes out as garbage, without an error.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    starts = jnp.pad(bounds_BM2[..., 0], ((0, 0), (0, 1)), constant_values=-1)
+    lengths = bounds_BM2[..., 1]
+    out: Any = fused.dot_product_attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        q_seqlen=lengths,
+        kv_seqlen=lengths,
+        q_offsets=starts,
+        kv_offsets=starts,
+        scale=q_BTNH.shape[-1] ** -0.5,
+        mask_type=fused.MaskType.PADDING_CAUSAL,
+    )
+    return out
 
 
 def splash(
@@ -106,8 +242,7 @@ def splash(
     """The TPU's flash attention with segment ids (Pallas): scores never reach main memory.
 
     Args:
-      mesh, rows, heads: the mesh axes that rows and heads are sharded over; each device runs the
-        kernel on its own shard.
+      mesh, rows, heads: as for `make_kernel`.
       interpret: emulate the kernel without a TPU, slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
@@ -132,6 +267,7 @@ def splash(
             ),
             head_shards=1,
             q_seq_shards=1,
+            residual_checkpoint_name=layers.ATTENDED,
             interpret=interpret,
         )
         ids = kernels.SegmentIds(q=segments_T, kv=segments_T)

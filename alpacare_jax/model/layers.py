@@ -1,36 +1,63 @@
 """Runs the stacked layers, and accumulates their gradients over micro-batches in place.
 
 Naive accumulation holds two gradient trees, the running sum and the next addend: 27 GB each for a
-7B model in float32. Under remat `full`, the backward pass here adds each layer's gradient to the
-running sum in place, so only one tree exists.
+7B model in float32. The backward pass here adds each layer's gradient to the running sum in place,
+so only one tree exists, whatever is kept of the forward pass.
 
 It does so by returning sum + gradient as "the gradient" of the stacked parameters. For two layers
 x -> w * x, applied to x = 1 (a test repeats the columns):
 
     layer              =   0   1
     stacked            = [ 2,  3]    the parameters w; the output is 3 * 2 * 1 = 6
-    inputs             = [ 1,  2]    of each layer; all that the forward pass keeps
+    inputs             = [ 1,  2]    of each layer; under remat `full` all that is kept
     gradient           = [ 3,  2]    of the output with respect to w
     accumulated_grads  = [10, 20]    of the preceding micro-batches
     returned by grad   = [13, 22]
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Literal
+
+PROJECTED = "projected"
+"""Name of a layer's projections where the backward pass needs them; see `keep`."""
+
+ATTENDED = "attended"
+"""Name of the output of attention, and of the softmax statistics its kernel keeps."""
+
+_named = jax.checkpoint_policies.save_only_these_names
+_FUSED_ATTENTION = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
+
+
+def _keeps_context(primitive, *inputs, **parameters):
+    """cuDNN's kernel names none of its outputs, so it is known by its primitives."""
+    named = _named(PROJECTED, ATTENDED)(primitive, *inputs, **parameters)
+    return primitive.name in _FUSED_ATTENTION or named
+
 
 REMAT_POLICIES = {
-    "none": None,
+    "none": jax.checkpoint_policies.everything_saveable,
+    "context": _keeps_context,
+    "dots": _named(PROJECTED),
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""What is saved of each layer for the backward pass: everything, nothing, or projection outputs."""
+"""What is kept of each layer for the backward pass, from most memory to least: everything;
+projections and what attention returns, so that its forward pass never runs twice; projections;
+only the layer's input."""
 
 Layer = Callable[..., jax.Array]
 """(x_MD, one layer's parameters, and of each further tree one layer's part) -> x_MD"""
+
+
+def keep(x: jax.Array, name: str) -> jax.Array:
+    """`x`, kept for the backward pass by the policies that know the name."""
+    return checkpoint_name(x, name)
 
 
 def run(
@@ -40,6 +67,7 @@ def run(
     remat: str,
     accumulated_grads: Any = None,
     frozen: tuple[Any, ...] = (),
+    unroll: bool = False,
 ) -> jax.Array:
     """Applies `layer` with each of the stacked parameters [L, ...] in turn.
 
@@ -48,60 +76,136 @@ def run(
       accumulated_grads: gradients of the preceding micro-batches, a tree like `stacked`. They are
         added to the gradient that differentiation returns for `stacked`.
       frozen: further trees [L, ...] that `layer` takes; they get no gradient.
+      unroll: compile each layer by itself instead of a loop over them.
     """
-    if accumulated_grads is not None and remat == "full":
-        return _run_accumulating(layer, x_MD, stacked, accumulated_grads, frozen)
-    if accumulated_grads is not None:
-        stacked = _add_to_gradient(stacked, accumulated_grads)
     if remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return _scan(layer, x_MD, stacked, frozen)
+    if accumulated_grads is None:
+        return _scan(layer, unroll, x_MD, (stacked, *frozen))
+    return _run_accumulating(layer, unroll, x_MD, stacked, accumulated_grads, frozen)
 
 
-def _scan(layer: Layer, x_MD: jax.Array, stacked: Any, frozen: tuple[Any, ...]) -> jax.Array:
-    return jax.lax.scan(lambda x, each: (layer(x, *each), None), x_MD, (stacked, *frozen))[0]
+def _loop(
+    step: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    stacked: Any,
+    outputs: Any = None,
+    *,
+    unroll: bool,
+    reverse: bool = False,
+) -> tuple[Any, Any]:
+    """Carries through `step(carry, stacked, output, number) -> carry, output` of each layer.
+
+    Args:
+      outputs: of an earlier loop, passed on layer by layer. Those of a loop that is unrolled are a
+        list, which spares stacking them, else they are stacked.
+    """
+    length = len(jax.tree.leaves(stacked)[0])
+    if not unroll:
+        scanned = stacked, outputs, jnp.arange(length)
+        return jax.lax.scan(lambda carry, each: step(carry, *each), carry, scanned, reverse=reverse)
+    found = []
+    for i in reversed(range(length)) if reverse else range(length):
+        part = jax.tree.map(lambda x, i=i: x[i], stacked)
+        carry, output = step(carry, part, outputs[i] if outputs else None, i)
+        found.append(output)
+    return carry, found
 
 
-@jax.custom_vjp
-def _add_to_gradient(stacked, accumulated_grads):
-    """Identity on `stacked`, whose gradient comes back with `accumulated_grads` added."""
+def _scan(layer: Layer, unroll: bool, x_MD: jax.Array, stacked: tuple[Any, ...]) -> jax.Array:
+    def step(x_MD, each, *_):
+        return layer(x_MD, *each), None
+
+    return _loop(step, x_MD, stacked, unroll=unroll)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run_accumulating(layer, unroll, x_MD, stacked, accumulated_grads, frozen):
     del accumulated_grads
-    return stacked
+    return _scan(layer, unroll, x_MD, (stacked, *frozen))
 
 
-_add_to_gradient.defvjp(
-    lambda stacked, accumulated_grads: (stacked, accumulated_grads),
-    lambda accumulated_grads, gradient: (jax.tree.map(jnp.add, accumulated_grads, gradient), None),
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["kept", "constants"],
+    meta_fields=["structure", "sources"],
 )
+@dataclasses.dataclass
+class _Pullbacks:
+    """The backward functions of all layers, without what the layers were given anyway.
+
+    A backward function is a tree whose leaves are arrays. Those that are parameters of its layer
+    would be a second copy of them, those that are the same for all layers a copy for each.
+    """
+
+    kept: Any  # what each layer computed: outputs of `_loop`
+    constants: list[jax.Array]  # of all layers, such as rotary angles
+    structure: Any  # of the tree
+    sources: tuple[tuple[str, int], ...]  # of each leaf: ("kept" | "constant" | "given", number)
+
+    def of_layer(self, kept: list[jax.Array], given: list[jax.Array]) -> Callable[..., Any]:
+        """The backward function of the layer with these leaves."""
+        leaves = {"kept": kept, "constant": self.constants, "given": given}
+        return self.structure.unflatten([leaves[kind][i] for kind, i in self.sources])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run_accumulating(layer, x_MD, stacked, accumulated_grads, frozen):
-    del accumulated_grads
-    return _scan(layer, x_MD, stacked, frozen)
-
-
-def _forward_rule(layer, x_MD, stacked, accumulated_grads, frozen):
+def _forward_rule(layer, unroll, x_MD, stacked, accumulated_grads, frozen):
     scanned = (stacked, *frozen)
-    x_MD, inputs_LMD = jax.lax.scan(lambda x, each: (layer(x, *each), x), x_MD, scanned)
-    return x_MD, (inputs_LMD, stacked, accumulated_grads, frozen)
+    structure = None
+
+    def linearised(x_MD, given):
+        nonlocal structure
+        params, *others = given
+        x_MD, pullback = jax.vjp(lambda x, params: layer(x, params, *others), x_MD, params)
+        leaves, structure = jax.tree.flatten(pullback)
+        return x_MD, leaves
+
+    # Traced once by itself, to see where each leaf comes from.
+    first = jax.tree.map(lambda leaf: jax.typeof(leaf[0]), scanned)
+    traced = jax.make_jaxpr(linearised)(x_MD, first)
+    inputs = traced.jaxpr.invars[1:]  # the layer's input differs from layer to layer
+    sources, constants, kept = [], [], []
+    for number, leaf in enumerate(traced.jaxpr.outvars[1:]):
+        if isinstance(leaf, Literal):
+            sources.append(("constant", len(constants)))
+            constants.append(jnp.asarray(leaf.val))
+        elif leaf in traced.jaxpr.constvars:
+            sources.append(("constant", len(constants)))
+            constants.append(traced.consts[traced.jaxpr.constvars.index(leaf)])
+        elif leaf in inputs:
+            sources.append(("given", inputs.index(leaf)))
+        else:
+            sources.append(("kept", len(kept)))
+            kept.append(number)
+
+    def step(x_MD, given, *_):
+        x_MD, leaves = linearised(x_MD, given)
+        return x_MD, [leaves[number] for number in kept]
+
+    x_MD, outputs = _loop(step, x_MD, scanned, unroll=unroll)
+    pullbacks = _Pullbacks(outputs, constants, structure, tuple(sources))
+    return x_MD, (pullbacks, stacked, accumulated_grads, frozen)
 
 
-def _backward_rule(layer, residuals, gradient_MD):
-    inputs_LMD, stacked, accumulated_grads, frozen = residuals
+def _backward_rule(layer, unroll, residuals, gradient_MD):
+    del layer
+    pullbacks, stacked, accumulated_grads, frozen = residuals
 
-    def step(carry, scanned):
+    def step(carry, given, kept, i):
         gradient_MD, accumulated = carry
-        x_MD, params, others, i = scanned
-        _, vjp = jax.vjp(lambda x, params: layer(x, params, *others), x_MD, params)
-        gradient_MD, param_grads = vjp(gradient_MD)
+        if unroll:
+            # Else XLA would find the recomputation in the forward pass, and keep what remat drops.
+            gradient_MD, kept, i = jax.lax.optimization_barrier((gradient_MD, kept, jnp.int32(i)))
+        pullback = pullbacks.of_layer(kept, jax.tree.leaves(given))
+        gradient_MD, param_grads = pullback(gradient_MD)
         # Carried, not scanned over, so that XLA updates it in place.
         accumulated = jax.tree.map(lambda acc, g: acc.at[i].add(g), accumulated, param_grads)
         return (gradient_MD, accumulated), None
 
-    scanned = (inputs_LMD, stacked, frozen, jnp.arange(len(inputs_LMD)))
     start = (gradient_MD, accumulated_grads)
-    (gradient_MD, accumulated_grads), _ = jax.lax.scan(step, start, scanned, reverse=True)
+    (gradient_MD, accumulated_grads), _ = _loop(
+        step, start, (stacked, *frozen), pullbacks.kept, unroll=unroll, reverse=True
+    )
     return gradient_MD, accumulated_grads, None, None
 
 

@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 from alpacare_jax.model import attention, layers
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.dropout import Dropout
+from alpacare_jax.model.layers import ATTENDED, PROJECTED
 from alpacare_jax.model.projections import Projection, join, optional_param
 
 Params = dict[str, Any]
@@ -50,6 +51,8 @@ class Placement:
     """All-gathers the output embedding."""
     kernel: attention.Kernel = attention.xla
     """Attention over packed rows."""
+    unroll: bool = False
+    """Whether layers are compiled one by one; see `layers.run`."""
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
@@ -111,7 +114,8 @@ class Attention(nnx.Module):
 
         q_MNH, k_MKH, v_MKH = (f(x_MD, dropout) for f in (self.q, self.k, self.v))
         q_BTNH, k_BTKH = (apply_rope(split_rows(x), rope) for x in (q_MNH, k_MKH))
-        return q_BTNH, k_BTKH, split_rows(v_MKH)
+        q, k, v = (layers.keep(x, PROJECTED) for x in (q_BTNH, k_BTKH, split_rows(v_MKH)))
+        return q, k, v
 
     def project_output(self, o_BTNH: jax.Array, dropout: Dropout | None) -> jax.Array:
         """The attended values of all heads, projected back to x_MD."""
@@ -126,7 +130,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_MD: jax.Array, dropout: Dropout | None) -> jax.Array:
         """x_MD -> x_MD."""
-        h_MF = jax.nn.silu(self.gate(x_MD, dropout)) * self.up(x_MD, dropout)
+        gate_MF, up_MF = (layers.keep(f(x_MD, dropout), PROJECTED) for f in (self.gate, self.up))
+        h_MF = jax.nn.silu(gate_MF) * up_MF
         return self.down(h_MF, dropout)
 
 
@@ -147,7 +152,9 @@ class Block(nnx.Module):
         eps, B = self.config.rms_norm_eps, rope[0].shape[0]
         normed = rms_norm(x_MD, self.input_layernorm[...], eps)
         attended = attend(*self.self_attn.project_qkv(normed, rope, B, dropout))
+        attended = layers.keep(attended, ATTENDED)
         x_MD = x_MD + self.self_attn.project_output(attended, dropout)
+        x_MD = layers.keep(x_MD, PROJECTED)
         normed = rms_norm(x_MD, self.post_attention_layernorm[...], eps)
         return x_MD + self.mlp(normed, dropout)
 
@@ -216,8 +223,19 @@ class Llama(nnx.Module):
             remat,
             accumulated_grads,
             (self.frozen, numbers),
+            self.placement.unroll,
         )
         return self._final_norm(x_MD).reshape(*tokens_BT.shape, -1)
+
+    def first_qkv(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of the first layer; see `kernel_check`."""
+        first = jax.tree.map(lambda stacked: stacked[0], self.layers)
+        block = Block(self.placement.gather_layer(first), self.config)
+        eps, rope = self.config.rms_norm_eps, rope_angles(self.config, positions_BT)
+        normed = rms_norm(self._embed(tokens_BT), block.input_layernorm[...], eps)
+        return block.self_attn.project_qkv(normed, rope, len(tokens_BT), None)
 
     def _make_layer(
         self, positions_BT: jax.Array, segments_BT: jax.Array, dropout: Dropout | None = None

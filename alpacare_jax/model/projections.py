@@ -39,21 +39,38 @@ def optional_param(params: Mapping[str, Any], name: str) -> nnx.Param | None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: jax.Array, weight: Quantised, name: str) -> jax.Array:
-    """x W of a projection that is not trained.
+def _product(x: jax.Array, weight: Any, name: str) -> jax.Array:
+    """x W of a projection whose weights are stored in another form than `x`.
 
-    The backward pass dequantises W again, whatever remat would keep: it is larger than activations.
+    The backward pass converts W again, whatever remat would keep: it is larger than activations.
+    The gradient of a master weight is not rounded to the dtype of `x` on its way.
     """
     i, o = PROJECTIONS[name]
     return jnp.einsum(f"M{i},{i}{o}->M{o}", x, weight.astype(x.dtype))
 
 
-def _product_backward(name: str, weight: Quantised, gradient: jax.Array):
+def _product_backward(name: str, residuals: tuple[Any, Any], gradient: jax.Array):
+    x, weight = residuals
     i, o = PROJECTIONS[name]
-    return jnp.einsum(f"M{o},{i}{o}->M{i}", gradient, weight.astype(gradient.dtype)), None
+    of_x = jnp.einsum(f"M{o},{i}{o}->M{i}", gradient, weight.astype(gradient.dtype))
+    if isinstance(weight, Quantised):
+        return of_x, None
+    product = functools.partial(jnp.einsum, f"M{i},M{o}->{i}{o}")
+    of_weight = jax.lax.platform_dependent(
+        x,
+        gradient,
+        # XLA's CPU back end does not know every product of bfloat16 with a float32 result.
+        cpu=lambda x, gradient: product(x, gradient).astype(weight.dtype),
+        default=functools.partial(product, preferred_element_type=weight.dtype),
+    )
+    return of_x, of_weight
 
 
-_product.defvjp(lambda x, weight, name: (_product(x, weight, name), weight), _product_backward)
+def _product_forward(x: jax.Array, weight: Any, name: str):
+    return _product(x, weight, name), (None if isinstance(weight, Quantised) else x, weight)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Projection(nnx.Module):
@@ -70,10 +87,10 @@ class Projection(nnx.Module):
         """`x` has the axes M and those of the input; only what A reads is dropped."""
         i, o = PROJECTIONS[self.name]
         dtype = x.dtype
-        if isinstance(self.weight, Quantised):
+        if isinstance(self.weight, Quantised) or self.weight.dtype != dtype:
             y: Any = _product(x, self.weight, self.name)
         else:
-            y = jnp.einsum(f"M{i},{i}{o}->M{o}", x, self.weight.astype(dtype))
+            y = jnp.einsum(f"M{i},{i}{o}->M{o}", x, self.weight)
         if self.bias is not None:
             y += self.bias[...].astype(dtype)
         if self.lora_a is not None and self.lora_b is not None:

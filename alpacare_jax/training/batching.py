@@ -4,12 +4,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import model_folder
 from alpacare_jax.data import batches, chat_template, encoding, pairs
 from alpacare_jax.distributed import sharding
-from alpacare_jax.model import params
+from alpacare_jax.model import attention, llama, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.training.config import RunConfig
 from common import records
@@ -91,6 +92,28 @@ def make_batcher(
         row_groups=sharding.batch_groups(mesh),
         microbatch_tokens=run_config.train.microbatch_tokens,
         # Attention over a full row of T costs 12 L N H T FLOPs per token, the parameters 6 P.
+        bounds=choose_kernel(run_config, model_config, mesh)[0] == "cudnn",
         attention_cost=2 * sizes["L"] * sizes["N"] * sizes["H"] / params.count(model_config),
         answers=run_config.preference.answers,
     )
+
+
+def compute_dtype(run_config: RunConfig, mesh: Mesh) -> jnp.dtype:
+    """What a run computes in."""
+    return llama.compute_dtype(run_config.model.dtype, mesh.devices.flat[0].platform)
+
+
+def choose_kernel(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) -> tuple[str, str]:
+    """The attention kernel of a run, and why no faster one; see `attention.choose_kernel`."""
+    sizes, device = model_config.sizes, mesh.devices.flat[0]
+    row = max(run_config.train.microbatch_tokens, run_config.data.max_row_length)
+    on_gpu = device.platform in ("gpu", "cuda")
+    setting = attention.Setting(
+        device.platform,
+        compute_dtype(run_config, mesh),
+        sizes["H"],
+        elements=row * sizes["N"] * sizes["H"],
+        capability=attention.compute_capability(device) if on_gpu else (0, 0),
+        cudnn=attention.cudnn_version() if on_gpu else 0,
+    )
+    return attention.choose_kernel(run_config.model.attention, setting)

@@ -27,7 +27,7 @@ class BaseModelConfig:
     dtype: str  # compute dtype: float32, bfloat16, or auto (float32 on CPU, else bfloat16)
     remat: str  # recomputed in the backward pass, from most memory to least: none, context (all but
     # projections and attention), dots (all but projections), full; auto: the fastest that fits
-    attention: str  # kernel: auto, xla, splash (TPU) or cudnn (GPU)
+    attention: str  # kernel: auto, xla, splash (TPU), cudnn or cudnn_mask (GPU)
     loss_tokens: int  # tokens whose logits a device holds at a time
 
     def __post_init__(self):
@@ -74,6 +74,7 @@ class TrainConfig:
     eval_every: int  # steps between evaluations; 0: at the start and the end only
     seed: int  # of the data order and the choice of held-out examples
     samples: int  # held-out prompts answered at each evaluation, for report.html; 0: none
+    check_kernel: bool  # before step 1, compare the attention kernel with its definition
     tensorboard: bool  # also write TensorBoard files (extra [tensorboard])
     wandb: bool  # also send the metrics to Weights & Biases (extra [wandb])
 

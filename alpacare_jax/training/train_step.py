@@ -12,15 +12,16 @@ from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint
 from alpacare_jax.checkpoints.frozen import FrozenBase
+from alpacare_jax.data.token_store import Step
 from alpacare_jax.distributed import sharding
-from alpacare_jax.model import attention, llama, projections
+from alpacare_jax.model import attention, kernel_check, llama, projections
 from alpacare_jax.model import loss as loss_lib
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.dropout import Dropout, mix_bits, token_keys
 from alpacare_jax.model.llama import Params
-from alpacare_jax.training import offload, optimizers, preference
-from alpacare_jax.training.config import BaseModelConfig, RunConfig
+from alpacare_jax.training import batching, offload, optimizers, preference
+from alpacare_jax.training.config import RunConfig
 
 State = dict[str, Any]
 """{"params": float32 master weights, "opt_state": optax state} of what is trained, the model or an
@@ -34,13 +35,6 @@ StepReport = dict[str, jax.Array]
 
 ACCUMULATE = "accumulate"
 """Name of the loop over micro-batches in compiled programs; `plan` looks for it."""
-
-
-def attention_kernel(model_config: LlamaConfig, base: BaseModelConfig, mesh: Mesh) -> str:
-    """The attention kernel that a run uses; see `attention.choose_kernel`."""
-    platform = mesh.devices.flat[0].platform
-    dtype = llama.compute_dtype(base.dtype, platform)
-    return attention.choose_kernel(base.attention, platform, dtype, model_config.head_dim)
 
 
 def accumulate(
@@ -70,6 +64,18 @@ class TrainingProgram:
     run_config: RunConfig
     num_steps: int  # of the learning-rate schedule
     mesh: Mesh
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The compute dtype."""
+        return batching.compute_dtype(self.run_config, self.mesh)
+
+    def kernel(self, micro: Batch) -> attention.Kernel:
+        """Attention over the rows of a micro-batch."""
+        name, _ = batching.choose_kernel(self.run_config, self.model_config, self.mesh)
+        heads = self.run_config.sharding.rules["heads"] or None
+        bounds = micro.get("bounds")
+        return attention.make_kernel(name, self.mesh, sharding.BATCH_AXES, heads, bounds)
 
     @cached_property
     def adapter(self) -> params_lib.Adapter | None:
@@ -226,17 +232,7 @@ class TrainingProgram:
     ) -> tuple[jax.Array, jax.Array, int]:
         """Final hidden states, the output embedding, and how long the chunks of the loss are."""
         model, lora = self.run_config.model, self.run_config.lora
-        dtype = llama.compute_dtype(model.dtype, self.mesh.devices.flat[0].platform)
-        kernel = attention_kernel(self.model_config, model, self.mesh)
-        shardings = projections.join(self.base_shardings, self.state_shardings["params"])
-        rules = self.run_config.sharding.rules
-        placement = sharding.placement(shardings, self.mesh, rules, dtype, kernel)
-        if base:
-            module = llama.Llama(
-                base, self.model_config, dtype, placement, adapter=params, scaling=lora.scaling
-            )
-        else:
-            module = llama.Llama(params, self.model_config, dtype, placement)
+        module = self._module(params, micro, base)
         places = micro["tokens"], micro["positions"], micro["segments"]
         dropout = None
         if base and lora.dropout and step is not None:
@@ -250,6 +246,16 @@ class TrainingProgram:
     def steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
         """`make_steps`, once: what has been compiled of them is not compiled again."""
         return self.make_steps()
+
+    def _module(self, params: Params, micro: Batch, base: Params | None) -> llama.Llama:
+        """The model for the rows of a micro-batch, of what is trained and what is frozen."""
+        shardings = projections.join(self.base_shardings, self.state_shardings["params"])
+        placement = sharding.placement(shardings, self.mesh, self.dtype, self.kernel(micro))
+        settings = self.model_config, self.dtype, placement
+        if not base:
+            return llama.Llama(params, *settings)
+        scaling = self.run_config.lora.scaling
+        return llama.Llama(base, *settings, adapter=params, scaling=scaling)
 
     def make_steps(self) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
         """The two compiled programs of a run: `train_step`, which donates the state, `eval_step`.
@@ -323,6 +329,36 @@ class TrainingProgram:
             updates, opt_state = self.optimizer.update(grads, opt_state, params, grad_norm=norm)
             params = optax.apply_updates(params, updates)
         return {"params": params, "opt_state": opt_state}
+
+    def check_kernel(self, params: Params, batch: Step, base: Params) -> str:
+        """Compares the attention kernel with its definition; the line of the log about it.
+
+        Args:
+          params, base: as of the steps.
+          batch: the first of the run; its first micro-batch is used.
+
+        Raises:
+          FloatingPointError: the kernel is wrong.
+        """
+        micro = {name: array[:1] for name, array in batch.arrays.items()}
+        rows = jnp.asarray(kernel_check.rows_to_check(micro["segments"][0]))
+
+        def errors(params: Params, arrays: Batch, base: Params):
+            micro = {name: array[0] for name, array in arrays.items()}
+            qkv = self._module(params, micro, base).first_qkv(micro["tokens"], micro["positions"])
+            places = micro["segments"], micro["positions"]
+            return kernel_check.relative_errors(self.kernel(micro), qkv, *places, rows)
+
+        placed = sharding.put_batch(micro, self.mesh)
+        replicated = sharding.replicated(self.mesh)
+        # Trying out kernels for a program that runs once would take 20 s on an H200.
+        on_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda")
+        options = {"xla_gpu_autotune_level": 0} if on_gpu else None
+        found = jax.jit(errors, out_shardings=replicated, compiler_options=options)(
+            params, placed, base
+        )
+        name, _ = batching.choose_kernel(self.run_config, self.model_config, self.mesh)
+        return kernel_check.judge(name, *jax.device_get(found))
 
     def make_reference_step(self) -> jax.stages.Wrapped:
         """(params, arrays of one micro-batch [1, R, T], base) -> `preference.answer_sums`."""

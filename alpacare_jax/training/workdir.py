@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "train.microbatch_tokens",
     "optimizer.offload",
     "model.attention",  # all kernels give the same, up to rounding
+    "train.check_kernel",
     "train.log_every",
     "train.eval_every",
     "train.samples",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     import torch
 
     from alpacare_jax.data import batches as data
@@ -174,6 +175,23 @@ class TorchTraining:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(total)
+
+
+def padded(examples: "Sequence[np.ndarray]") -> "dict[str, torch.Tensor]":
+    """A micro-batch for transformers: ids padded to the longest, each but the first a target."""
+    import numpy as np
+    import torch
+
+    shape = len(examples), max(map(len, examples))
+    ids, labels = np.zeros(shape, np.int64), np.full(shape, IGNORED)
+    mask = np.zeros(shape, np.int64)
+    for row, example in enumerate(examples):
+        ids[row, : len(example)], mask[row, : len(example)] = example, 1
+        labels[row, 1 : len(example)] = example[1:]
+    arrays = {"input_ids": ids, "labels": labels}
+    if not mask.all():  # else transformers takes the faster path of full rows
+        arrays["attention_mask"] = mask
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def same_loss(losses: dict[str, float]) -> None:

@@ -91,7 +91,13 @@ def compile_once(patch: pytest.MonkeyPatch) -> None:
     def cached(program):
         config = program.run_config
         loop = dataclasses.replace(
-            config.train, log_every=1, eval_every=0, samples=0, tensorboard=False, wandb=False
+            config.train,
+            log_every=1,
+            eval_every=0,
+            samples=0,
+            check_kernel=True,
+            tensorboard=False,
+            wandb=False,
         )
         examples = dataclasses.replace(config.data, path=provenance.sha256(config.data.path))
         settings = (config.model, config.lora, config.optimizer, config.preference, loop, examples)

@@ -124,3 +124,77 @@ def test_the_cheapest_shape_is_taken(lengths, row_groups):
     least = min(price(shape, len(packing.pack(lengths, shape[0]))) for shape in wide)
     assert price((T, r), len(rows)) == least
     assert rows == packing.pack(lengths, T)
+
+
+# Bounds of examples
+
+
+@st.composite
+def segments_of_devices(draw):
+    """Segments [A, R, T] of rows dealt or in any order, and the rows of a device."""
+    T, size = draw(st.integers(1, 40)), draw(st.integers(1, 4))
+    groups, A = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    count = draw(st.integers(0, A * groups * size))
+    rows = []
+    for _ in range(count):
+        lengths = draw(st.lists(st.integers(1, T), min_size=1, max_size=T))
+        ends = np.cumsum(lengths)
+        rows.append(np.array(lengths)[ends <= T].tolist() or [T])
+    if draw(st.booleans()):
+        rows = packing.deal(rows, A * groups, size)
+    segments = np.zeros((A * groups * size, T), np.int32)
+    for row, lengths in zip(segments, rows, strict=False):
+        numbers = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        row[: len(numbers)] = numbers
+    return segments.reshape(A, -1, T), size
+
+
+def as_the_kernel_reads(starts, lengths, T):
+    """JAX's `_fix_seqlen_offsets`: row numbers are added to the starts, and -1 is taken out."""
+    flat = np.where(starts >= 0, starts + np.arange(len(starts))[:, None] * T, -1).ravel()
+    return flat[flat >= 0].tolist(), lengths[lengths >= 0].tolist()
+
+
+@settings(max_examples=300)
+@given(segments_of_devices())
+def test_bounds_list_every_example_of_a_device_once(drawn):
+    segments, size = drawn
+    A, R, T = segments.shape
+    bounds = packing.example_bounds(segments, size)
+    assert bounds.shape[:2] == (A, R)
+    assert bounds.shape[2] >= 2
+    of_devices = bounds.reshape(-1, size, bounds.shape[2], 2)
+    for tokens, listed in zip(segments.reshape(-1, size, T), of_devices, strict=True):
+        wanted = []
+        for row, numbers in enumerate(tokens):
+            begins = [i for i in range(T) if i == 0 or 0 < numbers[i] != numbers[i - 1]]
+            ends = [*begins[1:], T]
+            wanted += [(row * T + i, end - i) for i, end in zip(begins, ends, strict=True)]
+        found = as_the_kernel_reads(listed[..., 0], listed[..., 1], T)
+        assert list(zip(*found, strict=True)) == wanted
+        assert sum(found[1]) == size * T, "every token is computed"
+
+
+@settings(max_examples=200)
+@given(segments_of_devices())
+def test_dealt_rows_need_little_more_than_the_mean(drawn):
+    segments, size = drawn
+    counts = np.maximum(segments.max(axis=2).ravel(), 1)
+    rows = [list(range(n)) for n in segments.max(axis=2).ravel() if n]
+    groups = len(counts) // size
+    dealt = packing.deal(rows, groups, size)
+    assert sorted(map(len, dealt)) == sorted(segments.max(axis=2).ravel().tolist())
+    each = np.maximum([len(row) for row in dealt], 1).reshape(groups, size)
+    assert (np.diff(each, axis=1) >= 0).all(), "ascending, so that the mean suffices"
+    totals = each.sum(axis=1)
+    assert totals.max() - totals.min() <= counts.max() - counts.min()
+
+
+def test_one_long_list_is_spread_over_the_rows_before():
+    """Rows of 2 and of 6 examples take 4 slots each; the other way round they take 6."""
+    few, many = np.repeat([1, 2], 6), np.repeat(np.arange(1, 7), 2)
+    bounds = packing.example_bounds(np.array([[few, many]]), 2)[0]
+    assert bounds[..., 0].tolist() == [[0, 6, 12, 14], [4, 6, 8, 10]]
+    assert bounds[..., 1].tolist() == [[6, 6, 2, 2], [2, 2, 2, 2]]
+    other = packing.example_bounds(np.array([[many, few]]), 2)[0]
+    assert other[..., 0].tolist() == [[0, 2, 4, 6, 8, 10], [0, 6, -1, -1, -1, -1]]

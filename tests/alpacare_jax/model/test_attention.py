@@ -1,11 +1,14 @@
 """Grouped-query attention over packed rows against its definition in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alpacare_jax.model import attention
+from alpacare_jax.data import packing
+from alpacare_jax.model import attention, layers
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -154,7 +157,7 @@ LONG = 256
 
 def packed_rows(name="xla", K=2, N=4, width=128):
     """Two rows: examples of 100, 28 and 90 tokens and padding; and one of 256."""
-    dtype = jnp.bfloat16 if name == "cudnn" else jnp.float32  # it knows no float32
+    dtype = jnp.bfloat16 if "cudnn" in name else jnp.float32  # it knows no float32
     segments = np.zeros((2, LONG), np.int32)
     segments[0, :100], segments[0, 100:128], segments[0, 128:218] = 1, 2, 3
     segments[1] = 1
@@ -175,24 +178,26 @@ def one_device_mesh() -> jax.sharding.Mesh:
 
 
 def kernel(name: str) -> attention.Kernel:
+    """For the rows of `packed_rows`."""
     if name == "splash":
         return attention.splash(one_device_mesh(), ("data", "fsdp"), "tensor", interpret=True)
-    return {"xla": attention.xla, "cudnn": attention.cudnn}[name]
+    bounds = packing.example_bounds(np.asarray(packed_rows()[0])[None], 2)[0]
+    return attention.make_kernel(name, one_device_mesh(), ("data", "fsdp"), "tensor", bounds)
 
 
+on_gpu = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 RUNNABLE = [
     "xla",
     "splash",
-    pytest.param(
-        "cudnn", marks=pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
-    ),
+    pytest.param("cudnn", marks=on_gpu),
+    pytest.param("cudnn_mask", marks=on_gpu),
 ]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_kernel_equals_the_definition_and_so_do_its_gradients(name):
     segments, positions, *qkv = packed_rows(name)
-    exact = name != "cudnn"
+    exact = "cudnn" not in name
     real = (segments > 0)[..., None, None]
     rough = np.random.default_rng(0).standard_normal(qkv[0].shape)  # a wave's gradients cancel out
 
@@ -233,39 +238,97 @@ def test_a_kernel_keeps_the_examples_of_a_row_apart(name):
     after = np.asarray(attend(q, changed_k, changed_v), np.float32)
     np.testing.assert_array_equal(after[0, 100:218], before[0, 100:218])
     np.testing.assert_array_equal(after[1], before[1])
+    assert np.isfinite(after).all(), "padding, too"
     assert np.abs(after[0, :100] - before[0, :100]).max() > 1, "the test can fail"
 
 
-@pytest.mark.parametrize(
-    ("asked", "platform", "dtype", "head_dim", "chosen"),
-    [
-        ("auto", "cpu", "float32", 128, "xla"),
-        ("auto", "tpu", "bfloat16", 128, "splash"),
-        ("auto", "tpu", "bfloat16", 64, "xla"),
-        ("auto", "gpu", "bfloat16", 64, "cudnn"),
-        ("auto", "gpu", "float32", 64, "xla"),
-        ("xla", "tpu", "bfloat16", 128, "xla"),
-        ("splash", "tpu", "float32", 256, "splash"),
-        ("cudnn", "cuda", "bfloat16", 128, "cudnn"),
-    ],
-)
-def test_the_kernel_that_is_chosen(asked, platform, dtype, head_dim, chosen):
-    assert attention.choose_kernel(asked, platform, jnp.dtype(dtype), head_dim) == chosen
+HOPPER = {"capability": (9, 0), "cudnn": 91900}
+AMPERE = HOPPER | {"capability": (8, 0)}
+TURING = HOPPER | {"capability": (7, 5)}
+OLD_CUDNN = HOPPER | {"cudnn": 90100}
+
+
+def setting(platform, dtype, head_dim, **gpu):
+    return attention.Setting(platform, jnp.dtype(dtype), head_dim, **gpu)
 
 
 @pytest.mark.parametrize(
-    ("asked", "platform", "dtype", "head_dim"),
+    ("asked", "given", "chosen", "reason"),
     [
-        ("splash", "cpu", "float32", 128),
-        ("splash", "tpu", "bfloat16", 64),
-        ("cudnn", "cpu", "bfloat16", 64),
-        ("cudnn", "gpu", "float32", 64),
-        ("cudnn", "gpu", "bfloat16", 256),
+        ("auto", setting("cpu", "float32", 128), "xla", ""),
+        ("auto", setting("tpu", "bfloat16", 128), "splash", ""),
+        ("auto", setting("tpu", "bfloat16", 64), "xla", "splash requires a head_dim"),
+        ("auto", setting("gpu", "bfloat16", 64, **HOPPER), "cudnn", ""),
+        ("auto", setting("gpu", "bfloat16", 64, **HOPPER, elements=2**31), "cudnn_mask", "2^31"),
+        ("auto", setting("gpu", "bfloat16", 64, **OLD_CUDNN), "cudnn_mask", "cuDNN 9.6"),
+        ("auto", setting("gpu", "bfloat16", 64, **AMPERE), "cudnn_mask", "cudnn requires compute"),
+        ("auto", setting("gpu", "bfloat16", 64, **TURING), "xla", "compute capability 8.0"),
+        ("auto", setting("gpu", "bfloat16", 100, **HOPPER), "xla", "multiple of 8"),
+        ("auto", setting("gpu", "float32", 64, **HOPPER), "xla", "cudnn_mask requires bfloat16"),
+        ("xla", setting("tpu", "bfloat16", 128), "xla", ""),
+        ("splash", setting("tpu", "float32", 256), "splash", ""),
+        ("cudnn", setting("cuda", "bfloat16", 128, **HOPPER), "cudnn", ""),
     ],
+    ids=lambda value: value if isinstance(value, str) else str(value.platform),
 )
-def test_a_kernel_that_cannot_run_is_an_error(asked, platform, dtype, head_dim):
+def test_the_kernel_that_is_chosen(asked, given, chosen, reason):
+    kernel, passed_over = attention.choose_kernel(asked, given)
+    assert kernel == chosen
+    assert bool(passed_over) == bool(reason)
+    assert reason in passed_over
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("splash", setting("cpu", "bfloat16", 128)),
+        ("splash", setting("tpu", "bfloat16", 64)),
+        ("cudnn", setting("cpu", "bfloat16", 64)),
+        ("cudnn", setting("gpu", "float32", 64, **HOPPER)),
+        ("cudnn", setting("gpu", "bfloat16", 256, **HOPPER)),
+        ("cudnn", setting("gpu", "bfloat16", 64, **AMPERE)),
+        ("cudnn_mask", setting("gpu", "bfloat16", 64, **TURING)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value.platform),
+)
+def test_a_kernel_that_cannot_run_is_an_error(asked, given):
     with pytest.raises(ValueError, match=f"model.attention {asked} requires a .PU.* choose xla or"):
-        attention.choose_kernel(asked, platform, jnp.dtype(dtype), head_dim)
+        attention.choose_kernel(asked, given)
+
+
+def test_the_packed_kernel_is_never_run_without_bounds():
+    with pytest.raises(ValueError, match="requires the bounds of the examples"):
+        attention.make_kernel("cudnn", one_device_mesh(), ("data", "fsdp"), None)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "cudnn_mask"])
+@pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("context", 1), ("dots", 2), ("full", 2)])
+def test_what_is_kept_decides_whether_the_fused_forward_pass_runs_twice(
+    name, remat, runs, monkeypatch
+):
+    """By the program for CUDA, which needs no GPU to be made."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91900)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda capability: False)
+    segments, positions, q, k, v = packed_rows(name)
+    attend = kernel(name)(segments, positions)
+
+    def layer(x, weight):
+        return attend(x * weight, k, v)
+
+    def loss(x, weights, gradients):
+        return jnp.sum(layers.run(layer, x, weights, remat, gradients).astype(jnp.float32))
+
+    two = jnp.ones(2, q.dtype)
+    step = jax.jit(jax.grad(loss, argnums=1)).trace(q, two, two)
+    program = step.lower(lowering_platforms=("cuda",)).as_text()
+    forward, backward = (
+        len(re.findall(rf"custom_call @__cudnn\$fmha[A-Za-z]*Softmax{kind}\(", program))
+        for kind in ("", "Backward")
+    )
+    assert (forward, backward) == (runs, 1), "of the bodies of both loops"
 
 
 def test_splash_needs_whole_blocks():

@@ -1,5 +1,7 @@
 """Stacked layers: equal to applying them in turn, and gradients accumulated in place."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,16 +87,84 @@ def test_columns_of_two_layers(remat):
     assert jax.grad(output)(stacked, accumulated_grads).tolist() == [13, 22]
 
 
-def test_under_full_remat_the_sum_takes_no_second_tree():
+def compiled_sum(remat, unroll):
     x_MD, stacked, accumulated_grads = inputs()
+
+    def add(stacked, x_MD, accumulated_grads):
+        def total(stacked):
+            run = layers.run(layer, x_MD, stacked, remat, accumulated_grads, unroll=unroll)
+            return jnp.sum(jnp.sin(run))
+
+        return jax.grad(total)(stacked)
+
+    return jax.jit(add, donate_argnums=2).lower(stacked, x_MD, accumulated_grads).compile()
+
+
+@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+def test_the_sum_takes_no_second_tree(remat):
+    x_MD, stacked, _ = inputs()
     tree = sum(leaf.nbytes for leaf in jax.tree.leaves(stacked))
+    kept = 3 * L * x_MD.nbytes if remat == "none" else L * x_MD.nbytes
+    temporary = compiled_sum(remat, unroll=False).memory_analysis().temp_size_in_bytes
+    assert temporary < 0.5 * tree + kept
 
-    def temporaries(remat):
-        def add(stacked, x_MD, accumulated_grads):
-            return jax.grad(loss)(stacked, x_MD, remat, accumulated_grads)
 
-        compiled = jax.jit(add, donate_argnums=2).lower(stacked, x_MD, accumulated_grads).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+def test_unrolled_the_sum_is_still_updated_in_place():
+    program = compiled_sum("full", unroll=True).as_text()
+    stacks = re.findall(rf"= f32\[{L},{D},{D}\]\S* (\S+)\(", program.partition("ENTRY")[2])
+    assert stacks.count("fusion") == 2 * L, "an addition for each weight of each layer"
+    assert set(stacks) == {"parameter", "fusion"}, "no copy, no stack of gradients"
 
-    assert temporaries("full") < 0.6 * tree
-    assert temporaries("dots") > tree
+
+@pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
+def test_unrolled_the_gradients_are_the_same(remat):
+    def gradients(unroll):
+        x_MD, stacked, accumulated_grads = inputs()  # the last are donated
+        return compiled_sum(remat, unroll)(stacked, x_MD, accumulated_grads)
+
+    loop, unrolled = gradients(False), gradients(True)
+    for name in loop:
+        np.testing.assert_allclose(unrolled[name], loop[name], atol=1e-6)
+
+
+def test_what_all_layers_share_is_kept_once():
+    """Rotary angles and masks are the same for all layers; parameters are there anyway."""
+    x_MD, stacked, accumulated_grads = inputs()
+    shared = wave(M, D, shift=3.0)
+
+    def total(stacked, shared):
+        angles = jnp.cos(shared)
+
+        def shifted(x_MD, weights):
+            return layer(x_MD * angles, weights)
+
+        return jnp.sum(layers.run(shifted, x_MD, stacked, "full", accumulated_grads))
+
+    residuals = jax.tree.leaves(jax.vjp(lambda stacked: total(stacked, shared), stacked)[1])
+    stacks = [leaf.shape for leaf in residuals if leaf.shape[:1] == (L,)]
+    parameters = [leaf.shape for leaf in jax.tree.leaves((stacked, accumulated_grads))]
+    assert sorted(stacks) == sorted([(L, M, D), *parameters]), "of the layers, only their inputs"
+
+
+def test_names_decide_what_is_kept():
+    """Of three products, the two that are named are kept, and the third is computed again."""
+    weights = wave(2, D, D)
+
+    def named(x_MD, w):
+        x_MD = layers.keep(x_MD @ w, layers.PROJECTED)
+        x_MD = layers.keep(jnp.sin(x_MD) @ w, layers.ATTENDED)
+        return jnp.sin(x_MD) @ w
+
+    def products(remat):
+        def total(weights, x_MD):
+            return jnp.sum(jnp.sin(layers.run(named, x_MD, weights, remat, weights)))
+
+        return str(jax.make_jaxpr(jax.grad(total))(weights, wave(M, D))).count("dot_general[")
+
+    # 3 forward and 6 backward; again: 2, 1 or none (the last product is never needed again).
+    assert {remat: products(remat) - 9 for remat in layers.REMAT_POLICIES} == {
+        "none": 0,
+        "context": 0,
+        "dots": 1,
+        "full": 2,
+    }
