@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
 from alpacare_jax.checkpoints import checkpoint, model_folder
 from alpacare_jax.checkpoints.saving import TrainingCheckpoints
@@ -95,11 +96,7 @@ def run(
     mesh = sharding.make_mesh(run_config.sharding)
     model_config = model_folder.read_config(run_config.model.checkpoint)
     run_config.model.check_variant(model_config)
-    kernel, passed_over = batching.choose_kernel(run_config, model_config, mesh)
-    weights = describe_weights(run_config, model_config)
-    log(f"{weights} on {sharding.describe(mesh)}; attention kernel: {kernel}")
-    if passed_over:
-        log(f"no faster attention kernel: {passed_over}")
+    log_model(run_config, model_config, mesh)
     startup.end_phase("imports and devices")
     # data
     with waiting("encoding the data"):
@@ -142,8 +139,8 @@ def run(
                 state = checkpoints.restore(first, program.abstract_state())
         startup.end_phase("weights")
         batch = train_data.batch(first)
-        if run_config.train.check_kernel and kernel != "xla":  # which is the definition
-            log(program.check_kernel(state["params"], batch, base))
+        if checked := program.check_kernel(state["params"], batch, base):
+            log(checked)
         # loop
         stop_flags = {flag: sharding.put_flag(flag, mesh) for flag in (False, True)}
         progress.start(state)
@@ -176,6 +173,15 @@ def run(
         workdir_lib.finish(workdir)
         progress.finish()
     return 0
+
+
+def log_model(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) -> None:
+    """Reports the weights, the devices, the attention kernel and why no faster one is used."""
+    kernel, passed_over = batching.choose_kernel(run_config, model_config, mesh)
+    weights = describe_weights(run_config, model_config)
+    log(f"{weights} on {sharding.describe(mesh)}; attention kernel: {kernel}")
+    if passed_over:
+        log(f"no faster attention kernel: {passed_over}")
 
 
 def describe_weights(run_config: RunConfig, model_config: LlamaConfig) -> str:

@@ -22,13 +22,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from alpacare_jax.data import encoding
 from alpacare_jax.model.config import VARIANTS
-from benchmarks.support import models, race
+from benchmarks.support import kernels, models, race
 from common import cli
 
 LENGTHS = (45, 66, 74, 82, 93, 107, 124, 140, 161, 196, 720)
@@ -140,9 +141,8 @@ def compare(names: Sequence[str]) -> list[race.Contender]:
     FLAGS = flags.FLAGS
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX refuses both
-        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # else three quarters
-    if not FLAGS.alone:  # the contenders share the memory
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        # Else three quarters. Not grown as needed: XLA tries kernels out, and would take minutes.
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95" if FLAGS.alone else "0.45")
     contenders = []
     for together in [[name] for name in names] if FLAGS.alone else [names]:
         contenders += race.run(
@@ -181,6 +181,8 @@ def main(argv: Sequence[str]) -> None:
     ended = [contender for contender in contenders if not contender.failure]
     print("last loss:", ", ".join(f"{x.name} {x.results[-1]['loss']:.3f}" for x in ended))
     share = statistics.median(utilisation(seconds, None) for seconds in contenders[0].seconds) / 100
+    if FLAGS.profile and Path(FLAGS.profile).exists() and not FLAGS.anyway:
+        print("\n".join(kernels.table(*kernels.kernels(Path(FLAGS.profile)))))
     race.verdict("MFU", share, FLAGS.least, at_most=False)
     if others := [contender for contender in contenders[1:] if not contender.failure]:
         fastest = min(others, key=lambda contender: statistics.median(contender.seconds))

@@ -1,14 +1,16 @@
-"""All checks that need a GPU, in one call of about 10 minutes on one H200.
+"""All checks that need a GPU, most important first: at most 8 minutes on one H200.
 
-    bash launch/gpu_check.sh [--try] [FOLDER]     logs go to FOLDER (default gpu_check)
+    bash launch/gpu_check.sh [--try] [--generate] [FOLDER]     logs go to FOLDER (default gpu_check)
 
-1. attention: cuDNN against the definition, and that packed examples stay separate
+1. attention: every kernel for GPUs against the definition, and that packed examples stay separate
 2. a model of 7B's shape, full fine-tuning in bfloat16 with float32 master weights: that it fits,
-   MFU relative to a measured matrix product, then transformers with torch on the same card, also
-   with recomputed layers; FOLDER/profile gets a trace of two of our steps
-3. the same for a 1B model, alternating with torch, eager and compiled, without recomputation
+   MFU relative to a measured matrix product, and where the time of a step goes by kind of kernel
+3. a 1B model, alternating with transformers under torch.compile, without recomputation
+4. the same on examples of real lengths, which transformers pads and we pack
+5. the 7B model again, by transformers with recomputed layers on the same card
 
---try runs the same steps for a tiny model on the CPU, as a check of the installation.
+--generate runs generation of a 7B model instead, 5 minutes at most; --try a tiny model on the CPU,
+as a check of the installation. All figures with their targets come last, in one table.
 
 Uses $PYTHON, by default python3, with the packages of setup.py, jax[cuda13] and pytest; for the
 comparison torch with CUDA and transformers. Installs nothing.
@@ -25,25 +27,31 @@ from pathlib import Path
 Step = tuple[str, int, dict[str, str], Sequence[str]]
 """Name, seconds, environment, arguments for Python."""
 
-TINY = "--anyway --variant=tiny --rows=1 --length=128 --steps=1 --skip=compile"
+TINY = "--anyway --variant=tiny --rows=1 --length=128 --steps=1"
 
 
-def steps(small: bool, folder: Path) -> list[Step]:
+def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
     """What is run: for a tiny model, or for those of 7B and 1B."""
+    cpu = {"JAX_PLATFORMS": "cpu"} if small else {}
+    if generate:
+        tiny = "--variant=smollm2-135m --layers=1 --slots=4 --prompts=4 --shrink=16".split()
+        rest = tiny if small else []
+        return [("generation", 300, cpu, ["-m", "benchmarks.generation_gpu", *rest])]
     on_1b = TINY.split() if small else []
-    on_7b = ["--remat=full", "--accumulation=4"]
-    on_7b += on_1b or ["--variant=llama-7b", "--steps=2", f"--profile={folder}/profile"]
+    on_7b = on_1b or ["--variant=llama-7b", "--rows=7", "--steps=2"]
     # By default GPUs round the factors of float32 products to 10 bits.
     exact = {"JAX_PLATFORMS": "cpu" if small else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     # Deprecations in the installed versions are no failure here.
     test = "-m pytest -q -p no:cacheprovider -W ignore::DeprecationWarning".split()
-    bench = ["-m", "benchmarks.gpu"]
-    cpu = {"JAX_PLATFORMS": "cpu"} if small else {}
-    alone = ["--rounds=3", "--alone", "--checkpointing", "--skip=compile"]
+    ours = ["-m", "benchmarks.gpu", "--remat=dots", "--rounds=2"]
+    on_7b = [*ours, *on_7b, "--accumulation=4", "--alone"]
+    profile = f"--profile={folder}/profile"
     return [
-        ("attention", 240, exact, [*test, "tests/alpacare_jax/model/test_attention.py"]),
-        ("llama-7b", 480, cpu, [*bench, *on_7b, *alone]),
-        ("llama-1b", 420, cpu, [*bench, *on_1b, "--rounds=3"]),
+        ("attention", 60, exact, [*test, "tests/alpacare_jax/model/test_attention.py"]),
+        ("llama-7b", 100, cpu, [*on_7b, "--skip=eager,compile", "--least=0.7", profile]),
+        ("llama-1b", 150, cpu, [*ours, *on_1b, f"--skip=eager{',compile' * small}"]),
+        ("real-lengths", 90, cpu, [*ours, *on_1b, "--examples=128", "--skip=compile", "--ratio=4"]),
+        ("torch-7b", 110, cpu, [*on_7b, "--skip=compile", "--checkpointing", "--ratio=1.6"]),
     ]
 
 
@@ -63,13 +71,19 @@ def succeeds(command: list[str], env: dict[str, str], log: Path) -> bool:
     return process.returncode == 0
 
 
+def verdicts(log: Path) -> list[str]:
+    """The lines of a benchmark that hold a figure beside its target, or the bytes it took."""
+    return [line for line in log.read_text(errors="replace").splitlines() if ", target " in line]
+
+
 def main(arguments: list[str]) -> None:
     if arguments[:1] in (["--help"], ["-h"]):
         print((__doc__ or "").strip())
         return
     began = time.monotonic()
-    small = arguments[:1] == ["--try"]
-    words = arguments[small:] or ["gpu_check"]
+    options = [word for word in arguments if word in ("--try", "--generate")]
+    words = [word for word in arguments if word not in options] or ["gpu_check"]
+    small, generate = "--try" in options, "--generate" in options
     if len(words) > 1 or words[0].startswith("-"):
         error = f"error: unknown argument '{words[-1]}'; see gpu_check.sh --help"
         print(error, file=sys.stderr)
@@ -80,12 +94,14 @@ def main(arguments: list[str]) -> None:
     check = [sys.executable, "-m", "launch.gpu_packages", str(int(small))]
     if subprocess.run(check).returncode:
         sys.exit(1)
-    failed = []
-    for name, seconds, env, rest in steps(small, folder):
+    failed, figures = [], []
+    for name, seconds, env, rest in steps(small, generate, folder):
         command = ["timeout", "--kill-after=20", str(seconds), sys.executable, *rest]
         print(f"== {name} ({time.monotonic() - began:.0f} s): {shlex.join(command)}", flush=True)
         if not succeeds(command, env, folder / f"{name}.log"):
             failed.append(name)
+        figures += [f"{name:14}{line}" for line in verdicts(folder / f"{name}.log")]
+    print("== figures", *figures, sep="\n")
     if failed:
         sys.exit(f"FAILED: {' '.join(failed)}; logs are in {folder}")
     print(f"all steps succeeded in {time.monotonic() - began:.0f} s; logs are in {folder}")

@@ -1,5 +1,6 @@
 """launch/gpu_check.sh, whose one call must not end for a silly reason: with a Python of our own."""
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -39,22 +40,44 @@ def test_every_step_runs_and_leaves_a_log(tmp_path, check, capfdbinary):
     folder = tmp_path / "a folder"
     check(str(folder))
     found = logs(folder)
-    assert found.keys() == {"attention", "llama-7b", "llama-1b"}
+    assert found.keys() == {"attention", "llama-7b", "llama-1b", "real-lengths", "torch-7b"}
     # Products of float32 in 10 bits would fail the tests.
     assert found["attention"].startswith("highest -m pytest ")
     assert f"--profile={folder}/profile" in found["llama-7b"], "whole, spaces and all"
-    assert "--alone --checkpointing" in found["llama-7b"]
+    assert "--checkpointing" in found["torch-7b"]
     shown = capfdbinary.readouterr().out.decode()
     assert all(text in shown for text in found.values())
     assert "all steps succeeded in " in shown
 
 
-@pytest.mark.parametrize("fails", ["-m pytest", "llama-7b"])
-def test_what_fails_does_not_stop_the_rest(tmp_path, check, fails):
-    name = {"-m pytest": "attention"}.get(fails, fails)
-    with pytest.raises(SystemExit, match=f"FAILED: {name}; logs are in"):
+@pytest.mark.parametrize(
+    ("fails", "named"), [("-m pytest", "attention"), ("llama-7b", "llama-7b torch-7b")]
+)
+def test_what_fails_does_not_stop_the_rest(tmp_path, check, fails, named):
+    with pytest.raises(SystemExit, match=f"FAILED: {named}; logs are in"):
         check(str(tmp_path / "out"), fails=fails)
-    assert len(logs(tmp_path / "out")) == 3
+    assert len(logs(tmp_path / "out")) == 5
+
+
+def test_the_figures_come_last_in_one_table(tmp_path, check, monkeypatch, capfdbinary):
+    lines = "compiling", "MFU: 0.71, target at least 0.70: met", "done"
+    monkeypatch.setattr(
+        gpu_check, "steps", lambda *_: [("7b", 9, {}, [f"x\n{chr(10).join(lines)}"])]
+    )
+    check(str(tmp_path / "out"))
+    shown = capfdbinary.readouterr().out.decode().partition("== figures\n")[2]
+    assert shown.splitlines()[0].split(maxsplit=1) == ["7b", lines[1]]
+
+
+def test_all_steps_together_end_in_time():
+    """With their time limits: 8 minutes and a half, starts included; generation in 5."""
+    assert sum(seconds for _, seconds, _, _ in gpu_check.steps(False, False, Path("x"))) <= 510
+    assert sum(seconds for _, seconds, _, _ in gpu_check.steps(False, True, Path("x"))) <= 300
+
+
+def test_generation_is_a_call_of_its_own(tmp_path, check):
+    check("--generate", str(tmp_path / "out"))
+    assert logs(tmp_path / "out").keys() == {"generation"}
 
 
 def test_nothing_runs_where_something_is_missing(tmp_path, check):
@@ -64,7 +87,8 @@ def test_nothing_runs_where_something_is_missing(tmp_path, check):
 
 
 def test_a_try_needs_no_gpu():
-    for _, _, env, command in gpu_check.steps(True, Path("x")):
+    steps = [gpu_check.steps(True, generate, Path("x")) for generate in (False, True)]
+    for _, _, env, command in itertools.chain.from_iterable(steps):
         assert env["JAX_PLATFORMS"] == "cpu"
         assert "llama-7b" not in " ".join(command)
 

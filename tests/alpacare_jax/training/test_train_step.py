@@ -14,8 +14,8 @@ import pytest
 from alpacare_jax.data.batches import Batcher
 from alpacare_jax.data.encoding import EncodedExample
 from alpacare_jax.distributed import sharding
-from alpacare_jax.model import params
-from alpacare_jax.training import optimizers
+from alpacare_jax.model import attention, params
+from alpacare_jax.training import batching, optimizers
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.train_step import TrainingProgram, accumulate
 from tests.alpacare_jax.training.test_optimizers import RECIPE
@@ -301,3 +301,36 @@ def write_golden() -> None:
 
 if __name__ == "__main__":
     write_golden()
+
+
+# The check of the attention kernel; `tests/alpacare_jax/model/test_kernel_check.py` has the faults.
+
+
+@pytest.fixture
+def kernel_is(monkeypatch):
+    """The run's kernel is called cudnn, and is what the test says."""
+
+    def replace(kernel):
+        monkeypatch.setattr(batching, "choose_kernel", lambda *_: ("cudnn", ""))
+        monkeypatch.setattr(attention, "make_kernel", lambda *_: kernel)
+
+    return replace
+
+
+def test_the_kernel_is_checked_with_the_models_own_queries_and_keys(kernel_is):
+    weights, batch = params.init(TINY, jax.random.key(0)), batcher(EXAMPLES, 10).batch(0)
+    kernel_is(attention.xla)
+    assert "kernel cudnn checked on the first batch" in PROGRAM.check_kernel(weights, batch, {})
+
+    def joins_examples(segments, positions):
+        index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+        return attention.xla(jnp.ones_like(segments), index)
+
+    kernel_is(joins_examples)
+    with pytest.raises(FloatingPointError, match=r"nothing was trained.*attention=cudnn_mask"):
+        PROGRAM.check_kernel(weights, batch, {})
+
+
+def test_the_definition_is_not_compared_with_itself():
+    weights, batch = params.init(TINY, jax.random.key(0)), batcher(EXAMPLES, 10).batch(0)
+    assert PROGRAM.check_kernel(weights, batch, {}) == ""
