@@ -115,12 +115,11 @@ def run(
         log(f"{workdir} is finished: {num_steps:,} steps")
         return 0
     program, (train_step, eval_step), choice = announced_steps(program, train_data)
-    if choice:
-        startup.end_phase("choice of remat")
-        watchdog.reset()
+    startup.end_phase("choice of remat")
+    watchdog.reset()
     with waiting("loading the weights"):
         base, state = program.load_base(), None if first else program.initial_state()
-    workdir_lib.make(workdir, run_config, description, first, choice and dataclasses.asdict(choice))
+    workdir_lib.make(workdir, run_config, description, first, choice)
     checkpoints = TrainingCheckpoints(workdir, run_config.checkpoint, first)
     if run_config.preference.beta:
         inputs, data, states = description["inputs"], (train_data, eval_data), (state, base)
@@ -256,7 +255,7 @@ def with_references(
 
 def announced_steps(
     program: TrainingProgram, train_data: Batcher
-) -> tuple[TrainingProgram, list[Callable[..., Any]], remat.Choice | None]:
+) -> tuple[TrainingProgram, list[Callable[..., Any]], dict[str, Any]]:
     """The two programs of a run, which announce their compilations, and what `auto` has chosen.
 
     The program that is returned has the policy of remat that runs; the training step of `auto` is
@@ -265,7 +264,7 @@ def announced_steps(
     Raises:
       ValueError: no policy fits the devices' memory.
     """
-    config, choice, name = program.run_config, None, "the training step"
+    config, record, name = program.run_config, {}, "the training step"
     settings = config.model, config.lora, config.optimizer, program.mesh.shape
     compilations = Compilations(program.model_config, *settings)
     if config.model.remat == "auto":
@@ -277,13 +276,13 @@ def announced_steps(
         program, choice = remat.choose(program, arrays, topologies.local(), compiling)
         choice.check()
         log(str(choice))
+        record, name = dataclasses.asdict(choice), f"{name} with remat {choice.policy}"
     train_step, eval_step = program.steps
-    train_name = f"{name} with remat {choice.policy}" if choice else name
     steps = [
-        compilations.announced(train_step, train_name),
+        compilations.announced(train_step, name),
         compilations.announced(eval_step, "the held-out loss"),
     ]
-    return program, steps, choice
+    return program, steps, record
 
 
 def is_due(step: int, every: int) -> bool:

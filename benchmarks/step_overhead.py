@@ -87,7 +87,7 @@ def run_config(folder: Path, num_steps: int) -> RunConfig:
     steps_per_epoch = len(records.read_examples(path)) // batch_size
     return models.run_config(
         FLAGS.config,
-        model={"checkpoint": str(folder), "variant": "smallest"},
+        model={"checkpoint": str(folder), "variant": "smallest", "remat": "full"},
         data={"path": path},
         train={"batch_size": batch_size, "epochs": -(-num_steps // max(1, steps_per_epoch))},
         checkpoint={"every_steps": 0},

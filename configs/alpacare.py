@@ -8,7 +8,6 @@ Variants: llama-7b, llama-13b, llama2-7b, llama2-13b. Data: alpacare (MedInstruc
 
 PLANNED lists the slices and hosts that the recipes fit, by `alpacare_jax.plan`, with the overrides
 that the smallest require. On one H200 let JAX allocate the memory: XLA_CLIENT_MEM_FRACTION=0.95.
-Where memory is left, as on v5p, --config.model.remat=dots is faster.
 
 Expected time at 50 % MFU and 300 tokens per example: 7B about 64 min on one H200, 8 on eight H100,
 20 on a v5e-16 slice (calculated, not measured). Expected score: the loss of Stanford's own
@@ -47,7 +46,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             checkpoint=f"models/{args.variant}",
             variant=args.variant,
             dtype="auto",
-            remat="full",
+            remat="auto",
             attention="auto",
             loss_tokens=2048,
         ),

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from alpacare_jax.data import prompts
-from alpacare_jax.planning import programs, training
+from alpacare_jax.planning import programs, remat, training
 from alpacare_jax.training.config import RunConfig
 from common import sections
 from configs import alpacare, baselines
@@ -58,7 +58,7 @@ def test_the_row_is_the_published_recipe(system):
 def test_every_row_plans(system):
     """Its step is traced, for the real sizes, with nothing allocated."""
     config = build(system)
-    program = programs.make_program(config, jax.devices())
+    program = remat.with_policy(programs.make_program(config, jax.devices()), "full")
     work = training.TrainingWorkload(20_000, config.data.max_length // 2, 0.5)
     batch = training.typical_batch(program, work)
     report = programs.trace_step(program, batch.arrays).out_info[1]

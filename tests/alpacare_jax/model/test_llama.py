@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from alpacare_jax.inference import cache
-from alpacare_jax.model import loss, params
+from alpacare_jax.model import layers, loss, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama, compute_dtype
 from alpacare_jax.training import optimizers
@@ -340,7 +340,7 @@ def test_remat_policies_trade_memory_and_change_nothing():
     arguments = (random_weights(config), tokens, *targets_of(tokens, prompt=100))
     expected, expected_grads = loss_and_grads(*arguments, config=config)
     memory = {}
-    for remat in ("none", "full", "dots"):
+    for remat in layers.REMAT_POLICIES:
         program = loss_and_grads.lower(*arguments, config=config, remat=remat).compile()
         memory[remat] = program.memory_analysis().temp_size_in_bytes
         value, grads = program(*arguments)
@@ -348,7 +348,7 @@ def test_remat_policies_trade_memory_and_change_nothing():
         for name, grad in params.flatten(grads).items():
             same = params.flatten(expected_grads)[name]
             np.testing.assert_allclose(grad, same, rtol=0, atol=1e-6, err_msg=name)
-    assert memory["full"] < memory["dots"] < memory["none"]
+    assert memory["full"] < memory["dots"] < memory["context"] < memory["none"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from alpacare_jax.model import params
 from alpacare_jax.model.config import VARIANTS
-from alpacare_jax.planning import hlo, programs, roofline, table, topologies, training
+from alpacare_jax.planning import hlo, programs, remat, roofline, table, topologies, training
 from alpacare_jax.training import metrics
 from alpacare_jax.training.config import RunConfig
 from common import sections
@@ -64,7 +64,7 @@ def test_every_size_compiles_on_8_devices_with_nothing_allocated(variant):
     if shape.num_key_value_heads % 2:
         limit |= {"sharding.rules.heads": "", "sharding.rules.kv_heads": ""}
     config = of_variant(variant, **limit | {"sharding.tensor": 2})
-    program = programs.make_program(config, jax.devices())
+    program = remat.with_policy(programs.make_program(config, jax.devices()), "full")
     assert dict(program.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     before = {id(array) for array in jax.live_arrays()}
     batch = training.typical_batch(program, training.TrainingWorkload(52_002, 200, 0.5))
