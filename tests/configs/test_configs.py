@@ -182,6 +182,7 @@ QUICKSTART = {
         "eval_every": 0,
         "seed": 42,
         "samples": 0,
+        "check_kernel": True,
         "tensorboard": False,
         "wandb": False,
     },
