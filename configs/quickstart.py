@@ -17,6 +17,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         {
             "model.checkpoint": f"{args.dir}/base",
             "model.variant": "smollm2-135m",
+            "model.remat": "full",  # as measured; auto would take more memory
             "model.loss_tokens": 256,
             "data.path": "datagen/starter/train.jsonl",
             "data.eval_path": "datagen/starter/test.jsonl",

@@ -137,7 +137,7 @@ QUICKSTART = {
         "checkpoint": "quickstart/base",
         "variant": "smollm2-135m",
         "dtype": "auto",
-        "remat": "auto",
+        "remat": "full",
         "attention": "auto",
         "loss_tokens": 256,
     },

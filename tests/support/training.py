@@ -38,7 +38,6 @@ def settings(folder: Path, **changes) -> dict:
     return {
         "model.checkpoint": str(folder / "base"),
         "model.variant": "tiny",
-        "model.remat": "full",  # auto would trace every policy, in every run
         "model.loss_tokens": 64,
         "data.path": str(folder / "train.jsonl"),
         "data.eval_path": str(folder / "eval.jsonl"),
