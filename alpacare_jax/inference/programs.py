@@ -24,6 +24,7 @@ from alpacare_jax.inference.requests import MAX_LOGPROBS
 from alpacare_jax.inference.sampling import Rows, sample
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama, Params
+from common import messages
 
 BURST = 16
 """Maximum decode steps between two looks at the answers."""
@@ -61,7 +62,7 @@ class Programs:
             self._ragged = ragged_attention.on_mesh(mesh, rules["kv_heads"] or None)
         self.platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
         on_gpu = self.platform in ("gpu", "cuda")
-        self._ragged = self._ragged if on_gpu else None
+        self._ragged = self._ragged if on_gpu and self._trusts_kernel() else None
         self._scatter = on_gpu or bool(mesh and sharding.batch_groups(mesh) > 1)
         self.empty = jax.jit(functools.partial(self._empty, rows, length), out_shardings=placed)
 
@@ -173,6 +174,16 @@ class Programs:
         with jax.named_scope(DECODE):
             _, state, _, _, _, out = jax.lax.while_loop(unfinished, step, start)
         return state, out
+
+    def _trusts_kernel(self) -> bool:
+        """Whether the kernel of GPUs attends as XLA does here; of described GPUs it is assumed."""
+        if jax.default_backend() != "gpu":
+            return True
+        sizes = self.config.sizes
+        fault = ragged_attention.fault(sizes["N"], sizes["K"], sizes["H"], self.dtype)
+        if fault:
+            messages.log(f"decoding attends by XLA's operations: the kernel of GPUs {fault}")
+        return not fault
 
     def _extend(self, model: Llama, state: State, tokens_RT, starts_R, rows_R):
         """Hidden states [R, T, D] of tokens that continue rows; arguments as of `cache.attend`."""

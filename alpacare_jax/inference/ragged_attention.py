@@ -6,18 +6,27 @@ blocks of that row's keys until its last position, from the cache where it is.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
 
 from alpacare_jax.distributed.sharding import BATCH_AXES
+from alpacare_jax.inference import cache
 from alpacare_jax.model.attention import MASKED_SCORE
 
 LEAST_QUERIES = 16
 """Rows of the smallest product on tensor cores; fewer queries are padded."""
+
+TOLERANCE = 0.02
+"""Relative difference that rounding in bfloat16 explains, with a wide margin."""
+
+Run = Callable[..., jax.Array]
+"""A function with the arguments of `attend`."""
 
 
 def _kernel(T, keys, layer_ref, rows_ref, starts_ref, q_ref, k_ref, v_ref, o_ref):
@@ -115,3 +124,21 @@ def on_mesh(mesh: Mesh, heads: str | None, interpret: bool = False):
         out_specs=by_head,
         check_vma=False,  # not implemented for Pallas calls
     )
+
+
+def fault(heads: int, key_heads: int, head_dim: int, dtype: DTypeLike, run: Run = attend) -> str:
+    """Why the kernel is not to be used on this machine; "" where it attends as `cache.attend` does.
+
+    Compared are two rows of 70 and 200 keys of random values, which takes a second or two.
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (2, 1, heads, head_dim), *[(1, 2, key_heads, 256, head_dim)] * 2
+    q, k, v = (jax.random.normal(key, s, dtype) for key, s in zip(keys, shapes, strict=True))
+    layer, rows, starts = jnp.int32(0), jnp.arange(2), jnp.array([70, 200])
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts).astype(jnp.float32)
+    try:
+        got = jax.jit(run)(q, k, v, layer, rows, starts).astype(jnp.float32)
+    except Exception as error:  # noqa: BLE001 - whatever Triton and its compiler raise
+        return f"does not run here ({str(error).splitlines()[0][:200]})"
+    difference = float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
+    return "" if difference <= TOLERANCE else f"differs from XLA's by {difference:.2%} here"

@@ -2,6 +2,7 @@
 cancellation, shared prefixes, invariance."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -271,3 +272,17 @@ def test_ragged_attention_is_compiled_for_gpus():
     rows = jnp.zeros(2, jnp.int32)
     traced = jax.jit(ragged_attention.attend).trace(q, k, k, jnp.int32(0), rows, rows)
     assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_a_kernel_that_fails_or_differs_is_not_used():
+    sizes, emulated = (4, 2, 64), functools.partial(ragged_attention.attend, interpret=True)
+    assert ragged_attention.fault(*sizes, jnp.float32, emulated) == ""
+
+    def shifted(q, k, v, *rest):
+        return emulated(q, k, jnp.roll(v, 1, axis=3), *rest)
+
+    def broken(*_):
+        raise NotImplementedError("no Triton")
+
+    assert "differs from XLA's by" in ragged_attention.fault(*sizes, jnp.float32, shifted)
+    assert "does not run here (no Triton)" in ragged_attention.fault(*sizes, jnp.float32, broken)
