@@ -5,7 +5,6 @@ token attend to another example of its row.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,9 +75,11 @@ class Setting:
 def compute_capability(device: Any) -> tuple[int, int]:
     """Of a GPU, (9, 0) on Hopper.
 
-    (8, 0) of a card that is only described: JAX traces the packed form beside a Hopper card alone.
+    (8, 0) of cards that are only described: JAX traces the packed form beside a Hopper card alone.
     """
-    major, minor = str(getattr(device, "compute_capability", "8.0")).split(".")
+    if jax.default_backend() != "gpu":
+        return 8, 0
+    major, minor = str(device.compute_capability).split(".")
     return int(major), int(minor)
 
 
@@ -167,7 +168,8 @@ def make_kernel(
 
 def xla(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:
     """Plain XLA operations, on any device."""
-    return functools.partial(attend, mask_BTS=attention_mask(segments_BT, positions_BT))
+    mask_BTS = attention_mask(segments_BT, positions_BT)
+    return lambda q, k, v: layers.keep(attend(q, k, v, mask_BTS), layers.ATTENDED)
 
 
 def cudnn_mask(segments_BT: jax.Array, positions_BT: jax.Array) -> Attend:

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from alpacare_jax.model import attention, layers
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.dropout import Dropout
-from alpacare_jax.model.layers import ATTENDED, PROJECTED
+from alpacare_jax.model.layers import PROJECTED
 from alpacare_jax.model.projections import Projection, join, optional_param
 
 Params = dict[str, Any]
@@ -152,7 +152,6 @@ class Block(nnx.Module):
         eps, B = self.config.rms_norm_eps, rope[0].shape[0]
         normed = rms_norm(x_MD, self.input_layernorm[...], eps)
         attended = attend(*self.self_attn.project_qkv(normed, rope, B, dropout))
-        attended = layers.keep(attended, ATTENDED)
         x_MD = x_MD + self.self_attn.project_output(attended, dropout)
         x_MD = layers.keep(x_MD, PROJECTED)
         normed = rms_norm(x_MD, self.post_attention_layernorm[...], eps)
