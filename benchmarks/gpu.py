@@ -78,11 +78,14 @@ def ours() -> race.Work:
     if FLAGS.remat:
         model["remat"] = FLAGS.remat
     changes = {"model": model, "train": {"microbatch_tokens": FLAGS.rows * FLAGS.length}}
-    training = models.OurTraining(models.run_config(FLAGS.config, **changes), shape, random=True)
-    sizes = batch.num_tokens, batch.num_pairs, batch.num_targets
+    config = models.run_config(FLAGS.config, lora={"rank": FLAGS.lora}, **changes)
+    training = models.OurTraining(config, shape, random=True)
+    adapter = config.lora.adapter(shape) if FLAGS.lora else None
+    sizes = batch.num_tokens, batch.num_pairs, batch.num_targets, adapter
     facts = {
         "peak_flops": peak,
         "flops": FLAGS.steps * metrics.train_flops(shape, *sizes),
+        "tokens": FLAGS.steps * batch.num_tokens,
         "device": jax.devices()[0].device_kind,
     }
 
@@ -178,6 +181,8 @@ def main(argv: Sequence[str]) -> None:
         f"{facts['device']}, peak {facts['peak_flops'] / 1e12:.0f} TFLOP/s"
     )
     race.report(title, contenders, "MFU %", utilisation)
+    seconds = statistics.median(contenders[0].seconds)
+    print(f"ours: {facts['tokens'] / seconds:,.0f} tokens/s without padding")
     ended = [contender for contender in contenders if not contender.failure]
     print("last loss:", ", ".join(f"{x.name} {x.results[-1]['loss']:.3f}" for x in ended))
     share = statistics.median(utilisation(seconds, None) for seconds in contenders[0].seconds) / 100
@@ -200,6 +205,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("length", 1024, "Tokens of a row.", lower_bound=2)
     flags.DEFINE_integer("accumulation", 1, "Micro-batches of a step.", lower_bound=1)
     flags.DEFINE_integer("examples", 0, "Examples of real lengths in a step; 0: full rows.")
+    flags.DEFINE_integer("lora", 0, "Rank of an adapter, the base frozen; 0: full fine-tuning.")
     flags.DEFINE_integer("loss_tokens", 2048, "Tokens whose logits are held at a time.")
     flags.DEFINE_integer("steps", 10, "Steps of a round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)

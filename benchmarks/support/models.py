@@ -98,7 +98,18 @@ class OurTraining:
 
         self.mesh = mesh = sharding.make_mesh(config.sharding)
         self._program = program = TrainingProgram(shape, config, 1000, mesh)
-        if random:
+        self._base: Any = {}
+        if random and program.adapter:
+
+            def frozen():
+                whole = params.init(shape, jax.random.key(1))
+                return jax.tree.map(
+                    lambda x, of: x.astype(of.dtype), whole, program.abstract_base()
+                )
+
+            self._base = jax.jit(frozen, out_shardings=program.base_shardings)()
+            self._state = program.initial_state()
+        elif random:
 
             def init(key):
                 weights = params.init(shape, key)
@@ -106,7 +117,7 @@ class OurTraining:
 
             self._state = jax.jit(init, out_shardings=program.state_shardings)(jax.random.key(0))
         else:
-            self._state = program.initial_state()
+            self._state, self._base = program.initial_state(), program.load_base()
 
     def step(self, batch: "data.Step") -> float:
         """One optimiser step; its loss."""
@@ -129,7 +140,8 @@ class OurTraining:
         step, _ = self._program.steps
         goes_on = sharding.put_flag(False, self.mesh)
         for arrays, num_micro in batches:
-            self._state, report = step(self._state, arrays, np.int32(num_micro), goes_on, {})
+            inputs = arrays, np.int32(num_micro), goes_on, self._base
+            self._state, report = step(self._state, *inputs)
         jax.block_until_ready(self._state)
         return float(report["loss"])
 
