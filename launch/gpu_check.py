@@ -47,6 +47,7 @@ def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
     ours = ["-m", "benchmarks.gpu", "--remat=dots", "--rounds=2"]
     on_7b = [*ours, *on_7b, "--accumulation=4", "--alone"]
     profile = f"--profile={folder}/profile"
+    real = [f"--examples={8 if small else 128}", "--skip=compile", "--ratio=4"]
     return [
         ("attention", 50, exact, [*test, "tests/alpacare_jax/model/test_attention.py"]),
         ("llama-7b", 90, cpu, [*on_7b, "--skip=eager,compile", "--least=0.7", profile]),
@@ -55,7 +56,7 @@ def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
             "real-lengths",
             70,
             cpu,
-            [*ours, *on_1b, f"--examples={8 if small else 128}", "--skip=compile", "--ratio=4"],
+            [*ours, *on_1b, *real],
         ),
         ("lora-7b", 60, cpu, [*on_7b, "--skip=eager,compile", "--lora=16"]),
         ("torch-7b", 90, cpu, [*on_7b, "--skip=compile", "--checkpointing", "--ratio=1.6"]),
