@@ -117,8 +117,7 @@ class Engine:
     def cancel(self, index: int) -> None:
         """Forgets a request, wherever it is; it is not reported any more."""
         self._queue = collections.deque(r for r in self._queue if r.index != index)
-        for slot in [s for s, row in self._rows.items() if row.request.index == index]:
-            del self._rows[slot]
+        self._rows = {s: row for s, row in self._rows.items() if row.request.index != index}
 
     def step(self, fill: bool = False) -> list[Progress]:
         """Runs one chunk of prefill, if prompts wait, and one burst of decode steps.
@@ -138,21 +137,16 @@ class Engine:
         self,
         requests: Iterable[Request],
         stop_early: Callable[[list[int]], bool] = lambda ids: False,
-        burst: int | None = None,
     ) -> Iterator[Answer]:
         """Yields answers as they finish, in any order.
 
         Args:
           stop_early: called with the ids of each answer without EOS after every step that added to
             them; True ends the answer, with finish_reason `stop`.
-          burst: see the class.
 
         Raises:
           ValueError: as of `submit`, before anything is answered.
         """
-        if burst is not None and not 1 <= burst <= BURST:
-            raise ValueError(f"burst must be at least 1 and at most {BURST}")
-        usual, self.burst = self.burst, burst or self.burst
         answers: dict[int, list[int]] = {}
         try:
             for request in requests:
@@ -168,7 +162,6 @@ class Engine:
                     if reason:
                         yield Answer(progress.index, answers.pop(progress.index), reason)
         finally:
-            self.burst = usual
             for index in answers:
                 self.cancel(index)
 
@@ -204,25 +197,23 @@ class Engine:
 
     def _prefill(self) -> list[Progress]:
         """Prefills one chunk of the prompts that wait, in order of admission."""
-        pieces: list[tuple[int, int]] = []  # (slot, start)
+        pieces: list[tuple[int, int, Row]] = []  # (slot, start, row)
         most = self._programs.pieces[0]
         for slot, row in self._rows.items():
             if row.decoding or not (row.placed or self._place(slot, row)):
                 continue
             starts = range(row.prefilled, len(row.prompt), PIECE)
-            pieces += [(slot, start) for start in starts[: most - len(pieces)]]
+            pieces += [(slot, start, row) for start in starts[: most - len(pieces)]]
         if not pieces:
             return []
-        rows_of = [(slot, start, self._rows[slot]) for slot, start in pieces]
-        scored = any(row.request.prompt_logprobs for _, _, row in rows_of)
-        name, size = "score", most
-        if not scored:
-            name, size = "prefill", fit(self._programs.pieces, len(pieces))
+        program, size = "prefill", fit(self._programs.pieces, len(pieces))
+        if any(row.request.prompt_logprobs for _, _, row in pieces):
+            program, size = "score", most
         self._state, out = self._programs(
-            name, size, self.params, self._device_state(), rows.piece_arrays(rows_of, size)
+            program, size, self.params, self._device_state(), rows.piece_arrays(pieces, size)
         )
         out, found = jax.device_get(out), []
-        for i, (slot, start, row) in enumerate(rows_of):
+        for i, (slot, start, row) in enumerate(pieces):
             row.prefilled = min(start + PIECE, len(row.prompt))
             self._held[slot] = row.prompt[: row.prefilled]
             if row.request.prompt_logprobs:
@@ -267,14 +258,10 @@ class Engine:
         if not active:
             return []
         size = fit(self._programs.rows, max(active) + 1)
+        full = np.int32(len(active) if self._queue else 0)
+        arguments = rows.burst_arrays(active, size), np.int32(self.burst), full
         self._state, out = self._programs(
-            "decode",
-            size,
-            self.params,
-            self._device_state(),
-            rows.burst_arrays(active, size),
-            np.int32(self.burst),
-            np.int32(len(active) if self._queue else 0),
+            "decode", size, self.params, self._device_state(), *arguments
         )
         out, found = jax.device_get(out), []
         for slot in active:

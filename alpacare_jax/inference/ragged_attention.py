@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from alpacare_jax.distributed.sharding import BATCH_AXES
 from alpacare_jax.inference import cache
+from alpacare_jax.inference.rows import PIECE
 from alpacare_jax.model.attention import MASKED_SCORE
 
 LEAST_QUERIES = 16
@@ -129,10 +130,18 @@ def on_mesh(mesh: Mesh, heads: str | None, interpret: bool = False):
 def fault(heads: int, key_heads: int, head_dim: int, dtype: DTypeLike, run: Run = attend) -> str:
     """Why the kernel is not to be used on this machine; "" where it attends as `cache.attend` does.
 
-    Compared are two rows of 70 and 200 keys of random values, which takes a second or two.
+    Compared are the queries of a decode step, then those of a chunk's pieces, in two rows of 70 and
+    200 keys of random values, which takes a few seconds.
     """
+    faults = (_fault(tokens, heads, key_heads, head_dim, dtype, run) for tokens in (1, PIECE))
+    return next(filter(None, faults), "")
+
+
+def _fault(
+    tokens: int, heads: int, key_heads: int, head_dim: int, dtype: DTypeLike, run: Run
+) -> str:
     keys = jax.random.split(jax.random.key(0), 3)
-    shapes = (2, 1, heads, head_dim), *[(1, 2, key_heads, 256, head_dim)] * 2
+    shapes = (2, tokens, heads, head_dim), *[(1, 2, key_heads, 256, head_dim)] * 2
     q, k, v = (jax.random.normal(key, s, dtype) for key, s in zip(keys, shapes, strict=True))
     layer, rows, starts = jnp.int32(0), jnp.arange(2), jnp.array([70, 200])
     want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts).astype(jnp.float32)

@@ -39,8 +39,12 @@ class Row:
 
 
 def piece_arrays(pieces: Sequence[tuple[int, int, Row]], size: int) -> Rows:
-    """The argument `pieces` of `Programs`: (slot, start, row) of each; the first is repeated."""
-    pieces = [*pieces, *[pieces[0]] * (size - len(pieces))] if pieces else []
+    """The argument `pieces` of `Programs`: (slot, start, row) of each.
+
+    The first is repeated up to `size`, but ends its prompt once: the token after it is counted.
+    """
+    own = len(pieces)
+    pieces = [*pieces, *[pieces[0]] * (size - own)] if pieces else []
     arrays = _settings([row for _, _, row in pieces], size) | _blank(size, "start", "count", "slot")
     arrays |= {name: np.zeros((size, PIECE), np.int32) for name in ("tokens", "targets")}
     arrays["ends"] = np.zeros(size, bool)
@@ -50,7 +54,7 @@ def piece_arrays(pieces: Sequence[tuple[int, int, Row]], size: int) -> Rows:
         arrays["tokens"][i, : len(tokens)] = tokens
         arrays["targets"][i, : len(targets)] = targets
         arrays["start"][i], arrays["count"][i], arrays["slot"][i] = start, len(tokens), slot
-        arrays["ends"][i] = start + len(tokens) == len(row.prompt)
+        arrays["ends"][i] = i < own and start + len(tokens) == len(row.prompt)
     return arrays
 
 

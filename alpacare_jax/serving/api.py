@@ -3,18 +3,18 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from alpacare_jax.inference import requests
 from alpacare_jax.serving import fields, json_answers, protocol
 from alpacare_jax.serving.choice import AnswerChoice, Delta, ScoredToken
 from alpacare_jax.serving.errors import ApiError
-from alpacare_jax.serving.gate import read_body
+from alpacare_jax.serving.gate import read_body, unless_disconnected
 from alpacare_jax.serving.monitoring import Monitor
 from alpacare_jax.serving.protocol import ChatCall, CompletionCall
 from alpacare_jax.serving.replies import DONE, ResponseForm, encode, event
@@ -79,10 +79,8 @@ class Api:
 
     async def template(self, request: Request) -> Response:
         """POST /apply-template: the text that the model reads for `messages`."""
-        content = fields.read_json(await read_body(request, self._max_body))
-        content = {"model": self._model.name} | content
-        call = protocol.chat_call(content, self._model.vocab_size)
-        prompt = self._model.chat_prompt(call.history, call.question)
+        body = await read_body(request, self._max_body)
+        _, prompt = await asyncio.to_thread(self._chat, body, model=self._model.name)
         found = {"prompt": self._model.shown(prompt), "tokens": len(prompt.ids)}
         return Response(encode(found), media_type="application/json")
 
@@ -127,10 +125,13 @@ class Api:
         found = await unless_disconnected(request, self._whole(work, deltas))
         return Response(encode(found), headers=headers, media_type="application/json")
 
-    def _chat_work(self, body: bytes) -> Work:
-        call = protocol.chat_call(fields.read_json(body), self._model.vocab_size)
+    def _chat(self, body: bytes, **defaults: str) -> tuple[ChatCall, EncodedPrompt]:
+        call = protocol.chat_call(defaults | fields.read_json(body), self._model.vocab_size)
         self._model.check_name(call.options.model)
-        prompt = self._model.chat_prompt(call.history, call.question)
+        return call, self._model.chat_prompt(call.history, call.question)
+
+    def _chat_work(self, body: bytes) -> Work:
+        call, prompt = self._chat(body)
         stops = (*self._model.template.stop, *call.options.stop)
         choose = partial(AnswerChoice, tokenizer=self._model.tokenizer, stops=stops, strip=True)
         return self._work(call, [prompt], lambda number, _: choose(number, prompt=prompt.ids))
@@ -214,6 +215,7 @@ class Api:
                 if delta.finish_reason:
                     left.remove(number)
                     self._thread.cancel([job.indices[number]])
+                    self._monitor.answer(delta.finish_reason)
                 yield choice, delta
                 if delta.finish_reason:
                     await _check_json(work.call, texts[number], delta.finish_reason)
@@ -282,26 +284,3 @@ async def _check_json(call: ChatCall | CompletionCall, text: str, finish_reason:
             code="invalid_json",
             more={"answer": text},
         )
-
-
-async def unless_disconnected(request: Request, work: Any) -> Any:
-    """The result of `work`, which is cancelled when the client goes away.
-
-    Raises:
-      ClientDisconnect: it did.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks: Sequence[asyncio.Task[Any]] = [asyncio.ensure_future(work), asyncio.create_task(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            return tasks[0].result()
-        raise ClientDisconnect
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

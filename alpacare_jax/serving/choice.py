@@ -59,9 +59,10 @@ class AnswerChoice:
 
     def feed(self, progress: Progress) -> Delta:
         """What a step of the engine adds."""
-        text, tokens, self._echo = self._echo or "", [], None
-        if self._before and progress.prompt_logprobs:
+        text, tokens = self._echo or "", []
+        if self._echo is not None and progress.prompt_logprobs:
             tokens = self._prompt_tokens(progress.prompt_logprobs)
+        self._echo = None
         for number, token_id in enumerate(progress.ids):
             if self.stream.stopped:
                 break

@@ -20,9 +20,6 @@ def read_json(content: bytes) -> dict[str, Any]:
         none.
     """
 
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not a number of JSON")
-
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
@@ -33,7 +30,7 @@ def read_json(content: bytes) -> dict[str, Any]:
 
     try:
         text = content.decode("utf-8")
-        found = json.loads(text, parse_constant=constant, object_pairs_hook=once)
+        found = json.loads(text, parse_constant=no_constant, object_pairs_hook=once)
         _check(found, MAX_DEPTH)
     except RecursionError:
         raise ApiError(400, f"the body nests more than {MAX_DEPTH} levels; flatten it") from None
@@ -47,6 +44,11 @@ def read_json(content: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ApiError(400, f"the body must be a JSON object, not {shown(found)}")
     return found
+
+
+def no_constant(name: str) -> NoReturn:
+    """Refuses NaN and Infinity, which Python reads where JSON has no such numbers."""
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _check(value: Any, depth: int) -> None:
@@ -114,9 +116,9 @@ class Fields:
             raise self.wrong(name, f"is {shown(value)}; it must be {noun}")
         return value
 
-    def required(self, name: str, remedy: str) -> Any:
-        """The value as it is; an error if it is absent."""
-        value = self.take(name)
+    def required(self, name: str, remedy: str, kind: type = object, noun: str = "") -> Any:
+        """A value of this type; an error if it is absent."""
+        value = self.typed(name, kind, noun)
         if value is None:
             raise self.wrong(name, f"is missing; {remedy}", "missing_required_parameter")
         return value

@@ -5,8 +5,10 @@ import hashlib
 import hmac
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -81,7 +83,7 @@ class Gate:
 
         try:
             async with asyncio.timeout(self._seconds):
-                self._admit(Request(scope))
+                self._admit(path, Headers(scope=scope))
                 await self._app(scope, receive, passing)
         except ApiError as error:
             await fail(error)
@@ -98,16 +100,16 @@ class Gate:
             seconds = time.monotonic() - began
             self._monitor.request(path, status or CLIENT_GONE, seconds, **details)
 
-    def _admit(self, request: Request) -> None:
+    def _admit(self, path: str, headers: Headers) -> None:
         """Raises ApiError if a request lacks the key, or comes by way of another site."""
         if not self._digest:
-            host = request.headers.get("host", "").lower()
+            host = headers.get("host", "").lower()
             if host.rpartition(":")[0] not in LOCAL_NAMES and host not in LOCAL_NAMES:
                 raise ApiError(
                     403, "this server is for its own machine; address it as localhost or 127.0.0.1"
                 )
-        elif request.url.path not in OPEN_PATHS:
-            kind, _, given = request.headers.get("authorization", "").partition(" ")
+        elif path not in OPEN_PATHS:
+            kind, _, given = headers.get("authorization", "").partition(" ")
             matches = hmac.compare_digest(_digest(given.strip().encode()), self._digest)
             if kind.lower() != "bearer" or not matches:
                 raise ApiError(
@@ -167,3 +169,26 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         message = f"the body did not arrive within {BODY_SECONDS:.0f} s; send it again"
         raise ApiError(408, message, headers=close) from None
     return bytes(content)
+
+
+async def unless_disconnected(request: Request, work: Any) -> Any:
+    """The result of `work`, which is cancelled when the client goes away.
+
+    Raises:
+      ClientDisconnect: it did.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks: Sequence[asyncio.Task[Any]] = [asyncio.ensure_future(work), asyncio.create_task(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise ClientDisconnect
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

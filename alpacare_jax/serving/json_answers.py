@@ -11,6 +11,8 @@ import referencing
 import referencing.exceptions
 from jsonschema import Draft202012Validator, SchemaError, ValidationError, validators
 
+from alpacare_jax.serving.fields import no_constant
+
 MAX_SCHEMA, MAX_CHECKS = 65_536, 20_000
 """Characters of a schema, and how often its keywords are applied to an answer."""
 
@@ -45,7 +47,7 @@ def _names(value: Any) -> Iterator[str]:
 def answer_problem(text: str, schema: Mapping[str, Any] | None) -> str:
     """Why a text is not the JSON that was asked for; "" if it is. Without a schema: any object."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         return f"the answer is not JSON ({error})"
     if schema is None:

@@ -56,8 +56,10 @@ class Monitor:
         if not job.has_begun:
             job.has_begun = True
             self._first.observe(time.monotonic() - job.submitted)
-        if progress.finish_reason:
-            self._answers.labels(progress.finish_reason).inc()
+
+    def answer(self, finish_reason: str) -> None:
+        """Counts an answer that has ended."""
+        self._answers.labels(finish_reason).inc()
 
     def prompts(self, tokens: int) -> None:
         """Counts the tokens of a request's prompts."""

@@ -134,9 +134,7 @@ def completion_call(content: Mapping[str, Any], vocab_size: int) -> CompletionCa
 def _options(
     fields: Fields, vocab_size: int, max_tokens: int | None, logprobs: int | None
 ) -> Options:
-    model = fields.required("model", "GET /v1/models lists the models")
-    if not isinstance(model, str):
-        raise fields.wrong("model", f"is {shown(model)}; it must be a text")
+    model = fields.required("model", "GET /v1/models lists the models", str, "a text")
     stream = fields.flag("stream")
     include_usage = False
     if (given := fields.typed("stream_options", dict, "an object")) is not None:
@@ -246,9 +244,8 @@ def _response_format(fields: Fields) -> tuple[bool, Mapping[str, Any] | None]:
         raise inner.wrong("type", f"is {shown(kind)}; choose text, json_object or json_schema")
     schema = None
     if kind == "json_schema":
-        outer = inner.required("json_schema", "send an object with name and schema")
-        if not isinstance(outer, dict):
-            raise inner.wrong("json_schema", f"is {shown(outer)}; it must be an object")
+        remedy = "send an object with name and schema"
+        outer = inner.required("json_schema", remedy, dict, "an object")
         details = Fields(outer, "response_format.json_schema.")
         for name in ("name", "description"):
             details.text(name)
@@ -299,7 +296,4 @@ def _turn(fields: Fields) -> Turn:
 def _part(fields: Fields) -> str:
     if (kind := fields.take("type")) != "text":
         raise fields.wrong("type", f"is {shown(kind)}; the model reads text only")
-    text = fields.required("text", "send a text")
-    if not isinstance(text, str):
-        raise fields.wrong("text", f"is {shown(text)}; it must be a text")
-    return text
+    return fields.required("text", "send a text", str, "a text")

@@ -19,6 +19,7 @@ from alpacare_jax.inference import cache, compiled, rows
 from alpacare_jax.inference import engine as engine_module
 from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.engine import Engine
+from alpacare_jax.inference.programs import BURST
 from alpacare_jax.inference.requests import Answer, Request
 from alpacare_jax.inference.sampling import Sampling, sample, settings_of
 from alpacare_jax.model import params
@@ -152,7 +153,8 @@ def cut_at_eos(free: dict[int, list[int]], eos_ids=NO_EOS) -> dict[int, Answer]:
     return answers
 
 
-def answers_of(engine: Engine, requests, **kwargs) -> dict[int, Answer]:
+def answers_of(engine: Engine, requests, burst: int = BURST, **kwargs) -> dict[int, Answer]:
+    engine.burst = burst
     answers = list(engine.run(requests, **kwargs))
     assert len(answers) == len(requests), "one answer for each request"
     return {answer.index: answer for answer in answers}
@@ -270,8 +272,7 @@ def test_a_long_answer_does_not_hold_up_the_others(cases):
     long = REQUESTS[1]
     assert len(expected[long.index].ids) > 40
     # Looked at after every token: what ends within one burst comes in the order of the slots.
-    order = [answer.index for answer in engine.run([long, *REQUESTS[2:5]], burst=1)]
-    assert order[-1] == long.index
+    assert [*answers_of(engine, [long, *REQUESTS[2:5]], burst=1)][-1] == long.index
 
 
 RULES = common.sharding().rules.to_dict()
@@ -446,4 +447,4 @@ def test_a_request_asks_something_and_for_something(prompt, new):
 
 def test_a_burst_has_at_least_one_step(weights):
     with pytest.raises(ValueError, match="burst must be at least 1"):
-        next(make_engine(weights).run(REQUESTS[:1], burst=0))
+        make_engine(weights, burst=0)

@@ -147,6 +147,13 @@ def test_each_request_has_settings_of_its_own(engine, exact):
         requests.reverse()
 
 
+def test_a_penalty_counts_every_token_once(engine):
+    """The first token, too, which is drawn where the prompt ends."""
+    sampling = Sampling(frequency_penalty=1000, logit_bias={7: 100_000, 9: 99_500})
+    reported = finish(engine, [Request(1, [3, 4], 8, sampling)])
+    assert ids_of(reported[1]) == [7, 9] * 4
+
+
 def test_draws_follow_seed_and_stream_not_the_index(engine):
     warm = Sampling(temperature=1.5, seed=4)
 

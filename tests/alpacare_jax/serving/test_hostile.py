@@ -315,6 +315,7 @@ def test_a_key_is_required_where_one_is_set(source, engine, capfd):
             assert answer.headers["www-authenticate"] == "Bearer"
         check(served.get(f"/v1/models?key={KEY}"), 401, "missing or wrong")
         check(served.post("/v1/completions", PLAIN), 401, "missing or wrong")
+        check(served.get("/v1/models", host="any.example/health?"), 401, "missing or wrong")
         assert served.get("/metrics").status_code == 401
         assert served.get("/health").status_code == served.get("/").status_code == 200
         assert served.ask("why", max_tokens=2).usage.completion_tokens == 2
@@ -362,6 +363,7 @@ def test_reading_a_request_needs_no_server():
         ("{}", {"required": ["a"]}, "does not follow the schema ('a' is a required property)"),
         ("[1]", {"items": {"type": "string"}}, "1 is not of type 'string'"),
         ("{", {}, "is not JSON"),
+        ('{"a": NaN}', {}, "is not JSON (NaN is not a number of JSON)"),
         ("1", {"$ref": "http://192.0.2.1/schema"}, "refers to what it does not have"),
         ("1", {"$ref": "#"}, "takes too long to check"),
         ("[" * 9 + "]" * 9, {"$defs": {"a": {"items": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}}},
