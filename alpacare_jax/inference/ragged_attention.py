@@ -23,7 +23,7 @@ from alpacare_jax.model.attention import MASKED_SCORE
 LEAST_QUERIES = 16
 """Rows of the smallest product on tensor cores; fewer queries are padded."""
 
-TOLERANCE = 0.02
+MAX_DIFFERENCE = 0.02
 """Relative difference that rounding in bfloat16 explains, with a wide margin."""
 
 Run = Callable[..., jax.Array]
@@ -150,4 +150,4 @@ def _fault(
     except Exception as error:  # noqa: BLE001 - whatever Triton and its compiler raise
         return f"does not run here ({str(error).splitlines()[0][:200]})"
     difference = float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
-    return "" if difference <= TOLERANCE else f"differs from XLA's by {difference:.2%} here"
+    return "" if difference <= MAX_DIFFERENCE else f"differs from XLA's by {difference:.2%} here"
