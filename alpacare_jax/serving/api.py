@@ -262,7 +262,7 @@ class Api:
                         yield b"".join(map(event, chunks))
             yield b"".join(map(event, work.reply.last(work.choices))) + DONE
         except ApiError as error:
-            details["error"] = error.code or error.message[:200]
+            details["error"] = error.kind
             yield event(error.body())
         except Exception as error:  # noqa: BLE001 - the status is sent; the stream must say so
             details["cause"] = exits.unexpected(error)

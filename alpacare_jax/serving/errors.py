@@ -49,6 +49,11 @@ class ApiError(Exception):
         self.param, self.code = param, code
         self.headers = {"x-should-retry": str(status in RETRIED).lower()} | (headers or {})
 
+    @property
+    def kind(self) -> str:
+        """What the log has of it; the message may quote a text of the client."""
+        return self.code or ERROR_TYPES[self.status]
+
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
         found = {

@@ -76,7 +76,7 @@ class Gate:
         async def fail(error: ApiError) -> None:
             if status:
                 return  # the response has begun: uvicorn ends the connection
-            details["error"] = error.code or error.message[:200]
+            details["error"] = error.kind
             content = encode(error.body())
             response = Response(content, error.status, error.headers, "application/json")
             await response(scope, receive, passing)

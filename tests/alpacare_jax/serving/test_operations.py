@@ -158,8 +158,12 @@ def test_texts_are_in_the_log_only_when_asked(source, engine, capfd):
     for log_texts in (False, True):
         served = ServerThread(source, engine, log_texts=log_texts)
         answer = served.ask("quite unheard of", max_tokens=5).choices[0].message.content
+        wrong = {"model": served.name, "prompt": "a", "stop": {"a": "most private"}}
+        assert "most private" in served.post("/v1/completions", wrong).text
         served.stop()
-        lines = [json.loads(x) for x in capfd.readouterr().err.splitlines() if x.startswith("{")]
+        log = capfd.readouterr().err
+        lines = [json.loads(x) for x in log.splitlines() if x.startswith("{")]
+        assert '"error": "invalid_request_error"' in log and "private" not in log
         (line,) = [x for x in lines if x["path"] == "/v1/chat/completions"]
         assert line["status"] == 200 and line["completion_tokens"] == 5
         assert ("quite unheard of" in json.dumps(line)) == log_texts
