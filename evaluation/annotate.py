@@ -64,11 +64,12 @@ def planned(
         if (*key[1:], generator) in wanted
     }
     asked = {PREFERENCE: people} if people else {}
-    found = needs(width, rates, measure_people(asked, sheets, seed=0).corrections)
+    found = needs(width, rates, measure_people(asked, sheets, seed=0))
     for need in found[:MAX_LISTED]:
         log(str(need))
-    if len(found) > MAX_LISTED:
-        log(f"and {len(found) - MAX_LISTED:,} others, which need no more items")
+    if others := found[MAX_LISTED:]:
+        more = sum(need.missing > 0 for need in others)
+        log(f"not listed: {len(others):,}, of which {more:,} need more items")
     return found
 
 

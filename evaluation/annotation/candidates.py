@@ -95,6 +95,8 @@ def draw(
         known = list(items)
         names = [known[i] for i in free]
         scores = candidates.scores[benchmark][free]
+        if len(free) < counts[benchmark]:
+            log(f"{benchmark}: {len(free):,} items are left to label, not {counts[benchmark]:,}")
         generator = np.random.default_rng([seed, len(chosen)])
         for name in draw_items(names, scores, counts[benchmark], generator):
             chosen += items[name]

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from evaluation.judging.verdicts import Matchup
-from evaluation.scoring.correction import Correction, labels_alone_for, labels_for
+from evaluation.scoring.correction import labels_alone_for, labels_for
+from evaluation.scoring.people import PREFERENCE, PeopleResults
 from evaluation.scoring.score import WinRate
 
 
@@ -30,9 +31,7 @@ class LabelNeed(NamedTuple):
         return max(0, (self.items if self.needed is None else self.needed) - self.labelled)
 
 
-def needs(
-    width: float, rates: Mapping[Matchup, WinRate], corrections: Mapping[Matchup, Correction]
-) -> list[LabelNeed]:
+def needs(width: float, rates: Mapping[Matchup, WinRate], people: PeopleResults) -> list[LabelNeed]:
     """What each rate needs for an interval of `width`, from 0 to 1; the neediest first.
 
     With a correction it follows from what the judge explained so far. Without one the judge is
@@ -41,13 +40,14 @@ def needs(
 
     def each() -> Iterable[LabelNeed]:
         for matchup, rate in rates.items():
-            if found := corrections.get(matchup):
+            if found := people.corrections.get(matchup):
                 now = (found.ppi.high or 1.0) - (found.ppi.low or 0.0)
                 needed = labels_for(width, found)
                 yield LabelNeed(matchup, found.items, found.labelled, now, needed)
             else:
                 needed = labels_alone_for(width, 0.5 if rate.rate is None else rate.rate)
                 needed = needed if needed <= rate.items else None
-                yield LabelNeed(matchup, rate.items, 0, None, needed)
+                own = people.rates.get((PREFERENCE, *matchup[1:]))
+                yield LabelNeed(matchup, rate.items, own.items if own else 0, None, needed)
 
     return sorted(each(), key=lambda need: (-need.missing, need.matchup))

@@ -197,7 +197,7 @@ def _read_file(
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"no such file: {path}; --judgements takes workdirs of evaluation.judge, and files of "
-            "judgements that docs/file_formats.md describes; --labels files"
+            "judgements that docs/file_formats.md describes; --labels files and folders"
         ) from None
 
 

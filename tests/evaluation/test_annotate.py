@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from evaluation import annotate, report
-from evaluation.annotation.candidates import from_files, from_judgements
+from evaluation.annotation import exports
+from evaluation.annotation.candidates import draw, from_files, from_judgements
 from evaluation.annotation.pairs import read_key
 from evaluation.judging import reading, workdirs
 from tests.conftest import REPOSITORY
@@ -80,6 +81,19 @@ def test_the_next_labels_are_of_other_items(tmp_path):
     verdicts, _ = reading.read([folder / "work"])
     with pytest.raises(ValueError, match="'nobody' was not judged; choose from ours"):
         from_judgements(verdicts, workdirs.read([folder / "work"], verdicts), ["nobody"], [])
+
+
+def test_labels_too_few_for_a_correction_count_in_the_plan(tmp_path, monkeypatch, capsys):
+    folder = annotated.write(tmp_path, count=5)
+    labels = exports.load([str(folder / "page")]).sources["preference"]
+    verdicts, people = reading.read([folder / "work"], labels)
+    candidates = from_judgements(verdicts, workdirs.read([folder / "work"], verdicts), [], [])
+    monkeypatch.setattr(annotate, "MAX_LISTED", 0)
+    (need,) = annotate.planned(0.6, verdicts, people, candidates)
+    assert need.labelled == 5 and need.needed == need.missing + 5
+    assert "not listed: 1, of which 1 need more items" in capsys.readouterr().err
+    assert len(draw(candidates, set(), {"heart": 60}, seed=1)) == 24
+    assert "heart: 24 items are left to label, not 60" in capsys.readouterr().err
 
 
 def test_the_report_reads_the_folder(tmp_path):
