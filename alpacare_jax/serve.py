@@ -22,6 +22,7 @@ from alpacare_jax.distributed import processes
 from alpacare_jax.inference import loading
 from alpacare_jax.inference.loading import ModelSource
 from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.model.quantised import FORMATS
 from alpacare_jax.serving import server
 from alpacare_jax.serving.served_model import ServedModel
 from alpacare_jax.serving.server import ServerConfig
@@ -32,12 +33,22 @@ from common.sections import UsageError
 KEY_VARIABLE = "ALPACARE_API_KEY"
 
 
-def run(source: ModelSource, config: ServerConfig, *, name: str, tensor: int, slots: int) -> int:
+def run(
+    source: ModelSource,
+    config: ServerConfig,
+    *,
+    name: str,
+    tensor: int,
+    slots: int,
+    weights: str,
+    invariant: bool,
+) -> int:
     """Loads the model and serves it until a signal; returns the exit code."""
     with server.listen(config) as listener:
         source.identity()  # an adapter must be of this base
         with heartbeat("loading the weights"):
-            engine = source.engine(jax.local_devices(), tensor, slots, Sampling())
+            devices = jax.local_devices()
+            engine = source.engine(devices, tensor, slots, Sampling(), weights, invariant)
         engine.compile(log)
         model = ServedModel.of(source, name)
         return asyncio.run(server.serve(config, model, engine, listener))
@@ -71,6 +82,18 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "slots", 16, "Answers generated at the same time, on all devices.", lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "weights",
+        "",
+        ["", *FORMATS],
+        "Projections in fewer bits, for a half or a quarter of the memory and other answers than "
+        "generate's; default: as the adapter was trained, else --dtype.",
+    )
+    flags.DEFINE_bool(
+        "invariant",
+        False,
+        "The same answer to the bit alone and among others; each step then computes all slots.",
     )
     flags.DEFINE_integer(
         "max_queue", 256, "Answers that may wait; more are refused with status 429.", lower_bound=0
@@ -110,6 +133,8 @@ def main(argv: Sequence[str]) -> int:
         name=FLAGS.name,
         tensor=FLAGS.tensor,
         slots=FLAGS.slots,
+        weights=FLAGS.weights,
+        invariant=FLAGS.invariant,
     )
 
 

@@ -109,10 +109,17 @@ class ModelSource:
         tensor: int,
         slots: int,
         sampling: Sampling,
+        weights: str = "",
+        invariant: bool = False,
     ) -> Engine:
         """Loads the weights: sharded over `tensor` devices, slots over such groups.
 
         The engine has `slots` slots, rounded up to a multiple of the number of groups.
+
+        Args:
+          weights: form of the projections, one of `quantised.FORMATS`; "": that in which the
+            adapter was trained, else the compute dtype.
+          invariant: see `Engine`.
         """
         if len(devices) % tensor:
             raise UsageError(
@@ -122,7 +129,7 @@ class ModelSource:
         rules = sharding.ShardingConfig(-1, 1, tensor, GENERATION_RULES, allow_replicated="")
         mesh = sharding.make_mesh(rules, devices)
         groups = sharding.batch_groups(mesh)
-        form = self.adapter.lora.quantised if self.adapter else ""
+        form = weights or (self.adapter.lora.quantised if self.adapter else "")
         base = FrozenBase(self.config, mesh, rules, self.dtype, form)
         params = base.load(self.directory, str(self.step))
         if self.adapter:
@@ -138,6 +145,7 @@ class ModelSource:
             max_length=self.max_length,
             slots=-(-slots // groups) * groups,
             sampling=sampling,
+            invariant=invariant,
             mesh=mesh if mesh.size > 1 else None,
             rules=GENERATION_RULES,
         )

@@ -49,9 +49,7 @@ def source(model_directory) -> ModelSource:
 @pytest.fixture(scope="session")
 def engine(source) -> Engine:
     """Every step has one shape: three programs to compile."""
-    made = source.engine(jax.devices()[:1], 1, 4, Sampling())
-    settings = {"dtype": source.dtype, "max_length": made.max_length, "slots": made.slots}
-    return Engine(made.params, made.config, eos_ids=made.eos_ids, invariant=True, **settings)
+    return source.engine(jax.devices()[:1], 1, 4, Sampling(), invariant=True)
 
 
 @pytest.fixture(scope="module")

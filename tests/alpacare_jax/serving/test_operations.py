@@ -9,9 +9,12 @@ import subprocess
 import sys
 import threading
 
+import jax
+import numpy as np
 import openai
 import pytest
 
+from alpacare_jax.inference.sampling import Sampling
 from tests.conftest import LIMIT, WORDS
 from tests.support.served import Connected, ServerProcess, ServerThread
 
@@ -168,6 +171,21 @@ def test_texts_are_in_the_log_only_when_asked(source, engine, capfd):
         assert line["status"] == 200 and line["completion_tokens"] == 5
         assert ("quite unheard of" in json.dumps(line)) == log_texts
         assert (line.get("texts") == [answer]) == log_texts
+
+
+def test_projections_may_have_8_bits(served, source):
+    made = source.engine(jax.devices()[:1], 1, 4, Sampling(), "int8", invariant=True)
+    small = ServerThread(source, made)
+    asked = {"model": served.name, "prompt": "the heart", "max_tokens": 0}
+    try:
+        exact, rounded = (
+            each.post("/v1/completions", asked | {"echo": True, "logprobs": 0}).json()
+            for each in (served, small)
+        )
+    finally:
+        small.stop()
+    found = [each["choices"][0]["logprobs"]["token_logprobs"] for each in (exact, rounded)]
+    assert 0 < np.abs(np.subtract(*found)).max() < 0.3
 
 
 @pytest.mark.slow
