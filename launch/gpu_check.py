@@ -52,12 +52,7 @@ def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
         ("attention", 50, exact, [*test, "tests/alpacare_jax/model/test_attention.py"]),
         ("llama-7b", 90, cpu, [*on_7b, "--skip=eager,compile", "--least=0.7", profile]),
         ("llama-1b", 120, cpu, [*ours, *on_1b, f"--skip=eager{',compile' * small}"]),
-        (
-            "real-lengths",
-            70,
-            cpu,
-            [*ours, *on_1b, *real],
-        ),
+        ("real-lengths", 70, cpu, [*ours, *on_1b, *real]),
         ("lora-7b", 60, cpu, [*on_7b, "--skip=eager,compile", "--lora=16"]),
         ("torch-7b", 90, cpu, [*on_7b, "--skip=compile", "--checkpointing", "--ratio=1.6"]),
     ]

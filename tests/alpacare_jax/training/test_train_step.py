@@ -147,6 +147,7 @@ def golden_curve(
     recipe: dict | None = None,
     rules: dict | None = None,
     lora: dict | None = None,
+    remat: str = "full",
     **mesh_sizes,
 ) -> dict[str, list]:
     """Steps of 8 examples each from hand-made weights; no random number anywhere.
@@ -165,7 +166,8 @@ def golden_curve(
     recipe = dataclasses.replace(config.optimizer, **recipe or {})
     spread = dataclasses.replace(config.sharding, rules=config.sharding.rules | (rules or {}))
     lora = dataclasses.replace(config.lora, **lora or {})
-    config = dataclasses.replace(config, optimizer=recipe, sharding=spread, lora=lora)
+    model = dataclasses.replace(config.model, remat=remat)
+    config = dataclasses.replace(config, model=model, optimizer=recipe, sharding=spread, lora=lora)
     program = TrainingProgram(TINY, config, steps, mesh)
     step_once, _ = program.make_steps()
     weights, base = hand_made_params(), {}
@@ -228,6 +230,16 @@ def test_loss_curve_is_the_same_on_any_mesh(twenty_steps_of_one_device, mesh_siz
 
 
 MIXED = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "context", "dots"])
+def test_loss_curve_is_the_same_under_every_remat_policy(twenty_steps_of_one_device, remat):
+    """On a mesh, where what is kept of each layer is sharded, and several micro-batches a step."""
+    curve = golden_curve(20, remat=remat, **MIXED)
+    for name, values in curve.items():
+        expected = twenty_steps_of_one_device[name]
+        np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
