@@ -70,6 +70,7 @@ def ours(folder: Path, case: str, slots: int | None = None) -> race.Work:
     )
 
     def work() -> race.Result:
+        engine.use(engine.params)  # or prompts of the last round would not be computed again
         pairs = enumerate(zip(prompts, limits, strict=True))
         requests = [Request(i, prompt, limit) for i, (prompt, limit) in pairs]
         answers = sorted(engine.run(requests), key=lambda answer: answer.index)

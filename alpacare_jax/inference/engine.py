@@ -1,9 +1,7 @@
 """Continuous batching: a fixed number of slots, each refilled as soon as its answer ends.
 
-A static batch that waits for its longest answer spends most of its compute on finished rows. Here
-a finished row admits the next prompt immediately. Prompts are prefilled many at a time, in chunks
-between bursts of decode steps, so running answers wait for one chunk at most; a prefix that a slot
-holds already is copied, not computed.
+Prompts are prefilled many at a time, in chunks between bursts of decode steps, so that running
+answers wait for one chunk at most; a prefix that a slot holds already is copied, not computed.
 
 No answer depends on its neighbours: rows never mix, and a sampled token depends on (seed, request,
 position) alone. Only rounding remains: with a different number of rows XLA may sum in a different
@@ -67,8 +65,8 @@ class Engine:
         mesh: Mesh | None = None,
         rules: Mapping[str, str] | None = None,
     ):
-        self.params, self.config = params, config
-        self.eos_ids, self.max_length, self.slots = tuple(eos_ids), max_length, slots
+        self.config, self.eos_ids = config, tuple(eos_ids)
+        self.max_length, self.slots = max_length, slots
         self.sampling, self.burst, self._invariant = sampling, burst, invariant
         groups = sharding.batch_groups(mesh) if mesh else 1
         if slots % groups:
@@ -87,7 +85,12 @@ class Engine:
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Row] = {}  # slot -> row, in order of admission
-        self._held = [np.zeros(0, np.int64)] * slots  # the ids whose keys each slot holds
+        self.use(params)
+
+    def use(self, params: Params) -> None:
+        """Answers with these weights from now on; keys of earlier ones are of no use to them."""
+        self.params = params
+        self._held = [np.zeros(0, np.int64)] * self.slots  # the ids whose keys each slot holds
 
     @property
     def busy(self) -> bool:
@@ -175,8 +178,6 @@ class Engine:
         Nothing is allocated: `params` may be abstract.
         """
         return self._programs.trace(self.params)
-
-    # Scheduling
 
     def _admit(self) -> None:
         """Gives the first requests of the queue a slot each, low ones first."""
@@ -280,11 +281,10 @@ class Engine:
         reason = "stop" if stopped else "length" if len(row.ids) == row.limit else None
         if reason:
             del self._rows[slot]
-        new = ids[:-1] if stopped else ids
+        new, eos = (ids[:-1], ids[-1]) if stopped else (ids, None)
         asked = row.request.logprobs
         logprobs = [] if asked is None else logprobs_of(scores, len(ids), asked)
         prompt = row.scored if row.request.prompt_logprobs and len(row.ids) == len(ids) else None
-        eos = ids[-1] if stopped else None
         return Progress(row.request.index, new, logprobs, prompt, reason, eos)
 
     def _compact(self) -> None:

@@ -92,10 +92,10 @@ class Samples:
 
     def answer(self, params: Params) -> list[dict[str, str]]:
         """{"prompt", "reference", "output", "finish_reason"} of each example, in their order."""
-        self._engine.params = params
+        self._engine.use(params)
         with waiting("answering the sample prompts"):
             found = {answer.index: answer for answer in self._engine.run(self._requests)}
-        self._engine.params = {}  # the next training step donates them
+        self._engine.use({})  # the next training step donates them
         return [
             shown
             | {

@@ -22,6 +22,7 @@ from tests.alpacare_jax.inference.test_engine import (
     make_engine,
     pad,
     random_weights,
+    recompute,
 )
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -217,6 +218,18 @@ def test_a_prefix_that_a_slot_holds_is_not_computed_again(weights, monkeypatch):
     assert {i: ids_of(each) for i, each in together.items()} == {
         i: ids_of(each) for i, each in apart.items()
     }
+
+
+def test_other_weights_use_no_keys_of_the_earlier_ones(engine, weights):
+    request = Request(1, [*range(2, 2 + PIECE), 5, 6], 6)
+    other = random_weights(CONFIG, seed=1)
+    before = ids_of(finish(engine, [request])[1])
+    engine.use(other)
+    after = ids_of(finish(engine, [request])[1])
+    engine.use(weights)
+    expected = recompute(other, [request], Sampling())[1]
+    assert after == expected[: len(after)] != before and after
+    assert ids_of(finish(engine, [request])[1]) == before
 
 
 def test_an_invariant_engine_gives_the_same_bits_alone_and_among_others(weights):
