@@ -10,6 +10,7 @@ model says is no medical advice.
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,9 @@ class Conversation:
             prompt = self.model.chat_prompt([*system, *self.turns], question)
             room = self.model.room(prompt, None, "the conversation")
         except ApiError as error:
-            raise UsageError(f"{error.message}; /new starts a new conversation") from None
+            too_long = error.code == "context_length_exceeded"
+            hint = "; /new starts a new conversation" if too_long else ""
+            raise UsageError(f"{error.message}{hint}") from None
         self.prompt, self.asked = self.model.shown(prompt), self.asked + 1
         limit = min(room, self.max_new_tokens or room)
         stream = TextStream(self.model.tokenizer, self.model.template.stop, strip=True)
@@ -114,6 +117,8 @@ def run(conversation: Conversation) -> None:
             print(conversation.prompt)
         elif line:
             try:
+                if re.fullmatch(r"/\w*", line):
+                    raise UsageError(f"no command {line!r}; /new, /prompt or /quit")
                 for part in conversation.answer(line, stopped):
                     print(part, end="", flush=True)
                 print(" [stopped]" if stopped.now else "")

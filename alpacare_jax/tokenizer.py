@@ -76,14 +76,14 @@ def main(argv: Sequence[str]) -> None:
     color = args.color == "always" or (args.color == "auto" and on_terminal)
     tokenizer = tokenizers.load(args.checkpoint)
     examples = read_examples(args.input)
+    name = args.template or model_folder.trained_template(args.checkpoint) or "alpaca"
+    template = chat_template.load(name, args.checkpoint, tokenizer)
     no_loss = DIM.format("dim: no loss") if color else "no loss"
     loss = GREEN.format("green: loss") if color else "[loss]"
     print(
         f"legend: {no_loss}, {loss}, | between tokens, ↵ newline, ‹3› one character in 3 tokens, "
         "special tokens by name"
     )
-    name = args.template or model_folder.trained_template(args.checkpoint) or "alpaca"
-    template = chat_template.load(name, args.checkpoint, tokenizer)
     tokens = loss_tokens = over_long = 0
     for number, example in enumerate(examples):
         encoded = encode_example(example, tokenizer, template, args.loss)

@@ -206,7 +206,9 @@ def wrong_flag(error: Exception, keys: Sequence[str] = ()) -> str:
     >>> wrong_flag(ValueError("flag --a=None: Flag --a must have a value other than None."))
     'flag --a is required. (see --help)'
     >>> wrong_flag(flags.UnrecognizedFlagError("lr", "1"), ["optimizer.learning_rate"])
-    "unknown flag --lr; did you mean --config.optimizer.learning_rate?"
+    'unknown flag --lr; did you mean --config.optimizer.learning_rate?'
+    >>> wrong_flag(flags.Error("Traceback of a config:\\nValueError: no system 'x'; choose y"))
+    "no system 'x'; choose y (see --help)"
     """
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]  # the AttributeError of ml_collections holds the KeyError
@@ -222,7 +224,7 @@ def wrong_flag(error: Exception, keys: Sequence[str] = ()) -> str:
     if "has no attribute 'get_config'" in text:
         return "--config could not be loaded: the file has no function get_config"
     if "Traceback" in text:  # an error inside a config file; its last line is the message
-        return f"{text.splitlines()[-1]} (see --help)"
+        return f"{text.splitlines()[-1].removeprefix('ValueError: ')} (see --help)"
     if isinstance(error, KeyError) and (name := re.match(r"'([^']*)'", text)):
         found = sections.similar_keys(name[1], keys)
         return f"the config has no key {name[0]}" + (

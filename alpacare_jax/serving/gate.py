@@ -133,9 +133,9 @@ def _http_error(error: HTTPException) -> ApiError:
     """Starlette's errors, of paths and methods, in our form."""
     remedies = {
         404: "there is no such path; see POST /v1/chat/completions, POST /v1/completions, "
-        "GET /v1/models, GET /health, GET /metrics",
-        405: "this path does not have this method; POST to chat/completions and completions, GET "
-        "the others",
+        "POST /apply-template, GET /v1/models, GET /health, GET /metrics",
+        405: "this path does not have this method; GET /v1/models, /health, /metrics and "
+        "/, POST the others",
     }
     message = remedies.get(error.status_code, "the request is not valid HTTP for this server")
     status = error.status_code if error.status_code in remedies else 400

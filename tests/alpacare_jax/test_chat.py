@@ -73,5 +73,7 @@ def test_ctrl_c_stops_the_answer_only(converse, engine, monkeypatch):
 def test_what_does_not_fit_is_one_line_with_the_remedy(converse):
     with pytest.raises(UsageError, match=r"no room for an answer .* /new starts a new"):
         converse("the" * 300)
-    with pytest.raises(UsageError, match="no place for a system prompt"):
+    with pytest.raises(UsageError, match=r"no place for a system prompt.* or llama3$"):
         converse("why", system="Be brief.")
+    with pytest.raises(UsageError, match="no command '/exit'; /new, /prompt or /quit"):
+        converse("/exit")

@@ -1,5 +1,6 @@
 """How commands end: exit codes, one line for an error, the traceback on demand."""
 
+import doctest
 import errno
 import os
 import subprocess
@@ -42,6 +43,10 @@ flags.DEFINE_integer("steps", 1, "How many.", lower_bound=1)
 flags.DEFINE_string("workdir", None, "Where.", required=True)
 cli.run(main)
 """
+
+
+def test_doctests():
+    assert doctest.testmod(cli).failed == 0
 
 
 @pytest.fixture(scope="module")

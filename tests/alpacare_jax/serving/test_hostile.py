@@ -242,7 +242,7 @@ def test_a_wrong_body_is_explained(served, case):
 def test_types_methods_and_paths_are_checked(served):
     form = {"content-type": "text/plain"}
     check(served.post("/v1/completions", PLAIN, **form), 415, "Content-Type: application/json")
-    check(served.get("/v1/completions"), 405, "POST to chat/completions")
+    check(served.get("/v1/completions"), 405, "POST the others")
     check(served.post("/v1/models", {}), 405, "GET")
     check(served.get("/v1/nothing"), 404, "there is no such path")
     check(served.get("/v1/models/../../etc/passwd"), 404, "there is no such path")
