@@ -132,7 +132,8 @@ def _read(path: Path) -> Record | None:
     try:
         content = json.loads(text)
     except ValueError as error:
-        if EXPORT_FORM in text:
+        beside_key = path.suffix == ".json" and path.with_name(KEY_FILE).exists()
+        if EXPORT_FORM in text or beside_key:  # cut at its very start, or empty
             raise ValueError(f"{path}: a damaged export ({error}); export it again") from None
         return None
     form = content.get("form") if isinstance(content, dict) else None
