@@ -9,7 +9,7 @@ import pytest
 
 from alpacare_jax import convert, train
 from alpacare_jax.checkpoints import checkpoint
-from alpacare_jax.planning import training as planning
+from alpacare_jax.planning import programs
 from alpacare_jax.training.config import RunConfig
 from common import sections
 from configs import finetune
@@ -56,7 +56,7 @@ def test_a_plan_is_for_the_shape_of_the_checkpoint(tmp_path):
     write_hf(tmp_path / "hf", SHAPE)
     config = finetune.get_config(str(tmp_path / "hf")).to_dict()
     run_config = sections.build(RunConfig, config)
-    program = planning.make_program(run_config, jax.devices()[:1])
+    program = programs.make_program(run_config, jax.devices()[:1])
     assert program.model_config == SHAPE
 
 

@@ -185,7 +185,7 @@ def test_of_several_starts_at_the_same_moment_one_wins(tmp_path):
 
 # Commands.
 
-WRITES_NOTHING = {"tokenizer"}
+WRITES_NOTHING = {"chat", "serve", "tokenizer"}
 BY_ITSELF = {"train": "with processes.hold_lock(FLAGS.workdir):"}  # once the processes have met
 
 

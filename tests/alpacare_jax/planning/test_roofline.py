@@ -69,7 +69,7 @@ def test_products_inside_cudnn(monkeypatch):
     )
     B, T, N, H = 2, 128, 4, 64
     segments = positions = np.ones((B, T), np.int32)
-    attend = attention.cudnn(segments, positions)
+    attend = attention.cudnn_mask(segments, positions)
 
     def sum_of(x):
         return attend(x, x, x).astype(np.float32).sum()
