@@ -25,6 +25,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from alpacare_jax.model.config import VARIANTS, LlamaConfig
+from common import exits
 
 if TYPE_CHECKING:  # JAX takes seconds to import, and not every test needs it
     from alpacare_jax.model.llama import Params
@@ -108,6 +109,12 @@ def write_examples(path: Path, count: int) -> Path:
             }
             file.write(json.dumps(record) + "\n")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_left(monkeypatch):
+    """A test that raises a signal in this process must not make a later one end it."""
+    monkeypatch.setattr(exits.Ending, "received", None)
 
 
 @pytest.fixture(scope="session")
