@@ -17,18 +17,15 @@ from collections.abc import Iterator, Sequence
 
 import jax
 from absl import flags
-from etils import epath
 
 from alpacare_jax.distributed import processes
 from alpacare_jax.inference import loading, sampling
 from alpacare_jax.inference.engine import Engine
-from alpacare_jax.inference.loading import ModelSource
 from alpacare_jax.inference.requests import Request
-from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.inference.text_stream import TextStream
 from alpacare_jax.serving.errors import ApiError
 from alpacare_jax.serving.served_model import ServedModel
-from common import cli, paths
+from common import cli
 from common.messages import heartbeat
 from common.sections import UsageError
 from common.text.conversations import Turn
@@ -143,18 +140,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     processes.use_compilation_cache("")
-    paths.check(FLAGS.checkpoint, FLAGS.adapter or "")
-    source = ModelSource(
-        epath.Path(FLAGS.checkpoint),
-        epath.Path(FLAGS.adapter) if FLAGS.adapter else None,
-        step=FLAGS.step,
-        template=FLAGS.template,
-        max_length=FLAGS.max_length,
-        dtype=FLAGS.dtype,
-    )
-    settings = Sampling(
-        FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
-    )
+    source = loading.from_flags(FLAGS)
+    settings = sampling.from_flags(FLAGS)
     source.identity()  # an adapter must be of this base
     devices = jax.local_devices()[: FLAGS.tensor]
     with heartbeat("loading the weights"):

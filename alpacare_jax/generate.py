@@ -221,9 +221,7 @@ def main(argv: Sequence[str]) -> None:
             batch_size=FLAGS.batch_size,
             devices=jax.local_devices(),
             tensor=FLAGS.tensor,
-            sampling=Sampling(
-                FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.repetition_penalty, FLAGS.seed
-            ),
+            sampling=sampling.from_flags(FLAGS),
             stop=FLAGS.stop,
             dtype=FLAGS.dtype,
             generator=FLAGS.generator,

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from etils import epath
 
 from alpacare_jax.distributed import processes
 from alpacare_jax.inference import loading
@@ -110,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     FLAGS = flags.FLAGS
     processes.use_compilation_cache("")
-    paths.check(FLAGS.checkpoint, FLAGS.adapter or "", FLAGS.api_key_file)
+    paths.check(FLAGS.api_key_file)
     config = ServerConfig(
         host=FLAGS.host,
         port=FLAGS.port,
@@ -121,14 +120,7 @@ def main(argv: Sequence[str]) -> int:
         log_texts=FLAGS.log_texts,
     )
     return run(
-        ModelSource(
-            epath.Path(FLAGS.checkpoint),
-            epath.Path(FLAGS.adapter) if FLAGS.adapter else None,
-            step=FLAGS.step,
-            template=FLAGS.template,
-            max_length=FLAGS.max_length,
-            dtype=FLAGS.dtype,
-        ),
+        loading.from_flags(FLAGS),
         config,
         name=FLAGS.name,
         tensor=FLAGS.tensor,

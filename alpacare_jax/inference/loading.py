@@ -178,3 +178,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("tensor", 1, "Devices over which weights are sharded.", lower_bound=1)
     flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Compute dtype.")
     flags.mark_flag_as_required("checkpoint")
+
+
+def from_flags(given: flags.FlagValues) -> ModelSource:
+    """The model that the flags of `define_flags` name."""
+    paths.check(given.checkpoint, given.adapter or "")
+    return ModelSource(
+        epath.Path(given.checkpoint),
+        epath.Path(given.adapter) if given.adapter else None,
+        step=given.step,
+        template=given.template,
+        max_length=given.max_length,
+        dtype=given.dtype,
+    )

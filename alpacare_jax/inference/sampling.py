@@ -82,6 +82,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 
 
+def from_flags(given: flags.FlagValues) -> Sampling:
+    """The sampling that the flags of `define_flags` ask for."""
+    return Sampling(
+        given.temperature, given.top_k, given.top_p, given.repetition_penalty, given.seed
+    )
+
+
 def settings_of(samplings: Sequence[Sampling], draws: Sequence[int]) -> Rows:
     """The settings of each row as arrays; `draws` number the rows' streams of random numbers."""
 

@@ -60,6 +60,26 @@ def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def train_sentencepiece(folder: Path, kind: str, size: int) -> Path:
+    """A model in `folder` with the options of LLaMA's, on a corpus too small for its 32,000."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=size,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
 @pytest.fixture(scope="session")
 def torch():
     torch = pytest.importorskip("torch", reason="torch is what the numbers are compared with")
@@ -75,23 +95,7 @@ def transformers(torch):
 @pytest.fixture(scope="session")
 def sentencepiece_dir(tmp_path_factory) -> Path:
     """LLaMA's tokenizer in small: the options are those of the 32,000-piece model."""
-    directory = tmp_path_factory.mktemp("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    (directory / "tokenizer.model").write_bytes(model.getvalue())
-    return directory
+    return train_sentencepiece(tmp_path_factory.mktemp("sentencepiece"), "bpe", 400)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ Where transformers differs from SentencePiece, the texts are known exactly; docs
 their numbers.
 """
 
-import io
 import random
 import zipfile
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.alpacare_jax.conftest import (
     STYLES,
     check_same,
     llama_json,
+    train_sentencepiece,
     write_json,
 )
 from tests.conftest import fetch
@@ -71,21 +71,7 @@ def has_run(text: str) -> bool:
 
 def trained(folder: Path, kind: str, size: int) -> Path:
     """A SentencePiece model with the options of LLaMA's, on a corpus too small for its 32,000."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=size,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    train_sentencepiece(folder, kind, size)
     write_json(folder / "tokenizer_config.json", NAMES | {"tokenizer_class": "LlamaTokenizer"})
     return folder
 
