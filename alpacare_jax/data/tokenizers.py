@@ -72,10 +72,15 @@ class Tokenizer(ABC):
         `decode(encode(prompt) + encode(response, continuation=True)) == prompt + response`.
 
         Raises:
-          ValueError: `text` is not valid Unicode or would yield a control id.
+          ValueError: `text` is not valid Unicode, would yield a control id, or would be lost.
         """
         text.encode()  # raises for half a surrogate pair, which neither library reports
         ids = self._encode(text, continuation)
+        if not ids and text.strip():
+            raise ValueError(
+                f"this tokenizer has no token for anything in {text[:40]!r}; use the one of the "
+                "model's release"
+            )
         if leaked := self._forbidden_ids.intersection(ids):
             name = self.piece(min(leaked))
             raise ValueError(f"this tokenizer cannot encode {name!r} as plain text; remove it")
@@ -227,6 +232,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._models = {False: model, True: model}
         if continuing != spec:
             self._models[True] = _build(continuing)
+        if not model.encode("a", add_special_tokens=False).ids:
+            raise ValueError(
+                f"{path} turns text into no tokens at all; copy it from the model's release"
+            )
         vocabulary = model.get_vocab(with_added_tokens=True)
         self._pieces = {token_id: piece for piece, token_id in vocabulary.items()}
         self.vocab_size = max(self._pieces) + 1

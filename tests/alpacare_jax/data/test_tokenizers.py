@@ -150,6 +150,25 @@ def test_a_tokenizer_that_cannot_read_a_control_token_as_text_raises(tmp_path):
         ours.encode("</s>")
 
 
+def test_a_text_is_not_lost(tmp_path):
+    """Without an unknown token the library leaves out what it cannot spell."""
+    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "</s>"})
+
+    def spelling(*letters: str):
+        vocab = {letter: number for number, letter in enumerate(("</s>", *letters))}
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+        backend.add_special_tokens(["</s>"])
+        backend.save(str(tmp_path / "tokenizer.json"))
+        return load(tmp_path)
+
+    with pytest.raises(ValueError, match=r"tokenizer\.json turns text into no tokens at all; copy"):
+        spelling("患")
+    ours = spelling("a")
+    assert (ours.encode("a"), ours.encode(""), ours.encode(" ")) == ([1], [], [])
+    with pytest.raises(ValueError, match="has no token for anything in '患者'; use the one"):
+        ours.encode("患者")
+
+
 def test_decode_skips_what_is_not_text(every_tokenizer):
     for ours in every_tokenizer:
         ids = ours.encode("a fever")
