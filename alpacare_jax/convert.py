@@ -15,40 +15,24 @@ Layouts, names and shapes all come from `params.WEIGHTS`. A target appears only 
 """
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from etils import epath
 
-from alpacare_jax.checkpoints import (
-    adapters,
-    checkpoint,
-    identity,
-    layerwise,
-    model_folder,
-    weight_diff,
-)
-from alpacare_jax.formats import hf_weights, meta_folder, safetensors_file
+from alpacare_jax.checkpoints import export, identity, layerwise, model_folder, weight_diff
+from alpacare_jax.formats import hf_weights, meta_folder
 from alpacare_jax.formats.hf_weights import AssignedTensor
 from alpacare_jax.model import params
 from alpacare_jax.model.config import LlamaConfig
 from common import cli, paths, provenance
-from common.messages import heartbeat, log
+from common.messages import log
 from common.sections import UsageError
 
-DIRECTIONS = (
-    *("from_hf", "to_hf", "from_meta", "from_gguf", "diff", "recover"),
-    *("to_peft", "merge"),
-)
-
-PATH_KEYS = ("_file", "name_or_path")
-"""Ends of keys under which transformers noted where it had loaded a file from."""
+DIRECTIONS = "from_hf to_hf from_meta from_gguf diff recover to_peft merge".split()
 
 
 @contextlib.contextmanager
@@ -78,7 +62,7 @@ def _new_model(
 
             with hf_weights.digests(files) as sums:
                 layerwise.for_each(convert, checked, max(sizes))
-        _write_record(
+        export.write_record(
             partial,
             command=f"convert {direction}",
             source=str(source),
@@ -137,137 +121,6 @@ def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     model_folder.load_tokenizer(folder)
 
 
-def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
-    """Converts a model directory to a Hugging Face folder that transformers opens unchanged.
-
-    Args:
-      source: may be in a bucket.
-      dtype: dtype to cast to; "" keeps that of each weight.
-
-    Raises: as `from_hf`, but a number too large for `dtype` is found while converting.
-    """
-    config = model_folder.read_config(source)
-    with heartbeat("verifying the checkpoint"):
-        arrays = layerwise.open_arrays(source, config, step)
-    cast = {path: jnp.dtype(dtype) if dtype else a.dtype.numpy_dtype for path, a in arrays.items()}
-    specs = {
-        key: (cast[weight.path], params.hf_shape(weight, config))
-        for key, (weight, _) in hf_weights.by_key(config).items()
-    }
-    total = sum(safetensors_file.nbytes(spec) for spec in specs.values())
-    with model_folder.new_directory(target, total) as partial:
-        with safetensors_file.FolderWriter(
-            partial, specs, safetensors_file.MAX_SHARD_BYTES
-        ) as writer:
-
-            def convert(piece: layerwise.Piece) -> None:
-                for layer, array in piece.read():
-                    key = piece.weight.hf_key.format(layer)
-                    array = _cast(key, array, specs[key][0])
-                    tensor = params.to_hf_layout(piece.weight, array, config)
-                    writer.write(key, layerwise.contiguous(tensor))
-
-            pieces = layerwise.pieces(arrays, config)
-            layerwise.for_each(convert, pieces, max(piece.nbytes for piece in pieces))
-        model_folder.copy_model_files(source, partial)
-        dtypes = {str(dtype) for dtype in cast.values()}
-        template = model_folder.trained_template(source)
-        if template:
-            model_folder.carry_template(partial, template)
-        model_folder.set_dtype(
-            partial / "config.json", dtypes.pop() if len(dtypes) == 1 else "float32"
-        )
-        _remove_paths(partial)
-        model = identity.of_model(source, checkpoint.find_step(source, step))
-        made = {"command": "convert to_hf", "model": model, "template": template}
-        _write_record(partial, public=True, **made)
-
-
-def merge(source: PurePath, adapter_folder: PurePath, target: Path, step: str) -> None:
-    """Adds an adapter's updates to its base: a model directory, in the dtypes of the base.
-
-    Args:
-      step: of the adapter, where it is a workdir.
-
-    Raises: as `adapters.open_adapter` and `to_hf`; ValueError if the adapter is of another base.
-    """
-    config = model_folder.read_config(source)
-    adapter = adapters.open_adapter(adapter_folder, step)
-    adapter.require_base(source)
-    factors = adapters.Update(adapter.lora, adapter.load(config, jnp.float32))
-    with heartbeat("verifying the checkpoint"):
-        arrays = layerwise.open_arrays(source, config, "best")
-    dtypes = {path: array.dtype.numpy_dtype for path, array in arrays.items()}
-    pieces = layerwise.pieces(arrays, config)
-    with model_folder.new_directory(target, sum(piece.nbytes for piece in pieces)) as partial:
-        model_folder.copy_model_files(source, partial)
-        with layerwise.Writer(partial, config, dtypes) as store:
-
-            def add(piece: layerwise.Piece) -> None:
-                for layer, array in piece.read():
-                    store.write(piece.weight, layer, factors.added(piece.weight, layer, array))
-
-            layerwise.for_each(add, pieces, max(piece.nbytes for piece in pieces))
-        model = identity.of_model(source)
-        _write_record(partial, command="convert merge", model=model, adapter=adapter.identity())
-
-
-def to_peft(source: PurePath, target: Path, step: str, base_name: str) -> None:
-    """Writes the adapter of a training run with LoRA as peft does.
-
-    Args:
-      base_name: what peft is to load as the base, such as a name on the Hub; "" for nothing.
-
-    Raises:
-      FileNotFoundError, ValueError: `source` holds no adapter, or its weights are damaged, or it is
-        in peft's form already.
-    """
-    adapter = adapters.open_adapter(source, step)
-    if adapter.step is None:
-        raise ValueError(f"{source} is in peft's form already; give a workdir of train")
-    model = model_folder.read_config(source)
-    weights = adapter.load(model, jnp.float32)
-    config = adapter.lora.adapter(model)
-    with model_folder.new_directory(target, 4 * params.count(config)) as partial:
-        adapters.write_peft(partial, adapter.lora, config, weights, base_name)
-        base = {"weights": adapter.base, "held_in": adapter.lora.base}
-        _write_record(
-            partial, public=True, command="convert to_peft", base=base, adapter=adapter.identity()
-        )
-
-
-def _cast(key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    try:
-        with np.errstate(over="raise"):
-            return array.astype(dtype, copy=False)
-    except FloatingPointError:
-        raise ValueError(
-            f"{key} has values outside the range of {dtype}; choose another --dtype"
-        ) from None
-
-
-def _remove_paths(directory: Path) -> None:
-    """Removes from a release the folders that the model was loaded from before."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (path := directory / name).is_file():
-            continue
-        content = provenance.read_json(path)
-        kept = {
-            key: value
-            for key, value in content.items()
-            if not (key.endswith(PATH_KEYS) and re.search(r"[/\\]", str(value)))
-        }
-        if kept != content:
-            provenance.write_json(path, kept)
-
-
-def _write_record(directory: Path, *, public: bool = False, **content: Any) -> None:
-    record = provenance.describe(**content) | {"end": provenance.now()}
-    if public:
-        del record["host"]
-    provenance.write_json(directory / "run.json", record)
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     FLAGS = flags.FLAGS
@@ -290,11 +143,11 @@ def main(argv: Sequence[str]) -> None:
         paths.require(path)
     source, target = Path(FLAGS.source), Path(paths.absolute(FLAGS.target))
     if direction == "merge":
-        merge(epath.Path(FLAGS.source), epath.Path(FLAGS.adapter), target, FLAGS.step)
+        export.merge(epath.Path(FLAGS.source), epath.Path(FLAGS.adapter), target, FLAGS.step)
     elif direction == "to_peft":
-        to_peft(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.base_name)
+        export.to_peft(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.base_name)
     elif direction == "to_hf":
-        to_hf(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.dtype)
+        export.to_hf(epath.Path(FLAGS.source), target, FLAGS.step, FLAGS.dtype)
     elif direction == "diff":
         weight_diff.make(Path(FLAGS.base), source, target)
     elif direction == "recover":

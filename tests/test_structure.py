@@ -28,6 +28,7 @@ LAYERS = {
         "serving",
         "training",
         "planning",
+        "releasing",
         "alpacare_jax",
     ],
     "evaluation": ["inputs", "judging", "scoring", "annotation", "reporting", "evaluation"],

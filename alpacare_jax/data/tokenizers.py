@@ -60,7 +60,7 @@ class Tokenizer(ABC):
     )
     control_ids: frozenset[int]  # special tokens, which represent no text
     _forbidden_ids: frozenset[int]  # never a result of encoding: control ids except unk
-    _pieces: dict[int, str]  # the vocabulary's spelling of every id
+    pieces: dict[int, str]  # the vocabulary's spelling of every id
     _spelled: re.Pattern[str]  # any control token
     _continues = True  # whether no space is put before a text that follows a control token
 
@@ -116,15 +116,15 @@ class Tokenizer(ABC):
 
     def piece(self, token_id: int) -> str:
         """Returns the vocabulary's spelling of one id, such as `▁the`, `<0x0A>` or `</s>`."""
-        return self._pieces[token_id]
+        return self.pieces[token_id]
 
     def is_byte(self, token_id: int) -> bool:
         """Whether a token is one byte, such as `<0x0A>`; its neighbours decide what it means."""
-        return bool(ONE_BYTE.fullmatch(self._pieces.get(token_id, "")))
+        return bool(ONE_BYTE.fullmatch(self.pieces.get(token_id, "")))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes of one token, a part of a character or more; a control token's name."""
-        piece = self._pieces.get(token_id, "")
+        piece = self.pieces.get(token_id, "")
         if token_id in self.control_ids:
             return piece.encode()
         if self.is_byte(token_id):
@@ -137,13 +137,13 @@ class Tokenizer(ABC):
     @cached_property
     def control_tokens(self) -> dict[str, int]:
         """The ids of the control tokens by their spelling."""
-        return {self._pieces[token_id]: token_id for token_id in self.control_ids}
+        return {self.pieces[token_id]: token_id for token_id in self.control_ids}
 
     @property
     def result_ids(self) -> set[int]:
         """Every id that a prompt or an answer can have: of text, EOS, and BOS where it is added."""
         added = {self.eos_id, self.bos_id} if self.adds_bos else {self.eos_id}
-        return self._pieces.keys() - self._forbidden_ids | added
+        return self.pieces.keys() - self._forbidden_ids | added
 
     @abstractmethod
     def _encode(self, text: str, continuation: bool) -> list[int]: ...
@@ -153,7 +153,7 @@ class Tokenizer(ABC):
 
     def _set_special_ids(self, declared: Mapping[str, str], directory: epath.Path) -> None:
         """Sets the ids of the declared special tokens; `control_ids` holds the built-in ones."""
-        ids = {piece: token_id for token_id, piece in self._pieces.items()}
+        ids = {piece: token_id for token_id, piece in self.pieces.items()}
         found = {kind: ids[declared[kind]] for kind in SPECIAL_KINDS if declared.get(kind) in ids}
         for kind in ("bos_token", "eos_token"):
             if kind not in found and (kind in declared or kind == "eos_token"):
@@ -191,10 +191,10 @@ class SentencePieceTokenizer(Tokenizer):
         special, added, adds_bos = _read_settings(directory)
         pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
         # Hugging Face adds tokens outside the model file: Alpaca's "[PAD]" is id 32,000.
-        self._pieces = dict(enumerate(pieces)) | {i: name for name, i in added.items()}
-        self.vocab_size = max(self._pieces) + 1
+        self.pieces = dict(enumerate(pieces)) | {i: name for name, i in added.items()}
+        self.vocab_size = max(self.pieces) + 1
         self.control_ids = frozenset(
-            i for i in self._pieces if i >= len(pieces) or model.is_control(i)
+            i for i in self.pieces if i >= len(pieces) or model.is_control(i)
         )
         ids = {kind: getattr(model, f"{kind}_id")() for kind in ("bos", "eos", "unk", "pad")}
         own = {f"{kind}_token": pieces[i] for kind, i in ids.items() if i >= 0}
@@ -237,8 +237,8 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"{path} turns text into no tokens at all; copy it from the model's release"
             )
         vocabulary = model.get_vocab(with_added_tokens=True)
-        self._pieces = {token_id: piece for piece, token_id in vocabulary.items()}
-        self.vocab_size = max(self._pieces) + 1
+        self.pieces = {token_id: piece for piece, token_id in vocabulary.items()}
+        self.vocab_size = max(self.pieces) + 1
         added = model.get_added_tokens_decoder().items()
         self.control_ids = frozenset(i for i, token in added if token.special)
         self._set_special_ids(special, directory)

@@ -137,3 +137,10 @@ def split_halves(array: np.ndarray, heads: int) -> np.ndarray:
     rows = array.shape[0]
     split = array.reshape(heads, rows // heads // 2, 2, *array.shape[1:])
     return split.swapaxes(1, 2).reshape(array.shape)
+
+
+def paired(array: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `split_halves`."""
+    rows = array.shape[0]
+    split = array.reshape(heads, 2, rows // heads // 2, *array.shape[1:])
+    return split.swapaxes(1, 2).reshape(array.shape)

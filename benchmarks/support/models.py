@@ -55,8 +55,8 @@ def both_forms(checkpoint: str, size: str = "") -> Iterator[Path]:
 def _write(checkpoint: str, size: str, folder: Path) -> None:
     import jax
 
-    from alpacare_jax import convert
     from alpacare_jax.checkpoints import checkpoint as checkpoint_lib
+    from alpacare_jax.checkpoints import export
     from alpacare_jax.model import params
     from alpacare_jax.model.config import VARIANTS
 
@@ -68,7 +68,7 @@ def _write(checkpoint: str, size: str, folder: Path) -> None:
         ours.mkdir()
         (ours / "config.json").write_text(json.dumps(config.to_hf()), encoding="utf-8")
         checkpoint_lib.save_params(ours, params.init(config, jax.random.key(0)))
-    convert.to_hf(ours, folder / "theirs", "best", "float32")
+    export.to_hf(ours, folder / "theirs", "best", "float32")
 
 
 def run_config(config: Any, **changes: dict[str, Any]) -> "RunConfig":

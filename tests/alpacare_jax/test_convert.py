@@ -17,12 +17,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import (
-    checkpoint,
-    identity,
-    layerwise,
-    model_folder,
-)
+from alpacare_jax.checkpoints import checkpoint, export, identity, layerwise, model_folder
 from alpacare_jax.formats import safetensors_file
 from alpacare_jax.model.llama import Llama
 from tests.conftest import LIMIT, REPOSITORY
@@ -333,7 +328,7 @@ def test_other_models_checkpoint_is_named(source, tmp_path):
 def test_to_hf_names_the_saved_steps(source, tmp_path):
     convert.from_hf(source, tmp_path / "ours")
     with fails_and_leaves_nothing(tmp_path, ValueError, "'7'", "[0]", "latest"):
-        convert.to_hf(tmp_path / "ours", tmp_path / "back", "7", "")
+        export.to_hf(tmp_path / "ours", tmp_path / "back", "7", "")
 
 
 def test_to_hf_of_a_folder_without_checkpoint(source, tmp_path):
@@ -383,7 +378,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import layerwise
+from alpacare_jax.checkpoints import export, layerwise
 from alpacare_jax.formats import safetensors_file
 
 source, ours, folder = map(Path, sys.argv[1:])
@@ -404,7 +399,7 @@ for point in sys.stdin.read().split():
     if direction == "from_hf":
         convert.from_hf(source, folder / point)
     else:
-        convert.to_hf(ours, folder / point, "best", "")
+        export.to_hf(ours, folder / point, "best", "")
     os._exit(0)
 """
 
@@ -501,6 +496,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from alpacare_jax import convert
+from alpacare_jax.checkpoints import export
 {command}
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -530,5 +526,5 @@ def test_peak_memory_does_not_follow_the_model(tmp_path):
     command = "convert.from_hf(*map(Path, sys.argv[1:]))"
     base = peak(command, small, tmp_path / "small-ours")
     assert peak(command, source, tmp_path / "ours") - base < size / 2
-    command = "convert.to_hf(*map(Path, sys.argv[1:]), 'best', '')"
+    command = "export.to_hf(*map(Path, sys.argv[1:]), 'best', '')"
     assert peak(command, tmp_path / "ours", tmp_path / "back") - base < size / 2

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from alpacare_jax import convert
-from alpacare_jax.checkpoints import checkpoint, model_folder
+from alpacare_jax.checkpoints import checkpoint, export, model_folder
 from alpacare_jax.data import prompts, tokenizers
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.requests import Request
@@ -70,7 +70,7 @@ def model_dir(gguf_file, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def hf_dir(model_dir, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("hf") / "smollm2"
-    convert.to_hf(model_dir, target, "best", "")
+    export.to_hf(model_dir, target, "best", "")
     return target
 
 

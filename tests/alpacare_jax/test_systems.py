@@ -14,7 +14,7 @@ from etils import epath
 from safetensors.numpy import load_file
 
 from alpacare_jax import convert, generate
-from alpacare_jax.checkpoints import adapters, checkpoint, model_folder
+from alpacare_jax.checkpoints import adapters, checkpoint, export, model_folder
 from alpacare_jax.formats import meta_folder
 from alpacare_jax.formats.byte_level import LLAMA3_PATTERN
 from alpacare_jax.inference.sampling import Sampling
@@ -153,8 +153,8 @@ def test_baize_healthcare(torch, transformers, sentencepiece_dir, tmp_path):
     adapters.write_peft(again, stored.lora, stored.lora.adapter(config), factors, "")
     assert_same_bits(load_file(again / adapters.PEFT_WEIGHTS), tensors)
     with pytest.raises(ValueError, match="is in peft's form already"):
-        convert.to_peft(epath.Path(adapter), tmp_path / "never", "best", "")
-    convert.merge(epath.Path(tmp_path / "ours"), epath.Path(adapter), tmp_path / "merged", "best")
+        export.to_peft(epath.Path(adapter), tmp_path / "never", "best", "")
+    export.merge(epath.Path(tmp_path / "ours"), epath.Path(adapter), tmp_path / "merged", "best")
     merged = our_logits(tmp_path / "merged", ids)  # in float16, as the base
     assert np.abs(merged - expected[0]).max() <= 0.05
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from alpacare_jax import convert, plan, tokenizer
-from alpacare_jax.checkpoints import checkpoint, model_folder, saving
+from alpacare_jax import plan, tokenizer
+from alpacare_jax.checkpoints import checkpoint, export, model_folder, saving
 from common import cli, exits, jsonl, paths, provenance, records
 from launch import sweep, sweep_results, sweep_runs
 from tests.alpacare_jax.distributed.test_processes import start_together
@@ -312,7 +312,7 @@ def test_a_model_that_was_copied_into_a_bucket(gcs, place, corpus, tmp_path):
     np.testing.assert_array_equal(ours["embed_tokens"], theirs["embed_tokens"])
     model_folder.load_tokenizer(place / "base")
     for source, target in ((place, "bucket"), (corpus, "folder")):
-        convert.to_hf(source / "base", tmp_path / target, "best", "")
+        export.to_hf(source / "base", tmp_path / target, "best", "")
     name = "model.safetensors"
     assert (tmp_path / "bucket" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from alpacare_jax import convert
+from alpacare_jax.checkpoints import export
 from alpacare_jax.formats import hf_weights
 from alpacare_jax.model import params as params_lib
 from alpacare_jax.model.config import LlamaConfig
@@ -117,7 +117,7 @@ def params_to_hf(params: Params, config: LlamaConfig) -> Iterator[tuple[str, np.
 
 
 def to_hf(source: Path, target: Path, dtype: str = "") -> Path:
-    convert.to_hf(source, target, "best", dtype)
+    export.to_hf(source, target, "best", dtype)
     return target
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from alpacare_jax import convert
-from alpacare_jax.checkpoints import checkpoint, digests
+from alpacare_jax.checkpoints import checkpoint, digests, export
 from alpacare_jax.distributed import processes
 from common import cli
 from tests.support.training import (
@@ -167,7 +166,7 @@ def test_steps_of_an_older_version_are_refused_in_one_line(corpus, run, capsys):
 
 def test_conversion_refuses_damaged_weights(run, tmp_path, capsys):
     flip(largest(run / "checkpoints" / "6" / "params"))
-    convert_latest = lambda _: convert.to_hf(run, tmp_path / "hf", "latest", "")  # noqa: E731
+    convert_latest = lambda _: export.to_hf(run, tmp_path / "hf", "latest", "")  # noqa: E731
     assert cli.guard(convert_latest, [], debug=False) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "step 6 in" in line and "checksum differs" in line and "whole steps: [3]" in line

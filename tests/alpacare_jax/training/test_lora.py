@@ -12,8 +12,8 @@ from etils import epath
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from alpacare_jax import convert, generate, train
-from alpacare_jax.checkpoints import adapters, checkpoint
+from alpacare_jax import generate, train
+from alpacare_jax.checkpoints import adapters, checkpoint, export
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import params
 from alpacare_jax.model.dropout import Dropout, token_keys
@@ -248,7 +248,7 @@ def test_a_quantised_base_is_trained_on_merged_and_answers(corpus, tmp_path, bas
     np.testing.assert_allclose(ours, want, rtol=1e-5)
     assert sum(isinstance(w, Quantised) for w in params.flatten(held).values()) == 7
     run = epath.Path(tmp_path / "run")
-    convert.merge(epath.Path(corpus / "base"), run, tmp_path / "merged", "best")
+    export.merge(epath.Path(corpus / "base"), run, tmp_path / "merged", "best")
     answers = generated(corpus / "base", run, tmp_path, "unmerged.json")
     of_merged = generated(tmp_path / "merged", None, tmp_path, "merged.json")
     assert [a["output"] for a in of_merged] == [a["output"] for a in answers]
@@ -282,7 +282,7 @@ def generated(base: Path, adapter: Path | None, tmp_path: Path, name: str, **cha
 
 def test_answers_of_a_workdir_are_those_of_its_release(corpus, workdir, tmp_path):
     release = tmp_path / "release"
-    convert.to_peft(epath.Path(workdir), release, "best", "somebody/llama")
+    export.to_peft(epath.Path(workdir), release, "best", "somebody/llama")
     ours = generated(corpus / "base", workdir, tmp_path, "ours.json")
     assert ours[0]["generator"] == workdir.name
     theirs = generated(corpus / "base", release, tmp_path, "theirs.json")
@@ -295,7 +295,7 @@ def test_answers_of_a_workdir_are_those_of_its_release(corpus, workdir, tmp_path
 
 
 def test_merged_is_unmerged(corpus, workdir, tmp_path):
-    convert.merge(epath.Path(corpus / "base"), epath.Path(workdir), tmp_path / "merged", "best")
+    export.merge(epath.Path(corpus / "base"), epath.Path(workdir), tmp_path / "merged", "best")
     merged = checkpoint.load_params(tmp_path / "merged", TINY)
     base = checkpoint.load_params(corpus / "base", TINY)
     stored = adapters.open_adapter(workdir)
@@ -314,7 +314,7 @@ def test_merged_is_unmerged(corpus, workdir, tmp_path):
 
 def test_training_goes_on_from_a_merged_adapter(corpus, workdir, tmp_path, capsys):
     """A second stage: the first adapter is merged, and a new one trained on what it made."""
-    convert.merge(epath.Path(corpus / "base"), epath.Path(workdir), tmp_path / "merged", "best")
+    export.merge(epath.Path(corpus / "base"), epath.Path(workdir), tmp_path / "merged", "best")
     second = ten_steps(corpus, **SETTINGS | {"model__checkpoint": str(tmp_path / "merged")})
     resume(second, tmp_path / "second")
     before, after = lines(workdir), lines(tmp_path / "second")
@@ -335,7 +335,7 @@ def test_training_goes_on_from_a_merged_adapter(corpus, workdir, tmp_path, capsy
 def test_an_adapter_of_another_base_is_refused(workdir, tmp_path, corpus):
     other = make_model(tmp_path / "other", TINY, hand_made_params())
     release = tmp_path / "release"
-    convert.to_peft(epath.Path(workdir), release, "best", "")
+    export.to_peft(epath.Path(workdir), release, "best", "")
     for adapter in (workdir, release):
         with pytest.raises(ValueError, match=r"is an adapter of another model than .*other"):
             generated(other, adapter, tmp_path, "refused.json")
