@@ -1,10 +1,11 @@
 """JSON lines in UTF-8: the texts of a record, writing, and files that grow line by line."""
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from etils import epath
@@ -74,6 +75,23 @@ def line(record: Record) -> str:
 def write(path: str | PurePath, records: Iterable[Record]) -> None:
     """Writes a .jsonl file atomically: readers see the old file or the new one, never a part."""
     provenance.write_text(path, "".join(map(line, records)))
+
+
+def write_output(
+    path: Path, records: Iterable[Record], run: Record, run_json: Path | None = None
+) -> None:
+    """Writes the `run.json` of a .jsonl file, with its digest and the time, then the file itself.
+
+    So a record without its file, or with another one, is that of a run that did not finish.
+
+    Args:
+      run: the rest of the record.
+      run_json: where it is written; None: beside the file, see `provenance.run_json`.
+    """
+    text = "".join(map(line, records))
+    ended = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "end": provenance.now()}
+    provenance.write_json(run_json or provenance.run_json(path), run | ended)
+    provenance.write_text(path, text)
 
 
 class LineFile:

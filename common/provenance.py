@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -130,8 +131,9 @@ def now() -> str:
 
 
 def describe(**content: Any) -> dict[str, Any]:
-    """The content of a `run.json`: `content`, then code, packages, host and start time."""
+    """The content of a `run.json`: `content`, then flags, code, packages, host and start time."""
     return content | {
+        "flags": sys.argv[1:],
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -177,9 +177,8 @@ def run(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     jsonl.write(dropped_path(output), dropped)
-    ended = {"counts": counts, "end": provenance.now()}
-    provenance.write_json(provenance.run_json(output), description | ended)
-    jsonl.write(output, kept)  # last: once it exists, all three files do
+    # Last: once it exists, all three files do.
+    jsonl.write_output(output, kept, description | {"counts": counts})
     log(summary(counts, tokenizer))
 
 

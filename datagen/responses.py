@@ -222,9 +222,8 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
     if warning := provenance.replaced(output, description["config"]):
         client.report(warning)
     jsonl.write(workdir / "unused.jsonl", unused)
-    ended = {"counts": counts, "spent": spent, "end": provenance.now()}
-    provenance.write_json(provenance.run_json(output), description | ended)
-    jsonl.write(output, examples)  # last: once it exists, all three files do
+    # Last: once it exists, all three files do.
+    jsonl.write_output(output, examples, description | {"counts": counts, "spent": spent})
     client.report(
         f"{output}: {len(examples):,} examples from {len(answering.tasks):,} tasks; "
         f"not used: {format_counts(counts['unused'])}"

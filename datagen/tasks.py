@@ -143,10 +143,9 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
     if warning := provenance.replaced(output, description["config"]):
         client.report(warning)
     jsonl.write(workdir / "rejected.jsonl", pool.rejected)
-    ended = {"counts": counts, "spent": spent, "end": provenance.now()}
-    provenance.write_json(provenance.run_json(output), description | ended)
     # Last: once tasks.jsonl exists, all three files do.
-    jsonl.write(output, (task.record() for task in pool.kept))
+    run_record = description | {"counts": counts, "spent": spent}
+    jsonl.write_output(output, (task.record() for task in pool.kept), run_record)
     client.report(
         f"{output}: {len(pool.kept):,} tasks from {replies:,} replies; "
         f"{sum(rejected.values()):,} rejected ({format_counts(rejected)}); not needed: "

@@ -193,11 +193,11 @@ class JudgingRun:
         answers = itertools.chain.from_iterable(self.systems)
         jsonl.write(workdir / workdirs.ITEMS_FILE, map(dataclasses.asdict, self.items))
         jsonl.write(workdir / workdirs.OUTPUTS_FILE, map(dataclasses.asdict, answers))
-        provenance.write_json(workdir / "run.json", run_record)
         model = self.config.chat.model
         pairs = zip(self.compared, self.replies, strict=True)
         judgements = (comparisons.judgement(*pair, model) for pair in pairs)
-        jsonl.write(workdir / JUDGEMENTS_FILE, judgements)  # last: it marks a complete run
+        # Last: it marks a complete run.
+        jsonl.write_output(workdir / JUDGEMENTS_FILE, judgements, run_record, workdir / "run.json")
 
 
 def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
@@ -226,8 +226,7 @@ def run(judging: JudgingRun, workdir: Path, *, dry_run: bool = False) -> None:
         )
         spent = dataclasses.asdict(store.total_spent())
     counts = judging.counts()
-    ended = {"counts": counts, "spent": spent, "end": provenance.now()}
-    judging.write(workdir, record | ended)
+    judging.write(workdir, record | {"counts": counts, "spent": spent})
     client.report(comparisons.summary(counts))
     failures = [reply.failure for reply in judging.replies if reply.failure]
     if refused := [failure for failure in failures if failure.own]:

@@ -14,6 +14,7 @@ answers.sqlite as soon as they arrive: an interrupted run resumes with the same 
 """
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,10 +92,9 @@ def write(
     path = workdir / "references.jsonl"
     workdir.mkdir(parents=True, exist_ok=True)
     signals = measure_texts(answers)
-    ended = {"counts": dataclasses.asdict(signals), "end": provenance.now()}
-    provenance.write_json(workdir / "run.json", run_record | ended)
-    pairs = zip(items, answers, strict=True)
-    jsonl.write(path, [outputs.model_output_record(item, answer) for item, answer in pairs])
+    lines = itertools.starmap(outputs.model_output_record, zip(items, answers, strict=True))
+    run_record |= {"counts": dataclasses.asdict(signals)}
+    jsonl.write_output(path, lines, run_record, workdir / "run.json")
     print(f"{path}: {signals}", file=sys.stderr)
 
 

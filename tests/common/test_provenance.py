@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 
 import jax
 import pytest
@@ -129,9 +130,10 @@ def test_describe_says_what_made_a_result():
     record = provenance.describe(config={"a": 1}, data=["x"])
     after = datetime.datetime.now(datetime.UTC)
     assert list(record) == [
-        *("config", "data", "git_commit", "python", "packages", "host", "start", "end")
+        *("config", "data", "flags", "git_commit", "python", "packages", "host", "start", "end")
     ]
     assert (record["config"], record["data"]) == ({"a": 1}, ["x"])
+    assert record["flags"] == sys.argv[1:]
     assert record["python"] == platform.python_version()
     assert record["host"] == platform.node()
     assert record["packages"].keys() == set(provenance.PACKAGES)
