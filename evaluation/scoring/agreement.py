@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from evaluation.scoring.intervals import RESAMPLES
-
+RESAMPLES = 1000
 CATEGORIES = 3
 MODEL_WINS, REFERENCE_WINS, NEITHER = range(CATEGORIES)
 

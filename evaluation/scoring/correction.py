@@ -28,7 +28,7 @@ import math
 
 import numpy as np
 
-from evaluation.scoring.intervals import Z, student
+from evaluation.scoring.intervals import PSEUDO, Z, score_interval, student
 
 MIN_LABELS = 10
 """Items with a label, against each reference, for a correction."""
@@ -38,10 +38,6 @@ FEW_LABELS, FEW_DISAGREEMENTS = 30, 5
 
 UNLIKE = 3.0
 """Standard errors between the judge's rates on labelled and other items that a report names."""
-
-_PSEUDO = 0.5
-"""Residuals of 0.5 that are added to those seen: labels without any disagreement do not prove that
-there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +102,9 @@ class _Sample:
         return max(1.0, clusters - self.references * clusters / self.counts.sum() - slopes)
 
     def unseen(self) -> float:
-        """The variance of the residuals that `_PSEUDO` adds; none where all items are labelled."""
+        """The variance of the residuals that `PSEUDO` adds; none where all items are labelled."""
         missing = 1 - self.counts / self.items
-        return _PSEUDO * 0.25 * float((missing / self.counts**2).sum()) / self.references**2
+        return PSEUDO * 0.25 * float((missing / self.counts**2).sum()) / self.references**2
 
 
 def correct(judge: np.ndarray, people: np.ndarray) -> Correction | None:
@@ -174,13 +170,10 @@ def _score_interval(sample: _Sample, rate: float, variance: float, t: float) -> 
     Official Statistics 13:93-104). Where all labels are won or lost, that number is theirs.
     """
     rate = min(max(rate, 0.0), 1.0)
-    edge = _PSEUDO / (4 * sample.counts.sum())
-    inside = min(max(rate, edge), 1 - edge)
-    spread = inside * (1 - inside)
-    count = spread / variance if variance > _NOTHING else sample.items
-    middle = (rate + t * t / (2 * count)) / (1 + t * t / count)
-    half = t * math.sqrt(spread / count + (t / (2 * count)) ** 2) / (1 + t * t / count)
-    return RateEstimate(rate, max(0.0, middle - half), min(1.0, middle + half))
+    labels = int(sample.counts.sum())
+    if variance <= _NOTHING:
+        variance = max(rate * (1 - rate), PSEUDO / (4 * labels)) / sample.items
+    return RateEstimate(rate, *score_interval(rate, variance, labels, t))
 
 
 def _rogan_gladen(sample: _Sample) -> RateEstimate:

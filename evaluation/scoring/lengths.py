@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from evaluation.scoring.intervals import bootstrap_ratios
+from evaluation.scoring.intervals import share
 from evaluation.scoring.score import item_scores
 
 EDGES = (0.5, 0.8, 1.25, 2.0)
@@ -64,10 +64,10 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (ends - (counts - 1) / 2)[inverse]
 
 
-def by_length(bounds: np.ndarray, ratio: np.ndarray, *, seed: int = 0) -> LengthEffect:
+def by_length(bounds: np.ndarray, ratio: np.ndarray) -> LengthEffect:
     """The effect of length on `bounds` [matchups, 2, items], given `ratio` [matchups, items].
 
-    The intervals resample items with all of their matchups.
+    The intervals take items with all of their matchups.
     """
     scores = np.stack([item_scores(matchup) for matchup in bounds])
     valid = ~np.isnan(scores)
@@ -75,11 +75,10 @@ def by_length(bounds: np.ndarray, ratio: np.ndarray, *, seed: int = 0) -> Length
     inside = (stratum[..., None] == np.arange(len(STRATA))) & valid[..., None]
     counts = inside.sum(axis=0)  # [items, strata]
     sums = np.where(inside, scores[..., None], 0.0).sum(axis=0)
-    rates, (lows, highs) = bootstrap_ratios(sums, counts, seed=seed)
     strata = {}
     for i, name in enumerate(STRATA):
         items = int((counts[:, i] > 0).sum())
-        numbers = map(float, (rates[i], lows[i], highs[i])) if items else [None] * 3
+        numbers = share(sums[:, [i]], counts[:, [i]]) if items else [None] * 3
         strata[name] = Stratum(int(counts[:, i].sum()), items, *numbers)
     won = valid & (scores != 0.5) & (ratio != 1)
     longer = (scores[won] > 0.5) == (ratio[won] > 1)

@@ -11,7 +11,7 @@ from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural
 from evaluation.judging.workdirs import ReportTexts
 from evaluation.scoring import leaderboard, score
 from evaluation.scoring.agreement import Agreement, between
-from evaluation.scoring.intervals import bootstrap_ratios, difference_interval
+from evaluation.scoring.intervals import difference_interval, share
 from evaluation.scoring.leaderboard import Leaderboard
 from evaluation.scoring.lengths import LengthEffect, by_length, ratios
 from evaluation.scoring.people import PREFERENCE, measure_people
@@ -50,7 +50,7 @@ def measure(
     """
     sheets = score_sheets(verdicts)
     rates = {
-        Matchup(*key, generator): score.mean_rate(parts, seed=seed)
+        Matchup(*key, generator): score.mean_rate(parts)
         for key, sheet in sheets.items()
         for generator, parts in sheet.items()
     }
@@ -64,7 +64,7 @@ def measure(
         benchmarks={name: _benchmark(verdicts, texts, name) for name in benchmarks},
         references=sorted(verdicts.names("reference"), key=natural),
         systems=_ranked(rates),
-        judges={judge: _judge(verdicts, judge, seed) for judge in verdicts.names("judge")},
+        judges={judge: _judge(verdicts, judge) for judge in verdicts.names("judge")},
         headline=headline,
         rates=rates,
         positions={key: score.position(table) for key, table in verdicts.tables.items()},
@@ -73,7 +73,6 @@ def measure(
                 (*panel, reference): _by_label(
                     sheets[*panel, reference],
                     _labels(verdicts, texts, panel[1], field),
-                    seed,
                     least,
                 )
                 for panel, reference in headline.items()
@@ -82,9 +81,7 @@ def measure(
         },
         differences={key: _differences(sheet) for key, sheet in sheets.items()},
         lengths={
-            panel: effects
-            for panel in panels
-            if (effects := _lengths(verdicts, texts, panel, seed))
+            panel: effects for panel in panels if (effects := _lengths(verdicts, texts, panel))
         },
         agreement=_agreement(verdicts, people, seed),
         signals={name: benchmark_signals(verdicts, texts, name) for name in benchmarks},
@@ -158,12 +155,12 @@ def _benchmark(verdicts: Verdicts, texts: ReportTexts, benchmark: str) -> Benchm
 
 
 def _by_label(
-    sheet: Sheet, item_labels: list[str], seed: int, min_items: int
+    sheet: Sheet, item_labels: list[str], min_items: int
 ) -> dict[tuple[str, str], WinRate]:
     """(generator, label) -> win rate, for labels of at least `min_items` items."""
     labels, counts = np.array(item_labels), Counter(item_labels)
     return {
-        (generator, label): score.mean_rate(parts, labels == label, seed=seed)
+        (generator, label): score.mean_rate(parts, labels == label)
         for label in sorted(counts, key=natural)
         if label and counts[label] >= min_items
         for generator, parts in sheet.items()
@@ -180,7 +177,7 @@ def _differences(sheet: Sheet) -> dict[tuple[str, str], Difference]:
             continue
         a, b = scores[one][both], scores[other][both]
         steps = score.grid(np.concatenate([a, b]), len(sheet[one]))
-        low, high = difference_interval(a, b, steps)
+        low, high = difference_interval(a, b)
         p = paired(a, b, steps)
         rows[one, other] = Difference(int(both.sum()), float((a - b).mean()), low, high, p, p)
     adjusted = holm([row.p for row in rows.values()])
@@ -190,8 +187,8 @@ def _differences(sheet: Sheet) -> dict[tuple[str, str], Difference]:
     }
 
 
-def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
-    """A judge over everything it judged; the interval resamples items."""
+def _judge(verdicts: Verdicts, judge: str) -> JudgeSummary:
+    """A judge over everything it judged; the interval takes items whole."""
     model, reference = VerdictCode.MODEL, VerdictCode.REFERENCE
     tables = {key: table for key, table in verdicts.tables.items() if key.judge == judge}
     total = score.position(np.concatenate(list(tables.values())))
@@ -206,14 +203,13 @@ def _judge(verdicts: Verdicts, judge: str, seed: int) -> JudgeSummary:
     sums, counts = np.concatenate(first)[:, None], np.concatenate(decided)[:, None]
     low = high = None
     if counts.sum():
-        _, ends = bootstrap_ratios(sums, counts, seed=seed)
-        low, high = map(float, ends[:, 0])
+        _, low, high = share(sums, counts)
     is_one_order = judge in verdicts.one_order
     return JudgeSummary(verdicts.prompts[judge], total, low, high, is_one_order)
 
 
 def _lengths(
-    verdicts: Verdicts, texts: ReportTexts, panel: Panel, seed: int
+    verdicts: Verdicts, texts: ReportTexts, panel: Panel
 ) -> dict[str | None, LengthEffect]:
     """The effect of length for each system, and under None for all of them together.
 
@@ -232,13 +228,13 @@ def _lengths(
         bounds.setdefault(matchup.generator, []).append(scored)
         ratio.setdefault(matchup.generator, []).append(ratios(model, reference))
     effects: dict[str | None, LengthEffect] = {
-        name: by_length(np.stack(bounds[name]), np.stack(ratio[name]), seed=seed)
+        name: by_length(np.stack(bounds[name]), np.stack(ratio[name]))
         for name in sorted(bounds, key=natural)
     }
     if not effects:
         return {}
     everything = (np.concatenate([np.stack(x) for x in y.values()]) for y in (bounds, ratio))
-    return effects | {None: by_length(*everything, seed=seed)}
+    return effects | {None: by_length(*everything)}
 
 
 def _agreement(

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from evaluation.judging.verdicts import VerdictCode
-from evaluation.scoring.intervals import bootstrap_mean_ratio, mean_interval
+from evaluation.scoring.intervals import mean_interval, share
 
 STEPS, GRADED_STEPS = 4, 100
 """An item's scores are multiples of 1 / STEPS: two verdicts of 0, 0.5 or 1, averaged. Those of
-graded verdicts have any value; for intervals and tests they are rounded to 1 / GRADED_STEPS."""
+graded verdicts have any value; for tests they are rounded to 1 / GRADED_STEPS."""
 
 _POINTS = np.full((2, len(VerdictCode)), np.nan)
 """Points of each verdict, [at least, at most] x code; the last column is MISSING (-1)."""
@@ -64,7 +64,7 @@ def item_scores(bounds: np.ndarray) -> np.ndarray:
 
 
 def grid(scores: np.ndarray, references: int) -> int:
-    """Steps from 0 to 1 for intervals of `scores`, each averaged over `references`.
+    """Steps from 0 to 1 for tests of `scores`, each averaged over `references`.
 
     >>> grid(np.array([0.75, 0.5]), 1), grid(np.array([0.75, 1.99 - 1]), 1)
     (4, 100)
@@ -91,57 +91,47 @@ class WinRate:
     rate: float | None  # mean over the valid items; see `mean_rate` for several references
     low: float | None  # 95 % confidence interval of `rate`
     high: float | None
-    interval: str  # bootstrap, wilson (see intervals.py), or none
     worst: float | None  # over all N, with every invalid verdict counted as lost
     best: float | None  # or as won
 
 
-def win_rate(
-    bounds: np.ndarray, among: np.ndarray | None = None, *, references: int = 1
-) -> WinRate:
-    """The win rate of `bounds` [2, items] over the items that the mask `among` selects.
-
-    `references`: the number of references that each score is the average of.
-    """
+def win_rate(bounds: np.ndarray, among: np.ndarray | None = None) -> WinRate:
+    """The win rate of `bounds` [2, items] over the items that the mask `among` selects."""
     judged = ~np.isnan(bounds[0])
     if among is not None:
         judged = judged & among
     bounds = bounds[:, judged]
     count = bounds.shape[1]
     if not count:
-        return WinRate(0, 0, None, None, None, "none", None, None)
+        return WinRate(0, 0, None, None, None, None, None)
     worst, best = map(float, bounds.mean(axis=1))
     scores = item_scores(bounds)
     scores = scores[~np.isnan(scores)]
     if not len(scores):
-        return WinRate(count, 0, None, None, None, "none", worst, best)
-    low, high, method = mean_interval(scores, grid(scores, references))
-    return WinRate(count, len(scores), float(scores.mean()), low, high, method, worst, best)
+        return WinRate(count, 0, None, None, None, worst, best)
+    low, high = mean_interval(scores)
+    return WinRate(count, len(scores), float(scores.mean()), low, high, worst, best)
 
 
-def mean_rate(
-    parts: Sequence[np.ndarray], among: np.ndarray | None = None, *, seed: int = 0
-) -> WinRate:
+def mean_rate(parts: Sequence[np.ndarray], among: np.ndarray | None = None) -> WinRate:
     """The mean of the win rates against several references, the paper's "AVG".
 
     `parts` are the bounds [2, items] against each reference. Items judged against all of them
     count; `valid` is how many of these are valid against all. Without invalid verdicts this is the
-    win rate of the items' averages, whose interval is exact. With some, the rates are over
-    different items, and the interval of their mean is a bootstrap of items drawn with `seed`.
+    win rate of the items' averages. With some, the rates are over different items.
     """
     whole = average(parts)
     judged = ~np.isnan(whole[0])
     among = judged if among is None else judged & among
-    found = win_rate(whole, among, references=len(parts))
+    found = win_rate(whole, among)
     if len(parts) == 1 or found.valid == found.items:
         return found
     scores = np.stack([item_scores(part)[among] for part in parts], axis=1)
     valid = ~np.isnan(scores)
     if not valid.any(axis=0).all():  # none against some reference
         return found
-    low, high = bootstrap_mean_ratio(np.where(valid, scores, 0.0), valid, seed=seed)
-    mean = float(np.nanmean(scores, axis=0).mean())
-    return dataclasses.replace(found, rate=mean, low=low, high=high, interval="bootstrap")
+    rate, low, high = share(np.where(valid, scores, 0.0), valid.astype(float))
+    return dataclasses.replace(found, rate=rate, low=low, high=high)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,7 +108,7 @@ def test_png_and_svg_of_each(tmp_path, measured):
 
 
 def test_the_tip_of_an_average_counts_the_valid_items():
-    rate = WinRate(9, 7, 0.5, 0.4, 0.6, "bootstrap", 0.4, 0.6)
+    rate = WinRate(9, 7, 0.5, 0.4, 0.6, 0.4, 0.6)
     average = figures.rate_bar(rate, "x", AVERAGE)
     assert average.tip.endswith("9 items, 7 of them valid against all references")
     assert figures.rate_bar(rate, "x", "gpt-4").tip.endswith("7 items, 2 more invalid")

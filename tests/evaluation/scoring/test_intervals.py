@@ -1,4 +1,6 @@
-"""Intervals: the exact bootstrap is what drawing converges to; published values."""
+"""Intervals: published values, textbook formulas, and coverage by simulation."""
+
+import os
 
 import numpy as np
 import pytest
@@ -6,69 +8,104 @@ import pytest
 from evaluation.scoring import intervals
 
 
-@pytest.mark.parametrize("shift", [0.0, -1.0])
-def test_the_exact_bootstrap_is_the_limit_of_drawing(shift):
-    draw = np.random.default_rng(0)
-    scores = draw.integers(0, 5, 60) / 4 + shift
-    means = draw.choice(scores, (20_000, 60)).mean(axis=1)
-    low, high = intervals.bootstrap(scores, 4)
-    assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
-
-
-def test_the_exact_bootstrap_of_two_items():
-    """0, 0.5 and 1 with chances 1/4, 1/2, 1/4: at 40 % the interval is [0.5, 0.5]."""
-    assert intervals.bootstrap(np.array([0.0, 1.0]), 1) == (0.0, 1.0)
-    assert intervals.bootstrap(np.array([0.0, 1.0]), 1, level=0.4) == (0.5, 0.5)
-
-
-def test_thirds_are_on_the_grid_of_three_references():
-    low, high = intervals.bootstrap(np.array([1 / 12, 5 / 12, 11 / 12] * 20), 12)
-    assert low * 12 * 60 == pytest.approx(round(low * 12 * 60))
-    assert low < 17 / 36 < high
-
-
 def test_wilson_against_newcombe():
     """Newcombe 1998 (Statistics in Medicine 17:857-872, table I, method 3)."""
     for wins, count, low, high in (
         (81, 263, 0.2553, 0.3662),
-        (0, 20, 0, 0.1611),
+        (15, 148, 0.0624, 0.1605),
         (1, 29, 0.0061, 0.1718),
     ):
-        assert intervals.wilson(wins / count, count) == pytest.approx((low, high), abs=5e-5)
+        rate = wins / count
+        ends = intervals.score_interval(rate, rate * (1 - rate) / count, count, intervals.Z)
+        assert ends == pytest.approx((low, high), abs=5e-5)
 
 
-def test_ratios_resample_items_whole():
+def test_the_ends_solve_the_score_equation():
+    """|rate - end| = t sqrt(variance of a rate of `end`), which bisection finds."""
+    draw = np.random.default_rng(0)
+    scores = draw.integers(0, 5, 40) / 4
+    rate, low, high = intervals.share(scores[:, None], np.ones((40, 1)))
+    variance = (scores.var() * 40 + intervals.PSEUDO / 4) / 39 / 40
+    count, t = rate * (1 - rate) / variance, intervals.student(39)
+    for end, (inside, outside) in ((low, (rate, 0.0)), (high, (rate, 1.0))):
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            near = abs(rate - middle) < t * np.sqrt(middle * (1 - middle) / count)
+            inside, outside = (middle, outside) if near else (inside, middle)
+        assert end == pytest.approx(inside, abs=1e-9)
+
+
+def test_many_items_have_the_normal_interval():
+    draw = np.random.default_rng(1)
+    scores = draw.integers(0, 5, 20_000) / 4
+    _, low, high = intervals.share(scores[:, None], np.ones((len(scores), 1)))
+    half = 1.96 * scores.std() / np.sqrt(len(scores))
+    assert (low, high) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=1e-5)
+
+
+def test_verdicts_on_one_item_are_no_further_items():
     """Ten verdicts on each item that are always the same are worth no more than one."""
     draw = np.random.default_rng(0)
     wins = draw.integers(0, 2, (200, 1)).astype(float)
-    _, one = intervals.bootstrap_ratios(wins, np.ones((200, 1)), seed=0)
-    rates, ten = intervals.bootstrap_ratios(10 * wins, np.full((200, 1), 10.0), seed=0)
+    one = intervals.share(wins, np.ones((200, 1)))
+    ten = intervals.share(10 * wins, np.full((200, 1), 10.0))
     assert ten == pytest.approx(one)
-    assert rates == pytest.approx(wins.mean())
-    width = 2 * 1.96 * np.sqrt(0.25 / 200)
-    assert float(one[1, 0] - one[0, 0]) == pytest.approx(width, rel=0.15)
+    alike = intervals.share(np.hstack([wins, wins]), np.ones((200, 2)))
+    assert alike == pytest.approx(one)
 
 
-def test_an_interval_without_width_is_wilsons():
-    sums, counts = np.array([[2.0, 1.0, 1.0]] * 9), np.array([[2.0, 2.0, 3.0]] * 9)
-    rates, ends = intervals.bootstrap_ratios(sums, counts)
-    for column, rate in enumerate(rates):
-        assert tuple(ends[:, column]) == pytest.approx(intervals.wilson(rate, 9))
-    one, none = np.ones(9), np.zeros(9)
-    low, high = intervals.wilson(1.0, 9)
-    assert intervals.difference_interval(one, none, 4) == pytest.approx((2 * low - 1, 1.0))
+def test_without_any_difference_there_is_no_certainty():
+    for rate in (0.0, 0.5, 1.0):
+        low, high = intervals.mean_interval(np.full(9, rate))
+        assert high - low > 0.15
+        assert low <= rate <= high
+    low, high = intervals.difference_interval(np.ones(9), np.zeros(9))
+    assert low < 0.6
     assert high == 1.0
 
 
-def test_the_interval_of_a_difference_is_the_bootstraps():
-    draw = np.random.default_rng(0)
-    one, other = draw.integers(0, 5, (2, 80)) / 4
-    ends = intervals.difference_interval(one, other, 4)
-    assert ends == pytest.approx(intervals.bootstrap(one - other, 4))
+SCORES = np.array([0, 0.25, 0.5, 0.75, 1])
+KINDS = {  # chances of SCORES
+    "even": (0.37, 0.05, 0.16, 0.05, 0.37),
+    "mostly ties": (0.15, 0.1, 0.5, 0.1, 0.15),
+    "hardly any but ties": (0.02, 0.02, 0.9, 0.03, 0.03),
+    "57 %": (0.32, 0.05, 0.14, 0.05, 0.44),
+    "80 %, no ties": (0.2, 0, 0, 0, 0.8),
+    "90 %": (0.06, 0.02, 0.04, 0.03, 0.85),
+    "97 %": (0.01, 0.01, 0.03, 0.03, 0.92),
+}
 
 
-def test_a_share_of_nothing_is_not_a_number():
-    rates, ends = intervals.bootstrap_ratios(np.zeros((5, 2)), np.array([[1.0, 0.0]] * 5))
-    assert np.isnan(rates[1])
-    assert np.isnan(ends[:, 1]).all()
-    assert rates[0] == 0
+def covered(scores, counts, true):
+    ends = [intervals.share(s, c)[1:] for s, c in zip(scores, counts, strict=True)]
+    return np.mean([low - 1e-9 <= true <= high + 1e-9 for low, high in ends])
+
+
+@pytest.mark.slow
+def test_coverage_of_few_items():
+    """Prints the tables of docs/experiments/intervals.md."""
+    runs = int(os.environ.get("COVERAGE_RUNS", "500"))
+    noise = 3 * np.sqrt(0.05 * 0.95 / runs)
+    draw, sizes = np.random.default_rng(0), (5, 10, 20, 30, 44, 100, 216)
+    print("\n| rate | " + " | ".join(map(str, sizes)) + " |")
+    for kind, chances in KINDS.items():
+        shares = []
+        for items in sizes:
+            drawn = draw.choice(SCORES, (runs, items, 1), p=chances)
+            shares.append(covered(drawn, np.ones_like(drawn), float(SCORES @ chances)))
+        print(f"| {kind} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |")
+        assert min(shares) > 0.94 - noise
+        if kind != "hardly any but ties":  # too wide rather than too narrow
+            assert max(shares[2:]) < 0.985 + noise
+    print("\n| references, alike | " + " | ".join(map(str, sizes)) + " |")
+    for alike in (0.0, 0.7):
+        shares = []
+        for items in sizes:  # of four references, a tenth of the verdicts invalid
+            common = draw.choice(SCORES, (runs, items, 1), p=KINDS["57 %"])
+            own = draw.choice(SCORES, (runs, items, 4), p=KINDS["57 %"])
+            scores = np.where(draw.random((runs, items, 4)) < alike, common, own)
+            valid = draw.random((runs, items, 4)) < 0.9
+            valid[:, 0] = True
+            shares.append(covered(scores * valid, valid.astype(float), 0.56))
+        print(f"| {alike} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |")
+        assert min(shares[1:]) > 0.935 - noise
