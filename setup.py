@@ -64,7 +64,7 @@ setup(
         "common": ["py.typed", "reports/page.css"],
         "datagen": ["py.typed", "starter/*", "prompts/*", "prices.json"],
         "evaluation": [
-            *("py.typed", "prompts/*", "reference_prompts/*"),
+            *("py.typed", "prompts/*", "reference_prompts/*", "grader_prompts/*"),
             *("reporting/web/*", "annotation/web/*"),
         ],
     },

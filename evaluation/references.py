@@ -28,9 +28,9 @@ from common.text.prompt_file import Prompt
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest, environment
 from datagen.chat.errors import Failure, require_answers
-from datagen.chat.replies import ChatAnswer
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
+from evaluation.grading.answers import output
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
@@ -54,20 +54,6 @@ class ReferenceSettings:
     def name(self) -> str:
         """The generator of the answers."""
         return self.generator or self.chat.model
-
-
-def output(item: Item, generator: str, outcome: ChatAnswer | Failure) -> ModelOutput:
-    """The output for an outcome; empty where there is no answer."""
-    if isinstance(outcome, Failure):
-        return ModelOutput(item.benchmark, item.id, generator, "", "error")
-    return ModelOutput(
-        item.benchmark,
-        item.id,
-        generator,
-        outcome.text,
-        outcome.finish_reason,
-        outcome.output_tokens if outcome.usage_reported else None,
-    )
 
 
 def require_own_workdir(path: Path, items: Sequence[Item], generator: str) -> None:

@@ -31,7 +31,15 @@ LAYERS = {
         "releasing",
         "alpacare_jax",
     ],
-    "evaluation": ["inputs", "judging", "scoring", "annotation", "reporting", "evaluation"],
+    "evaluation": [
+        "inputs",
+        "judging",
+        "scoring",
+        "grading",
+        "annotation",
+        "reporting",
+        "evaluation",
+    ],
 }
 """The folders of each package from the bottom up; the package itself holds the commands."""
 

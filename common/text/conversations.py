@@ -45,7 +45,7 @@ def read_turns(location: str, field: str, value: Any, questions: bool = False) -
     if not isinstance(value, list) or not value:
         raise ValueError(f"{location}: field {field!r} must be a list of turns, not {value!r:.40}")
     turns = tuple(
-        _turn(f"{location}: field {field!r}, turn {number}", turn)
+        read_turn(f"{location}: field {field!r}, turn {number}", turn)
         for number, turn in enumerate(value)
     )
     expected, last = "user", len(turns)
@@ -65,7 +65,8 @@ def read_turns(location: str, field: str, value: Any, questions: bool = False) -
     return turns
 
 
-def _turn(location: str, turn: Any) -> Turn:
+def read_turn(location: str, turn: Any) -> Turn:
+    """One turn. Raises: ValueError as `read_turns`."""
     if not isinstance(turn, dict):
         raise ValueError(f"{location}: a turn must be an object, not {turn!r:.40}")
     role, text = ("from", "value") if "value" in turn else ("role", "content")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from common import sections
@@ -48,6 +48,7 @@ class ChatRequest:
     prompt_version: str  # of the prompt file that produced the texts
     sample: int = 0  # repeats a request to get another answer
     schema: Mapping[str, Any] | None = None  # JSON schema that the answer must follow
+    history: Sequence[tuple[str, str]] = ()  # (role, text) of the turns before `user`
 
     def body(self, config: "ChatConfig") -> dict[str, Any]:
         """The JSON that is sent; parameters that are null in `extra_body` are left out.
@@ -61,9 +62,10 @@ class ChatRequest:
         content: dict[str, Any] = {"model": config.model} | {
             name: getattr(config, name) for name in settings if getattr(config, name) is not None
         }
-        user = {"role": "user", "content": self.user}
+        turns = [*self.history, ("user", self.user)]
+        messages = [{"role": role, "content": text} for role, text in turns]
         if config.provider == "anthropic":
-            content |= {"max_tokens": config.max_tokens, "messages": [user]}
+            content |= {"max_tokens": config.max_tokens, "messages": messages}
             if self.system:
                 content["system"] = self.system
             output: dict[str, Any] = {}
@@ -75,7 +77,7 @@ class ChatRequest:
                 content["output_config"] = output
         else:
             system = [{"role": "system", "content": self.system}] if self.system else []
-            content["messages"] = [*system, user]
+            content["messages"] = system + messages
             # OpenAI's reasoning models reject the old name; many servers know no other.
             limit = "max_tokens" if config.base_url else "max_completion_tokens"
             content[limit] = config.max_tokens

@@ -1,9 +1,12 @@
-"""Requests to judges, for each pair of answers in both orders, and the verdicts they return."""
+"""Requests to judges, for each pair of answers in both orders, and the verdicts they return.
+
+`ask` asks graders of single answers, too (evaluation.grading.grader).
+"""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from common.jsonl import Record
 from common.messages import format_counts
@@ -28,6 +31,11 @@ class Comparison:
     reference: ModelOutput
     order: str
 
+    @property
+    def judge_name(self) -> str:
+        """The judge's name."""
+        return self.judge.name
+
     def request(self, sample: int = 0) -> ChatRequest:
         """The request to the judge; `sample` 1, 2, ... asks again."""
         first, second = self.model.output, self.reference.output
@@ -48,13 +56,30 @@ class Comparison:
         }[self.judge.preference(answer)]
 
 
+class JudgeQuestion(Protocol):
+    """What `ask` asks: a Comparison, or a grading of one answer."""
+
+    @property
+    def judge_name(self) -> str:
+        """The judge or grader."""
+        ...
+
+    def request(self, sample: int = 0) -> ChatRequest:
+        """The request; `sample` 1, 2, ... asks again."""
+        ...
+
+    def verdict(self, answer: ChatAnswer) -> str:
+        """The verdict in a reply; Verdict.INVALID where it states none."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The last reply of a judge to a comparison."""
+    """The last reply of a judge to a question."""
 
     answer: ChatAnswer | None = None  # None: no reply yet
     asked: int = 0  # number of replies so far
-    verdict: Verdict = Verdict.INVALID
+    verdict: str = Verdict.INVALID
     failure: Failure | None = None  # why the last request got no answer
 
 
@@ -83,29 +108,27 @@ MAX_SILENT_REPLIES = 20
 
 
 async def ask(
-    client: Client, comparisons: Sequence[Comparison], reasks: int, replies: list[Reply]
+    client: Client, questions: Sequence[JudgeQuestion], reasks: int, replies: list[Reply]
 ) -> None:
-    """Fills in a reply to each comparison: the first with a verdict, or the last of 1 + `reasks`.
+    """Fills in a reply to each question: the first with a verdict, or the last of 1 + `reasks`.
 
     Raises:
       RunStoppedError: as Client.stream; what has arrived is stored.
       ValueError: none of the first `MAX_SILENT_REPLIES` replies of a judge states a verdict.
     """
-    found: dict[str, Counter[str]] = {
-        comparison.judge.name: Counter() for comparison in comparisons
-    }
-    waiting = list(range(len(comparisons)))
+    found: dict[str, Counter[str]] = {question.judge_name: Counter() for question in questions}
+    waiting = list(range(len(questions)))
     for sample in range(1 + reasks):
         if sample and waiting:
             client.report(f"{len(waiting):,} replies state no verdict; asking again")
-        requests = ((index, comparisons[index].request(sample)) for index in waiting)
+        requests = ((index, questions[index].request(sample)) for index in waiting)
         async for index, outcome in client.stream(requests, len(waiting)):
             if isinstance(outcome, Failure):
                 replies[index] = dataclasses.replace(replies[index], failure=outcome)
             else:
-                verdict = comparisons[index].verdict(outcome)
+                verdict = questions[index].verdict(outcome)
                 replies[index] = Reply(outcome, sample + 1, verdict)
-                name = comparisons[index].judge.name
+                name = questions[index].judge_name
                 found[name][verdict] += 1
                 if (
                     found[name] == {Verdict.INVALID: MAX_SILENT_REPLIES}
@@ -146,10 +169,14 @@ def judgement(comparison: Comparison, reply: Reply, model: str) -> Record:
         "verdict": reply.verdict,
         "raw": answer.text if answer else "",
         "prompt_version": comparison.judge.version,
-        "usage": answer
-        and {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens},
+        "usage": usage(answer),
         "asked": reply.asked,
     }
+
+
+def usage(answer: ChatAnswer | None) -> dict[str, int] | None:
+    """The tokens of a reply, as a line about it records them."""
+    return answer and {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
 
 
 def count(compared: Sequence[Comparison], replies: Sequence[Reply]) -> dict[str, Any]:
@@ -157,12 +184,18 @@ def count(compared: Sequence[Comparison], replies: Sequence[Reply]) -> dict[str,
     verdicts: dict[str, Counter[str]] = {}
     for comparison, reply in zip(compared, replies, strict=True):
         verdicts.setdefault(comparison.judge.name, Counter())[reply.verdict] += 1
+    return {
+        "judgements": len(replies),
+        "verdicts": {name: dict(found.most_common()) for name, found in verdicts.items()},
+    } | count_replies(replies)
+
+
+def count_replies(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Why replies have no verdict, how many were asked again, and which models replied."""
     answers = [reply.answer for reply in replies if reply.answer]
     invalid = [r.answer for r in replies if r.answer and r.verdict == Verdict.INVALID]
     finished = Counter(answer.finish_reason for answer in invalid)
     return {
-        "judgements": len(replies),
-        "verdicts": {name: dict(found.most_common()) for name, found in verdicts.items()},
         "asked_again": sum(reply.asked > 1 for reply in replies),
         "invalid": {
             "no verdict": len(invalid) - finished["length"] - finished["refusal"],
@@ -177,11 +210,7 @@ def count(compared: Sequence[Comparison], replies: Sequence[Reply]) -> dict[str,
 def summary(counts: dict[str, Any]) -> str:
     """The counts as lines of text."""
     lines = [f"{name}: {format_counts(found)}" for name, found in counts["verdicts"].items()]
-    if counts["asked_again"] or any(counts["invalid"].values()):
-        lines.append(
-            f"{counts['asked_again']:,} asked more than once; "
-            f"invalid: {format_counts(counts['invalid'])}"
-        )
+    lines += reasked(counts)
     lines += [
         f"reference {name}: {cut:,} of {counts['items']:,} answers appear truncated"
         for name, cut in counts["cut_references"].items()
@@ -193,3 +222,11 @@ def summary(counts: dict[str, Any]) -> str:
         if empty
     ]
     return "\n".join(lines)
+
+
+def reasked(counts: dict[str, Any]) -> list[str]:
+    """What `count_replies` found, in a line if there is anything to say."""
+    if not (counts["asked_again"] or any(counts["invalid"].values())):
+        return []
+    invalid = format_counts(counts["invalid"])
+    return [f"{counts['asked_again']:,} asked more than once; invalid: {invalid}"]

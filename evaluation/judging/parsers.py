@@ -131,11 +131,12 @@ def structured(reply: str) -> Preference:
     return _PREFERENCES[statements.verdict(text)]
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for json. Raises: ValueError for a key that occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("duplicate key")
     return content
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)

@@ -1,0 +1,1 @@
+"""Answers graded by rubrics: criteria with points, met or not, and the scores that follow."""
