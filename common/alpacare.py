@@ -19,7 +19,7 @@ COMMANDS = {
     for package, names in {
         "datagen": "tasks dedup responses stats",
         "alpacare_jax": "convert tokenizer plan train compare generate serve chat",
-        "evaluation": "references judge rubric annotate report",
+        "evaluation": "references judge rubric choices annotate report",
     }.items()
     for name in names.split()
 }

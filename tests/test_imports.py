@@ -19,7 +19,7 @@ COMMANDS = (
     *(f"alpacare_jax.{name}" for name in ("train", "generate", "serve", "chat")),
     *(f"alpacare_jax.{name}" for name in ("convert", "tokenizer", "plan")),
     *(f"datagen.{name}" for name in ("tasks", "dedup", "responses", "stats")),
-    *(f"evaluation.{name}" for name in ("references", "judge", "annotate", "report")),
+    *(f"evaluation.{name}" for name in ("references", "judge", "annotate", "choices", "report")),
 )
 
 ALLOWED = {

@@ -38,6 +38,7 @@ LAYERS = {
         "grading",
         "annotation",
         "reporting",
+        "multiple_choice",
         "evaluation",
     ],
 }

@@ -259,6 +259,11 @@ class Attempts:
             )
         if charge.is_answer:
             return answer
+        if charge.kind == "no_likelihoods":
+            raise FatalProviderError(
+                f"{self.config.base_url} returns {replies.UNUSABLE[charge.kind]}, which `echo` and "
+                f"`logprobs` ask for (alpacare serve and vLLM do); {replies.describe(reply)}"
+            )
         if failure := replies.failure(reply):
             raise status_error(self.config, 200, json.dumps({"error": failure}))
         detail = f": {replies.describe(reply)}" if charge.kind == "malformed" else ""

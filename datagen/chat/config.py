@@ -116,6 +116,24 @@ class ChatRequest:
         return RequestKey(key, most_tokens(content)[1], hash_of(config.base_url, content, more))
 
 
+@dataclasses.dataclass(frozen=True)
+class LikelihoodRequest(ChatRequest):
+    """How likely a model finds each of some texts to follow `user`; for `/completions`.
+
+    The server repeats the prompts with the log-probability of each token, `user` alone first: its
+    tokens show where the continuations begin. Nothing is generated.
+    """
+
+    continuations: tuple[str, ...] = ()
+
+    def body(self, config: "ChatConfig") -> dict[str, Any]:
+        """The JSON that is sent; `extra_body` may replace a part of it."""
+        prompts = [self.user, *(self.user + text for text in self.continuations)]
+        content = {"model": config.model, "prompt": prompts, "temperature": 0, "max_tokens": 0}
+        content |= {"echo": True, "logprobs": 1} | json.loads(config.extra_body or "{}")
+        return {"max_tokens": 0} | {k: value for k, value in content.items() if value is not None}
+
+
 def size(content: Mapping[str, Any]) -> int:
     """Bytes of a body: an upper bound on its tokens with any tokenizer."""
     return len(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
@@ -124,6 +142,8 @@ def size(content: Mapping[str, Any]) -> int:
 def most_tokens(content: Mapping[str, Any]) -> tuple[int, int]:
     """Upper bound on the (input, output) tokens of a request with this body."""
     limit = max(content[name] for name in TOKEN_LIMITS if type(content.get(name)) is int)
+    if "echo" in content:  # some servers count one token where none is asked for
+        return size(content), max(1, limit) * len(content["prompt"])
     return size(content), limit * max(1, content.get("n") or 1)
 
 

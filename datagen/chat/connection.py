@@ -61,6 +61,7 @@ class Connection:
         )
         path = "v1/messages" if config.provider == "anthropic" else "chat/completions"
         self._url = self._client.base_url.join(path)
+        self._completions_url = self._client.base_url.join("completions")
         headers = self._client.default_headers | self._client.auth_headers
         # The SDK marks headers that are not to be sent by objects of its own.
         self._headers = httpx2.Headers({k: v for k, v in headers.items() if isinstance(v, str)})
@@ -71,16 +72,15 @@ class Connection:
         await self._client.close()
 
     def prepare(self, content: dict[str, Any]) -> httpx2.Request:
-        """A chat request that can be sent any number of times.
+        """A request that can be sent any number of times.
 
         It has the SDK's address and headers. The SDK's own `post` builds both again for each
         attempt, which costs as much as everything else, while a slot at the server is empty.
         """
         data = json.dumps(content, ensure_ascii=False).encode()
         timeout = {"timeout": self._timeout}
-        return httpx2.Request(
-            "POST", self._url, headers=self._headers, content=data, extensions=timeout
-        )
+        url = self._completions_url if "prompt" in content else self._url
+        return httpx2.Request("POST", url, headers=self._headers, content=data, extensions=timeout)
 
     async def send(self, request: httpx2.Request) -> tuple[Any, Mapping[str, str]]:
         """(JSON of the reply, its headers with names in lower case) of one attempt.
@@ -163,6 +163,18 @@ class Connection:
         if (kind := _no_json(response)) and not isinstance(error, RetryableError) and not own:
             return FatalProviderError(f"{self._url} sends {kind} ({status}); check base_url")
         return error
+
+
+async def served_models(config: ChatConfig) -> list[str]:
+    """The names of a server's models. Raises: as `Connection.get`."""
+    connection = Connection(config)
+    try:
+        found = await connection.get("models")
+        return [model["id"] for model in found["data"]]
+    except (KeyError, TypeError):
+        raise FatalProviderError(f"{config.base_url} does not list its models") from None
+    finally:
+        await connection.close()
 
 
 def _api_key(config: ChatConfig) -> str:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from common.text import thoughts
@@ -17,6 +18,7 @@ UNUSABLE = {
     "no_text": "a reply without text",
     "error": "the provider failed within the reply",
     "malformed": "malformed reply",
+    "no_likelihoods": "no log-probabilities of the tokens of the prompt",
 }
 """Ends of replies that are paid for but are no answers -> what they mean."""
 
@@ -92,6 +94,8 @@ def read_reply(provider: str, content: Mapping[str, Any], reply: Any) -> ChatAns
 
     Usage of zero or none counts as the most that the request could take.
     """
+    if "echo" in content:
+        return _read_likelihoods(content, reply)
     try:
         text, thought, word = (_anthropic if provider == "anthropic" else _openai)(reply)
         finish = finish_reason(word)
@@ -104,19 +108,71 @@ def read_reply(provider: str, content: Mapping[str, Any], reply: Any) -> ChatAns
     thought = "\n".join(filter(None, (_unicode(thought), found)))
     if finish == "stop" and not answer and (text is None or thought):
         finish = "no_text"
-    tokens = _tokens(reply, is_text=bool(raw or thought))
+    answered = _answer(content, reply, answer, finish, is_text=bool(raw or thought))
+    return dataclasses.replace(answered, thoughts=thought, raw=raw if raw != answer else "")
+
+
+def _answer(
+    content: Mapping[str, Any], reply: Any, text: str, finish: str, *, is_text: bool
+) -> ChatAnswer:
+    """The answer with the model, id and usage of its reply."""
+    tokens = _tokens(reply, is_text=is_text)
     fields = reply if isinstance(reply, dict) else {}
     model, id = (_unicode(str(fields.get(name) or "")) for name in ("model", "id"))
-    return ChatAnswer(
-        answer,
-        finish,
-        model,
-        id,
-        *(tokens or most_tokens(content)),
-        usage_reported=tokens is not None,
-        thoughts=thought,
-        raw=raw if raw != answer else "",
-    )
+    usage = tokens or most_tokens(content)
+    return ChatAnswer(text, finish, model, id, *usage, usage_reported=tokens is not None)
+
+
+class Likelihood(NamedTuple):
+    """How likely a continuation is after its prompt."""
+
+    logprob: float  # natural logarithm, the sum over its tokens
+    tokens: int
+    joined: int
+    """Tokens of the prompt's end that are counted, too: with some continuation the tokenizer joins
+    them to others, so all are compared from the first token that differs."""
+
+
+def likelihoods(answer: ChatAnswer) -> list[Likelihood]:
+    """What the answer to a LikelihoodRequest says of each continuation."""
+    return [Likelihood(*numbers) for numbers in json.loads(answer.text)]
+
+
+def _read_likelihoods(content: Mapping[str, Any], reply: Any) -> ChatAnswer:
+    """The answer to a LikelihoodRequest; its text is `likelihoods` as JSON."""
+    try:
+        choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+        pairs = zip(choices, content["prompt"], strict=True)
+        (prompt, _), *continued = [_echoed(*pair, content["max_tokens"]) for pair in pairs]
+        start = min(_same(prompt, tokens) for tokens, _ in continued)
+        sums = [sum(logprobs[start:]) for _, logprobs in continued]
+        counts = [len(logprobs) - start for _, logprobs in continued]
+        if min(start, *counts) < 1 or not all(map(math.isfinite, sums)):
+            raise ValueError
+        joined = len(prompt) - start
+        text, finish = (
+            json.dumps([[*pair, joined] for pair in zip(sums, counts, strict=True)]),
+            "stop",
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        text, finish = "", "error" if failure(reply) is not None else "no_likelihoods"
+    return _answer(content, reply, text, finish, is_text=False)
+
+
+def _echoed(choice: Mapping[str, Any], prompt: str, generated: int) -> tuple[list, list]:
+    """(tokens, log-probabilities) of a repeated prompt. Raises ValueError if it is another text."""
+    text, expected = ("".join(each.split()) for each in (choice["text"], prompt))
+    if not (text.startswith(expected) if generated else text == expected):
+        raise ValueError
+    scored = choice["logprobs"]
+    found = scored["tokens"], scored["token_logprobs"]
+    return found[0][: len(found[0]) - generated], found[1][: len(found[1]) - generated]
+
+
+def _same(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many entries two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def failure(reply: Any) -> Any:

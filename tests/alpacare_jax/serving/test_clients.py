@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 import jax
 import pytest
 from etils import epath
 
-from alpacare_jax.convert import to_hf
+from alpacare_jax.checkpoints.export import to_hf
 from alpacare_jax.inference.loading import ModelSource
 from alpacare_jax.inference.sampling import Sampling
 from tests.conftest import LIMIT, REPOSITORY, WORDS, make_model
@@ -104,17 +105,65 @@ def harness(tmp_path_factory) -> str:
     return python
 
 
+def words(start: int, count: int) -> str:
+    return " ".join(WORDS[(start + k) % len(WORDS)] for k in range(count))
+
+
+def made_questions(path: Path, count: int) -> None:
+    """Questions whose options differ in length; `label` is the position of the right one."""
+    lines = [
+        {
+            "question": words(5 * i, 4 + i % 3),
+            "choices": [words(i + 3 * j, 1 + (i + j) % 4) for j in range(4)],
+            "label": i % 4,
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 TASK = """\
 task: tiny_choices
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: "{data}"}}}}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_text: "{prompt}"
 doc_to_target: label
-doc_to_choice: choices
+doc_to_choice: {choices}
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
+
+TEXTS = "Question: {{question}}\\nAnswer:", "choices"
+LETTERS = (
+    "Question: {{question}}\\nA. {{choices[0]}}\\nB. {{choices[1]}}\\nC. {{choices[2]}}\\n"
+    "D. {{choices[3]}}\\nAnswer:",
+    '["A", "B", "C", "D"]',
+)
+"""(doc_to_text, doc_to_choice) of the two ways to compare options."""
+
+
+def harness_results(
+    harness: str, folder: Path, data: Path, task: tuple[str, str], *model: str
+) -> tuple[dict, list[list[float]]]:
+    """(its results, the log-likelihoods of each question's options) of a model."""
+    (folder / "task").mkdir(parents=True, exist_ok=True)
+    prompt, options = task
+    text = TASK.format(data=data, prompt=prompt, choices=options)
+    (folder / "task" / "tiny.yaml").write_text(text)
+    done = run(
+        *(harness, "-m", "lm_eval", "--model", model[0], "--model_args", model[1]),
+        *("--tasks", "tiny_choices", "--include_path", str(folder / "task")),
+        *("--output_path", str(folder / "out"), "--log_samples", "--device", "cpu"),
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_CACHE=str(folder / "cache"),
+        OPENAI_API_KEY="none",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = (folder / "out").rglob("results_*.json")
+    (samples,) = (folder / "out").rglob("samples_*.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    return json.loads(results.read_text())["results"]["tiny_choices"], logprobs(rows)
 
 
 @pytest.mark.slow
@@ -122,48 +171,54 @@ def test_lm_evaluation_harness_scores_as_its_own_model(served, harness, model_di
     """A multiple-choice task: local-completions on the server, hf on the exported weights."""
     release = tmp_path / "release" / "tiny-medic"
     to_hf(model_directory, release, step="best", dtype="float32")
-
-    def words(start: int, count: int) -> str:
-        return " ".join(WORDS[(start + k) % len(WORDS)] for k in range(count))
-
-    lines = [
-        {
-            "question": words(5 * i, 4 + i % 3),
-            "choices": [words(i + 3 * j, 1 + (i + j) % 4) for j in range(4)],
-            "label": i % 4,
-        }
-        for i in range(40)
-    ]
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "task").mkdir()
-    (tmp_path / "task" / "tiny.yaml").write_text(TASK.format(data=data))
-    address = f"base_url={served.url}/v1/completions,num_concurrent=4,max_length=512"
-    tokens = f"tokenizer={release},add_bos_token=True"
+    made_questions(data, 40)
     models = {
-        "local-completions": f"model={served.name},{tokens},{address}",
+        "local-completions": completions_arguments(served, release),
         "hf": f"pretrained={release},dtype=float32",
     }
-    found = {}
-    for model, arguments in models.items():
-        output = tmp_path / model
-        done = run(
-            *(harness, "-m", "lm_eval", "--model", model, "--model_args", arguments),
-            *("--tasks", "tiny_choices", "--include_path", str(tmp_path / "task")),
-            *("--output_path", str(output), "--log_samples", "--device", "cpu"),
-            HF_HUB_OFFLINE="1",
-            HF_DATASETS_CACHE=str(tmp_path / "cache"),
-            OPENAI_API_KEY="none",
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        (results,) = output.rglob("results_*.json")
-        (samples,) = output.rglob("samples_*.jsonl")
-        rows = [json.loads(line) for line in samples.read_text().splitlines()]
-        found[model] = (json.loads(results.read_text())["results"]["tiny_choices"], logprobs(rows))
-    (ours, our_samples), (theirs, their_samples) = found.values()
+    found = [
+        harness_results(harness, tmp_path / name, data, TEXTS, name, arguments)
+        for name, arguments in models.items()
+    ]
+    (ours, our_samples), (theirs, their_samples) = found
     assert ours == theirs and 0 < ours["acc,none"] < 1
     for mine, other in zip(our_samples, their_samples, strict=True):
         assert mine == pytest.approx(other, abs=1e-4)
+
+
+def completions_arguments(served: ServerThread, release: Path) -> str:
+    address = f"base_url={served.url}/v1/completions,num_concurrent=4,max_length=512"
+    return f"model={served.name},tokenizer={release},add_bos_token=True,{address}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "task"), [("texts", TEXTS), ("letters", LETTERS)])
+def test_choices_are_those_of_lm_evaluation_harness(
+    served, harness, model_directory, tmp_path, name, task
+):
+    """200 questions of the same file through the same server: the same numbers to the digit."""
+    release = tmp_path / "release" / "tiny-medic"
+    to_hf(model_directory, release, step="best", dtype="float32")
+    data = tmp_path / "data.jsonl"
+    made_questions(data, 200)
+    arguments = completions_arguments(served, release)
+    theirs, samples = harness_results(
+        harness, tmp_path / name, data, task, "local-completions", arguments
+    )
+    workdir = tmp_path / "ours"
+    done = run(
+        *(sys.executable, "-m", "evaluation.choices", f"--input={data}", f"--prompt={name}"),
+        *(f"--base_url={served.url}/v1", f"--workdir={workdir}"),
+        OPENAI_API_KEY="none",
+    )
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((workdir / "summary.json").read_text())
+    assert ours["accuracy"]["rate"] == theirs["acc,none"]
+    assert ours["norm"]["rate"] == theirs["acc_norm,none"]
+    assert 0.1 < ours["accuracy"]["rate"] < 0.9
+    lines = [json.loads(line) for line in (workdir / "choices.jsonl").read_text().splitlines()]
+    assert [line["logprobs"] for line in lines] == samples
 
 
 def logprobs(rows: list[dict]) -> list[list[float]]:

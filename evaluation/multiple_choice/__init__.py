@@ -1,0 +1,1 @@
+"""Multiple choice: published forms of questions, prompts, accuracy and calibration."""
