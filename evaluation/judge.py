@@ -158,6 +158,7 @@ class JudgingRun:
         self.description = {
             "config": dataclasses.asdict(config),
             "benchmark": self.items[0].benchmark,
+            "benchmark_sha256": provenance.sha256(benchmarks.locate(benchmark, data)[1]),
             "ids": list(ids),
             "difficulty": list(difficulty),
             "prompt_versions": {judge.name: judge.version for judge in self.judges},

@@ -113,7 +113,11 @@ def run_ask(
     prompt = Prompt.read(reference.prompt, REFERENCE_PROMPTS)
     filled = [prompt.fill(question=item.text) for item in items]
     requests = [ChatRequest(system, user, prompt.version) for system, user in filled]
-    settings = {"benchmark": items[0].benchmark, "asking": dataclasses.asdict(reference)}
+    settings = {
+        "benchmark": items[0].benchmark,
+        "benchmark_sha256": provenance.sha256(benchmarks.locate(benchmark, data)[1]),
+        "asking": dataclasses.asdict(reference),
+    }
     run_record = provenance.describe(
         config=settings, prompt_version=prompt.version, environment=environment()
     )

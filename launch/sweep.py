@@ -23,7 +23,7 @@ import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from absl import flags
 from etils import epath
@@ -112,8 +112,14 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM)
 
-    def run(self, args: Sequence[str]) -> tuple[int, str]:
+    def run(
+        self, args: Sequence[str], log: IO[str] | None = None, stdout: int | None = None
+    ) -> tuple[int, str]:
         """Runs a command to its end, including every process that holds its stderr.
+
+        Args:
+          log: a file that its stderr is added to.
+          stdout: where its stdout goes, as for subprocess.
 
         Returns:
           The exit code and the last line of stderr, which is also printed. A line "error: ..." of
@@ -123,6 +129,7 @@ class Runner:
         with subprocess.Popen(
             args,
             stdin=subprocess.DEVNULL,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -134,6 +141,8 @@ class Runner:
             assert process.stderr
             for line in process.stderr:
                 print(line, end="", file=sys.stderr, flush=True)
+                if log:
+                    print(line, end="", file=log, flush=True)
                 last = line.strip() or last
                 error = last if last.startswith("error: ") else error
             code = process.wait()

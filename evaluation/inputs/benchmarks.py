@@ -136,19 +136,22 @@ def load(benchmark: str, data: Path) -> list[Item]:
       ValueError: the name is unknown, a record is malformed, an id is a duplicate, or a published
         set does not have its size in BENCHMARKS.
     """
-    name, file = split_source(benchmark)
-    name = official_name(name or Path(file).name.partition(".")[0])
-    check_name(f"benchmark {benchmark!r}", name)
-    if file:
-        return read(Path(file), name)
-    path = find(name, data)
+    name, path = locate(benchmark, data)
     items = read(path, name)
-    if len(items) != BENCHMARKS[name].size:
+    if not split_source(benchmark)[1] and len(items) != BENCHMARKS[name].size:
         raise ValueError(
             f"{path}: {len(items):,} items, {name} has {BENCHMARKS[name].size:,}; use the complete "
             f"file, or give a part of it another name: NAME={path}"
         )
     return items
+
+
+def locate(benchmark: str, data: Path) -> tuple[str, Path]:
+    """(name, file) of a test set; the arguments are those of `load`."""
+    name, file = split_source(benchmark)
+    name = official_name(name or Path(file).name.partition(".")[0])
+    check_name(f"benchmark {benchmark!r}", name)
+    return name, Path(file) if file else find(name, data)
 
 
 def find(name: str, data: Path) -> Path:

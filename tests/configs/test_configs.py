@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from ml_collections import config_dict, config_flags
 from alpacare_jax.data import prompts
 from alpacare_jax.training.config import RunConfig
 from common import records, sections
-from configs import alpacare, baselines, common
+from configs import ablations, alpacare, baselines, common
 from datagen.config import DatagenConfig
 from evaluation.config import EvaluationConfig
+from launch.paper.config import PaperConfig
 from tests.conftest import REPOSITORY
 
 TRAINING = {
+    "ablations": [None],
     "alpacare": [
         None,
         "",
@@ -79,7 +82,7 @@ def test_every_argument_builds_a_run(name, arg):
 def test_every_file_is_known_here():
     """A new config file belongs into the table above, or is another package's."""
     found = {path.stem for path in (REPOSITORY / "configs").glob("*.py")}
-    assert found - {"__init__", "common", "datagen", "evaluation"} == set(TRAINING)
+    assert found - {"__init__", "common", "datagen", "evaluation", "paper"} == set(TRAINING)
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -99,15 +102,22 @@ def test_files_load_by_path_and_can_be_overridden(name):
     assert run.train.tensorboard is True
 
 
-def has_sweep(name: str) -> bool:
-    return hasattr(importlib.import_module(f"configs.{name}"), "sweep")
+def sweeps(name: str) -> list[str]:
+    functions = vars(importlib.import_module(f"configs.{name}")).items()
+    return [
+        key
+        for key, value in functions
+        if inspect.isfunction(value) and [*inspect.signature(value).parameters] == ["add"]
+    ]
 
 
-@pytest.mark.parametrize("name, arg", [case for case in CASES if has_sweep(case[0])])
-def test_sweeps_build(name, arg):
+@pytest.mark.parametrize(
+    "name, arg, sweep", [(*case, sweep) for case in CASES for sweep in sweeps(case[0])]
+)
+def test_sweeps_build(name, arg, sweep):
     module = importlib.import_module(f"configs.{name}")
     queued = []
-    module.sweep(lambda **overrides: queued.append(overrides))
+    getattr(module, sweep)(lambda **overrides: queued.append(overrides))
     assert len(queued) > 1
     assert len({json.dumps(overrides, sort_keys=True) for overrides in queued}) == len(queued)
     for overrides in queued:
@@ -119,13 +129,22 @@ def test_sweeps_build(name, arg):
             assert getattr(getattr(run, section), name_of_key) == value
 
 
+def test_the_ablations_of_the_paper_are_sweeps():
+    assert sweeps("ablations") == ["data_size", "diversity", "backbones"]
+    defaults = {"sizes": ablations.SIZES, "topics": ablations.TOPICS}
+    source = (REPOSITORY / "launch/paper/subsets.py").read_text()
+    for flag, values in defaults.items():
+        written = json.dumps([str(value) for value in values])
+        assert f'DEFINE_list("{flag}", {written}' in source, "the files of the sweeps"
+
+
 def test_the_recipe_has_a_sweep_around_its_own_rate():
     rates = []
     alpacare.sweep(lambda **overrides: rates.append(overrides["optimizer.learning_rate"]))
     assert {rate for _, rate in alpacare.EPOCHS_AND_RATE.values()} < set(rates)
 
 
-@pytest.mark.parametrize("config", [RunConfig, DatagenConfig, EvaluationConfig])
+@pytest.mark.parametrize("config", [RunConfig, DatagenConfig, EvaluationConfig, PaperConfig])
 def test_every_key_is_documented_where_it_is_declared(config):
     keys = list(sections.keys(config))
     assert len(keys) >= 20

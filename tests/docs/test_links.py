@@ -20,6 +20,7 @@ CONFIGS = (
     "configs/quickstart.py",
     "configs/datagen.py",
     "configs/evaluation.py",
+    "configs/paper.py",
 )
 PLACEHOLDER = re.compile(r"[A-Z]{2,}|\.\.\.|\*|<|\{|XYZ")
 every_document = pytest.mark.parametrize("name", DOCUMENTS)
@@ -72,8 +73,13 @@ def check_script(name: str, command: str, flags: list[str]) -> None:
     elif path.name != "test.sh":  # whose arguments go to pytest
         scripts = sorted((REPOSITORY / "launch").rglob("*.sh"))
         text = "".join(script.read_text(encoding="utf-8") for script in scripts)
+        package = path.with_suffix("") / "__main__.py"
+        if package.exists():  # all its flags are those of the module
+            module = f"launch.{path.stem}.__main__"
+            return check_flags(name, documents.defined_flags(module), flags)
         for flag in flags:
             assert re.search(rf"--{flag}\b", text), f"{name}: {command} --{flag}"
+    return None
 
 
 def check_module(name: str, module: str, arguments: str, flags: list[str]) -> None:

@@ -55,9 +55,15 @@ def question(body: dict[str, Any]) -> str:
 
 
 class ChatServer:
-    """Answers each question with `answer(body)`; a share of calls fails, by the given seed."""
+    """Answers each question with `answer(body)`; a share of calls fails, by the given seed.
 
-    def __init__(self, faults: float = 0.0, kinds: tuple[str, ...] = FAULTS, seed: int = 0):
+    Args:
+      port: 0: a free one.
+    """
+
+    def __init__(
+        self, faults: float = 0.0, kinds: tuple[str, ...] = FAULTS, seed: int = 0, port: int = 0
+    ):
         self.answer = lambda body: "answer to " + question(body)
         self.faults, self.kinds, self.delay, self.stall = faults, kinds, 0.0, 1.5
         self.headers: dict[str, str] = {}
@@ -89,7 +95,7 @@ class ChatServer:
             daemon_threads = True
             request_queue_size = 256
 
-        self._http = Server(("127.0.0.1", 0), Handler)
+        self._http = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 

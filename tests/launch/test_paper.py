@@ -1,0 +1,392 @@
+"""launch/paper.sh: when a stage is done, what runs, what is said, and a rehearsal of the whole."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from common import jsonl, provenance, sections
+from configs import paper
+from datagen.dedup import run as run_dedup
+from launch.paper import __main__ as main
+from launch.paper import pipeline
+from launch.paper.config import PaperConfig
+from launch.paper.estimates import Estimate
+from launch.paper.sources import Sources
+from launch.paper.stage import Stage
+from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, write_examples
+from tests.support import rehearsal, teacher
+from tests.support.chat_server import ChatServer, question
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)  # as the script does; configs are named from there
+
+
+@pytest.fixture
+def signals():
+    """Those that the runner of the stages handles, as they were."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """The sources of a rehearsal; the settings may be changed."""
+    (tmp_path / "tiny/base").mkdir(parents=True)  # not made: nothing is trained here
+
+    def made(**changes) -> Sources:
+        settings = paper.get_config().to_dict()
+        with rehearsal.prepare(settings, tmp_path / "tiny", "http://127.0.0.1:9/v1"):
+            return Sources(sections.build(PaperConfig, settings | changes), tmp_path / "run")
+
+    return made
+
+
+def dedup(folder: Path, *flags: str) -> Stage:
+    """A stage that takes no second."""
+    source, output = folder / "in.jsonl", epath.Path(folder / "out.jsonl")
+    given = (f"--input={source}", f"--output={output}", *flags)
+    return Stage("dedup", ("datagen.dedup", *given), [epath.Path(source)], output)
+
+
+def work(sources: Sources, stages: list[Stage], elsewhere: bool = False) -> int:
+    return main.Work(sources, stages, elsewhere=elsewhere).run(stages)
+
+
+# When a stage is done.
+
+
+@pytest.fixture
+def done(tmp_path, monkeypatch) -> Stage:
+    """A stage whose command has run; in this process, which is quick."""
+    stage = dedup(tmp_path)
+    write_examples(tmp_path / "in.jsonl", 5)
+    monkeypatch.setattr(sys, "argv", [*stage.command])
+    run_dedup(
+        input_path=tmp_path / "in.jsonl",
+        output=Path(stage.output),
+        against=[],
+        threshold=0.7,
+        mode="greedy",
+        tokenizer="rouge",
+        fields="instruction",
+    )
+    assert stage.unfinished() == ""
+    return stage
+
+
+def test_a_stage_is_done_by_its_record_not_by_its_file(done):
+    done.record.unlink()
+    assert done.output.exists() and done.unfinished() == "not started"
+
+
+def test_a_record_without_an_end_or_an_output_is_of_an_unfinished_run(done):
+    record = provenance.read_json(done.record)
+    provenance.write_json(done.record, record | {"end": None})
+    assert done.unfinished() == "unfinished"
+    provenance.write_json(done.record, record)
+    assert done.unfinished() == ""
+    done.output.unlink()
+    assert done.unfinished() == "unfinished"
+
+
+def test_other_inputs_or_flags_are_to_be_run(done, tmp_path):
+    assert dedup(tmp_path, "--threshold=0.9").unfinished() == (
+        "other settings (--threshold=0.9: now)"
+    )
+    write_examples(tmp_path / "in.jsonl", 6)
+    assert done.unfinished() == f"{tmp_path / 'in.jsonl'} has other content now"
+
+
+def test_an_edited_output_is_an_error_and_stays(done):
+    done.output.write_text(done.output.read_text() + "{}\n")
+    with pytest.raises(ValueError, match=r"out\.jsonl is damaged or was edited after stage dedup"):
+        done.unfinished()
+    assert done.output.read_text().endswith("{}\n")
+
+
+def test_an_edited_config_file_is_seen(tmp_path, monkeypatch):
+    config = tmp_path / "evaluation.py"
+    config.write_text((REPOSITORY / "configs/evaluation.py").read_text())
+    output, items = epath.Path(tmp_path / "r/references.jsonl"), tmp_path / "items.jsonl"
+    write_examples(items, 3)
+    flags = (f"--config={config}", f"--benchmark=x={items}", f"--workdir={output.parent}")
+    stage = Stage("references/x", ("evaluation.judge", *flags), [epath.Path(items)], output)
+    settings = {"reasks": 2, "digest": provenance.sha256(items)}
+    monkeypatch.setattr(sys, "argv", ["references", *flags])
+    output.parent.mkdir()
+    record = provenance.describe(config=settings)
+    jsonl.write_output(Path(output), [{"a": 1}], record, output.parent / "run.json")
+    assert stage.unfinished() == ""
+    config.write_text(config.read_text().replace("reasks=2", "reasks=3"))
+    assert stage.unfinished() == "other settings (reasks: 2 before, 3 now)"
+
+
+def test_a_model_is_known_by_its_weights(tmp_path):
+    model, output = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "answers.json")
+    manifest = tmp_path / "run/checkpoints/3/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    provenance.write_json(manifest, {"weights": "a digest"})
+    stage = Stage("generate/x", ("alpacare_jax.generate",), [model], output)
+    output.write_text("[]")
+    provenance.write_json(stage.record, {"end": "now", "config": {"weights": "a digest"}})
+    assert stage.unfinished() == ""
+    provenance.write_json(manifest, {"weights": "of another training"})
+    assert stage.unfinished() == f"{model} has other content now"
+
+
+# What runs.
+
+
+def test_a_stage_that_fails_ends_the_pipeline_with_its_command_and_log(
+    make, tmp_path, capsys, signals
+):
+    sources = make()
+    write_examples(tmp_path / "in.jsonl", 3)
+    failing = dedup(tmp_path, "--threshold=7")
+    later = dataclasses.replace(dedup(tmp_path), name="later")
+    assert work(sources, [failing, later]) == 2
+    told = capsys.readouterr().err
+    by_hand = f"python -m {shlex.join(failing.command)}"
+    assert f"paper: stage dedup failed with code 2; its log is {sources.workdir}/logs" in told
+    assert by_hand in told and "later" not in told
+    assert "must be between 0 and 1" in (sources.workdir / "logs/dedup.log").read_text()
+
+
+def test_an_input_that_an_earlier_stage_makes_is_named_with_it(make, signals):
+    sources = make()
+    stages = pipeline.stages(sources)
+    with pytest.raises(FileNotFoundError, match=r"stage report: .* missing; stage judge/luna/tiny"):
+        main.Work(sources, stages).run([stages[-1]])
+
+
+def test_stages_are_chosen_by_name_or_kind(make):
+    stages = pipeline.stages(make())
+    names = [stage.name for stage in stages]
+    assert names == [
+        *("tasks", "dedup", "responses", "train/alpacare-7b", "generate/alpacare-7b/tiny"),
+        *("references/sol/tiny", "judge/luna/tiny", "rubric/alpacare-7b/rubric", "report"),
+    ]
+
+    def chosen(only: str, first: str = "") -> list[str]:
+        return [stage.name for stage in main.choose(stages, only, first)]
+
+    assert chosen("") == names
+    assert chosen("train") == chosen("train/alpacare-7b") == ["train/alpacare-7b"]
+    assert chosen("", "references") == names[-4:]
+    with pytest.raises(sections.UsageError, match=r"no stage 'judges'; did you mean 'judge'"):
+        chosen("judges")
+
+
+def test_what_is_run_elsewhere_is_printed_and_taken_up(make, tmp_path, capsys, signals):
+    """A laptop's part: the data goes to the devices' folder, the answers come back from there."""
+    write_examples(tmp_path / "mine.jsonl", 4)
+    (tmp_path / "bucket").mkdir()
+    devices = {"launcher": "bash run.sh --", "folder": str(tmp_path / "bucket")}
+    settings = paper.get_config().to_dict()["devices"] | devices
+    sources = make(examples=str(tmp_path / "mine.jsonl"), devices=settings)
+    sources.sets[0].live.clear()
+    sources.write_items()
+    stages = pipeline.stages(sources)
+    names = [stage.name for stage in stages]
+    assert names[:3] == ["send/mine", "send/tiny", "train/alpacare-7b"]
+    assert main.Work(sources, stages, elsewhere=True).run(stages) == main.WAITING
+    captured = capsys.readouterr()
+    (command,) = captured.out.splitlines()
+    folder = tmp_path / "bucket"
+    assert command.startswith("bash run.sh -- python -m alpacare_jax.train --config=configs/base")
+    assert f"data={folder}/inputs/mine.jsonl" in command and f"--workdir={folder}/runs" in command
+    assert "generate/alpacare-7b/tiny waits: " in captured.err
+
+    generated = next(stage for stage in stages if stage.kind == "generate")
+    fetched = next(stage for stage in stages if stage.kind == "fetch")
+    generated.output.parent.mkdir(parents=True)
+    generated.output.write_text("[]")
+    assert work(sources, [fetched]) == 0
+    assert fetched.output.read_text() == "[]" and fetched.unfinished() == ""
+    generated.output.write_text("[1]")
+    assert "has other content now" in fetched.unfinished()
+
+
+def test_one_server_is_asked_for_everything():
+    settings = paper.get_config().to_dict()
+    main.with_base_url(settings, "http://127.0.0.1:1/v1")
+    flat = sections.flatten(settings)
+    urls = [value for key, value in flat.items() if key.endswith("base_url")]
+    assert urls == ["http://127.0.0.1:1/v1"] * 5  # three of datagen, two judges
+
+
+# What it takes.
+
+
+def test_estimates_add_up_and_what_is_unknown_stays_so():
+    total = Estimate(2, 1, 3, live=0.5) + Estimate(1, 1, 1, live=0.25, hours=None)
+    assert total == Estimate(3, 2, 4, live=0.75, hours=None)
+    assert total.cells() == ["3 (2 to 4)", "-", "-", "$0.75", "-", "unknown", "-"]
+    assert Estimate(live=0.001, batch=None).cells()[3:5] == ["< $0.01", "unknown"]
+
+
+def test_every_stage_of_the_paper_is_priced(tmp_path, monkeypatch):
+    """The config as it is, with test sets and published answers of the real names and sizes."""
+    settings = paper.get_config().to_dict()
+    settings["published"] = str(tmp_path)
+    for name, given in settings["benchmarks"].items():
+        items = [{"id": str(i), "instruction": f"{name} {i}"} for i in range(4)]
+        given["file"] = str(tmp_path / f"{name}.jsonl")
+        jsonl.write(given["file"], items)
+        for source in {*given["references"].split(","), *given["imported"].split(",")}:
+            folder = tmp_path / "model_outputs" / source
+            folder.mkdir(parents=True, exist_ok=True)
+            jsonl.write(
+                folder / f"{name}.json",
+                [item | {"output": "x", "generator": source} for item in items],
+            )
+    sources = Sources(sections.build(PaperConfig, settings), tmp_path / "run")
+    found = {stage.name: stage.estimate for stage in pipeline.stages(sources)}
+    assert len([name for name in found if name.startswith("train/")]) == 4
+    assert found["tasks"].requests == 6191 and found["tasks"].least == 4334  # 52,002 / 12 / 0.7
+    assert found["responses"].most == 52_002
+    systems, orders = 4 + 10, 2
+    assert found["judge/luna/icliniq"].requests == orders * systems * 4 * 4
+    assert found["judge/haiku/alpaca_farm"].requests == orders * systems * 1 * 4
+    for name, estimate in found.items():
+        if estimate.most:
+            assert estimate.live == pytest.approx(2 * estimate.batch) and estimate.live > 0, name
+    assert found["train/alpacare-13b"].hours is None, "there is no plan"
+
+
+# The whole of it.
+
+
+class Rehearsal:
+    """Runs of launch/paper.sh --size=tiny against one server, which counts and may kill."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.server = folder, ChatServer()
+        self.server.answer = self.answer
+        self.seen: Counter[str] = Counter()
+        self.process: subprocess.Popen | None = None
+        self.kill_at: tuple[str, int] = ("", 0)
+        self.one_at_a_time = threading.Lock()
+
+    def answer(self, body: dict) -> str:
+        kind = "responses"
+        if teacher.is_for_tasks(body):
+            kind = "tasks"
+        elif "Output (a), Output (b) or Tie" in question(body):
+            kind = "judge"
+        elif "criteria_met" in question(body):
+            kind = "rubric"
+        elif body["model"] == "gpt-6.1-sol":
+            kind = "references"
+        with self.one_at_a_time:
+            self.seen[kind] += 1
+            if self.process and self.kill_at == (kind, self.seen[kind]):
+                self.process.kill()
+                self.process.wait(LIMIT)
+        return rehearsal.answer(body)
+
+    def start(self, name: str, *flags: str) -> subprocess.Popen:
+        given = (f"--workdir={self.folder / name}", "--size=tiny", *flags)
+        self.seen.clear()
+        environment = {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"} | COMPILES_QUICKLY
+        return subprocess.Popen(
+            ["bash", "launch/paper.sh", *given, f"--base_url={self.server.url}/v1"],
+            cwd=REPOSITORY,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, name: str, *flags: str) -> tuple[int, str, str]:
+        process = self.start(name, *flags)
+        out, err = process.communicate(timeout=LIMIT)
+        return process.returncode, out, err
+
+    def killed_at(self, name: str, kind: str, request: int) -> None:
+        """Runs until the server has seen so many requests of a kind; then SIGKILL."""
+        self.kill_at = kind, request
+        self.process = self.start(name)
+        self.process.communicate(timeout=LIMIT)
+        assert self.process.returncode == -signal.SIGKILL
+        self.process = None
+
+    def killed_in_training(self, name: str) -> None:
+        """Runs until training compiles its step; then SIGKILL."""
+        process, log = self.start(name), self.folder / name / "logs/train-alpacare-7b.log"
+        while "compiling the training step" not in (log.read_text() if log.exists() else ""):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.01)
+        process.kill()
+        process.communicate(timeout=LIMIT)
+
+
+def report(workdir: Path) -> dict[str, bytes]:
+    folder = workdir / "report"
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"  # it has times
+    }
+
+
+@pytest.mark.slow
+def test_killed_at_three_moments_the_report_is_the_same_to_the_byte(tmp_path):
+    tried = Rehearsal(tmp_path)
+    with contextlib.closing(tried.server):
+        no_plans = "--config.devices.topology="
+        code, table, err = tried.run("whole", "--dry_run", no_plans)
+        assert code == 0, err
+        assert not tried.seen and not (tmp_path / "whole/data").exists(), "a dry run asks nobody"
+        planned = {row.split()[0].partition("/")[0]: row for row in table.splitlines()[1:]}
+        assert planned["train"].split()[-2:] == ["unknown", "unknown"]
+        code, table, err = tried.run("whole", "--dry_run", "--only=train")
+        assert table.splitlines()[1].split()[-4:] == ["<", "0.01", "<", "0.01"], err
+
+        code, _, err = tried.run("whole")
+        assert code == 0, err
+        seen = dict(tried.seen)
+        assert (seen["judge"], seen["references"], seen["rubric"]) == (48, 6, 4)
+        seen["rubric"] += 2  # that the model's own server sees
+        for kind, number in seen.items():
+            least, most = stated(planned[kind])
+            assert least <= number <= most, kind
+
+        tried.killed_at("killed", "responses", 5)
+        tried.killed_in_training("killed")
+        tried.killed_at("killed", "judge", 20)
+        assert not (tmp_path / "killed/report").exists()
+        code, _, err = tried.run("killed")
+        assert code == 0, err
+        assert tried.seen.keys() <= {"judge", "rubric"}, "what is stored is not asked for again"
+        assert report(tmp_path / "killed") == report(tmp_path / "whole") != {}
+
+        code, _, err = tried.run("killed")
+        assert code == 0 and not tried.seen
+        assert err.count(" is done\n") == 9, err
+
+
+def stated(row: str) -> tuple[int, int]:
+    """The least and the most requests of a row of the dry run's table."""
+    if found := re.search(r"\(([\d,]+) to ([\d,]+)\)", row):
+        least, most = (int(number.replace(",", "")) for number in found.groups())
+        return least, most
+    exactly = int(re.split(r"\s\s+", row)[2].replace(",", ""))
+    return exactly, exactly
