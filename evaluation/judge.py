@@ -162,6 +162,10 @@ class JudgingRun:
             "ids": list(ids),
             "difficulty": list(difficulty),
             "prompt_versions": {judge.name: judge.version for judge in self.judges},
+            "prompts": {
+                judge.version: {"system": judge.prompt.system, "user": judge.prompt.user}
+                for judge in self.judges
+            },
         }
         for flag, given in sources.items():
             files = {source: outputs.locate(source, everything, data)[0] for source in given}

@@ -1,19 +1,24 @@
 """Makes tables, figures and a page with transcripts from judged workdirs.
 
-    python -m evaluation.report --judgements=D,... --output=DIR [--labels=F,...] [--systems=F]
+    python -m evaluation.report --judgements=D,... --output=DIR [--labels=F,...] [--title=TEXT]
     python -m evaluation.report --judgements=annotations.json,gpt-4_pair.jsonl --output=DIR
+    python -m evaluation.report --judgements=D --output=DIR --systems=names.json,alpacare-*,alpaca
 
 Writes report.json, report.html (one self-contained file), figures/*.png and *.svg, tables/*.md and
 *.tex, and run.json into --output. --judgements are workdirs of evaluation.judge and files of
 judgements: alpaca_eval's annotations, FastChat's pairs, or the form of docs/file_formats.md;
 NAME=FILE names the benchmark. --labels are judgements of people, in the same format with judge
 "human", or what annotators exported from a page of evaluation.annotate: files, or the folder with
-its key; --systems names systems and their backbones (evaluation/reporting/systems.py). The same
-judgements give the same files.
+its key. --systems, --references, --judges and --benchmarks choose what is reported, by names or
+patterns; a JSON file in --systems gives systems their names and backbones (its form is in
+evaluation/reporting/systems.py). --questions are shown with all answers side by side. The same
+judgements give the same files on the same day.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -24,11 +29,15 @@ from common.sections import UsageError
 from evaluation.annotation import exports
 from evaluation.judging import foreign, reading, workdirs
 from evaluation.judging.foreign import ForeignJudgements
-from evaluation.judging.verdicts import JUDGEMENTS_FILE
-from evaluation.reporting import figures, page, systems, tables, transcripts
+from evaluation.judging.verdicts import JUDGEMENTS_FILE, Verdicts
+from evaluation.reporting import contents, figures, page, settings, systems, transcripts
+from evaluation.reporting.content import Chapter, ReportContent
+from evaluation.reporting.sections.questions import choose, collect
+from evaluation.reporting.selection import EVERYTHING, Selection, select
 from evaluation.reporting.table_formats import Table, latex, markdown
 from evaluation.scoring.measurement import measure
 from evaluation.scoring.people import PREFERENCE
+from evaluation.scoring.results import Results
 
 
 def write_tables(directory: Path, built: dict[str, list[Table]]) -> None:
@@ -55,10 +64,14 @@ def run(
     *,
     judgements: Sequence[str],
     output: Path,
-    labels: Sequence[str],
-    systems_file: str,
-    seed: int,
-    page_mib: float,
+    labels: Sequence[str] = (),
+    systems_file: str = "",
+    selection: Selection = EVERYTHING,
+    questions: Sequence[str] = (),
+    random_questions: int = 2,
+    title: str = "Evaluation report",
+    seed: int = 0,
+    page_mib: float = 20.0,
     baseline: str = "",
 ) -> None:
     """Writes a report; see the flags for the arguments.
@@ -73,48 +86,82 @@ def run(
         )
     sources = foreign.load(judgements, baseline)
     asked = exports.load(labels)
-    by_question = dict(asked.sources)
-    judged, people = reading.read(sources, by_question.pop(PREFERENCE, []))
-    others = {name: reading.read_people(own, judged) for name, own in by_question.items()}
-    log(f"{judged.count:,} verdicts, {len(judged.tables):,} matchups")
-    texts = workdirs.read(sources, judged)
+    everything, by_question = _read(sources, asked)
+    texts = workdirs.read(sources, everything)
     asked.require_same_texts(texts)
+    judged, by_question = select(selection, everything, by_question)
+    people = by_question.pop(PREFERENCE, None)
+    log(f"{judged.count:,} verdicts, {len(judged.tables):,} matchups")
     inputs = [
         source.path if isinstance(source, ForeignJudgements) else source / JUDGEMENTS_FILE
         for source in sources
     ]
-    settings = {
-        "judgements": {str(path): provenance.sha256(path) for path in inputs},
-        "labels": {str(path): provenance.sha256(path) for path in asked.paths},
-        "baseline": baseline,
-        "systems": provenance.sha256(systems_file) if systems_file else None,
-        "seed": seed,
-        "page_mib": page_mib,
-    }
-    record = provenance.describe(config=settings)
-    names = systems.read(systems_file, judged.names("generator"))  # before the slow part
-    results = measure(judged, people, texts, seed=seed, other_questions=others)
+    record = provenance.describe(
+        config={
+            "judgements": {str(path): provenance.sha256(path) for path in inputs},
+            "labels": {str(path): provenance.sha256(path) for path in asked.paths},
+            "baseline": baseline,
+            "systems": provenance.sha256(systems_file) if systems_file else None,
+            "selection": dataclasses.asdict(selection),
+            "questions": list(questions),
+            "random_questions": random_questions,
+            "title": title,
+            "seed": seed,
+            "page_mib": page_mib,
+        }
+    )
+    names = systems.read(systems_file, everything.names("generator"))  # before the slow part
+    chosen = choose(judged, texts, questions, random_questions, seed)
+    runs = settings.read(sources)
+    results = measure(judged, people, texts, seed=seed, other_questions=by_question)
     ranked = {name: names[name] for name in results.systems}
-    drawn = figures.build(results, ranked)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "run.json").unlink(missing_ok=True)  # written last: it marks a complete report
-    provenance.write_json(output / "report.json", results.record())
-    clear(output / "figures", (".png", ".svg"), page.FIGURE_PREFIXES)
-    if missing := figures.write(output / "figures", drawn):
-        log(missing_glyphs(missing))
-    built = tables.build(results, ranked)
-    clear(output / "tables", (".md", ".tex"), page.TABLE_PREFIXES)
-    write_tables(output / "tables", built)
+    content = ReportContent(results, ranked, collect(judged, texts, ranked, chosen))
+    chapters = contents.build(content)
     packed = transcripts.pack(
         judged, people, texts, systems=ranked, seed=seed, max_bytes=page_mib * 2**20
     )
-    html = page.build(results, drawn, built, packed)
-    provenance.write_text(output / "report.html", html)
+    html = page.build(content, chapters, packed, runs=runs, title=title, made=_made(record))
+    _write(output, results, chapters, html)
     provenance.write_json(output / "run.json", record | {"end": provenance.now()})
     log(
         f"{output / 'report.html'}: {len(html.encode()) / 2**20:.1f} MiB, transcripts of "
         f"{packed.shown:,} of {packed.items:,} items"
     )
+
+
+def _read(
+    sources: Sequence[Path | ForeignJudgements], asked: exports.PeopleLabels
+) -> tuple[Verdicts, dict[str, Verdicts]]:
+    """(verdicts of judges, those of people by question)."""
+    verdicts, people = reading.read(sources, asked.sources.get(PREFERENCE, []))
+    by_question = {PREFERENCE: people} if people else {}
+    others = {name: own for name, own in asked.sources.items() if name != PREFERENCE}
+    return verdicts, by_question | {
+        name: reading.read_people(own, verdicts) for name, own in others.items()
+    }
+
+
+def _write(output: Path, results: Results, chapters: Sequence[Chapter], html: str) -> None:
+    """Replaces an earlier report; without run.json, which is written last and marks a whole one."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "run.json").unlink(missing_ok=True)
+    provenance.write_json(output / "report.json", results.record())
+    clear(output / "figures", (".png", ".svg"), contents.FIGURE_PREFIXES)
+    drawn = {name: one for chapter in chapters for name, one in chapter.figures.items()}
+    if missing := figures.write(output / "figures", drawn):
+        log(missing_glyphs(missing))
+    built = {name: found for chapter in chapters for name, found in chapter.tables.items()}
+    clear(output / "tables", (".md", ".tex"), contents.TABLE_PREFIXES)
+    write_tables(output / "tables", built)
+    provenance.write_text(output / "report.html", html)
+
+
+def _made(record: dict[str, Any]) -> str:
+    """When and with which versions a report was made."""
+    versions = [f"Python {record['python']}"]
+    versions += [f"{name} {record['packages'][name]}" for name in ("numpy", "matplotlib")]
+    commit = record["git_commit"] or "an unknown commit"
+    return f"Made on {record['start'][:10]} by alpacare-jax, {commit}; {', '.join(versions)}."
 
 
 def define_flags() -> None:
@@ -125,9 +172,22 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("output", None, "Folder for the report.")
     flags.DEFINE_list("labels", [], "Labels by people: folders of a page, exports, JSONL files.")
-    flags.DEFINE_string("systems", "", "JSON file with names and backbones of systems.")
+    flags.DEFINE_list(
+        "systems", [], "Systems to report, names or patterns; FILE.json: names and backbones."
+    )
+    flags.DEFINE_list("references", [], "References to report, names or patterns; none: all.")
+    flags.DEFINE_list("judges", [], "Judges to report, names or patterns; none: all.")
+    flags.DEFINE_list("benchmarks", [], "Test sets to report, names or patterns; none: all.")
+    flags.DEFINE_list("questions", [], "Questions to show with all answers: ID or BENCHMARK/ID.")
     flags.DEFINE_integer(
-        "seed", 0, "Seed of sampled intervals and of the sample of transcripts.", lower_bound=0
+        "random_questions", 2, "How many to draw where --questions names none.", lower_bound=0
+    )
+    flags.DEFINE_string("title", "Evaluation report", "Title of the page.")
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of intervals of agreement, of --random_questions and the sample of transcripts.",
+        lower_bound=0,
     )
     flags.DEFINE_float(
         "page_mib",
@@ -143,11 +203,23 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     del argv
     FLAGS = flags.FLAGS
+    files = [name for name in FLAGS.systems if name.endswith(".json")]
+    if len(files) > 1:
+        raise UsageError(f"--systems: one file of names, not {', '.join(files)}")
     run(
         judgements=FLAGS.judgements,
         output=Path(FLAGS.output),
         labels=FLAGS.labels,
-        systems_file=FLAGS.systems,
+        systems_file=files[0] if files else "",
+        selection=Selection(
+            generator=[name for name in FLAGS.systems if name not in files],
+            reference=FLAGS.references,
+            judge=FLAGS.judges,
+            benchmark=FLAGS.benchmarks,
+        ),
+        questions=FLAGS.questions,
+        random_questions=FLAGS.random_questions,
+        title=FLAGS.title,
         seed=FLAGS.seed,
         page_mib=FLAGS.page_mib,
         baseline=FLAGS.baseline,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from common.reports.drawing import (
@@ -15,12 +15,14 @@ from common.reports.drawing import (
     box,
     shortened,
     text_width,
+    wrapped,
 )
 
-WIDTH = 420  # nearly fits a phone at full size
-NARROW = 360  # fits it
+WIDTH = 360  # fits a phone at full size
+LINE = 13.0  # of a label that is broken
 LEGEND_LINE = 15.0
-ROW_LABELS = 128  # of WIDTH, for the names on the left
+ROW_LABELS = 128.0  # of WIDTH, at most, for the names on the left
+CELL = 34.0  # of a heat map
 DASHES = (None, (6, 3), (2, 2), (8, 3), (4, 2), (1, 2))
 
 OTHER = "other ("  # starts the label of a tail
@@ -63,13 +65,15 @@ def legend(
     shapes: list[Shape] = []
     x, y = 0.0, 10.0
     for name, colour in zip(names, colours, strict=True):
-        text = shortened(name, width - 20, 11)
-        needed = 15 + text_width(text, 11) + 14
+        lines = wrapped(name, width - 15, 11)
+        needed = 15 + max(text_width(line, 11) for line in lines) + 14
         if x and x + needed - 14 > width:
             x, y = 0.0, y + LEGEND_LINE
         shapes.append(Polygon(box(x, y - 8, 10, 9), colour))
-        shapes.append(Text(x + 15, y, text, colour="muted"))
-        x += needed
+        for line in lines:
+            shapes.append(Text(x + 15, y, line, colour="muted"))
+            y += LINE
+        x, y = x + needed, y - LINE
     return shapes, y + 10
 
 
@@ -95,7 +99,7 @@ def rate_bars(
     """
     shapes, top = legend(names, colours)
     thickness = {1: 16, 2: 13}.get(len(names), 11)
-    left, right = float(ROW_LABELS), WIDTH - 40.0
+    left, right = _label_room(label for label, _ in groups), WIDTH - 40.0
     top += 16
 
     def across(share: float) -> float:
@@ -127,6 +131,12 @@ def rate_bars(
     return Drawing(title, WIDTH, bottom + 18, shapes)
 
 
+def _label_room(labels: Iterable[str]) -> float:
+    """The width of the column of labels, in lines of at most ROW_LABELS."""
+    lines = [line for label in labels for line in wrapped(label, ROW_LABELS - 8, 11)]
+    return 8 + max((text_width(line, 11) for line in lines), default=0.0)
+
+
 def count_bars(
     title: str,
     rows: Sequence[tuple[str, Sequence[int]]],
@@ -135,11 +145,11 @@ def count_bars(
 ) -> Drawing:
     """Horizontal bars: for each label a bar for each set, as long as its share of the set's total.
 
-    A set whose total is 0 has no bars.
+    A set whose total is 0 has no bars, and a very long label is shortened.
     """
     shown = [i for i, total in enumerate(totals) if total]
     left, longest, thickness = 140, 110, 15 if len(shown) == 1 else 11
-    shapes, top = legend([names[i] for i in shown], [f"series{i}" for i in shown], NARROW)
+    shapes, top = legend([names[i] for i in shown], [f"series{i}" for i in shown])
     highest = max((counts[i] / totals[i] for _, counts in rows for i in shown), default=0) or 1
 
     def draw(bar: tuple[str, int], number: int, y: float) -> list[Shape]:
@@ -155,10 +165,13 @@ def count_bars(
             Text(left + length + 4, y + thickness - 3.5, value, size, "muted"),
         ]
 
-    groups = [(label, [(label, counts[i]) for i in shown]) for label, counts in rows]
+    groups = [
+        (shortened(label, 2 * (left - 8), 11), [(label, counts[i]) for i in shown])
+        for label, counts in rows
+    ]
     bars, bottom = _bar_groups(groups, top, left, thickness, 6, draw)
     axis = Line([(left, max(top - 4, 0)), (left, bottom)], "grid")
-    return Drawing(title, NARROW, bottom + 4, [*shapes, *bars, axis])
+    return Drawing(title, WIDTH, bottom + 4, [*shapes, *bars, axis])
 
 
 def _bar_groups(
@@ -169,33 +182,27 @@ def _bar_groups(
     gap: float,
     draw: Callable[[_Bar, int, float], list[Shape]],
 ) -> tuple[list[Shape], float]:
-    """(shapes, bottom): each group's label left of `left`, and its bars from top to bottom.
+    """(shapes, bottom): each group's whole label left of `left`, its bars from top to bottom.
 
     `draw` is called with each bar, its position in the group, and its upper edge.
     """
     shapes: list[Shape] = []
     y = top
     for label, bars in groups:
-        height = thickness * len(bars)
-        lines = _lines(label, left - 8, height)
-        baseline = y + height / 2 + 4 - 6.5 * (len(lines) - 1)
-        for i, line in enumerate(lines):
-            shapes.append(Text(left - 8, baseline + 13 * i, line, anchor="end"))
+        lines = wrapped(label, left - 8, 11)
+        height = max(thickness * len(bars), LINE * len(lines))
+        shapes += _label(lines, left - 8, y + height / 2)
+        start = y + (height - thickness * len(bars)) / 2
         for i, bar in enumerate(bars):
-            shapes += draw(bar, i, y)
-            y += thickness
-        y += gap
+            shapes += draw(bar, i, start + thickness * i)
+        y += height + gap
     return shapes, y
 
 
-def _lines(label: str, width: float, height: float) -> list[str]:
-    """The label in one line, or in two where it is wide and there is room; shortened to fit."""
-    words = label.split()
-    if text_width(label, 11) > width and height >= 26 and len(words) > 1:
-        for end in range(len(words) - 1, 0, -1):
-            if text_width(" ".join(words[:end]), 11) <= width:
-                return [" ".join(words[:end]), shortened(" ".join(words[end:]), width, 11)]
-    return [shortened(label, width, 11)]
+def _label(lines: Sequence[str], right: float, middle: float) -> list[Shape]:
+    """Lines that end at `right`, centred on `middle`."""
+    baseline = middle + 4 - LINE / 2 * (len(lines) - 1)
+    return [Text(right, baseline + LINE * i, line, anchor="end") for i, line in enumerate(lines)]
 
 
 def shares(
@@ -208,8 +215,10 @@ def shares(
     shapes, top = legend(names, colours)
     thickness, y = 20, top + 8
     for label, parts in rows:
-        shapes.append(Text(0, y + 8, shortened(label, WIDTH, 11)))
-        y += 14
+        for line in wrapped(label, WIDTH, 11):
+            shapes.append(Text(0, y + 8, line))
+            y += LINE
+        y += 1
         x = 0.0
         for (share, tip), colour in zip(parts, colours, strict=True):
             width = share * WIDTH
@@ -228,7 +237,6 @@ class HeatField:
     shade: float
     text: str
     tip: str
-    bold: bool = False
 
 
 def heat(
@@ -236,33 +244,50 @@ def heat(
 ) -> Drawing:
     """A table of numbers on colours that only repeat what the numbers show."""
     shapes: list[Shape] = []
-    wide = max(30.0, min(58.0, (WIDTH - ROW_LABELS) / len(columns)))
-    longest = max(text_width(name, 10.5) for name in columns)
-    turned = longest > wide - 4
-    top = 20 + min(longest * 0.72, 90) if turned else 18.0
-    for i, name in enumerate(columns):
-        x = ROW_LABELS + wide * (i + 0.5)
-        if turned:
-            shapes.append(Text(x, top - 6, shortened(name, 120, 10.5), 10.5, angle=-45))
-        else:
-            shapes.append(Text(x, top - 6, name, 10.5, anchor="middle"))
-    y = top
+    left = _label_room(label for label, _ in rows)
+    wide = min(58.0, max(CELL, (WIDTH - left) / len(columns)))
+    turned = max(text_width(name, 10.5) for name in columns) > wide - 4
+    heads = [wrapped(name, 130 if turned else wide, 10.5) for name in columns]
+    longest = max(text_width(line, 10.5) for lines in heads for line in lines)
+    slanted = longest * 0.71 + 10 if turned else 0.0  # up, and to the right of the last column
+    if turned:  # lines of a name lie side by side
+        wide = max(wide, 15.0 * max(map(len, heads)) + 8)
+    y = top = 14 + slanted
+    for i, lines in enumerate(heads):
+        x = left + wide * (i + 0.5)
+        for number, line in enumerate(lines):
+            if turned:
+                shapes.append(Text(x + 15 * number, top - 6, line, 10.5, angle=-45))
+            else:
+                shapes.append(Text(x, top - 6, line, 10.5, anchor="middle"))
     for label, fields in rows:
-        label = shortened(label, ROW_LABELS - 8, 11)
-        shapes.append(Text(ROW_LABELS - 8, y + 15, label, anchor="end"))
+        lines = wrapped(label, left - 8, 11)
+        height = max(22.0, LINE * len(lines) + 4)
+        shapes += _label(lines, left - 8, y + height / 2)
         for i, field in enumerate(fields):
             if field:
-                area = box(ROW_LABELS + wide * i, y, wide, 22)
+                area = box(left + wide * i, y, wide, height)
                 colour = "series0" if field.shade > 0 else "series1"
                 strength = 0.55 * min(1.0, abs(field.shade))
                 shapes.append(Polygon(area, colour, field.tip, strength, gap=True))
-                middle = ROW_LABELS + wide * (i + 0.5)
-                shapes.append(
-                    Text(middle, y + 15, field.text, 10.5, anchor="middle", bold=field.bold)
-                )
-        y += 22
-    slanted = 60 if turned else 0  # the last name extends to the right
-    return Drawing(title, max(WIDTH, ROW_LABELS + wide * len(columns) + slanted), y + 4, shapes)
+                middle = left + wide * (i + 0.5), y + height / 2 + 4
+                shapes.append(Text(*middle, field.text, 10.5, anchor="middle"))
+        y += height
+    return Drawing(title, max(WIDTH, left + wide * len(columns) + slanted), y + 4, shapes)
+
+
+def text_block(title: str, note: str, text: str) -> Drawing:
+    """A text in lines, as wide as other drawings, under a note in grey."""
+    size, height = 10.5, 14.0
+    shapes: list[Shape] = []
+    paragraphs = [(note, "muted"), *((line, "ink") for line in text.strip().split("\n"))]
+    y = 0.0
+    for paragraph, colour in paragraphs if note else paragraphs[1:]:
+        for line in wrapped(paragraph, WIDTH, size):
+            y += height
+            shapes.append(Text(0, y, line, size, colour))
+        y += 3
+    return Drawing(title, WIDTH, y + 6, shapes)
 
 
 def histogram(
@@ -282,7 +307,7 @@ def histogram(
     """
     totals = [sum(row) for row in counts]
     shown = [i for i, total in enumerate(totals) if total]
-    shapes, top = legend([names[i] for i in shown], [f"series{i}" for i in shown], NARROW)
+    shapes, top = legend([names[i] for i in shown], [f"series{i}" for i in shown])
     left, width, height = 38, 310, 150
     top += 14 if shapes else 18
     ends = [*edges[1:], edges[-1] + edges[1] - edges[0]]
@@ -317,4 +342,4 @@ def histogram(
     if mark:
         shapes.append(Line([point(mark[0], 0), point(mark[0], highest)], "ink", 1, (3, 3)))
         shapes.append(Text(point(mark[0], 0)[0], top - 5, mark[1], 10, "ink", "middle"))
-    return Drawing(title, NARROW, top + height + 36, shapes)
+    return Drawing(title, WIDTH, top + height + 36, shapes)

@@ -96,10 +96,48 @@ def box(x: float, y: float, width: float, height: float) -> list[Point]:
     return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
 
 
-def text_width(text: str, size: float) -> float:
-    """The approximate width in a browser, in CSS pixels."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return size * (0.52 * (len(text) - wide) + wide)
+_WIDE = dict.fromkeys("mwMW@%&…—", 1.05) | dict.fromkeys("+<=>~^#", 0.85)
+
+
+def text_width(text: str, size: float, *, bold: bool = False) -> float:
+    """The most that a text is wide in the usual fonts, in CSS pixels; which one is used is unknown.
+
+    Widths of letters are those of the widest of DejaVu Sans, its serif and its monospaced kin,
+    which are wider than Arial, Helvetica and Times.
+    """
+    ems = 0.0
+    for letter in text:
+        if unicodedata.combining(letter):
+            continue
+        known = _WIDE.get(letter)
+        if known is None and letter.isascii():
+            known = 0.88 if letter.isupper() else 0.65
+        ems += known or 1.0
+    return ems * size * (1.1 if bold else 1.0)
+
+
+def wrapped(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
+    """The whole text in lines of at most `width`, broken between words; within one that is wider.
+
+    >>> wrapped("AlpaCare-with-a-name (LLaMA-2 13B)", 120, 11)
+    ['AlpaCare-with-', 'a-name', '(LLaMA-2 13B)']
+    """
+
+    def fits(line: str) -> bool:
+        return text_width(line, size, bold=bold) <= width
+
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if fits(joined):
+            lines[-1] = joined
+            continue
+        lines += [""] * bool(lines[-1])
+        for part in re.findall(r"[^-_/]*[-_/]*", word):
+            for piece in [part] if fits(part) else part:
+                lines += [""] * (not fits(lines[-1] + piece))
+                lines[-1] += piece
+    return lines
 
 
 def shortened(text: str, width: float, size: float) -> str:
@@ -131,8 +169,10 @@ def svg(drawing: Drawing, *, alone: bool = False) -> str:
         return f'style="{kind}:var(--{name})"' if inherited else f'{kind}="{_colour(name)}"'
 
     size = f'width="{drawing.width:g}" height="{drawing.height:g}"'
+    if not alone:  # a narrow screen scrolls rather than shrinks the letters
+        size = f'style="min-width:{drawing.width:g}px"'
     parts = [
-        f"<svg {f'{NAMESPACE} {size}' if alone else ''} "
+        f"<svg {NAMESPACE if alone else ''} {size} "
         f'viewBox="0 0 {drawing.width:g} {drawing.height:g}" role="img" '
         f'aria-label="{escape(drawing.title)}">'
     ]
@@ -171,15 +211,18 @@ def colour_rules(dark: bool) -> str:
 
 def beside(title: str, drawings: Sequence[Drawing], columns: int) -> Drawing:
     """One drawing of several, row by row, each under its title."""
-    gap, heading = 24, 26
+    gap, line = 24, 16
     width = max(drawing.width for drawing in drawings) + gap
     shapes: list[Shape] = []
     top = 0.0
     for first in range(0, len(drawings), columns):
         row = drawings[first : first + columns]
-        for column, drawing in enumerate(row):
+        titles = [wrapped(drawing.title, width - gap, 13, bold=True) for drawing in row]
+        heading = 10 + line * max(map(len, titles))
+        for column, (drawing, lines) in enumerate(zip(row, titles, strict=True)):
             left = column * width + gap / 2
-            shapes.append(Text(left, top + 18, drawing.title, size=13, bold=True))
+            for number, text in enumerate(lines, start=1):
+                shapes.append(Text(left, top + 2 + line * number, text, size=13, bold=True))
             shapes += [_moved(shape, left, top + heading) for shape in drawing.shapes]
         top += heading + max(drawing.height for drawing in row) + gap / 2
     return Drawing(title, min(columns, len(drawings)) * width, top, shapes)

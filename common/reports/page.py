@@ -57,7 +57,9 @@ def document(
 def panels(drawings: Sequence[Drawing]) -> str:
     """The drawings side by side, each under its title."""
     figures = "".join(
-        f"<figure><h3>{escape(item.title)}</h3>{drawing.svg(item)}</figure>" for item in drawings
+        f'<figure style="--wide:{item.width:g}px"><h3>{escape(item.title)}</h3>'
+        f"<div class=scroll>{drawing.svg(item)}</div></figure>"
+        for item in drawings
     )
     return f"<div class=panels>{figures}</div>"
 
@@ -89,6 +91,7 @@ def table(
     caption: str = "",
     bold: Collection[tuple[int, int]] = (),
     colours: Sequence[str] = (),
+    over: Sequence[tuple[str, int]] = (),
 ) -> str:
     """An HTML table; a row without cells is a heading within it.
 
@@ -96,7 +99,10 @@ def table(
       rows: (label, cells) of each.
       bold: (row, column) of the cells in bold type; column 0 is the label.
       colours: of the square before the label of each row, names of `drawing.COLOURS`; none: none.
+      over: (text, columns) of a line of heads above the others, from the first column on.
     """
+    spans = "".join(f"<th colspan={count}>{escape(text)}</th>" for text, count in over)
+    top = f"<tr class=over>{spans}</tr>" if over else ""
     cells = "".join(f"<th scope=col>{escape(text)}</th>" for text in head)
     lines = []
     for i, (label, values) in enumerate(rows):
@@ -112,5 +118,7 @@ def table(
         if colours:
             data = data.replace("<td>", f"<td>{_SQUARE.format(colours[i])}", 1)
         lines.append(f"<tr>{data}</tr>")
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<div class=scroll><table>{title}<tr>{cells}</tr>{''.join(lines)}</table></div>"
+    # Not <caption>, which is as wide as the table: on a phone it would scroll out of sight.
+    title = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    content = f"<table>{top}<tr>{cells}</tr>{''.join(lines)}</table>"
+    return f"<figure>{title}<div class=scroll tabindex=0>{content}</div></figure>"

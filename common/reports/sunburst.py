@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.reports.charts import NARROW, percentage
+from common.reports.charts import WIDTH, percentage
 from common.reports.drawing import ON_WEDGE, WEDGES, Drawing, Point, Polygon, Shape, Text, shortened
 
 RADII = (36.0, 102.0, 177.0)
@@ -18,7 +18,7 @@ def sunburst(title: str, verbs: Sequence[Mapping[str, Any]], pairs: int) -> Draw
     of the objects drawn, as in Self-Instruct's and AlpaCare's figures; the centre shows how many of
     all `pairs` those are.
     """
-    centre = NARROW / 2
+    centre = WIDTH / 2
     total = sum(sum(verb["objects"].values()) for verb in verbs)
     shapes: list[Shape] = []
 
@@ -44,7 +44,7 @@ def sunburst(title: str, verbs: Sequence[Mapping[str, Any]], pairs: int) -> Draw
         wedge(first, position - first, 0, name, fill, tip)
     shapes.append(Text(centre, centre, f"{total:,}", 15, "ink", "middle", bold=True))
     shapes.append(Text(centre, centre + 14, f"of {pairs:,}", 10, "muted", "middle"))
-    return Drawing(title, NARROW, NARROW, shapes)
+    return Drawing(title, WIDTH, WIDTH, shapes)
 
 
 def _ring(centre: float, inner: float, outer: float, start: float, end: float) -> list[Point]:

@@ -6,6 +6,7 @@ A matchup is one judge on one system against one reference on one benchmark.
 import dataclasses
 import json
 import re
+from collections.abc import Collection, Mapping
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,31 @@ class Verdicts:
     def is_foreign(self, matchup: Matchup) -> bool:
         """Whether a matchup is from elsewhere, so that it may lack an order, items and texts."""
         return int(self.spans[matchup][..., 0].max()) in self.foreign
+
+
+def only(
+    verdicts: Verdicts, keep: Collection[Matchup], kept_items: Mapping[str, np.ndarray]
+) -> Verdicts:
+    """The verdicts of some matchups on some items, {benchmark: mask}; numbers of files stay."""
+    tables = {key: None for key in verdicts.tables if key in keep}
+
+    def rows(found: dict[Matchup, np.ndarray]) -> dict[Matchup, np.ndarray]:
+        return {key: found[key][kept_items[key.benchmark]] for key in tables if key in found}
+
+    judges = {key.judge for key in tables}
+    return dataclasses.replace(
+        verdicts,
+        ids={
+            name: [one for one, kept in zip(verdicts.ids[name], mask, strict=True) if kept]
+            for name, mask in kept_items.items()
+        },
+        tables=rows(verdicts.tables),
+        spans=rows(verdicts.spans),
+        scores=rows(verdicts.scores),
+        prompts={judge: text for judge, text in verdicts.prompts.items() if judge in judges},
+        one_order=verdicts.one_order & judges,
+        unordered=verdicts.unordered & tables.keys(),
+    )
 
 
 def replies(verdicts: Verdicts, spans: np.ndarray) -> list[str]:

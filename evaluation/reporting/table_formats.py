@@ -14,17 +14,20 @@ class Table:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    best: frozenset[tuple[int, int]] = frozenset()  # (row, column), set in bold
+    bold: frozenset[tuple[int, int]] = frozenset()  # (row, column)
+    over: Sequence[tuple[str, int]] = ()  # (text, columns) of a line of heads above `head`
+    prose: bool = False  # the cells hold texts of several lines, not numbers
 
 
 def html(table: Table) -> str:
     """The table as HTML."""
     rows = [(row[0], row[1:]) for row in table.rows]
-    return page.table(table.head, rows, table.caption, table.best)
+    text = page.table(table.head, rows, table.caption, table.bold, over=table.over)
+    return f"<div class=prose>{text}</div>" if table.prose else text
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, under its caption.
+    """The table as Markdown, under its caption; heads over heads come before these.
 
     >>> print(markdown(Table("Rates", ["System", "|A|"], [["x", "1"]], frozenset({(0, 1)}))))
     Rates
@@ -34,10 +37,12 @@ def markdown(table: Table) -> str:
     | x | **1** |
     <BLANKLINE>
     """
-    lines = [[_escaped(text) for text in table.head]]
+    over = [text for text, count in table.over for _ in range(count)] or [""] * len(table.head)
+    heads = zip(over, table.head, strict=True)
+    lines = [[_escaped(f"{above}: {text}" if above else text) for above, text in heads]]
     for i, row in enumerate(table.rows):
         cells = map(_escaped, row)
-        lines.append([f"**{x}**" if (i, j) in table.best else x for j, x in enumerate(cells)])
+        lines.append([f"**{x}**" if (i, j) in table.bold else x for j, x in enumerate(cells)])
     head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
     rule = "|---" + "|---:" * (len(table.head) - 1) + "|"
     return "\n".join([_escaped(table.caption), "", head, rule, *body, ""])
@@ -75,14 +80,21 @@ def tex_text(text: str) -> str:
 
 
 def latex(table: Table, label: str) -> str:
-    """The table for LaTeX's booktabs package; `label` is for references to it."""
+    """The table for LaTeX's packages booktabs and graphicx; `label` is for references to it.
+
+    One that is wider than the text is scaled down to it.
+    """
 
     def line(row: Sequence[str], number: int | None = None) -> str:
         cells = [tex_text(" ".join(text.split())) for text in row]
-        bold = [(number, j) in table.best for j in range(len(cells))]
+        bold = [(number, j) in table.bold for j in range(len(cells))]
         cells = [rf"\textbf{{{x}}}" if b else x for x, b in zip(cells, bold, strict=True)]
         return "    " + " & ".join(cells) + r" \\"
 
+    columns = "l" + "r" * (len(table.head) - 1)
+    if table.prose:
+        columns = r"lp{0.7\linewidth}" + r"p{0.15\linewidth}" * (len(table.head) - 2)
+    over = [rf"\multicolumn{{{count}}}{{c}}{{{tex_text(text)}}}" for text, count in table.over]
     return "\n".join(
         [
             r"\begin{table}",
@@ -91,13 +103,15 @@ def latex(table: Table, label: str) -> str:
             r"  \setlength{\tabcolsep}{3pt}",
             rf"  \caption{{{tex_text(table.caption)}}}",
             rf"  \label{{tab:{label}}}",
-            rf"  \begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+            r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"  \begin{{tabular}}{{{columns}}}",
             r"    \toprule",
+            *(["    " + " & ".join(over) + r" \\"] if over else []),
             line(table.head),
             r"    \midrule",
             *(line(row, i) for i, row in enumerate(table.rows)),
             r"    \bottomrule",
-            r"  \end{tabular}",
+            r"  \end{tabular}}",
             r"\end{table}",
             "",
         ]

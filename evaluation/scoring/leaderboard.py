@@ -64,7 +64,7 @@ def rank(pairs: Mapping[tuple[str, str], np.ndarray]) -> Leaderboard:
     wins, counts = _tournament(ends, scores, len(names))
     reaches = _reaches(wins > 0)
     rated = _largest(reaches & reaches.T, counts)
-    inside = rated[ends].all(axis=1)
+    inside = rated[ends].all(axis=1) & ~np.isnan(scores).all(axis=1)
     strengths, covariance, misfit = _fit(ends[inside], scores[inside], rated)
     notes = [""] * len(names)
     for i in np.flatnonzero(~rated):

@@ -32,6 +32,8 @@ from evaluation.scoring.significance import holm, paired
 MIN_TOPIC_ITEMS = 10
 """Items that a topic needs for a rate of its own."""
 
+Pair = tuple[str, str]  # of systems
+
 Sheet = dict[str, list[np.ndarray]]
 """Generator -> bounds [2, items] against each reference: one, or those of an average."""
 
@@ -79,7 +81,7 @@ def measure(
             }
             for field, least in zip(ITEM_LABELS, (1, MIN_TOPIC_ITEMS), strict=True)
         },
-        differences={key: _differences(sheet) for key, sheet in sheets.items()},
+        differences=_differences(sheets),
         lengths={
             panel: effects for panel in panels if (effects := _lengths(verdicts, texts, panel))
         },
@@ -167,8 +169,19 @@ def _by_label(
     }
 
 
-def _differences(sheet: Sheet) -> dict[tuple[str, str], Difference]:
-    """All pairs of systems of a sheet, which is the family of Holm's correction."""
+def _differences(sheets: dict[SheetKey, Sheet]) -> dict[SheetKey, dict[Pair, Difference]]:
+    """All pairs of systems of all sheets: each sheet is a family of Holm's correction, and all."""
+    found = {key: _sheet_differences(sheet) for key, sheet in sheets.items()}
+    everything = iter(holm([row.p for rows in found.values() for row in rows.values()]))
+    return {
+        key: {
+            pair: dataclasses.replace(row, p_report=next(everything)) for pair, row in rows.items()
+        }
+        for key, rows in found.items()
+    }
+
+
+def _sheet_differences(sheet: Sheet) -> dict[Pair, Difference]:
     scores = {name: score.item_scores(score.average(parts)) for name, parts in sheet.items()}
     rows = {}
     for one, other in itertools.combinations(sorted(scores, key=natural), 2):
@@ -179,7 +192,7 @@ def _differences(sheet: Sheet) -> dict[tuple[str, str], Difference]:
         steps = score.grid(np.concatenate([a, b]), len(sheet[one]))
         low, high = difference_interval(a, b)
         p = paired(a, b, steps)
-        rows[one, other] = Difference(int(both.sum()), float((a - b).mean()), low, high, p, p)
+        rows[one, other] = Difference(int(both.sum()), float((a - b).mean()), low, high, p, p, p)
     adjusted = holm([row.p for row in rows.values()])
     return {
         pair: dataclasses.replace(row, p_holm=p)

@@ -52,6 +52,12 @@ class Difference:
     high: float
     p: float  # of the paired permutation test
     p_holm: float  # corrected for all pairs of systems of the judge, benchmark and reference
+    p_report: float  # corrected for all comparisons of the report
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether it is more than chance, among all that a reader of the report compares."""
+        return self.p_report < 1 - LEVEL
 
     def __neg__(self) -> "Difference":
         return dataclasses.replace(

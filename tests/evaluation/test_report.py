@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -63,11 +64,13 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
     assert one == contents(tmp_path / "two")
     figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
     tables = ("win_rates", "judges", "agreement", "comparisons", "difficulty", "lengths")
+    tables += ("signals", "summary", "questions")
     assert set(one) >= {
         "report.json",
         "report.html",
+        "figures/question-1.svg",
         *(f"figures/{name}.{end}" for name in figures for end in ("png", "svg")),
-        *(f"tables/{name}.{end}" for name in (*tables, "signals") for end in ("md", "tex")),
+        *(f"tables/{name}.{end}" for name in tables for end in ("md", "tex")),
     }
     assert json.loads(one["report.json"])["verdicts"] == 16
     assert b"Ours" in one["tables/win_rates.tex"]
@@ -135,7 +138,9 @@ def test_judgements_in_one_order_are_marked_everywhere(tmp_path):
     for path in [*(out / "tables").glob("*.md"), out / "report.html", *out.glob("figures/*.svg")]:
         text = path.read_text(encoding="utf-8")
         marked += text.count("once (one order)")
-        assert text.replace("judged once", "").count("once") == text.count("once (one order)"), path
+        assert re.sub("judged once|once.jsonl", "", text).count("once") == text.count(
+            "once (one order)"
+        ), path
     assert marked > 5
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "each pair judged in both orders, except by once (one order)" in page

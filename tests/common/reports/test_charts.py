@@ -1,5 +1,7 @@
 """Charts: lengths, areas and colours are the numbers."""
 
+import itertools
+
 import pytest
 
 from common.reports import charts
@@ -39,13 +41,22 @@ def test_one_series_needs_no_legend():
     assert "only" not in texts(drawing)
 
 
-def test_a_wide_label_has_two_lines_where_there_is_room():
-    label = "AlpaCare with a name (LLaMA-2 13B)"
+def test_every_name_is_whole_in_as_many_lines_as_it_needs():
+    label, legend = "AlpaCare with a name (LLaMA-2 13B)", "a-judge-" * 12
     bar = RateBar(0.5, 0.4, 0.6, "")
-    tall = charts.rate_bars("T", [(label, [bar] * 3)], list("abc"), ["series0"] * 3)
-    assert {"AlpaCare with a name", "(LLaMA-2 13B)"} <= set(texts(tall))
-    low = charts.rate_bars("T", [(label, [bar])], ["a"], ["series0"])
-    assert any(text.endswith("…") for text in texts(low))
+    shown = texts(charts.rate_bars("T", [(label, [bar] * 2)], [legend, "b"], ["series0"] * 2))
+    assert label in " ".join(shown)
+    assert legend in "".join(shown)
+    heat = texts(charts.heat("T", [label, legend], [(label, [None] * 2), (legend, [None] * 2)]))
+    assert " ".join(heat).count(label) == "".join(heat).count(legend) == 2
+    assert label in " ".join(texts(charts.shares("T", [(label, [(1.0, "")])], ["x"], ["rest"])))
+
+
+def test_a_label_of_several_lines_moves_its_neighbours():
+    bar = RateBar(0.5, 0.4, 0.6, "")
+    drawing = charts.rate_bars("T", [("long name " * 9, [bar]), ("b", [bar])], ["a"], ["series0"])
+    labels = [s for s in drawing.shapes if isinstance(s, Text) and s.text[:1] in "lnb"]
+    assert all(b.y - a.y >= charts.LINE for a, b in itertools.pairwise(labels))
 
 
 def test_shares_fill_the_whole_width():
@@ -58,7 +69,7 @@ def test_shares_fill_the_whole_width():
 
 
 def test_a_heat_map_shows_its_numbers():
-    fields = [HeatField(1.0, "+9", "more", bold=True), HeatField(-0.5, "−4", "less"), None]
+    fields = [HeatField(1.0, "+9", "more"), HeatField(-0.5, "−4", "less"), None]
     drawing = charts.heat("T", ["a", "b", "c"], [("row", fields)])
     more, less = (s for s in drawing.shapes if isinstance(s, Polygon))
     assert (more.fill, less.fill) == ("series0", "series1")

@@ -1,7 +1,8 @@
 """The leaderboard's table: what has no rating is named, beside the win rates."""
 
 from evaluation.judging import reading, workdirs
-from evaluation.reporting import leaderboard
+from evaluation.reporting.content import ReportContent
+from evaluation.reporting.sections import leaderboard
 from evaluation.reporting.systems import System
 from evaluation.scoring.measurement import measure
 from tests.support import judge_workdirs
@@ -13,7 +14,7 @@ def built(folder, verdict, systems=("ours", "theirs", "worst")):
     found, _ = reading.read([folder])
     results = measure(found, None, workdirs.read([folder], found), seed=0)
     named = {name: System(name.title()) for name in results.systems}
-    (table,) = leaderboard.tables(results, named)
+    (table,) = leaderboard.tables(ReportContent(results, named))
     return table
 
 

@@ -6,21 +6,26 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluation.judging import reading, workdirs
-from evaluation.reporting import figures, tables, transcripts
-from evaluation.reporting.page import build as build_page
+from evaluation.reporting import contents, settings, transcripts
+from evaluation.reporting.content import ReportContent
+from evaluation.reporting.page import build as page_of
+from evaluation.reporting.sections import questions
 from evaluation.reporting.systems import System
 from evaluation.scoring.measurement import measure
 from tests.support import judge_workdirs
 
 
-def build(folder, *, systems=None, max_bytes=10**6):
+def build(folder, *, systems=None, max_bytes=10**6, title="Evaluation report"):
     found, _ = reading.read([folder])
     texts = workdirs.read([folder], found)
     results = measure(found, None, texts, seed=0)
     named = {name: System((systems or {}).get(name, name)) for name in results.systems}
     packed = transcripts.pack(found, None, texts, systems=named, seed=0, max_bytes=max_bytes)
-    drawn, built = figures.build(results, named), tables.build(results, named)
-    return build_page(results, drawn, built, packed)
+    chosen = questions.choose(found, texts, (), 1, 0)
+    content = ReportContent(results, named, questions.collect(found, texts, named, chosen))
+    runs = settings.read([folder])
+    chapters = contents.build(content)
+    return page_of(content, chapters, packed, runs=runs, title=title, made="Made today.")
 
 
 class Page(HTMLParser):
@@ -42,8 +47,10 @@ def page(tmp_path_factory):
 def test_every_section_is_there_once(page):
     found = Page(page)
     assert len(found.ids) == len(set(found.ids))
-    sections = ("rates", "differences", "judges", "labels", "lengths", "signals")
-    assert {*sections, "transcripts", "notes", "index", "items", "verdicts"} <= set(found.ids)
+    sections = ("rates", "differences", "judges", "labels", "lengths", "signals", "questions")
+    assert {*sections, "transcripts", "settings", "notes", "index", "items", "verdicts"} <= set(
+        found.ids
+    )
     assert set(re.findall(r'href="#(\w+)"', page)) <= set(found.ids)
     assert set(re.findall(r'element\("(\w+)"\)', page)) <= set(found.ids)
 
@@ -97,5 +104,6 @@ def test_what_a_reader_must_know_comes_first(tmp_path):
         "j: 2 of 6 verdicts are invalid.",
         "j names the first answer in 100 % of its decisions.",
         "References that appear truncated, which favours the models: gpt-4 on b: 3 of 3.",
+        "Answers of systems that appear truncated, which counts against them: ours on b: 2 of 3.",
         "Empty answers, judged as they are: ours on b: 1 of 3 (1 because the prompt is too long).",
     ]

@@ -5,8 +5,9 @@ import pytest
 
 from evaluation.judging import reading, workdirs
 from evaluation.judging.verdicts import Matchup
-from evaluation.reporting import people as people_tables
-from evaluation.reporting import tables
+from evaluation.reporting import contents
+from evaluation.reporting.content import ReportContent
+from evaluation.reporting.sections import people as people_tables
 from evaluation.reporting.systems import System
 from evaluation.scoring import agreement
 from evaluation.scoring.measurement import measure
@@ -79,8 +80,9 @@ def test_corrections_of_each_reference_and_of_their_average(measured):
 
 
 def test_the_tables_name_what_is_thin(measured):
-    built = tables.build(measured, {"ours": System("Ours")})
-    assert list(built)[:3] == ["people", "corrected", "people_rates"]
+    content = ReportContent(measured, {"ours": System("Ours")})
+    built = contents.build(content)[0].tables
+    assert list(built) == ["people", "corrected", "people_rates"]
     cells = {row[1]: row[2] for row in built["corrected"][0].rows}
     assert cells["gpt-4"] == "40 of 80"
     assert cells["claude-2"] == "20 of 80*"

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from common.reports.charts import percent
 from evaluation.judging.verdicts import Matchup
-from evaluation.reporting.systems import Systems
+from evaluation.reporting.content import ReportContent
 from evaluation.reporting.table_formats import Table
 from evaluation.scoring.leaderboard import MEAN_RATING, Standing
-from evaluation.scoring.results import Results
 
 
-def tables(results: Results, systems: Systems) -> Iterator[Table]:
+def tables(content: ReportContent) -> Iterator[Table]:
     """One for each judge and benchmark."""
+    results, systems = content.results, content.systems
     for (judge, benchmark), board in results.leaderboards.items():
         headline = results.headline[judge, benchmark]
         lines = []

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from common.reports.charts import percent
 from evaluation.judging.verdicts import Matchup
-from evaluation.reporting.systems import Systems
+from evaluation.reporting.content import ReportContent
 from evaluation.reporting.table_formats import Table
 from evaluation.scoring.correction import (
     FEW_DISAGREEMENTS,
@@ -21,10 +21,10 @@ FEW, ALIKE = "*", "†"
 """Marks of labels that are few, and of labels that all agree with the judge."""
 
 
-def agreement(results: Results) -> Iterator[Table]:
+def agreement(content: ReportContent) -> Iterator[Table]:
     """How far people agree among themselves."""
     lines = []
-    for (question, benchmark), found in results.people.agreement.items():
+    for (question, benchmark), found in content.results.people.agreement.items():
         alpha = "–" if found.alpha is None else f"{found.alpha:.2f}"
         if found.low is not None and found.high is not None:
             alpha += f" [{found.low:.2f}, {found.high:.2f}]"
@@ -43,12 +43,17 @@ def agreement(results: Results) -> Iterator[Table]:
         yield Table(caption, head, lines)
 
 
-def rates(results: Results, systems: Systems) -> Iterator[Table]:
+def rates(content: ReportContent) -> Iterator[Table]:
     """People's win rates on the items that they judged, by question."""
     lines = [
-        [systems[generator].label, benchmark, reference, question, f"{rate.valid:,}"]
+        [content.systems[generator].label, benchmark, reference, question, f"{rate.valid:,}"]
         + [f"{percent(rate.rate)} [{percent(rate.low)}, {percent(rate.high)}]"]
-        for (question, benchmark, reference, generator), rate in results.people.rates.items()
+        for (
+            question,
+            benchmark,
+            reference,
+            generator,
+        ), rate in content.results.people.rates.items()
         if rate.valid
     ]
     caption = (
@@ -60,8 +65,9 @@ def rates(results: Results, systems: Systems) -> Iterator[Table]:
         yield Table(caption, head, lines)
 
 
-def corrected(results: Results, systems: Systems) -> Iterator[Table]:
+def corrected(content: ReportContent) -> Iterator[Table]:
     """The judges' rates, raw and corrected; a table for each judge and benchmark."""
+    results, systems = content.results, content.systems
     for judge, benchmark in results.headline:
         lines = []
         for reference in results.references_of(judge, benchmark):

@@ -1,0 +1,1 @@
+"""The sections of a report; evaluation/reporting/contents.py has their order."""
