@@ -10,27 +10,22 @@ from common.records import read_tasks
 from common.text.prompt_file import Prompt
 from datagen.chat.config import ChatRequest, size
 from datagen.config import DATAGEN_PROMPTS, DatagenConfig
+from datagen.responses import ANSWER_TOKENS, RATING_ATTEMPTS, RATING_TOKENS
+from datagen.tasks import TOKENS_PER_TASK
+from datagen.writing.pool import INITIAL_YIELD
 from datagen.writing.requests import Teacher
 from evaluation.config import EvaluationConfig
+from evaluation.grading.grader import GRADE_TOKENS
 from evaluation.inputs.benchmarks import Item
 from evaluation.judging.judges import Judge
 from launch.paper.config import entries
 from launch.paper.estimates import Estimate, asking
 
-TASK_TOKENS, ANSWER_TOKENS, RATING_TOKENS, GRADE_TOKENS = 150, 350, 80, 100
-"""Of a task, an answer, a rating and a grade of one criterion."""
-
-RATING_ATTEMPTS = 3
-"""Requests for a rating until the reply holds a number; see datagen.responses."""
-
-OPTIONS, MAX_OPTIONS = 4, 10
-"""Of a question with choices: typically, and in the range that is stated."""
-
-KEPT, LEAST_KEPT = 0.7, 0.35
-"""Share of the tasks in replies that is kept: typically, and in the range that is stated."""
+LEAST_KEPT = 0.35
+"""Share of the tasks in replies that is kept, at least, in the range that is stated."""
 
 ANSWER = "word" * ANSWER_TOKENS
-TASK = "word" * TASK_TOKENS
+TASK = "word" * TOKENS_PER_TASK
 
 
 def tasks(config: DatagenConfig) -> Estimate:
@@ -40,8 +35,8 @@ def tasks(config: DatagenConfig) -> Estimate:
     chat = config.within(config.teacher)
     typical = size(teacher.request(teacher.examples(0, [])).body(chat))
     whole = config.tasks.num_tasks / config.tasks.tasks_per_request
-    least, usual, most = (math.ceil(whole / share) for share in (1, KEPT, LEAST_KEPT))
-    written = config.tasks.tasks_per_request * TASK_TOKENS
+    least, usual, most = (math.ceil(whole / share) for share in (1, INITIAL_YIELD, LEAST_KEPT))
+    written = config.tasks.tasks_per_request * TOKENS_PER_TASK
     return asking(chat, [typical] * usual, written, least, most)
 
 
@@ -82,9 +77,9 @@ def judging(config: EvaluationConfig, items: Sequence[Item], pairs: int) -> Esti
 
 
 def choices(files: Sequence[str]) -> Estimate:
-    """Up to ten for each question, one for each of its options, to a server of our own."""
+    """One for each question, to a server of our own."""
     number = sum(count(epath.Path(file), 0) for file in files)
-    return Estimate(requests=OPTIONS * number, least=number, most=MAX_OPTIONS * number)
+    return Estimate(requests=number, least=number, most=number)
 
 
 def rubric(config: EvaluationConfig, file: str) -> Estimate:

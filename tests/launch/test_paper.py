@@ -181,7 +181,8 @@ def test_stages_are_chosen_by_name_or_kind(make):
     names = [stage.name for stage in stages]
     assert names == [
         *("tasks", "dedup", "responses", "train/alpacare-7b", "generate/alpacare-7b/tiny"),
-        *("references/sol/tiny", "judge/luna/tiny", "rubric/alpacare-7b/rubric", "report"),
+        *("references/sol/tiny", "judge/luna/tiny", "choices/alpacare-7b"),
+        *("rubric/alpacare-7b/rubric", "report"),
     ]
 
     def chosen(only: str, first: str = "") -> list[str]:
@@ -189,7 +190,7 @@ def test_stages_are_chosen_by_name_or_kind(make):
 
     assert chosen("") == names
     assert chosen("train") == chosen("train/alpacare-7b") == ["train/alpacare-7b"]
-    assert chosen("", "references") == names[-4:]
+    assert chosen("", "references") == names[-5:]
     with pytest.raises(sections.UsageError, match=r"no stage 'judges'; did you mean 'judge'"):
         chosen("judges")
 
@@ -364,7 +365,7 @@ def test_killed_at_three_moments_the_report_is_the_same_to_the_byte(tmp_path):
         assert code == 0, err
         seen = dict(tried.seen)
         assert (seen["judge"], seen["references"], seen["rubric"]) == (48, 6, 4)
-        seen["rubric"] += 2  # that the model's own server sees
+        seen |= {"rubric": seen["rubric"] + 2, "choices": 1}  # with those of the model's own server
         for kind, number in seen.items():
             least, most = stated(planned[kind])
             assert least <= number <= most, kind
@@ -380,7 +381,7 @@ def test_killed_at_three_moments_the_report_is_the_same_to_the_byte(tmp_path):
 
         code, _, err = tried.run("killed")
         assert code == 0 and not tried.seen
-        assert err.count(" is done\n") == 9, err
+        assert err.count(" is done\n") == 10, err
 
 
 def stated(row: str) -> tuple[int, int]:

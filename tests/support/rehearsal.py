@@ -44,6 +44,8 @@ def write_files(folder: Path) -> None:
     jsonl.write(folder / "test.jsonl", seeds)
     write_answers(folder / "reference.jsonl", seeds, step=2)
     write_answers(folder / "published.jsonl", seeds[::-1], step=3)
+    question_of = {"options": ["fever", "cough"], "answer": "A"}
+    jsonl.write(folder / "choices.jsonl", [{"id": "1", "question": "What is hot?"} | question_of])
     criteria = [{"criterion": f"Names {word}.", "points": 5} for word in ("fever", "cough")]
     asked = ((seed["id"], [{"role": "user", "content": seed["instruction"]}]) for seed in seeds[:2])
     lines = ({"id": name, "prompt": turns, "rubrics": criteria} for name, turns in asked)
@@ -107,7 +109,7 @@ def prepare(settings: dict[str, Any], folder: Path, base_url: str) -> Iterator[s
         "rubric": "--max_tokens=8",
         "serve": "--slots=1 --max_length=160 --template=plain",
     }
-    settings["rubric"] = f"{folder}/rubric.jsonl"
+    settings |= {"choices": f"{folder}/choices.jsonl", "rubric": f"{folder}/rubric.jsonl"}
     settings["devices"] |= {
         "topology": settings["devices"]["topology"] and "local",
         "price": 1.0,
