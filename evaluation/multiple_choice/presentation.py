@@ -3,7 +3,7 @@
 import dataclasses
 from html import escape
 
-from common.reports.charts import NARROW, percent
+from common.reports.charts import WIDTH, percent
 from common.reports.drawing import Drawing, Line, Point, Polygon, Shape, Text
 from common.reports.page import document, panels
 from evaluation.multiple_choice.results import Accuracy, ChoiceResults
@@ -130,7 +130,7 @@ def reliability(results: ChoiceResults) -> Drawing | None:
     middle = top + size / 2
     shapes.append(Text(12, middle, "accuracy", 11, "muted", "middle", angle=-90))
     shapes.append(Text(left + size / 2, top + size + 32, "confidence", 11, "muted", "middle"))
-    return Drawing("Accuracy by confidence", NARROW, top + size + 40, shapes)
+    return Drawing("Accuracy by confidence", WIDTH, top + size + 40, shapes)
 
 
 def page(title: str, about: str, results: ChoiceResults) -> str:
