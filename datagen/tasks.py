@@ -132,6 +132,8 @@ def run(config: DatagenConfig, workdir: Path, *, dry_run: bool) -> None:
         collector = TaskCollector(teacher, pool, gap=gap)
         run_until_done(client, lambda: collect(collector, client))
         spent = dataclasses.asdict(store.total_spent())
+    if len(pool.kept) < settings.num_tasks and collector.num_sent == collector.max_requests:
+        client.report(f"the limit of {settings.max_requests:,} requests is reached")
     replies, rejected = collector.num_read - collector.missing, pool.reasons()
     counts = {
         "replies": replies,

@@ -1,61 +1,138 @@
-"""Prints the results of a quickstart run, and writes the same text to its summary.md."""
+"""The last page of a quickstart: what every stage gave, with links to the pages of the stages."""
 
+import dataclasses
 import json
-import sys
 import textwrap
+from html import escape
 from pathlib import Path
+from typing import Any
+
+from common import provenance
+from common.messages import duration
+from common.reports import page
 
 SHOWN = 3
-"""Test items whose answers are printed; the files hold all of them."""
+"""Test items whose answers are on the page; the files hold all of them."""
+
+WARNING = (
+    "A model of 135M parameters proves that every stage works, not that its data, answers or "
+    "verdicts are any good. Never use its answers for care."
+)
+OTHER_WARNING = "A few examples prove that every stage works. Never use these answers for care."
+
+Row = tuple[str, list[str]]
 
 
-def summary(directory: Path) -> str:
-    """The results in `directory` as Markdown."""
-    lines = (directory / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines]
-    losses = [step["eval_loss"] for step in steps if "eval_loss" in step]
-    answers = {
-        name: json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("before", "after")
-    }
-    stopped = {
-        name: sum(record["finish_reason"] == "stop" for record in records)
-        for name, records in answers.items()
-    }
-    total = len(answers["after"])
-    seconds = sum(step["seconds"] for step in steps if "seconds" in step)
-    text = [
-        "# Quickstart: SmolLM2-135M before and after fine-tuning",
-        "",
-        "| | before | after |",
-        "|---|---|---|",
-        f"| held-out loss, nats a token | {losses[0]:.3f} | {losses[-1]:.3f} |",
-        f"| answers that stop by themselves | {stopped['before']}/{total} | "
-        f"{stopped['after']}/{total} |",
-        "",
-        f"Training took {len(steps) - 1} steps, {seconds:.0f} s. A model of this size knows little "
-        "medicine: this shows the path, not quality. Never use its answers for care.",
-    ]
-    for before, after in list(zip(answers["before"], answers["after"], strict=True))[:SHOWN]:
-        question = before["instruction"] + (f" [{before['input']}]" if before["input"] else "")
-        text += ["", f"## {question}", ""]
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What the files of a quickstart's folder hold."""
+
+    folder: Path
+
+    def counts(self, name: str) -> dict[str, Any]:
+        """The counts in a file's run.json."""
+        return provenance.read_json(self.folder / name)["counts"]
+
+    def data_rows(self) -> list[Row]:
+        """What was written, kept and answered."""
+        tasks, dedup = (
+            self.counts("data/tasks.jsonl.run.json"),
+            self.counts("data/unique.jsonl.run.json"),
+        )
+        answers = self.counts("data/examples.jsonl.run.json")
+        dropped = dedup["read"] - dedup["kept"]
+        return [
+            ("teacher's replies", [f"{tasks['replies']}"]),
+            ("tasks in them that could be read, and are new", [f"{tasks['kept']}"]),
+            ("pieces that are no task, or repeat one", [f"{sum(tasks['rejected'].values())}"]),
+            ("seeds that fill up the tasks", [f"{dedup['read'] - tasks['kept']}"]),
+            ("near-duplicates dropped", [f"{dropped}"]),
+            ("tasks with a usable answer", [f"{answers['examples']} of {answers['tasks']}"]),
+        ]
+
+    def training_rows(self) -> list[Row]:
+        """Before and after training, and what the judge says."""
+        lines = (self.folder / "run/metrics.jsonl").read_text("utf-8").splitlines()
+        steps = [json.loads(line) for line in lines]
+        losses = [step["eval_loss"] for step in steps if "eval_loss" in step]
+        stopped = [
+            sum(record["finish_reason"] == "stop" for record in self.answers(name))
+            for name in ("before", "after")
+        ]
+        total = len(self.answers("after"))
+        verdicts: dict[str, int] = {}
+        for line in (self.folder / "judged/judgements.jsonl").read_text("utf-8").splitlines():
+            verdict = json.loads(line)["verdict"]
+            verdicts[verdict] = verdicts.get(verdict, 0) + 1
+        judged = sum(verdicts.values())
+        return [
+            ("examples trained on", [f"{self._size('train')}"]),
+            ("held-out loss, before and after", [f"{losses[0]:.3f} → {losses[-1]:.3f}"]),
+            (
+                "answers that stop by themselves",
+                [f"{stopped[0]} → {stopped[1]} of {total}"],
+            ),
+            ("verdicts that could be read", [f"{judged - verdicts.get('invalid', 0)} of {judged}"]),
+            ("for the tuned model, in both orders", [f"{verdicts.get('model', 0)}"]),
+            ("for the base model", [f"{verdicts.get('reference', 0)}"]),
+        ]
+
+    def answers(self, name: str) -> list[dict[str, Any]]:
+        """The answers before or after."""
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    def _size(self, name: str) -> int:
+        return len((self.folder / f"data/{name}.jsonl").read_text("utf-8").splitlines())
+
+    def seconds(self) -> float:
+        """What all stages took, in the runs in which they were done."""
+        records = (self.folder / "stages").glob("*.json")
+        return sum(provenance.read_json(path)["seconds"] for path in records)
+
+
+def examples(results: Results) -> str:
+    """Some answers before and after, as HTML."""
+    found = []
+    pairs = zip(results.answers("before"), results.answers("after"), strict=True)
+    for before, after in list(pairs)[:SHOWN]:
+        found.append(f"<h3>{escape(before['instruction'])}</h3>")
         for name, record in (("before", before), ("after", after)):
             answer = " ".join(record["output"].split())
-            text += [f"- **{name}**: {textwrap.shorten(answer, 400, placeholder=' ...')}"]
-    text += [
-        "",
-        "## Files",
-        "",
-        f"- {directory}/base: the converted base model",
-        f"- {directory}/run: checkpoints, metrics.jsonl, run.json of the fine-tuned model",
-        f"- {directory}/before.json, {directory}/after.json: all answers, in alpaca_eval's format",
-        f"- {directory}/summary.md: this text",
-    ]
-    return "\n".join(text) + "\n"
+            answer = textwrap.shorten(answer, 500, placeholder=" ...") or "(nothing)"
+            found.append(f"<p><b>{name}</b>: {escape(answer)}</p>")
+    return "".join(found)
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    report = summary(folder)
-    (folder / "summary.md").write_text(report, encoding="utf-8")
-    print(report)
+def write(folder: Path, domain: str) -> str:
+    """Writes report/index.html of a quickstart's folder; returns the end of the script's output."""
+    results = Results(folder)
+    own = provenance.read_json(folder / "quickstart.json")
+    trained = domain == "medicine"
+    warning = WARNING if own["base_url"].startswith("http://127.0.0.1:0/") else OTHER_WARNING
+    tables = [("Data", results.data_rows())]
+    links = {"data/stats.html": "Data: topics, tasks, diversity"}
+    if trained:
+        tables.append(("Model", results.training_rows()))
+        links |= {
+            "../run/report.html": "Training: loss curves",
+            "evaluation/report.html": "Evaluation: win rates, every transcript",
+        }
+    listed = "".join(f'<li><a href="{to}">{escape(text)}</a></li>' for to, text in links.items())
+    body = (
+        f"<h1>Quickstart: {escape(domain)}</h1>"
+        f"<p>{escape(own['model'])} wrote tasks, answered and judged. {escape(warning)}</p>"
+        f"<h2>Pages</h2><ul>{listed}</ul><h2>Numbers</h2>"
+        + "".join(page.table([title, ""], rows) for title, rows in tables)
+        + (f"<h2>Some answers</h2>{examples(results)}" if trained else "")
+    )
+    index = folder / "report/index.html"
+    provenance.write_text(index, page.document(f"Quickstart: {domain}", body))
+    rows = [f"  {label}: {cells[0]}" for _, group in tables for label, cells in group]
+    return "\n".join(
+        [
+            *rows,
+            warning,
+            f"All stages took {duration(results.seconds())}. Open {index}; it links",
+            *(f"  {folder / 'report' / to}" for to in links),
+        ]
+    )

@@ -90,6 +90,7 @@ class TaskCollector:
         self.teacher = teacher
         self.pool = pool
         self.offline = gap > 0
+        self.max_requests = self.config.max_requests or math.inf
         self.max_useless = max(gap, MAX_USELESS_REPLIES)
         self.missing = 0  # offline: replies that are not stored
         self.failures: list[Failure] = []  # of requests without a reply
@@ -105,7 +106,8 @@ class TaskCollector:
     @property
     def is_done(self) -> bool:
         """Whether no more requests are needed."""
-        return self._ended or len(self.pool.kept) >= self.config.num_tasks
+        enough = len(self.pool.kept) >= self.config.num_tasks
+        return self._ended or enough or self.num_read >= self.max_requests
 
     @property
     def unused(self) -> int:
@@ -117,16 +119,19 @@ class TaskCollector:
         in_flight = self.num_sent - self.num_read
         tasks_per_reply = self._yield(self.num_read, INITIAL_YIELD_WEIGHT)
         missing = self.config.num_tasks - len(self.pool.kept) - in_flight * tasks_per_reply
-        return self.num_sent + max(0, math.ceil(missing / tasks_per_reply))
+        expected = self.num_sent + max(0, math.ceil(missing / tasks_per_reply))
+        return int(min(expected, self.max_requests))
 
     def forecast(self) -> int:
         """How many more requests the tasks that are still missing take, by the replies so far."""
-        tasks_per_reply = self._yield(self.num_read - self.missing, weight=1)
-        return max(0, math.ceil((self.config.num_tasks - len(self.pool.kept)) / tasks_per_reply))
+        replies = self.num_read - self.missing
+        tasks_per_reply = self._yield(replies, weight=1)
+        missing = math.ceil((self.config.num_tasks - len(self.pool.kept)) / tasks_per_reply)
+        return max(0, int(min(missing, self.max_requests - replies)))
 
     def requests(self) -> Iterator[tuple[int, ChatRequest] | None]:
         """(index, request) of each request; None: the next one depends on replies in flight."""
-        while not self.is_done:
+        while not self.is_done and self.num_sent < self.max_requests:
             if self.num_sent > self.num_read and self._must_wait():
                 yield None
                 continue

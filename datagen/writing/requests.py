@@ -61,6 +61,7 @@ class TasksConfig:
     """What the teacher writes, and what it is shown."""
 
     num_tasks: int  # to keep
+    max_requests: int  # after which a run ends with the tasks that it has; 0: no limit
     seeds: str  # file of seed tasks
     prompt: str  # name in datagen/prompts, or the path of a .txt file
     reply: str  # text or json; json requires a model with structured outputs
@@ -79,8 +80,9 @@ class TasksConfig:
         for name in ("num_tasks", "tasks_per_request", "seeds_per_request", "machine_lag"):
             if getattr(self, name) < 1:
                 raise ValueError(f"tasks.{name} must be at least 1, not {getattr(self, name)}")
-        if self.machine_tasks_per_request < 0:
-            raise ValueError("tasks.machine_tasks_per_request must be at least 0")
+        for name in ("machine_tasks_per_request", "max_requests"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"tasks.{name} must be at least 0")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"tasks.threshold {self.threshold} must be at least 0 and below 1")
 

@@ -35,8 +35,11 @@ prepare_environment() {
     stamp="$VENV/installed-$(cat setup.py constraints.txt | cksum | tr ' ' -)-$extras"
     if [ -f "$stamp" ]; then return; fi
     python=$(find_python) || return 1
-    "$PYTHON_BIN" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$VENV" # or half of one
     (
+        mkdir -p "$VENV"
+        exec 9>"$VENV/lock" # one at a time, also after a script that was killed while pip ran
+        flock 9 2>/dev/null || true
+        "$PYTHON_BIN" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$VENV" # or half of one
         set -o pipefail
         "$PYTHON_BIN" -m pip install --disable-pip-version-check --constraint constraints.txt \
             --editable ".[$extras]" | show_pip_progress >&2

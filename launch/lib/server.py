@@ -56,7 +56,7 @@ def serving(checkpoint: Path, folder: Path, *flags: str) -> Iterator[Served]:
     free, since stored answers are looked up by address.
 
     Raises:
-      RuntimeError: the server ended before it was ready; its last error is named.
+      ChildProcessError: the server ended before it was ready; its last error is named.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, log = folder / "port", folder / "serve.log"
@@ -66,7 +66,7 @@ def serving(checkpoint: Path, folder: Path, *flags: str) -> Iterator[Served]:
     if not ready:
         lines = log.read_text("utf-8", "replace").splitlines() or ["no message"]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise RuntimeError(f"the server ended: {(errors or lines)[-1]} (its log is {log})")
+        raise ChildProcessError(f"the server ended: {(errors or lines)[-1]} (its log is {log})")
     served = Served(ready[1], ready[2])
     port.write_text(served.address.rpartition(":")[2])
     try:
@@ -92,7 +92,9 @@ def _start(
     """A server, once it is ready; no match if it ended."""
     command = [sys.executable, "-m", "alpacare_jax.serve", f"--checkpoint={checkpoint}"]
     with log.open("wb") as file:
-        process = start([*command, f"--port={port}", *flags], stdout=file, stderr=file)
+        process = start(
+            [*command, f"--port={port}", *flags], stdout=file, stderr=file, start_new_session=True
+        )
     began, status = time.monotonic(), StatusLine()
     try:
         while process.poll() is None:

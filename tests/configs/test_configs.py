@@ -16,9 +16,12 @@ from ml_collections import config_dict, config_flags
 from alpacare_jax.data import prompts
 from alpacare_jax.training.config import RunConfig
 from common import records, sections
+from common.text.prompt_file import Prompt
 from configs import ablations, alpacare, baselines, common
-from datagen.config import DatagenConfig
+from datagen.config import DATAGEN_PROMPTS, DatagenConfig
+from datagen.writing import requests
 from evaluation.config import EvaluationConfig
+from evaluation.judging.judges import Judge
 from launch.paper.config import PaperConfig
 from tests.conftest import REPOSITORY
 
@@ -48,7 +51,7 @@ TRAINING = {
         "medalpaca-7b,data=mine.json",
         "chatdoctor,checkpoint=models/other",
     ],
-    "quickstart": [None, "", "dir=/tmp/elsewhere"],
+    "quickstart": [None, "", "dir=/tmp/elsewhere", "short"],
 }
 """Config files of alpacare_jax.train, with every argument that they read."""
 CASES = [(name, arg) for name, args in TRAINING.items() for arg in args]
@@ -289,6 +292,35 @@ def test_unknown_arguments(arg, message):
         build("alpacare", arg)
 
 
+@pytest.mark.parametrize("arg", [None, "medicine,small", "law", "law,small"])
+def test_every_domain_has_its_seeds_and_prompts(arg):
+    config = sections.build(DatagenConfig, build("datagen", arg).to_dict())
+    seeds = records.read_tasks(REPOSITORY / config.tasks.seeds)
+    prompts = [
+        Prompt.read(name if name[-4:] != ".txt" else f"{REPOSITORY}/{name}", DATAGEN_PROMPTS)
+        for name in (config.tasks.prompt, config.responses.prompt, config.responses.rating_prompt)
+    ]
+    if "law" in (arg or ""):
+        assert len(seeds) == 20
+        assert not any("medic" in f"{p.system}{p.user}".lower() for p in prompts)
+    rules = Prompt.read(f"{REPOSITORY}/configs/domains/law/tasks.txt", DATAGEN_PROMPTS).user
+    law = records.read_tasks(REPOSITORY / "configs/domains/law/seeds.jsonl")
+    assert {seed.type for seed in law} == {type_ for type_ in TYPES_OF_LAW if type_ in rules}
+    tasks = requests.Teacher(config.tasks, prompts[0], seeds)
+    assert seeds[0].topic and tasks.request(seeds[:2]).user
+    with pytest.raises(ValueError, match="unknown domain 'physics'; choose from medicine, law"):
+        build("datagen", "physics")
+
+
+def test_a_small_judge_is_one_of_ours():
+    config = sections.build(EvaluationConfig, build("evaluation", "small").to_dict())
+    name, _, file = config.judges.partition("=")
+    judge = Judge.load(f"{name}={REPOSITORY / file}")
+    assert "C" not in judge.request("I", "A", "B").user.split()
+    law = Judge.load(f"explained={REPOSITORY}/configs/domains/law/judge.txt")
+    assert law.name == "judge"
+
+
 def test_unknown_argument_of_the_quickstart():
     with pytest.raises(ValueError, match=r"unknown config argument 'folder'; choose from dir"):
         build("quickstart", "folder=x")
@@ -418,6 +450,9 @@ TYPES = {
     "Multi-Hop Reasoning",
 }
 """AlpaCare's ten formats, rule 4 of its generation prompt."""
+
+
+TYPES_OF_LAW = TYPES - {"USMLE Style Q&A"} | {"Bar Exam Style Q&A"}
 
 
 def starter(name: str) -> list[dict]:

@@ -98,6 +98,24 @@ def test_a_dry_run_asks_nothing(server, tmp_path, capsys):
     assert "8 requests to send" in capsys.readouterr().err
 
 
+def test_no_more_requests_than_are_allowed(server, tmp_path, capsys):
+    config = make_config(server, tasks__max_requests=2)
+    tasks.run(config, tmp_path, dry_run=True)
+    assert capsys.readouterr().err.startswith("2 requests to send")
+    tasks.run(config, tmp_path, dry_run=False)
+    assert len(server.bodies) == 2
+    assert 12 < len(read_tasks(tmp_path / "tasks.jsonl")) < 24
+    assert "the limit of 2 requests is reached" in capsys.readouterr().err
+    tasks.run(make_config(server, tasks__max_requests=3), tmp_path, dry_run=True)
+    assert capsys.readouterr().err.startswith("1 requests to send, 2 answers stored")
+    with pytest.raises(ValueError, match=r"tasks\.max_requests must be at least 0"):
+        make_config(server, tasks__max_requests=-1)
+    server.answer = lambda body: "I cannot write tasks."
+    with pytest.raises(ValueError, match="has no task; see"):
+        tasks.run(config, tmp_path / "none", dry_run=False)
+    assert (tmp_path / "none/tasks.jsonl").read_text() == "" and len(server.bodies) == 4
+
+
 def test_what_will_be_sent_follows_from_what_the_replies_gave(server, tmp_path, capsys):
     server.answer = lambda body: teacher.write_tasks(body, count=6)  # half of what is asked for
     tasks.run(make_config(server, tasks__num_tasks=40), tmp_path, dry_run=False)

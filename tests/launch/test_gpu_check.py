@@ -1,6 +1,7 @@
 """launch/gpu_check.sh, whose one call must not end for a silly reason: with a Python of our own."""
 
 import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -119,8 +120,9 @@ def test_help_and_unknown_arguments_run_nothing(script):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
     assert f"bash launch/{script}" in out
-    message = f"error: unknown argument '--no_such_flag'; see {script} --help\n"
-    assert run("--no_such_flag") == (2, "", message)
+    code, out, err = run("--no_such_flag")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: un\w+ (argument )?'--no_such_flag'; .*see.* --help\n", err)
 
 
 def test_the_quickstart_unpacks_no_other_wheel(tmp_path):

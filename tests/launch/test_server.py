@@ -49,7 +49,7 @@ def test_the_port_is_the_same_again_unless_it_is_taken(tiny_model, tmp_path, on_
 
 def test_a_server_that_cannot_start(tmp_path):
     with (
-        pytest.raises(RuntimeError, match=r"the server ended: .*no-such-model.*\(its log is "),
+        pytest.raises(ChildProcessError, match=r"the server ended: .*no-such-model.*\(its log is "),
         server.serving(tmp_path / "no-such-model", tmp_path),
     ):
         pass

@@ -26,6 +26,7 @@ def make_teacher(config: TasksConfig | None = None, **changes) -> Teacher:
         seeds_per_request=3,
         machine_tasks_per_request=0,
         machine_lag=200,
+        max_requests=0,
         seed=42,
         threshold=0.7,
         tokenizer="rouge",
