@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from alpacare_jax.model.quantised import FORMATS
 from alpacare_jax.planning import generation, roofline, search, topologies, training
 from alpacare_jax.planning import table as plan_table
 from alpacare_jax.training.config import RunConfig
@@ -42,6 +43,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("prompt_tokens", 256, "Tokens of each prompt.", lower_bound=1)
     flags.DEFINE_integer("new_tokens", 512, "Tokens of each answer.", lower_bound=1)
     flags.DEFINE_integer("slots", 16, "Answers at a time: generate's --batch_size.", lower_bound=1)
+    flags.DEFINE_enum(
+        "weights", "", ["", *FORMATS], "Generation: projections in fewer bits; serve's --weights."
+    )
     flags.mark_flags_as_required(["config", "topology"])
 
 
@@ -55,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"compiling for {topology.name} (minutes)", file=sys.stderr)
     if FLAGS.generate:
         workload = generation.GenerationWorkload(
-            FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.new_tokens, FLAGS.slots
+            FLAGS.prompts, FLAGS.prompt_tokens, FLAGS.new_tokens, FLAGS.slots, FLAGS.weights
         )
         candidates = search.generation_plans(run_config, topology, workload)
         one_plan = functools.partial(generation.make_plan, run_config, topology, workload)

@@ -2,20 +2,24 @@
 
     python -m benchmarks.decoding --checkpoint=quickstart/base
 
-`single`: 64 new tokens after one prompt of about 60. `batch`: 48 prompts of the starter set, 16 at
+`single`: 64 new tokens after one prompt of about 60. `batch`: 32 prompts of the starter set, 16 at
 a time, each with its own number of new tokens, 10 to 160, drawn once: an answer ends there on both
-sides, and EOS is ignored. Ours is `inference.engine.Engine`, which refills a slot as its
-answer ends. The peer is transformers' generate, left-padded, where a batch runs until its longest
-answer is done. Beside it run, where they work on this machine, its compiled form with a static
-cache and its newer continuous batching, which refills as ours does.
+sides, and EOS is ignored. Ours is `inference.engine.Engine`, which refills a slot as its answer
+ends. The peer is transformers' generate, left-padded, where a batch runs until its longest answer
+is done. Beside it run our engine with one slot, on the first 8 prompts, and with `invariant`, which
+computes all slots in every step. `first token`: how long a request waits while 15 answers are
+generated, and how long they wait for a prompt of many chunks.
 
-Target: at least 1.5 x the tokens a second alone and 2 x in batches, against generate.
+Targets: at least 1.5 x the tokens a second alone; in batches 2.5 x generate's and 4 x those of one
+slot. The first token is there after the burst of decode steps under way and one chunk of prefill.
 Only ratios within a round count; absolute times depend on the machine and the hour.
 """
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -25,18 +29,36 @@ from alpacare_jax.data import encoding
 from benchmarks.support import models, race
 from common import cli
 
-TARGETS = {"single": 1.5, "batch": 2.0}
-OPTIONAL = ("continuous batching", "generate, compiled")
-"""They may fail here, or take too long; the table then says so."""
+if TYPE_CHECKING:
+    from alpacare_jax.inference.engine import Engine
+
+SLOTS, MAX_LENGTH = 16, 1024
+
+CASES = {
+    "single": {"generate": 1.5},
+    "batch": {"generate": 2.5, "one slot": 4.0, "invariant": None},
+}
+"""Who works beside ours, and the ratio of tokens a second to reach; None: its price is asked."""
+
+FIRST_TOKEN = "first token"
+"""The case that measures waits, of ours only."""
+
+ALONE = 8
+"""Prompts that the engine with one slot answers: its speed is the same for all."""
+
+MARGIN = 1.15
+"""What a measured wait may be of a burst and a chunk."""
+
+Answerer = Callable[[list[list[int]], list[int]], list[list[int]]]
+"""A function of prompts and of how many new tokens each gets."""
 
 
-def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
+def work_list(folder: Path, case: str, count: int) -> tuple[list[list[int]], list[int]]:
     """Prompts, and how many new tokens each gets."""
     from alpacare_jax.data import prompts, tokenizers
     from common import records
 
-    FLAGS = flags.FLAGS
-    starter = Path("datagen/starter")
+    starter = Path(__file__).parents[1] / "datagen" / "starter"
     examples = [
         example
         for name in ("test.jsonl", "train.jsonl")
@@ -45,53 +67,50 @@ def work_list(folder: Path, case: str) -> tuple[list[list[int]], list[int]]:
     text, template = tokenizers.load(folder / "ours"), prompts.TEMPLATES["alpaca"]
     encoded = [encoding.encode_prompt(example, text, template) for example in examples]
     if case == "single":
-        return [min(encoded, key=lambda ids: abs(len(ids) - 60))], [FLAGS.new_tokens]
-    count = FLAGS.prompts
+        return [min(encoded, key=lambda ids: abs(len(ids) - 60))], [64]
     return encoded[:count], np.random.default_rng(0).integers(10, 161, count).tolist()
 
 
-def ours(folder: Path, case: str, slots: int | None = None) -> race.Work:
+def make_engine(folder: Path, slots: int = SLOTS, invariant: bool = False) -> "Engine":
     import jax.numpy as jnp
 
     from alpacare_jax.checkpoints import checkpoint
     from alpacare_jax.inference.engine import Engine
-    from alpacare_jax.inference.requests import Request
 
     path = folder / "ours"
     config = model_folder.read_config(path)
-    prompts, limits = work_list(folder, case)
-    engine = Engine(
+    return Engine(
         checkpoint.load_params(path, config, dtype=jnp.float32),
         config,
         dtype=jnp.dtype("float32"),
         eos_ids=[-1],  # none: every answer goes on to its limit
-        max_length=1024,
-        slots=slots or min(flags.FLAGS.slots, len(prompts)),
+        max_length=MAX_LENGTH,
+        slots=slots,
+        invariant=invariant,
     )
 
-    def work() -> race.Result:
+
+def ours(folder: Path, slots: int = SLOTS, invariant: bool = False) -> Answerer:
+    from alpacare_jax.inference.requests import Request
+
+    engine = make_engine(folder, slots, invariant)
+
+    def answer(prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
         engine.use(engine.params)  # or prompts of the last round would not be computed again
-        pairs = enumerate(zip(prompts, limits, strict=True))
-        requests = [Request(i, prompt, limit) for i, (prompt, limit) in pairs]
-        answers = sorted(engine.run(requests), key=lambda answer: answer.index)
-        return {"answers": [answer.ids for answer in answers]}
+        most = ALONE if slots == 1 else len(prompts)
+        pairs = enumerate(zip(prompts[:most], limits, strict=False))
+        answers = engine.run([Request(i, prompt, limit) for i, (prompt, limit) in pairs])
+        return [answer.ids for answer in sorted(answers, key=lambda answer: answer.index)]
 
-    return work
+    return answer
 
 
-def theirs(folder: Path, case: str, compiled: bool) -> race.Work:
+def theirs(folder: Path) -> Answerer:
     import torch
-    from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
+    from transformers import StoppingCriteria, StoppingCriteriaList
 
-    slots = flags.FLAGS.slots
-    prompts, limits = work_list(folder, case)
     model = models.load_torch(folder / "theirs").eval()
     model.generation_config.eos_token_id = None
-    options = {}
-    if compiled:
-        compile_config = CompileConfig(mode="default")
-        compile_config._compile_all_devices = True  # else generate compiles on GPUs only
-        options = {"cache_implementation": "static", "compile_config": compile_config}
 
     class RowsDone(StoppingCriteria):
         """Which rows have their number of new tokens."""
@@ -116,62 +135,76 @@ def theirs(folder: Path, case: str, compiled: bool) -> race.Work:
             pad_token_id=0,
             max_new_tokens=max(limits),
             stopping_criteria=StoppingCriteriaList([RowsDone(width, limits)]),
-            **options,
         )
         new = output[:, width:].tolist()
         return [row[:limit] for row, limit in zip(new, limits, strict=True)]
 
-    def work() -> race.Result:
-        answers = []
-        for i in range(0, len(prompts), slots):
-            answers += generate(prompts[i : i + slots], limits[i : i + slots])
-        return {"answers": answers}
+    def answer(prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+        starts = range(0, len(prompts), SLOTS)
+        batches = [(prompts[i : i + SLOTS], limits[i : i + SLOTS]) for i in starts]
+        return [ids for batch in batches for ids in generate(*batch)]
 
+    return answer
+
+
+def first_token(folder: Path, rounds: int = 5) -> race.Work:
+    """Seconds of a chunk and of a burst, and of what is made of both."""
+    from alpacare_jax.inference.requests import Request
+
+    engine, draw = make_engine(folder), np.random.default_rng(0)
+
+    def submit(index: int, length: int, limit: int) -> None:
+        ids = draw.integers(3, engine.config.vocab_size, length).tolist()
+        engine.submit(Request(index, ids, limit))
+
+    def steps(index: int) -> list[float]:
+        """Seconds of each step until a request is reported."""
+        took, found = [], []
+        while all(progress.index != index for progress in found):
+            began = time.perf_counter()
+            found = engine.step()
+            took.append(time.perf_counter() - began)
+        return took
+
+    def work() -> race.Result:
+        result = {name: [] for name in ("chunks", "bursts", "waits", "pauses")}
+        newcomer = SLOTS
+        for _ in range(rounds):
+            submit(newcomer, engine.chunk, 1)
+            result["chunks"].append(sum(steps(newcomer)))
+        for i in range(SLOTS - 1):
+            submit(i, 40, MAX_LENGTH)
+        steps(SLOTS - 2)
+        for _ in range(rounds):
+            burst = sum(steps(0))
+            submit(newcomer, engine.chunk, 1)  # it has come when the burst began, the worst moment
+            result["waits"].append(burst + sum(steps(newcomer)))
+            result["bursts"].append(burst)
+        steps(0)
+        submit(newcomer, MAX_LENGTH - 1, 1)
+        result["pauses"] = steps(newcomer)
+        for i in range(SLOTS - 1):
+            engine.cancel(i)
+        return result
+
+    work()
     return work
 
 
-def continuous(folder: Path, case: str) -> race.Work:
-    """transformers' own continuous batching."""
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    prompts, limits = work_list(folder, case)
-    model = models.load_torch(folder / "theirs").eval()
-    slots, page = flags.FLAGS.slots, 256
-    settings = ContinuousBatchingConfig(
-        page_size=page,
-        num_blocks=slots * 1024 // page,
-        max_batch_tokens=1024,
-        max_requests_per_batch=slots,
-    )
-    greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-
-    def work() -> race.Result:
-        manager = model.continuous_batching_context_manager(
-            generation_config=greedy, continuous_batching_config=settings
-        )
-        answers = {}
-        with manager as running:
-            for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-                running.add_request(prompt, request_id=str(i), max_new_tokens=limit)
-            for result in running:
-                if result.is_finished():
-                    answers[int(result.request_id)] = result.generated_tokens
-                if len(answers) == len(prompts):
-                    break
-        if len(answers) < len(prompts):
-            raise RuntimeError(f"only {len(answers)} of {len(prompts)} answers came")
-        return {"answers": [answers[i] for i in sorted(answers)]}
-
-    return work
-
-
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[[Path], Answerer]] = {
     "ours": ours,
-    "generate": lambda folder, case: theirs(folder, case, compiled=False),
-    "ours, one by one": lambda folder, case: ours(folder, case, slots=1),
-    "continuous batching": continuous,
-    "generate, compiled": lambda folder, case: theirs(folder, case, compiled=True),
+    "generate": theirs,
+    "one slot": lambda folder: ours(folder, slots=1),
+    "invariant": lambda folder: ours(folder, invariant=True),
 }
+
+
+def set_up(name: str, folder: Path, case: str, count: int) -> race.Work:
+    """A contender that has answered everything with two tokens, and so compiled."""
+    prompts, limits = work_list(folder, case, count)
+    answer = CONTENDERS[name](folder)
+    answer(prompts, [2] * len(prompts))
+    return lambda: {"answers": answer(prompts, limits)}
 
 
 def same_start(a: Sequence[int], b: Sequence[int]) -> int:
@@ -180,7 +213,7 @@ def same_start(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def report_agreement(ours: race.Contender, other: race.Contender) -> None:
-    pairs = list(zip(ours.results[-1]["answers"], other.results[-1]["answers"], strict=True))
+    pairs = list(zip(ours.results[-1]["answers"], other.results[-1]["answers"], strict=False))
     whole = sum(a == b for a, b in pairs)
     share = sum(same_start(a, b) for a, b in pairs) / sum(len(a) for a, _ in pairs)
     print(
@@ -189,47 +222,77 @@ def report_agreement(ours: race.Contender, other: race.Contender) -> None:
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
-    FLAGS = flags.FLAGS
-    if FLAGS.worker:
-        race.serve(lambda: CONTENDERS[FLAGS.worker](Path(FLAGS.folder), FLAGS.case))
-        return
+def compare(folder: Path, case: str) -> None:
+    """Races the contenders of a case, and prints what came out."""
 
     def speed(seconds, result):
         return sum(map(len, result["answers"])) / seconds
 
+    contenders = race.run(
+        "benchmarks.decoding",
+        ["ours", *CASES[case]],
+        rounds=flags.FLAGS.rounds,
+        warm_ups=0,
+        arguments=[f"--folder={folder}", f"--case={case}"],
+    )
+    race.report(f"greedy decoding, {case}, float32", contenders, "new tokens per second", speed)
+    for contender in contenders[1:]:
+        report_agreement(contenders[0], contender)
+        ratio = statistics.median(race.ratios(contenders[0], contender, speed))
+        if target := CASES[case][contender.name]:
+            what = f"{case}: tokens/s against {contender.name}"
+            race.verdict(what, ratio, target, at_most=False)
+
+
+def report_waits(folder: Path) -> None:
+    """Measures the waits of requests, and prints them."""
+    arguments = [f"--folder={folder}", f"--case={FIRST_TOKEN}"]
+    (found,) = race.run("benchmarks.decoding", ["ours"], rounds=1, warm_ups=0, arguments=arguments)
+    race.headline("first token among 15 answers, float32", ("jax",))
+    result = found.results[0]
+    for name, what in (
+        ("chunks", "a chunk of prefill, alone"),
+        ("bursts", "a burst of decode steps"),
+        ("waits", "a first token that is asked for as a burst begins"),
+        ("pauses", f"between two bursts of the others, a prompt of {MAX_LENGTH - 1:,} tokens"),
+    ):
+        print(f"{what:<60} {race.spread(result[name], 2)} s")
+    bound = sum(statistics.median(result[name]) for name in ("chunks", "bursts"))
+    for name in ("waits", "pauses"):
+        ratio = statistics.median(result[name]) / bound
+        race.verdict(f"{name} against a burst and a chunk", ratio, MARGIN, at_most=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    FLAGS = flags.FLAGS
+    if FLAGS.worker:
+        folder, case = Path(FLAGS.folder), FLAGS.case
+        race.serve(
+            lambda: (
+                first_token(folder)
+                if case == FIRST_TOKEN
+                else set_up(FLAGS.worker, folder, case, FLAGS.prompts)
+            )
+        )
+        return
     with models.both_forms(FLAGS.checkpoint) as folder:
-        for case in [FLAGS.case] if FLAGS.case else TARGETS:
-            contenders = race.run(
-                "benchmarks.decoding",
-                race.left(CONTENDERS, FLAGS.skip),
-                rounds=FLAGS.rounds,
-                warm_ups=1,
-                arguments=[f"--folder={folder}", f"--case={case}"],
-                optional=OPTIONAL,
-                limit_s=FLAGS.limit_s,
-            )
-            race.report(
-                f"greedy decoding, {case}, float32", contenders, "new tokens per second", speed
-            )
-            for contender in contenders[1:]:
-                if not contender.failure:
-                    report_agreement(contenders[0], contender)
-            ratio = statistics.median(race.ratios(contenders[0], contenders[1], speed))
-            what = f"{case}: tokens/s against generate"
-            race.verdict(what, ratio, TARGETS[case], at_most=False)
+        for case in CASES:
+            if FLAGS.case in ("", case):
+                compare(folder, case)
+        if FLAGS.case in ("", FIRST_TOKEN):
+            report_waits(folder)
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("checkpoint", "quickstart/base", "Model directory.")
+    flags.DEFINE_integer("rounds", 2, "Times each contender works.", lower_bound=1)
+    flags.DEFINE_integer("prompts", 32, "batch: how many.", lower_bound=2)
+    flags.DEFINE_enum("case", "", ["", *CASES, FIRST_TOKEN], "Only this one.")
+    flags.DEFINE_string("worker", "", "Internal.")
+    flags.DEFINE_string("folder", "", "Internal.")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", "quickstart/base", "Model directory.")
-    flags.DEFINE_integer("rounds", 5, "Times each contender works.", lower_bound=1)
-    flags.DEFINE_integer("new_tokens", 64, "single: tokens of the answer.", lower_bound=2)
-    flags.DEFINE_integer("prompts", 48, "batch: how many.", lower_bound=2)
-    flags.DEFINE_integer("slots", 16, "batch: answers at a time.", lower_bound=1)
-    flags.DEFINE_integer("limit_s", 900, "The compiled one is out if it takes longer to be ready.")
-    flags.DEFINE_list("skip", [], "Leave contenders out by a word: compile, which takes minutes.")
-    flags.DEFINE_enum("case", "", ["", *TARGETS], "Only this one.")
-    flags.DEFINE_string("worker", "", "Internal.")
-    flags.DEFINE_string("folder", "", "Internal.")
+    define_flags()
     cli.run(main)

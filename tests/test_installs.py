@@ -6,17 +6,20 @@ Slow, and skipped where no package index can be reached.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
+import httpx
 import jax
 import pytest
 
 from alpacare_jax.model.config import VARIANTS
 from alpacare_jax.model.params import init
-from tests.conftest import REPOSITORY, make_model, write_examples
+from tests.conftest import LIMIT, REPOSITORY, make_model, write_examples
 from tests.support import teacher
 from tests.support.chat_server import ChatServer
 
@@ -168,3 +171,29 @@ def test_train_alone_trains_and_converts(tmp_path):
         "convert", "to_hf", f"--source={tmp_path}/run", f"--target={tmp_path}/released"
     )
     assert (tmp_path / "released/model.safetensors").is_file()
+
+
+def test_serve_alone_serves(tmp_path):
+    """Without the clients' packages: an answer over plain HTTP, and an end in good order."""
+    environment = Environment(tmp_path / "env", "serve")
+    assert not environment.installed() & (CLIENTS | {"transformers"})
+    environment.report_size()
+    model = make_model(tmp_path / "medic", VARIANTS["tiny"])
+    command = [environment.folder / "bin/alpacare", "serve", f"--checkpoint={model}", "--port=0"]
+    log, env = tmp_path / "log", {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    with log.open("wb") as file:
+        process = subprocess.Popen([*command, "--slots=1"], cwd=tmp_path, env=env, stderr=file)
+    try:
+        while not (found := re.search(r"serving medic on (http://\S+);", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        asked = {"model": "medic", "messages": [{"role": "user", "content": "why"}]}
+        answer = httpx.post(
+            f"{found[1]}/v1/chat/completions", json=asked | {"max_tokens": 3}, timeout=LIMIT
+        )
+        assert answer.json()["usage"]["completion_tokens"] in (1, 2, 3), answer.text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 0
+    finally:
+        process.kill()
+        process.wait()

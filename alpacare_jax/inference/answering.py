@@ -1,6 +1,5 @@
 """The texts of a model's answers: from its engine, cut at stop strings, turn by turn."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from alpacare_jax.inference import answer_file
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.requests import Request
 from alpacare_jax.inference.text_stream import TextStream, cut_at_stop
-from common.messages import StatusLine, duration, heartbeat
+from common.messages import StatusLine, duration
 from common.records import Example
 
 
@@ -25,27 +24,30 @@ def answers(
     stops: Sequence[str],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(index, answer fields of the output) of each request as it finishes; reports progress."""
-    began, tokens, status = time.perf_counter(), 0, StatusLine()
+    began, done, tokens, status = time.perf_counter(), 0, 0, StatusLine()
+
+    def report() -> None:
+        seconds = time.perf_counter() - began
+        left = duration(seconds / max(done, 1) * (len(requests) - done))
+        rest = f"{left} left" if done else f"{duration(seconds)} so far"
+        status.show(
+            f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
+            f"tokens/s | {rest}"
+        )
 
     def stop_early(ids: list[int]) -> bool:
+        if status.due():  # it is called after every step, also before the first answer
+            report()
         return bool(stops) and cut_at_stop(tokenizer.decode(ids, continuation=True), stops)[1]
 
-    with contextlib.ExitStack() as silent:
-        silent.enter_context(heartbeat("compiling, and generating the first answers"))
-        for done, answer in enumerate(engine.run(requests, stop_early), start=1):
-            silent.close()
-            stream = TextStream(tokenizer, stops, strip=True)
-            text = stream.feed(answer.ids) + stream.close()
-            reason = "stop" if stream.stopped else answer.finish_reason
-            yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": stream.used}
-            tokens += stream.used
-            seconds = time.perf_counter() - began
-            if status.due() or done == len(requests):
-                left = duration(seconds / done * (len(requests) - done))
-                status.show(
-                    f"{done}/{len(requests)} answers | {tokens:,} tokens | {tokens / seconds:,.0f} "
-                    f"tokens/s | {left} left"
-                )
+    for done, answer in enumerate(engine.run(requests, stop_early), start=1):
+        stream = TextStream(tokenizer, stops, strip=True)
+        text = stream.feed(answer.ids) + stream.close()
+        reason = "stop" if stream.stopped else answer.finish_reason
+        yield answer.index, {"output": text, "finish_reason": reason, "num_tokens": stream.used}
+        tokens += stream.used
+        if done == len(requests):
+            report()
     status.close()
 
 

@@ -13,6 +13,7 @@ from alpacare_jax.inference import rows
 from alpacare_jax.inference.programs import BURST, Programs, State
 from alpacare_jax.inference.rows import PIECE, halves
 from alpacare_jax.model.llama import Params
+from common.messages import heartbeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,11 @@ class Compiled:
         return self._done[name, size]
 
     def __call__(self, name: str, size: int, *arguments: Any) -> Any:
-        """Runs a program."""
-        return self.compile(name, size, *arguments)(*arguments)
+        """Runs a program; a status line says so while it is compiled first."""
+        if (name, size) not in self._done:
+            with heartbeat(f"compiling {name}{f' of {size} rows' if size else ''}"):
+                self.compile(name, size, *arguments)
+        return self._done[name, size](*arguments)
 
     def compile_all(self, params: Params, state: State, say: Callable[[str], None]) -> None:
         """Compiles every program for every size, in parallel, and reports each to `say`."""

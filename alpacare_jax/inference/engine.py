@@ -85,6 +85,7 @@ class Engine:
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Row] = {}  # slot -> row, in order of admission
+        self._owed = False  # whether the next step is the burst that first tokens went before
         self.use(params)
 
     def use(self, params: Params) -> None:
@@ -125,14 +126,18 @@ class Engine:
     def step(self, fill: bool = False) -> list[Progress]:
         """Runs one chunk of prefill, if prompts wait, and one burst of decode steps.
 
+        First tokens are reported at once: the burst is then the next step's.
+
         Args:
           fill: fill all slots before the next burst. Answers wait for longer, but more are
             generated at a time.
         """
         self._admit()
-        found = self._prefill()
-        waiting = any(not row.decoding for row in self._rows.values())
-        if not (fill and (waiting or (self._queue and len(self._rows) < self.slots))):
+        found = [] if self._owed else self._prefill()
+        decoding = [row.decoding for row in self._rows.values()]
+        self._owed = bool(found) and any(decoding) and not fill
+        filling = not all(decoding) or (self._queue and len(self._rows) < self.slots)
+        if not (self._owed or (fill and filling)):
             found += self._decode()
         return found
 

@@ -1,8 +1,8 @@
 """The plan of generation: `Engine`'s own programs, compiled for described devices.
 
-A decode step reads all parameters, and what the longest answer has of the cache for all slots, for
-one token per slot: more slots are almost free until the cache is as large as the parameters.
-Prompts are prefilled in chunks in between.
+A decode step reads all parameters, and of the cache what the longest answer has for all slots (on
+GPUs what each has), for one token per slot: more slots are almost free until the cache is as large
+as the parameters. Prompts are prefilled in chunks in between.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.cache import BLOCKS, KEYS
+from alpacare_jax.inference.cache import BLOCKS, KEYS, Cache
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.programs import BURST, DECODE
 from alpacare_jax.inference.rows import PIECE
@@ -24,6 +25,9 @@ from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training.config import RunConfig
+
+KERNEL, KERNEL_KEYS = "ragged_attention", 64
+"""The kernel of GPUs as compiled programs name it, and the keys that it reads at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ class GenerationWorkload:
     prompt_tokens: int  # of each
     new_tokens: int  # of each answer
     slots: int  # answers generated at a time
+    weights: str = ""  # form of the projections, one of `quantised.FORMATS`; "": the compute dtype
 
 
 def abstract_engine(
@@ -51,13 +56,9 @@ def abstract_engine(
             f"max_position_embeddings {model_config.max_position_embeddings:,}; lower them"
         )
     dtype = llama.compute_dtype(run_config.model.dtype, mesh.devices.flat[0].platform)
-    abstract_params = jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s),
-        params.abstract(model_config),
-        sharding.param_shardings(model_config, mesh, run_config.sharding),
-    )
+    base = FrozenBase(model_config, mesh, run_config.sharding, dtype, workload.weights)
     return Engine(
-        abstract_params,
+        base.abstract(),
         model_config,
         dtype=dtype,
         eos_ids=model_config.eos_token_ids,
@@ -74,9 +75,30 @@ def loop_trips(keys: int) -> Callable[[str], float | None]:
     def trips(op_name: str) -> float | None:
         if re.search(rf"\b{BLOCKS}/while$", op_name):
             return -(-keys // KEYS)
+        if re.search(rf"\b{KERNEL}/.*while$", op_name):
+            return -(-keys // KERNEL_KEYS)
         return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
 
     return trips
+
+
+def kernel_bytes(cache: Cache, rows: int, keys: int, mesh: Mesh) -> dict[str, float]:
+    """What a device reads in a layer with the kernel of GPUs: blocks of keys up to each row's end.
+
+    Args:
+      cache: the engine's.
+    """
+    (_, _, K, _, H), dtype = cache["k"].shape, cache["k"].dtype
+    blocks = -(-keys // KERNEL_KEYS)
+    return {KERNEL: 2 * rows * blocks * KERNEL_KEYS * K * H * dtype.itemsize / mesh.size}
+
+
+def weight_bytes(engine: Engine) -> int:
+    """Bytes of the parameters on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(engine.params)
+    )
 
 
 def make_plan(
@@ -94,22 +116,29 @@ def make_plan(
         **dataclasses.asdict(workload),
     }
     found, prompt = [], workload.prompt_tokens
-    for program, num_sharing, steps, keys in zip(
+    for program, num_sharing, steps, rows, keys in zip(
         engine.trace(),
         (mesh.size // mesh.shape["data"], mesh.size),
         (engine.chunk / (-(-prompt // PIECE) * PIECE), BURST),  # a chunk prefills several prompts
+        (engine.chunk // PIECE, engine.slots),
         (prompt, prompt + workload.new_tokens // 2),
         strict=True,
     ):
-        trips = loop_trips(keys)
-        found.append(roofline.measure(program, topology, mesh, trips, num_sharing, steps))
+        needs = roofline.measure(
+            program,
+            topology,
+            mesh,
+            loop_trips(keys),
+            num_sharing,
+            steps,
+            kernel_bytes(program.out_info[0], rows, keys, mesh),
+            {"cache": f"{BLOCKS}|{KERNEL}"},
+        )
+        found.append(needs)
         if "needed_bytes" not in found[-1]:
             return plan | found[-1]
     prefill, decode = found
-    weights = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(engine.params)
-    )
+    weights = weight_bytes(engine)
     # Prefill makes the first token.
     decode_seconds = (workload.new_tokens - 1) * decode["step_seconds"]
     answer_seconds = prefill["step_seconds"] + decode_seconds / workload.slots

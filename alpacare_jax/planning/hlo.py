@@ -12,6 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 TESTED_WITH = "0.10.2"
 """The jax version whose programs this and `collectives` were tested with."""
@@ -189,11 +190,17 @@ def _trips(
     raise ValueError(f"unknown trip count of the loop {loop.op_name or loop.name!r}")
 
 
-def hbm_bytes(program: Program) -> float:
+def hbm_bytes(
+    program: Program, kernels: Mapping[str, float] = MappingProxyType({}), scope: str = ""
+) -> float:
     """Estimate of the bytes that one device reads from and writes to its main memory.
 
     Every operand and result of an instruction outside a fusion counts each time it runs; of an
     array that is only sliced or updated in place, only the slice counts.
+
+    Args:
+      kernels: bytes that a kernel moves, by its name, where it reads parts of its operands.
+      scope: pattern of the op_names that count.
     """
     total = 0.0
     for name, times in program.runs.items():
@@ -203,13 +210,20 @@ def hbm_bytes(program: Program) -> float:
         for instruction in results.values():
             if instruction.opcode in NO_TRAFFIC or instruction.opcode.endswith("-done"):
                 continue
-            total += times * _traffic(instruction, results, program)
+            if re.search(scope, instruction.op_name):
+                total += times * _traffic(instruction, results, program, kernels)
     return total
 
 
 def _traffic(
-    instruction: Instruction, results: Mapping[str, Instruction], program: Program
+    instruction: Instruction,
+    results: Mapping[str, Instruction],
+    program: Program,
+    kernels: Mapping[str, float],
 ) -> float:
+    if instruction.opcode == "custom-call":
+        for name in kernels.keys() & set(instruction.op_name.split("/")):
+            return kernels[name]
     if instruction.opcode in ("copy-start", "slice-start"):
         # Its result is source, destination and a flag; as much moves as the destination holds.
         ends = [array for array in instruction.arrays if not array.is_scalar]

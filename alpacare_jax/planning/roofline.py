@@ -5,9 +5,11 @@ rate, with no latency: no run is faster; a good one is within a third.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,6 +29,8 @@ def measure(
     trips: Callable[[str], float | None],
     num_sharing: int,
     steps: float = 1,
+    kernels: Mapping[str, float] = MappingProxyType({}),
+    scopes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Compiles a traced program; returns what one step needs.
 
@@ -34,6 +38,8 @@ def measure(
       trips: trip counts of loops that depend on data; see `hlo.parse`.
       num_sharing: devices that share the matrix products; the others repeat them.
       steps: steps in a run of the program, which share its FLOPs and traffic.
+      kernels: see `hlo.hbm_bytes`.
+      scopes: patterns of op_names whose part of the traffic is asked for, as `NAME_traffic_bytes`.
 
     Returns:
       What `compile_traced` counts, FLOPs of all devices that share, HBM and network bytes of one
@@ -47,10 +53,9 @@ def measure(
     try:
         program = hlo.parse(compiled.as_text() or "", trips)
         moved = collectives.find(program, mesh.shape, topology.slices)
-        needs |= {
-            "hbm_traffic_bytes": hlo.hbm_bytes(program) / steps,
-            "collectives": [dataclasses.asdict(c.scaled(1 / steps)) for c in moved],
-        }
+        for name, scope in ({"hbm": ""} | dict(scopes)).items():
+            needs[f"{name}_traffic_bytes"] = hlo.hbm_bytes(program, kernels, scope) / steps
+        needs["collectives"] = [dataclasses.asdict(c.scaled(1 / steps)) for c in moved]
     except (ValueError, LookupError, TypeError) as error:  # another version of XLA writes it so
         messages.log(
             f"the compiled program could not be parsed ({error}), so the plan has memory and FLOPs "
@@ -175,16 +180,24 @@ def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) ->
             total += CUDNN_PRODUCTS[name] * 2.0 * B * N * T * S * H
             continue
         times: float | None = 1.0
+        scope, trips_inside = str(equation.source_info.name_stack), trips
         if name == "pallas_call":
             times = math.prod(equation.params["grid_mapping"].grid)
+            trips_inside = functools.partial(_trips_within, trips, scope)
         elif name == "shard_map":  # written for one device
             times = equation.params["mesh"].size
         elif name == "scan":
             times = equation.params["length"]
         elif name == "while":
-            times = trips(f"{equation.source_info.name_stack}/while")
+            times = trips(f"{scope}/while")
         if times is None:
-            raise ValueError(f"a loop at {equation.source_info.name_stack} has no known length")
-        inside = [matmul_flops(sub, trips) for sub in jax_core.jaxprs_in_params(equation.params)]
+            raise ValueError(f"a loop at {scope} has no known length")
+        subs = jax_core.jaxprs_in_params(equation.params)
+        inside = [matmul_flops(sub, trips_inside) for sub in subs]
         total += times * (max(inside, default=0.0) if name == "cond" else sum(inside))
     return total
+
+
+def _trips_within(trips: Callable[[str], float | None], scope: str, op_name: str) -> float | None:
+    """Trip counts of the loops in a kernel, whose names begin anew."""
+    return trips(f"{scope}/{op_name}")

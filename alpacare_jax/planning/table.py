@@ -46,9 +46,9 @@ def generation_table(plan: Mapping[str, Any]) -> str:
         return _aligned([*rows, ("fits", f"NO: {plan['reason']}")])
     rows += _memory(plan, "weight", "cache", "temporary", "code")
     rows += [("A DECODE STEP", f"one token for each of {plan['slots']} slots")]
-    rows += _traffic(plan["decode"])
+    rows += _traffic(plan["decode"], plan["cache_bytes"])
     rows += [("A PREFILL", f"one prompt; {plan['prefill_share']:.0%} of the time")]
-    rows += _traffic(plan["prefill"])
+    rows += _traffic(plan["prefill"], plan["cache_bytes"])
     rows += [
         ("WHOLE RUN", ""),
         ("time per token", f"{_seconds(plan['decode']['step_seconds'])} in each answer"),
@@ -85,8 +85,10 @@ def _memory(plan: Mapping[str, Any], *parts: str) -> TableRows:
     return [*rows, ("compile time", f"{plan['compile_seconds']:.0f} s")]
 
 
-def _traffic(run: Mapping[str, Any]) -> TableRows:
+def _traffic(run: Mapping[str, Any], cache_bytes: float = 0) -> TableRows:
     rows = [("HBM traffic", f"{_bytes(run['hbm_traffic_bytes'])} per device")]
+    if moved := run.get("cache_traffic_bytes"):
+        rows.append(("  of the cache", f"{_bytes(moved)}: {moved / cache_bytes:.0%} of its size"))
     if "traffic_error" in run:
         rows = [("traffic", f"unknown: {run['traffic_error']}")]
     for c in run["collectives"]:

@@ -18,11 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.serving.api import Api
+from alpacare_jax.serving.errors import ApiError
 from alpacare_jax.serving.gate import BODY_SECONDS, Gate
 from alpacare_jax.serving.monitoring import Monitor
+from alpacare_jax.serving.replies import encode
 from alpacare_jax.serving.served_model import ServedModel
 from alpacare_jax.serving.worker import EngineThread
 from common import exits
@@ -34,6 +37,17 @@ PAGE_FILES = Path(__file__).with_name("web")
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 """Hosts on which no other machine can reach the server."""
+
+
+MAX_CONNECTIONS = 900
+"""At the same time; most systems allow a process 1,024 open files."""
+
+HEAD_SECONDS = 30.0
+"""Until the head of a request must have arrived: of the first since the connection was made, of a
+later one since its first byte."""
+
+IDLE_SECONDS = 75
+"""Between two requests of a connection: longer than clients keep idle ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +160,53 @@ def application(
     )
 
 
+class BoundedConnection(H11Protocol):
+    """uvicorn's, within these limits; one that exceeds them is closed."""
+
+    _overdue: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begins to wait for a request."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(_refusal())
+            transport.close()
+        else:
+            self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Serves a request that is complete up to its body; else goes on to wait for it."""
+        super().data_received(data)
+        if self.cycle and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif not (self._overdue or self.transport.is_closing()):
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leaves no timer behind."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._overdue = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._overdue:
+            self._overdue.cancel()
+            self._overdue = None
+
+
+def _refusal() -> bytes:
+    """The response to a connection too many."""
+    error = ApiError(503, "the server has too many connections; close idle ones, or try again")
+    body = encode(error.body())
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
 class Server(uvicorn.Server):
     """uvicorn's, with signals as this project's commands treat them."""
 
@@ -189,14 +250,14 @@ async def serve(
         uvicorn.Config(
             application(config, model, thread, monitor),
             loop="asyncio",
-            http="h11",
+            http=BoundedConnection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=75,  # longer than clients keep idle connections
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=int(config.request_seconds) + 1,
         )
     )

@@ -7,6 +7,7 @@ the process's own highest resident size, set-up and compilation included.
 
 The parent writes a line to the worker's stdin, the worker answers with a line of JSON:
 
+    set up    {"result": {}}
     work      {"seconds": 1.23, "result": {...}}      the first one sets up, before its clock starts
     memory    {"peak_bytes": 3000000000}
 """
@@ -57,6 +58,8 @@ def serve(set_up: Callable[[], Work]) -> None:
         if question == "memory\n":
             resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             answer = {"peak_bytes": result.get("peak_bytes", resident)}
+        elif question == "set up\n":
+            work, answer = set_up(), {"result": {}}
         else:
             work = work or set_up()
             start = time.perf_counter()
@@ -120,7 +123,7 @@ def run(
     """Races `python -m MODULE THIS_COMMAND'S_FLAGS ARGUMENTS --worker=NAME` for each name.
 
     Args:
-      warm_ups: works before the first round, at least 1.
+      warm_ups: works before the first round; 0: setting up warms up.
       optional: names that may fail while they warm up; the error of their contender says why.
       limit_s: seconds that one answer may take, set-up and compilation included.
     """
@@ -143,7 +146,7 @@ def run(
                 start = time.perf_counter()
                 workers.append(worker := launch(name))
                 try:
-                    worker.contender.first = worker.ask("work")["result"]
+                    worker.contender.first = worker.ask("work" if warm_ups else "set up")["result"]
                     worker.contender.first_seconds = time.perf_counter() - start
                     for _ in range(warm_ups - 1):
                         worker.ask("work")

@@ -27,7 +27,7 @@ from alpacare_jax.inference.requests import Answer, Request
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.inference.text_stream import cut_at_stop
 from alpacare_jax.model import params
-from common import provenance
+from common import messages, provenance
 from common.records import read_examples
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model, umask_of
 
@@ -162,7 +162,10 @@ def prompt_text(instruction, input):
 # What is written
 
 
-def test_the_output_holds_the_engines_answers_in_input_order(answer, model, tiny, capsys):
+def test_the_output_holds_the_engines_answers_in_input_order(
+    answer, model, tiny, capsys, monkeypatch
+):
+    monkeypatch.setattr(messages, "LOG_INTERVAL", 0.01)
     output = answer()
     rows = read(output)
     assert [list(row) for row in rows] == [FIELDS] * len(RECORDS)
@@ -197,6 +200,9 @@ def test_the_output_holds_the_engines_answers_in_input_order(answer, model, tiny
 
     said = capsys.readouterr()
     assert said.out == ""
+    assert re.search(r"compiling prefill of \d+ rows: \d+s so far\n", said.err)
+    assert re.search(r"compiling decode of 3 rows: \d+s so far\n", said.err)
+    assert re.search(r"0/7 answers \| 0 tokens \| 0 tokens/s \| \d+s so far\n", said.err)
     assert "7/7 answers | " in said.err and "tokens/s | 0s left" in said.err
     truncated = reasons.count("length")
     assert f"{output}: 7 answers, {truncated} of them never stopped (truncated at" in said.err

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +54,10 @@ class Connected:
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", headers=headers, timeout=LIMIT)
+
+    def connect(self) -> socket.socket:
+        address = httpx.URL(self.url)
+        return socket.create_connection((address.host, address.port), LIMIT)
 
     def ask(self, question: str, **changes):
         """The greedy answer to a question, by the openai client."""

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import scipy.special
 
+from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import cache, ragged_attention
+from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.requests import Progress, Request
 from alpacare_jax.inference.rows import PIECE
 from alpacare_jax.inference.sampling import Sampling
@@ -18,6 +20,7 @@ from tests.alpacare_jax.inference.test_engine import (
     CONFIG,
     MAX_LENGTH,
     REQUESTS,
+    RULES,
     full_forward,
     make_engine,
     pad,
@@ -185,34 +188,42 @@ def test_cancelled_requests_leave_the_others_alone(engine):
     assert all(p.finish_reason is None for p in seen if p.index == running)
 
 
-def test_running_answers_wait_for_one_chunk_at_most(weights):
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """The programs that engines run: (name, size, *arguments)."""
+    made, call = [], Compiled.__call__
+
+    def record(self, *arguments):
+        made.append(arguments)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(Compiled, "__call__", record)
+    return made
+
+
+def test_running_answers_wait_for_one_chunk_at_most(weights, calls):
     engine = make_engine(weights, slots=3, invariant=True, chunk=PIECE, burst=2)
     short, *long = [Request(i, [3 + i] * n, 40) for i, n in enumerate((4, 50, 50))]
     engine.submit(short)
-    engine.step()
+    assert [p.ids for p in engine.step()] and [name for name, *_ in calls] == ["prefill"]
     for request in long:
         engine.submit(request)
-    steps = 0
-    while 2 not in (reported := {p.index: p.ids for p in engine.step()}):
-        steps += 1
-        assert reported[short.index], "each step adds to it"
-    assert steps == 3, "two chunks for each of the two"
+    reported = []
+    while 2 not in {p.index for p in reported}:
+        reported += engine.step()
+    # Two chunks for each of the two; a burst after every one, but first tokens do not wait for it.
+    assert [name for name, *_ in calls] == [*["prefill", "decode"] * 4, "prefill"]
+    assert [p.index for p in reported].count(short.index) == 4, "every burst adds to it"
 
 
-def test_a_prefix_that_a_slot_holds_is_not_computed_again(weights, monkeypatch):
+def test_a_prefix_that_a_slot_holds_is_not_computed_again(weights, calls):
     engine = make_engine(weights, slots=2)
     shared = np.random.default_rng(1).integers(0, 64, PIECE).tolist()
     requests = [Request(i, [*shared, *REQUESTS[i].prompt[:9]], 9) for i in range(3)]
     apart = {r.index: finish(make_engine(weights, slots=2), [r])[r.index] for r in requests}
-    prefilled, call = [], type(engine._programs).__call__
-
-    def record(self, name, size, *arguments):
-        if name == "prefill":
-            prefilled.append(arguments[2]["start"].tolist())
-        return call(self, name, size, *arguments)
-
-    monkeypatch.setattr(type(engine._programs), "__call__", record)
+    calls.clear()
     together = finish(engine, requests)
+    prefilled = [pieces["start"].tolist() for name, *_, pieces in calls if name == "prefill"]
     starts = [start for starts in prefilled for start in set(starts)]
     assert starts.count(0) == 1, "the second waits for the first, the third finds it"
     assert {i: ids_of(each) for i, each in together.items()} == {
@@ -284,6 +295,23 @@ def test_ragged_attention_is_attention(T, K, G):
     np.testing.assert_allclose(got, want, atol=1e-5)
     nothing = ragged_attention.attend(q, k, v, layer, rows, starts * 0 - T, interpret=True)
     assert not np.asarray(nothing).any(), "a row without tokens"
+
+
+@pytest.mark.parametrize("T", [1, 8])
+def test_ragged_attention_on_a_mesh_is_attention(T):
+    """Rows over two groups of devices, heads over two; a chunk's pieces may be of any rows."""
+    draw, (L, B, K, G, S, H) = np.random.default_rng(1), (2, 4, 2, 2, 128, 64)
+    k, v = (jnp.asarray(draw.normal(size=(L, B, K, S, H)), jnp.float32) for _ in "kv")
+    q = jnp.asarray(draw.normal(size=(3, T, K * G, H)), jnp.float32)
+    rows, starts, layer = jnp.array([3, 0, 2]), jnp.array([70, 0, 100]), jnp.int32(1)
+    config = sharding.ShardingConfig(2, 1, 2, RULES, allow_replicated="")
+    mesh = sharding.make_mesh(config, jax.devices()[:4])
+    spread = jax.device_put({"k": k, "v": v}, cache.placement(mesh, RULES))
+    assert spread["k"].sharding.shard_shape(k.shape) == (L, B // 2, K // 2, S, H)
+    attend = jax.jit(ragged_attention.on_mesh(mesh, RULES["kv_heads"], interpret=True))
+    got = attend(q, spread["k"], spread["v"], layer, rows, starts)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_ragged_attention_is_compiled_for_gpus():

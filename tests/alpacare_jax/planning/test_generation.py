@@ -3,8 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from alpacare_jax.distributed import sharding
+from alpacare_jax.inference import ragged_attention
 from alpacare_jax.inference.programs import BURST
 from alpacare_jax.model import params
 from alpacare_jax.planning import generation, roofline, table, topologies
@@ -76,6 +79,38 @@ def test_a_step_reads_weights_and_cache_once_or_a_little_more(plan):
     least = plan["weight_bytes"] + plan["cache_bytes"]
     embedding = TINY.sizes["V"] * TINY.sizes["D"] * 4 / 2  # of which only a few rows are read
     assert plan["decode"]["hbm_traffic_bytes"] > least - embedding
+
+
+def test_a_step_reads_the_cache_as_far_as_rows_reach(plan):
+    sizes = TINY.sizes
+    keys_and_values = 2 * sizes["L"] * WORK.slots * CACHE_LENGTH * sizes["K"] * sizes["H"] * 4 / 8
+    assert plan["decode"]["cache_traffic_bytes"] >= keys_and_values, "half-way, the only block"
+    assert "  of the cache" in table.generation_table(plan)
+
+
+@pytest.mark.parametrize("keys", [64, 200])
+def test_the_kernel_of_gpus_reads_and_multiplies_whole_blocks(keys):
+    """A decode step of 3 rows, 2 heads of keys and 4 of queries, 16 numbers each."""
+    q, k = jnp.zeros((3, 1, 4, 16), jnp.bfloat16), jnp.zeros((2, 5, 2, 256, 16), jnp.bfloat16)
+    rows = jnp.arange(3)
+    traced = jax.jit(ragged_attention.attend).trace(q, k, k, jnp.int32(0), rows, rows)
+    blocks = -(-keys // 64)
+    products = 3 * 2 * blocks * 2 * (2 * 16 * 64 * 16)  # 2 queries, padded to 16
+    assert roofline.traced_flops(traced, generation.loop_trips(keys)) == products
+    mesh = sharding.make_mesh(on_mesh(-1, 1, 1).sharding, jax.devices()[:1])
+    read = generation.kernel_bytes({"k": k, "v": k}, 3, keys, mesh)
+    assert read == {"ragged_attention": 3 * blocks * 64 * 2 * 2 * 16 * 2}
+
+
+@pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("nf4", 4)])
+def test_projections_in_fewer_bits_need_less(topology, plan, weights, bits):
+    config, work = on_mesh(4, 1, 2), dataclasses.replace(WORK, weights=weights)
+    mesh = sharding.make_mesh(config.sharding, topology.devices)
+    engine = generation.abstract_engine(config, TINY, mesh, work)
+    projections = params.count(TINY) - 2 * TINY.sizes["V"] * TINY.sizes["D"]
+    saved = plan["weight_bytes"] - generation.weight_bytes(engine)
+    assert saved == pytest.approx(projections * (32 - bits) / 8 / 2, rel=0.15), "but for scales"
+    assert all(engine.trace()), "they multiply"
 
 
 def test_tensor_parallel_steps_add_up_activations(plan):

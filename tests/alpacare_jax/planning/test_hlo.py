@@ -48,6 +48,19 @@ def test_traffic_of_copies_in_the_background(line, num_bytes):
     assert hlo.hbm_bytes(hlo.parse(text, trips)) == num_bytes
 
 
+def test_traffic_of_a_kernel_that_reads_a_part_and_of_a_scope():
+    text = (
+        "ENTRY %main (a: s8[4096]) -> s8[64] {\n"
+        "  %a = s8[4096]{0} parameter(0)\n"
+        '  %k = s8[64]{0} custom-call(%a), metadata={op_name="jit(f)/kernel/pallas_call"}\n'
+        '  ROOT %b = s8[64]{0} negate(%k), metadata={op_name="jit(f)/neg"}\n}\n'
+    )
+    program = hlo.parse(text, trips)
+    assert hlo.hbm_bytes(program) == 4096 + 64 + 128
+    assert hlo.hbm_bytes(program, {"kernel": 1000.0}) == 1000 + 128
+    assert hlo.hbm_bytes(program, {"kernel": 1000.0, "kern": 1.0}, "f./kernel") == 1000
+
+
 def test_a_loop_nobody_knows_is_an_error():
     with pytest.raises(
         ValueError, match=r"unknown trip count of the loop 'jit.step./accumulate/while'"

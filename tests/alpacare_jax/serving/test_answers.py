@@ -6,7 +6,7 @@ import numpy as np
 import openai
 import pytest
 
-from alpacare_jax.convert import to_hf
+from alpacare_jax.checkpoints.export import to_hf
 from tests.conftest import WORDS
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

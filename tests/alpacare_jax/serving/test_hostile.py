@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import socket
 
 import pytest
 
@@ -14,7 +13,6 @@ from alpacare_jax.serving.errors import ApiError
 from alpacare_jax.serving.protocol import chat_call, completion_call
 from alpacare_jax.serving.served_model import ServedModel
 from common.text.conversations import Turn
-from tests.conftest import LIMIT
 from tests.support.served import ServerThread
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -260,9 +258,7 @@ def test_control_tokens_in_a_message_are_text(served):
 
 def raw(served, content: bytes, read: int = 2**16) -> bytes:
     """What the server answers to bytes on its socket, until it has no more to say."""
-    host, port = served.listener.getsockname() if served.listener.fileno() >= 0 else (None, None)
-    address = served.url.removeprefix("http://").split(":")
-    with socket.create_connection((host or address[0], int(port or address[1])), LIMIT) as link:
+    with served.connect() as link:
         link.sendall(content)
         return link.recv(read)
 
@@ -289,8 +285,7 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(served):
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     for sent in (head.encode(), head.encode() + body[:20], head.encode() + body):
-        address = served.url.removeprefix("http://").split(":")
-        with socket.create_connection((address[0], int(address[1])), LIMIT) as link:
+        with served.connect() as link:
             link.sendall(sent)
     while served.get("/health").json()["running"]:
         pass

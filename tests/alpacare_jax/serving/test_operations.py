@@ -1,6 +1,7 @@
 """Under load: many clients, slow readers, disconnects, a full queue, a failing engine, the end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -8,13 +9,21 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
 
+from alpacare_jax.checkpoints import adapters, checkpoint, export
+from alpacare_jax.inference import loading
 from alpacare_jax.inference.sampling import Sampling
+from alpacare_jax.model import params
+from alpacare_jax.model.llama import Llama
+from alpacare_jax.model.lora import LoraConfig
+from alpacare_jax.serving import server
 from tests.conftest import LIMIT, WORDS
 from tests.support.served import Connected, ServerProcess, ServerThread
 
@@ -157,6 +166,63 @@ def test_a_failing_engine_is_an_error_for_all_and_the_end(source, engine, monkey
         engine.cancel(request.index)
 
 
+def test_connections_that_ask_for_nothing_are_closed(source, engine, monkeypatch):
+    """One is silent, one sends its head byte by byte, one does so after a whole request."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    served = ServerThread(source, engine)
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: "
+    try:
+        with contextlib.ExitStack() as opened:
+            silent, slow, later = (opened.enter_context(served.connect()) for _ in range(3))
+            later.sendall(request + b"\r\n\r\n")
+            assert later.recv(4096).startswith(b"HTTP/1.1 200")
+            ends = {}
+            for link in (slow, later):
+                link.sendall(request)
+            for name, link in (("slow", slow), ("later", later)):
+                link.settimeout(0.02)
+                while name not in ends:  # a byte before each look keeps uvicorn's own timer away
+                    with contextlib.suppress(TimeoutError):
+                        try:
+                            link.sendall(b"x")
+                            ends[name] = link.recv(4096)
+                        except ConnectionError:
+                            ends[name] = b""
+            assert ends == {"slow": b"", "later": b""} and silent.recv(4096) == b""
+        assert served.get("/health").status_code == 200, "others are served"
+    finally:
+        served.stop()
+
+
+def test_a_slow_body_is_no_slow_head(source, engine, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
+    served = ServerThread(source, engine)
+    body = json.dumps({"model": served.name, "prompt": "a", "max_tokens": 2}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    try:
+        with served.connect() as link:
+            link.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body[:5])
+            threading.Event().wait(0.3)
+            link.sendall(body[5:])
+            assert link.recv(4096).startswith(b"HTTP/1.1 200")
+    finally:
+        served.stop()
+
+
+def test_connections_are_counted(source, engine, monkeypatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    served = ServerThread(source, engine)
+    try:
+        with served.connect(), served.connect(), served.connect() as third:
+            refused = third.recv(4096)
+        assert refused.startswith(b"HTTP/1.1 503") and b"too many connections" in refused
+        while served.server.server_state.connections:
+            pass
+        assert served.get("/health").status_code == 200
+    finally:
+        served.stop()
+
+
 def test_texts_are_in_the_log_only_when_asked(source, engine, capfd):
     for log_texts in (False, True):
         served = ServerThread(source, engine, log_texts=log_texts)
@@ -186,6 +252,42 @@ def test_projections_may_have_8_bits(served, source):
         small.stop()
     found = [each["choices"][0]["logprobs"]["token_logprobs"] for each in (exact, rounded)]
     assert 0 < np.abs(np.subtract(*found)).max() < 0.3
+
+
+def test_an_adapter_is_served_as_the_model_it_makes(model_directory, tiny, tmp_path):
+    lora = LoraConfig(2, 8.0, False, 0.0, "q_proj,v_proj,down_proj", "float32")
+    config, draw = lora.adapter(tiny), np.random.default_rng(0)
+    factors = params.build_tree(
+        config, lambda w: 0.2 * draw.normal(size=params.weight_shape(w, config))
+    )
+    folder, merged = tmp_path / "medic-lora", tmp_path / "merged"
+    folder.mkdir()
+    adapters.write_peft(folder, lora, config, factors, "somebody/base")
+    export.merge(model_directory, folder, merged, "best")
+    source = loading.from_flags(
+        SimpleNamespace(
+            checkpoint=str(model_directory),
+            adapter=str(folder),
+            step="best",
+            template=None,
+            max_length=None,
+            dtype="float32",
+        )
+    )
+    one = source.engine(jax.devices()[:1], 1, 1, Sampling(), invariant=True)
+    served = ServerThread(source, one)
+    asked = {"model": "medic-lora", "prompt": [5, 17, 40, 8], "max_tokens": 0, "echo": True}
+    try:
+        (choice,) = served.post("/v1/completions", asked | {"logprobs": 0}).json()["choices"]
+    finally:
+        served.stop()
+    for directory, same in ((merged, True), (model_directory, False)):
+        model = Llama(checkpoint.load_params(directory, tiny), tiny)
+        ids, ones = jnp.array([asked["prompt"]]), jnp.ones((1, 4), int)
+        scores = jax.nn.log_softmax(model.logits(model.hidden(ids, jnp.arange(4)[None], ones)[0]))
+        expected = [float(scores[i, token]) for i, token in enumerate(asked["prompt"][1:])]
+        found = choice["logprobs"]["token_logprobs"][1:]
+        assert np.allclose(found, expected, atol=1e-4) == same, directory
 
 
 @pytest.mark.slow
