@@ -54,13 +54,14 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         rubric="",
         flags=common.section(train="", generate="", choices="", rubric="", serve="", report=""),
         devices=common.section(
-            launcher="",
+            train_launcher="",
+            generate_launcher="",
             folder="",
             topology="v6e-16",
             price=config_dict.placeholder(float),
             example_tokens=300,
             new_tokens=300,
             slots=64,
-            generate="--config.sharding.fsdp=1 --config.sharding.tensor=16",
+            generate="--config.sharding.fsdp=1 --config.sharding.data=2 --config.sharding.tensor=8",
         ),
     )

@@ -177,7 +177,7 @@ class TaskCollector:
             if len(self.pool.kept) > num_kept:
                 self._last_useful = self.num_read
             elif self.num_read - self._last_useful < self.max_useless:
-                if self.num_read == FIRST_REPLIES and not self.pool.kept:
+                if self.num_read == FIRST_REPLIES and not (self.pool.kept or self.missing):
                     first = f"the first {FIRST_REPLIES} replies contained no task to keep"
                     log(f"{first}: {self._why()}")
             elif self.offline:

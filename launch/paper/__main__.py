@@ -43,28 +43,17 @@ WAITING = 3
 def choose(stages: Sequence[Stage], only: str, first: str) -> list[Stage]:
     """The stages of one name, or kind, or all from the first of that name on.
 
-    >>> choose([], "", "")
-    []
-
     Raises:
-      UsageError: there is none.
+      UsageError: there is none, or both are given.
     """
+    if only and first:
+        raise sections.UsageError("--only and --from choose different stages; give one of them")
     named = only or first
     chosen = [s for s in stages if not named or f"{s.name}/".startswith(f"{named}/")]
-    if stages and not chosen:
+    if not chosen:
         known = {s.name for s in stages} | {s.kind for s in stages}
         raise sections.UsageError(f"no stage {named!r}; {suggestion(named, sorted(known))}")
     return chosen if only or not first else list(stages[stages.index(chosen[0]) :])
-
-
-def by_hand(stage: Stage, launcher: str) -> str:
-    """The command of a stage as one would type it."""
-    command = f"python -m {shlex.join(stage.arguments)}"
-    if stage.served:
-        name = stage.arguments[-1].replace("--model", "--name")
-        served = f"python -m alpacare_jax.serve {shlex.join([*stage.served, name])}"
-        return f"{served}\n{command} --base_url=http://127.0.0.1:8000/v1"
-    return f"{launcher} {command}" if stage.on_devices and launcher else command
 
 
 class Work:
@@ -75,8 +64,8 @@ class Work:
     """
 
     def __init__(self, sources: Sources, stages: Sequence[Stage], *, elsewhere: bool = False):
-        self.launcher, self.elsewhere = sources.config.devices.launcher, elsewhere
-        self.logs, self.runner = Path(sources.workdir) / "logs", Runner()
+        self.elsewhere, self.logs = elsewhere, Path(sources.workdir) / "logs"
+        self.runner = Runner()
         self.makers = {stage.output: stage for stage in stages}
         self.makers |= {s.output.parent: s for s in stages if s.kind == "train"}
         self.written = {test_set.file for test_set in sources.sets}  # before the first stage
@@ -90,11 +79,11 @@ class Work:
 
     def is_elsewhere(self, stage: Stage) -> bool:
         """Whether a stage is left to the user: no launcher can serve a model to this machine."""
-        return stage.on_devices and (self.elsewhere or bool(stage.served and self.launcher))
+        return stage.on_devices and (self.elsewhere or bool(stage.served and stage.launcher))
 
     def absent(self, stage: Stage) -> str:
         """An input that no stage makes, and that is not there."""
-        if stage.on_devices and (self.launcher or self.elsewhere):
+        if stage.on_devices and (stage.launcher or self.elsewhere):
             return ""  # it may be there, where they are
         for path in stage.inputs:
             if path not in self.makers and path not in self.written and not path.exists():
@@ -111,7 +100,7 @@ class Work:
             lacking = self.missing(stage)
             if self.is_elsewhere(stage) and not lacking:
                 say(f"{stage.name}: {reason}; run this where the devices are, then rerun:")
-                print(by_hand(stage, self.launcher), flush=True)
+                print(stage.by_hand, flush=True)
                 waiting.append(stage.name)
             elif lacking and waiting:
                 say(f"{stage.name} waits: {lacking}")
@@ -130,15 +119,15 @@ class Work:
         """Runs one stage; returns the exit code."""
         log = self.logs / f"{stage.name.replace('/', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        front = shlex.split(self.launcher) if stage.on_devices else []
+        front = shlex.split(stage.launcher)
         command = [*front, "python" if front else sys.executable, "-m", *stage.arguments]
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(log.open("a", encoding="utf-8"))
             if stage.served:
                 checkpoint, *rest = stage.served
                 model = Path(checkpoint.partition("=")[2])
-                rest.append(stage.arguments[-1].replace("--model", "--name"))
-                served = stack.enter_context(server.serving(model, log.with_suffix(""), *rest))
+                given = (*rest, f"--name={stage.model_name}")
+                served = stack.enter_context(server.serving(model, log.with_suffix(""), *given))
                 command.append(f"--base_url={served.base_url}")
             tied = [sys.executable, "-c", server.FOLLOW, str(os.getpid()), *command]
             code, _ = self.runner.run(tied, file, stdout)
@@ -147,7 +136,7 @@ class Work:
             return 128 + (exits.Ending.received or 15)
         if code:
             say(f"stage {stage.name} failed with code {code}; its log is {log}; by hand:")
-            print(by_hand(stage, self.launcher), file=sys.stderr, flush=True)
+            print(stage.by_hand, file=sys.stderr, flush=True)
         return code
 
 
@@ -213,9 +202,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/paper.py", "Config file.", lock_config=True)
+    if not cli.config_flag(sys.argv):  # as a default, its errors would be tracebacks
+        sys.argv.insert(1, "--config=configs/paper.py")
+    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder of everything that the pipeline makes.")
-    flags.DEFINE_enum("size", "paper", ["paper", "tiny"], "tiny: a rehearsal on this machine.")
+    flags.DEFINE_enum(
+        "size", "paper", ["paper", "tiny"], "tiny: a rehearsal here, with settings of its own."
+    )
     flags.DEFINE_string("base_url", "", "Server that is asked for everything, such as vLLM's.")
     flags.DEFINE_string("only", "", "Only this stage, or kind of stages, such as judge.")
     flags.DEFINE_string("from", "", "This stage, or kind of stages, and those after it.")

@@ -23,7 +23,8 @@ class FlagsConfig:
 class DevicesConfig:
     """Where training and generation run, and the machine for which they are planned."""
 
-    launcher: str  # put in front of their commands, such as "bash launch/tpu_run.sh run ... --"
+    train_launcher: str  # put in front of the command, such as "bash launch/tpu_run.sh run ... --"
+    generate_launcher: str  # the same, on one host; "": here
     folder: str  # where they read and write, such as gs://BUCKET/paper; "": the workdir
     topology: str  # of their plans, as alpacare_jax.plan has it; "": no plans
     price: float | None  # of a chip-hour, in any currency; None: unknown

@@ -67,7 +67,8 @@ def training(sources: Sources) -> Iterator[Stage]:
     for system in (system for system in sources.systems if system.flags):
         command = ("alpacare_jax.train", *system.flags, f"--workdir={system.folder}")
         output, plan = system.folder / "run.json", planned(sources, system, "train")
-        yield Stage(f"train/{system.name}", command, system.inputs, output, plan, on_devices=True)
+        at = sources.config.devices.train_launcher
+        yield Stage(f"train/{system.name}", command, system.inputs, output, plan, True, at)
 
 
 def answers(sources: Sources) -> Iterator[Stage]:
@@ -85,7 +86,8 @@ def answers(sources: Sources) -> Iterator[Stage]:
             name = f"{system.name}/{test_set.name}"
             plan = planned(sources, system, "generate", len(test_set.items) / total)
             inputs = [source, system.folder]
-            yield Stage(f"generate/{name}", command, inputs, far, plan, on_devices=True)
+            at = config.devices.generate_launcher
+            yield Stage(f"generate/{name}", command, inputs, far, plan, True, at)
             if far != near:
                 yield copy(f"fetch/{name}", far, near)
 
@@ -141,6 +143,7 @@ def served(sources: Sources) -> Iterator[Stage]:
                 folder / "choices.jsonl",
                 requests.choices(files),
                 on_devices=True,
+                launcher=config.devices.generate_launcher,
                 served=(*system.model, *server),
                 model=system.folder,
             )
@@ -155,6 +158,7 @@ def served(sources: Sources) -> Iterator[Stage]:
                 folder / "grades.jsonl",
                 requests.rubric(sources.judges[judge], file),
                 on_devices=True,
+                launcher=config.devices.generate_launcher,
                 served=(*system.model, *server),
                 model=system.folder,
             )

@@ -81,7 +81,10 @@ class Sources:
         """Writes the test sets in one form, where they differ from what is there."""
         for test_set in self.sets:
             test_set.file.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(jsonl.line(dataclasses.asdict(item)) for item in test_set.items)
+            known = benchmarks.BENCHMARKS.get(test_set.name)
+            field = known.topic_field if known else "topic"
+            rows = (dataclasses.asdict(item) | {field: item.topic} for item in test_set.items)
+            text = "".join(map(jsonl.line, rows))
             if not test_set.file.exists() or test_set.file.read_text() != text:
                 provenance.write_text(test_set.file, text)
 
@@ -123,7 +126,7 @@ class Sources:
         if usual["model.checkpoint"].startswith("runs/"):  # another system of the table
             changes += f",checkpoint={self.devices / usual['model.checkpoint']}"
         flags = [f"--config={row}{changes}", *shlex.split(self.config.flags.train)]
-        config = sections.flatten(resolved(flags))
+        config = resolved(flags)
         data, base = config["data.path"], config["model.checkpoint"]
         adapted = base if config["lora.rank"] else ""
         inputs = [epath.Path(data), epath.Path(base)]

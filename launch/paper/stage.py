@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from ml_collections import config_flags
 
 from common import provenance, sections
 from launch.paper.estimates import Estimate
-from launch.sweep import BY_CONTENT
 
 OF_FOLDERS = ("train", "references", "judge", "choices", "rubric", "report")
 """Kinds of stages whose record is that of a folder, run.json."""
@@ -28,6 +28,7 @@ class Stage:
     output: epath.Path  # the file whose digest the record has, if it has one
     estimate: Estimate = dataclasses.field(default_factory=Estimate)
     on_devices: bool = False  # whether it needs accelerators
+    launcher: str = ""  # the command that runs it where they are; "": they are here
     served: tuple[str, ...] = ()  # flags of the server that it asks: --checkpoint=FOLDER
     model: epath.Path | None = None  # the folder of the weights that are served
 
@@ -45,18 +46,33 @@ class Stage:
         return self.output.parent / "run.json" if self.kind in OF_FOLDERS else own
 
     @property
-    def arguments(self) -> list[str]:
-        """The command; a served model is named by its weights, which its record has not else."""
+    def model_name(self) -> str:
+        """Of the model that is served: by its weights, which records and replies have not else."""
         if not self.model:
-            return [*self.command]
+            return ""
         weights = hashlib.sha256("".join(sorted(digests(self.model))).encode()).hexdigest()
-        return [*self.command, f"--model={self.model.name}-{weights[:12]}"]
+        return f"{self.model.name}-{weights[:12]}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command, with the name of the model that is served."""
+        return [*self.command, *([f"--model={self.model_name}"] if self.model else [])]
+
+    @property
+    def by_hand(self) -> str:
+        """The command as one would type it; of a served model, with that of its server."""
+        command = f"python -m {shlex.join(self.arguments)}"
+        if not self.served:
+            return f"{self.launcher} {command}".strip()
+        server = shlex.join(["alpacare_jax.serve", *self.served, f"--name={self.model_name}"])
+        return f"python -m {server}\n{command} --base_url=http://127.0.0.1:8000/v1"
 
     def unfinished(self) -> str:
         """Why the stage is to be run; "" if it is done.
 
         It is done if the record of its output says so: the run has ended, with the settings and
-        flags of now, on inputs of the content of now, and the output is the one that it wrote.
+        flags of now, on inputs of the content of now, as far as they are still here, and the output
+        is the one that it wrote.
 
         Raises:
           ValueError: the record is damaged, or the output was changed after it was made.
@@ -68,7 +84,8 @@ class Stage:
             return f"other settings ({found})"
         recorded = json.dumps(record)
         for path in (path for path in self.inputs if path != self.model):
-            if not any(digest in recorded for digest in digests(path)):
+            now = [*digests(path)]  # none: it is gone, or where the devices are
+            if now and not any(digest in recorded for digest in now):
                 return f"{path} has other content now"
         if record.get("sha256") not in (None, *digests(self.output)):
             raise ValueError(
@@ -78,33 +95,40 @@ class Stage:
         return ""
 
     def _changed_settings(self, record: dict[str, Any]) -> dict[str, str]:
-        """Differences of config and flags. Paths in a config may differ: their content counts."""
-        given = [flag for flag in self.command[1:] if flag.startswith("--config")]
-        before = sections.flatten(record.get("config", {}))
-        now = sections.flatten(resolved(given)) if given else {}
-        compared = [
-            key
-            for key in now.keys() & before.keys()
-            if key not in BY_CONTENT and not key.startswith(("checkpoint.", "sharding."))
-        ]
+        """Differences of config and flags; of training only those that it does not allow."""
+        before, now = sections.flatten(record.get("config", {})), resolved(self.command)
+        compared = sorted(now.keys() & before.keys())
         found = provenance.differences(
-            {key: before[key] for key in sorted(compared)}, {key: now[key] for key in compared}
+            {key: before[key] for key in compared}, {key: now[key] for key in compared}
         )
-        own = {flag for flag in self.arguments[1:] if flag not in given}
-        ignored = ("--config", "--base_url") if self.served else ("--config",)
+        if self.kind == "train":
+            return without_allowed(found) if found else {}
+        own = {*self.arguments[1:]}
+        ignored = "--base_url" if self.served else "--debug"
         used = {flag for flag in record.get("flags", own) if not flag.startswith(ignored)}
-        for flag in sorted(own ^ used) if self.kind != "train" else ():
-            found[flag] = "now" if flag in own else "before"
-        return found
+        return found | {f: "now" if f in own else "before" for f in sorted(own ^ used)}
 
 
-def resolved(given: Sequence[str]) -> dict[str, Any]:
-    """The config of `--config=FILE` and `--config.KEY=VALUE` among flags, as a command sees it."""
+def without_allowed(found: dict[str, str]) -> dict[str, str]:
+    """The differences without those with which a training run may resume."""
+    from alpacare_jax.training import workdir  # imports jax, which takes seconds
+
+    return {
+        key: change
+        for key, change in found.items()
+        if key.partition(".")[0] in workdir.SAME_RUN
+        and key not in (*workdir.MAY_CHANGE, *workdir.BY_CONTENT)
+    }
+
+
+def resolved(command: Sequence[str]) -> dict[str, Any]:
+    """The config of a command's --config flags by dotted key; {} if it has none."""
     values = flags.FlagValues()
-    arguments = ["command", *(flag for flag in given if flag.startswith("--config"))]
+    given = [flag for flag in command if flag.startswith("--config")]
+    arguments = ["command", *given]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     values(arguments)
-    return values.config.to_dict()
+    return sections.flatten(values.config.to_dict()) if given else {}
 
 
 def digests(path: epath.Path) -> Iterator[str]:

@@ -19,6 +19,7 @@ from etils import epath
 from common import jsonl, provenance, sections
 from configs import paper
 from datagen.dedup import run as run_dedup
+from evaluation.inputs import benchmarks, outputs
 from launch.paper import __main__ as main
 from launch.paper import pipeline
 from launch.paper.config import PaperConfig
@@ -28,6 +29,9 @@ from launch.paper.stage import Stage
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, write_examples
 from tests.support import rehearsal, teacher
 from tests.support.chat_server import ChatServer, question
+from tests.support.published_files import original, small
+
+__all__ = ["original", "small"]  # fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +153,12 @@ def test_a_model_is_known_by_its_weights(tmp_path):
     assert stage.unfinished() == ""
     provenance.write_json(manifest, {"weights": "of another training"})
     assert stage.unfinished() == f"{model} has other content now"
+    manifest.unlink()
+    assert stage.unfinished() == "", "a model that is no longer here cannot have changed"
+    served = dataclasses.replace(stage, served=("--checkpoint=x",), model=model)
+    name = served.arguments[-1]
+    provenance.write_json(manifest, {"weights": "of another training"})
+    assert name.startswith("--model=run-") and served.arguments[-1] != name
 
 
 # What runs.
@@ -167,6 +177,26 @@ def test_a_stage_that_fails_ends_the_pipeline_with_its_command_and_log(
     assert f"paper: stage dedup failed with code 2; its log is {sources.workdir}/logs" in told
     assert by_hand in told and "later" not in told
     assert "must be between 0 and 1" in (sources.workdir / "logs/dedup.log").read_text()
+
+
+def test_published_test_sets_are_written_in_one_form_and_read_as_they_were(original, tmp_path):
+    settings = paper.get_config().to_dict() | {"published": str(original)}
+    for name, given in settings["benchmarks"].items():
+        given |= {"references": outputs.names(name, original)[0], "imported": ""}
+    sources = Sources(sections.build(PaperConfig, settings), tmp_path / "run")
+    sources.write_items()
+    assert len(sources.sets) == 3
+    for test_set in sources.sets:
+        assert benchmarks.read(Path(test_set.file), test_set.name) == test_set.items
+        before = test_set.file.stat().mtime
+        sources.write_items()
+        assert test_set.file.stat().mtime == before, "they are written once"
+
+
+def test_what_is_not_published_is_named_before_anything_is_spent(original, tmp_path):
+    settings = paper.get_config().to_dict() | {"published": str(original)}
+    with pytest.raises(FileNotFoundError, match=r"data/ has no answers of .* to alpaca_farm"):
+        Sources(sections.build(PaperConfig, settings), tmp_path / "run")
 
 
 def test_an_input_that_an_earlier_stage_makes_is_named_with_it(make, signals):
@@ -199,7 +229,7 @@ def test_what_is_run_elsewhere_is_printed_and_taken_up(make, tmp_path, capsys, s
     """A laptop's part: the data goes to the devices' folder, the answers come back from there."""
     write_examples(tmp_path / "mine.jsonl", 4)
     (tmp_path / "bucket").mkdir()
-    devices = {"launcher": "bash run.sh --", "folder": str(tmp_path / "bucket")}
+    devices = {"train_launcher": "bash run.sh --", "folder": str(tmp_path / "bucket")}
     settings = paper.get_config().to_dict()["devices"] | devices
     sources = make(examples=str(tmp_path / "mine.jsonl"), devices=settings)
     sources.sets[0].live.clear()
@@ -223,6 +253,25 @@ def test_what_is_run_elsewhere_is_printed_and_taken_up(make, tmp_path, capsys, s
     assert fetched.output.read_text() == "[]" and fetched.unfinished() == ""
     generated.output.write_text("[1]")
     assert "has other content now" in fetched.unfinished()
+
+
+@pytest.mark.parametrize(
+    "flag, code, says",
+    [
+        ("--help", 0, ""),
+        ("--no_such_flag", 2, "no_such_flag"),
+        ("--config.judges.luna.chat.modle=x", 2, "the config has no key 'modle'"),
+        ("--only=tests", 1, "AlpaCare/data/; give the folder of the published files"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, flag, code, says):
+    command = ["bash", "launch/paper.sh", f"--workdir={tmp_path}/run", flag]
+    env = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == code and says in done.stderr
+    assert done.stderr.count("\n") == (1 if code else 0), done.stderr
+    assert bool(code) != ("bash launch/paper.sh --workdir=runs/paper" in done.stdout)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_server_is_asked_for_everything():
