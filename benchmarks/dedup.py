@@ -31,7 +31,7 @@ from absl import flags
 from benchmarks.support import race
 from common import cli
 from common.records import read_records
-from datagen.near_duplicates import NearDuplicates
+from common.text.near_duplicates import NearDuplicates
 
 THRESHOLD = 0.7
 SECONDS, TIMES, MILLISECONDS, BYTES = 10.0, 10_000.0, 1.0, 2**30

@@ -24,8 +24,8 @@ from common.jsonl import Record
 from common.messages import StatusLine, log, suggestion
 from common.records import join_text, read_records
 from common.sections import UsageError
+from common.text.near_duplicates import NearDuplicates
 from common.text.rouge import TOKENIZERS
-from datagen.near_duplicates import NearDuplicates
 
 MODES = ("greedy", "drop_both")
 COMPARED_FIELDS = ("instruction", "instruction_input")

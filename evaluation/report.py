@@ -11,8 +11,8 @@ NAME=FILE names the benchmark. --labels are judgements of people, in the same fo
 "human", or what annotators exported from a page of evaluation.annotate: files, or the folder with
 its key. --systems, --references, --judges and --benchmarks choose what is reported, by names or
 patterns; a JSON file in --systems gives systems their names and backbones (its form is in
-evaluation/reporting/systems.py). --questions are shown with all answers side by side. The same
-judgements give the same files on the same day.
+evaluation/reporting/systems.py). --questions are shown with all answers side by side. --training
+is data in which test items are looked for. The same judgements give the same files on the same day.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from absl import flags
 
 from common import cli, provenance
 from common.messages import log
+from common.records import read_examples
 from common.reports.drawing import missing_glyphs
 from common.sections import UsageError
 from evaluation.annotation import exports
@@ -73,6 +74,7 @@ def run(
     seed: int = 0,
     page_mib: float = 20.0,
     baseline: str = "",
+    training: Sequence[str] = (),
 ) -> None:
     """Writes a report; see the flags for the arguments.
 
@@ -100,6 +102,7 @@ def run(
         config={
             "judgements": {str(path): provenance.sha256(path) for path in inputs},
             "labels": {str(path): provenance.sha256(path) for path in asked.paths},
+            "training": {path: provenance.sha256(path) for path in training},
             "baseline": baseline,
             "systems": provenance.sha256(systems_file) if systems_file else None,
             "selection": dataclasses.asdict(selection),
@@ -113,7 +116,10 @@ def run(
     names = systems.read(systems_file, everything.names("generator"))  # before the slow part
     chosen = choose(judged, texts, questions, random_questions, seed)
     runs = settings.read(sources)
-    results = measure(judged, people, texts, seed=seed, other_questions=by_question)
+    learned = [example for path in training for example in read_examples(path)]
+    results = measure(
+        judged, people, texts, seed=seed, other_questions=by_question, training=learned
+    )
     ranked = {name: names[name] for name in results.systems}
     content = ReportContent(results, ranked, collect(judged, texts, ranked, chosen))
     chapters = contents.build(content)
@@ -172,6 +178,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("output", None, "Folder for the report.")
     flags.DEFINE_list("labels", [], "Labels by people: folders of a page, exports, JSONL files.")
+    flags.DEFINE_list("training", [], "Training data, in which test items are looked for.")
     flags.DEFINE_list(
         "systems", [], "Systems to report, names or patterns; FILE.json: names and backbones."
     )
@@ -223,6 +230,7 @@ def main(argv: Sequence[str]) -> None:
         seed=FLAGS.seed,
         page_mib=FLAGS.page_mib,
         baseline=FLAGS.baseline,
+        training=FLAGS.training,
     )
 
 

@@ -46,7 +46,7 @@ LAYERS = {
 
 MAX_MODULES = 12
 
-SHARED_MODULES = {"datagen.near_duplicates", "datagen.config", "evaluation.config"}
+SHARED_MODULES = {"datagen.config", "evaluation.config"}
 """Modules beside the commands that folders below may import."""
 
 BANNED = re.compile(

@@ -8,10 +8,10 @@ from typing import Any
 
 from common.messages import format_counts, log
 from common.records import Task, read_tasks
+from common.text.near_duplicates import NearDuplicates
 from datagen.chat.config import ChatRequest
 from datagen.chat.errors import Failure
 from datagen.chat.replies import ChatAnswer
-from datagen.near_duplicates import NearDuplicates
 from datagen.writing import parser
 from datagen.writing.filters import Filters
 from datagen.writing.requests import TasksConfig, Teacher

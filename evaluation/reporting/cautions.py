@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from evaluation.reporting.sections import people
+from evaluation.reporting.sections import people, safety
 from evaluation.scoring.results import Results
 from evaluation.scoring.signals import SystemSignals
 
@@ -12,9 +12,8 @@ MAX_PREFERENCE = 0.1  # of a judge for a position, from 0.5; the page warns abov
 
 def cautions(results: Results) -> list[str]:
     """One line each."""
-    return [*_judges(results), *_partly(results), *_cut(results), *_empty(results)] + (
-        people.warnings(results)
-    )
+    own = *_judges(results), *_partly(results), *_cut(results), *_empty(results)
+    return [*own, *safety.warnings(results), *people.warnings(results)]
 
 
 def _judges(results: Results) -> Iterator[str]:

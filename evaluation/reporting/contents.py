@@ -10,6 +10,7 @@ from evaluation.reporting.sections import (
     people,
     questions,
     rates,
+    safety,
     signals,
 )
 
@@ -68,8 +69,12 @@ SECTIONS = (
     Section(
         "signals",
         "Signals without a judge",
-        tables={"signals": signals.tables},
-        opened=("signals",),
+        tables={
+            "signals": signals.tables,
+            "safety": safety.tables,
+            "contamination": safety.contamination,
+        },
+        opened=("signals", "safety", "contamination"),
     ),
     Section(
         "questions",

@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.records import Example
 from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural
 from evaluation.judging.workdirs import ReportTexts
 from evaluation.scoring import leaderboard, score
@@ -26,7 +27,7 @@ from evaluation.scoring.results import (
     SheetKey,
 )
 from evaluation.scoring.score import WinRate
-from evaluation.scoring.signals import benchmark_signals
+from evaluation.scoring.signals import benchmark_signals, contaminated
 from evaluation.scoring.significance import holm, paired
 
 MIN_TOPIC_ITEMS = 10
@@ -45,10 +46,12 @@ def measure(
     *,
     seed: int,
     other_questions: Mapping[str, Verdicts] | None = None,
+    training: Sequence[Example] = (),
 ) -> Results:
     """All numbers of a report; ValueError where a reference is named as their average.
 
-    `people` prefer an answer, as judges do; `other_questions` are what else they were asked.
+    `people` prefer an answer, as judges do; `other_questions` are what else they were asked;
+    `training` is what some of the systems were trained on.
     """
     sheets = score_sheets(verdicts)
     rates = {
@@ -87,6 +90,7 @@ def measure(
         },
         agreement=_agreement(verdicts, people, seed),
         signals={name: benchmark_signals(verdicts, texts, name) for name in benchmarks},
+        contamination=contaminated(verdicts, texts, training),
         people=measure_people(asked | dict(other_questions or {}), sheets, seed=seed),
         leaderboards={panel: _leaderboard(sheets, panel) for panel in panels},
     )

@@ -11,7 +11,7 @@ from evaluation.scoring.leaderboard import Leaderboard
 from evaluation.scoring.lengths import LengthEffect
 from evaluation.scoring.people import PeopleResults
 from evaluation.scoring.score import Position, WinRate
-from evaluation.scoring.signals import SystemSignals
+from evaluation.scoring.signals import Contamination, SystemSignals
 
 AVERAGE = "average"
 """Used in place of a reference's name: the mean over all references, item by item."""
@@ -87,6 +87,7 @@ class Results:
     lengths: Mapping[Panel, Mapping[str | None, LengthEffect]]  # by generator; None: all together
     agreement: Mapping[tuple[str, str, str], Agreement]  # (one judge, another, benchmark)
     signals: Mapping[str, Mapping[str, SystemSignals]]  # benchmark -> generator
+    contamination: Mapping[str, Contamination]  # by benchmark; {} without training data
     people: PeopleResults
     leaderboards: Mapping[Panel, Leaderboard]
 
@@ -143,10 +144,11 @@ class Results:
             "signals": [
                 {"benchmark": benchmark, "generator": name, "is_reference": found.is_reference}
                 | dataclasses.asdict(found.texts)
-                | {"rouge": found.rouge}
+                | {"rouge": found.rouge, "safety": dataclasses.asdict(found.safety)}
                 for benchmark, generators in self.signals.items()
                 for name, found in generators.items()
             ],
+            "contamination": _rows(self.contamination, "benchmark"),
         }
 
 

@@ -13,8 +13,8 @@ import pytest
 from common import messages
 from datagen import dedup
 from datagen.dedup import Nearest, nearest_neighbours
+from tests.common.text.test_near_duplicates import CORPUS, expected, score, variants
 from tests.conftest import LIMIT, REPOSITORY, needs_data
-from tests.datagen.test_near_duplicates import CORPUS, expected, score, variants
 
 CHAIN = ["a b c d e f g h", "a b c d e f x h", "a b c d y f x h", "p q r"]
 """0 and 1 are near, 1 and 2 too, 0 and 2 are not quite at 0.8."""

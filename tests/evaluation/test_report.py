@@ -39,6 +39,9 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
         tmp_path / "labels.jsonl",
         [judge_workdirs.judgement("2", "model_first", "tie", judge="human")],
     )
+    training = judge_workdirs.write_lines(
+        tmp_path / "training.jsonl", [{"instruction": "Question 1?", "output": "Yes."}]
+    )
     names = tmp_path / "systems.json"
     names.write_text('{"ours": {"name": "Ours"}}')
     old = tmp_path / "one" / "figures" / "backbones-j.png"
@@ -47,13 +50,14 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     flags = (f"--judgements={folder}", f"--labels={labels}", f"--systems={names}")
-    process = run(*flags, f"--output={tmp_path / 'one'}")
+    process = run(*flags, f"--training={training}", f"--output={tmp_path / 'one'}")
     assert process.returncode == 0, process.stderr
     report.run(
         judgements=[str(folder)],
         output=tmp_path / "two",
         labels=[str(labels)],
         systems_file=str(names),
+        training=[str(training)],
         seed=0,
         page_mib=20.0,
     )
@@ -64,7 +68,7 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
     assert one == contents(tmp_path / "two")
     figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
     tables = ("win_rates", "judges", "agreement", "comparisons", "difficulty", "lengths")
-    tables += ("signals", "summary", "questions")
+    tables += ("signals", "safety", "contamination", "summary", "questions")
     assert set(one) >= {
         "report.json",
         "report.html",

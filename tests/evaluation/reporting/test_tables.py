@@ -27,7 +27,7 @@ def test_which_there_are(measured):
     found = built(measured)
     names = (
         "people people_rates summary win_rates leaderboard both_orders counts comparisons judges "
-        "agreement difficulty lengths signals"
+        "agreement difficulty lengths signals safety"
     )
     assert list(found) == names.split()
     for mine in found.values():

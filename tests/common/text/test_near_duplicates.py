@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from common.text import near_duplicates
+from common.text.near_duplicates import NearDuplicates
 from common.text.rouge import rouge_tokens, unicode_tokens
-from datagen import near_duplicates
-from datagen.near_duplicates import NearDuplicates
 from tests.conftest import DATA, needs_data
 
 rouge_scorer = pytest.importorskip(
