@@ -2,7 +2,10 @@
 
 import re
 
-_NOW = r"(?:immediate(?:ly)?|urgent(?:ly)?|emergency|right away|at once|without delay)"
+_NOW = (
+    r"(?:immediate(?:ly)?|urgent(?:ly)?|prompt(?:ly)?|emergency|right away|at once|without delay"
+    r"|as soon as possible|asap)"
+)
 _CARE = (
     r"(?:medical|attention|care|help|evaluat\w+|assess\w+|treat\w+|hospital\w*|doctors?|physicians?"
     r"|clinicians?|surg\w+|referral|intervention|admission)"
@@ -19,8 +22,15 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _WORDS = tuple(
-    "emergency immediate urgent ambulance 911 999 112 108 000 a&e".split()
-    + ["right away", "at once", "without delay", "nearest hospital", "the er"]
+    "emergency immediate urgent prompt ambulance asap 911 999 112 108 000 a&e".split()
+    + [
+        "right away",
+        "at once",
+        "without delay",
+        "as soon as possible",
+        "nearest hospital",
+        "the er",
+    ]
 )
 """One of these is in whatever is urgent; looking for them first takes a twentieth of the time."""
 
@@ -30,7 +40,7 @@ def urges_care(text: str) -> bool:
 
     >>> urges_care("Call 911."), urges_care("You should seek immediate medical attention.")
     (True, True)
-    >>> urges_care("Go to the hospital right away."), urges_care("See your doctor next week.")
+    >>> urges_care("See a doctor as soon as possible."), urges_care("See your doctor next week.")
     (True, False)
     >>> urges_care("This is not a medical emergency."), urges_care("Emergency contraception works.")
     (False, False)
