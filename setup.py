@@ -65,7 +65,7 @@ setup(
         "datagen": ["py.typed", "starter/*", "prompts/*", "prices.json"],
         "evaluation": [
             *("py.typed", "prompts/*", "reference_prompts/*", "grader_prompts/*"),
-            *("reporting/web/*", "annotation/web/*"),
+            *("reporting/web/*", "annotation/web/*", "publishing/checklists.json"),
         ],
     },
     entry_points={"console_scripts": ["alpacare = common.alpacare:main"]},

@@ -32,11 +32,11 @@ from datagen.chat.errors import Failure, require_answers
 from datagen.chat.store import AnswerStore
 from evaluation.config import EvaluationConfig
 from evaluation.grading import answers, grader
+from evaluation.grading import presentation as pages
 from evaluation.grading.grader import Grade
 from evaluation.grading.rubric_run import RubricRun, RubricSettings
 from evaluation.inputs import outputs
 from evaluation.judging import comparisons
-from evaluation.reporting import rubrics as pages
 from evaluation.reporting.table_formats import Table, latex, markdown
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/evaluation.py"

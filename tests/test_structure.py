@@ -35,10 +35,11 @@ LAYERS = {
         "inputs",
         "judging",
         "scoring",
-        "grading",
         "annotation",
         "reporting",
         "multiple_choice",
+        "grading",
+        "publishing",
         "evaluation",
     ],
 }
