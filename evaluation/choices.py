@@ -13,7 +13,6 @@ figures/ and run.json into D. Replies are stored in D/answers.sqlite as soon as 
 interrupted run resumes with the same command.
 """
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from common.reports import drawing
 from common.sections import UsageError
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import ChatConfig, ChatRequest, LikelihoodRequest, environment
-from datagen.chat.connection import served_models
-from datagen.chat.errors import Failure, NotFoundError, require_answers
+from datagen.chat.connection import only_model
+from datagen.chat.errors import Failure, require_answers
 from datagen.chat.replies import ChatAnswer, likelihoods
 from datagen.chat.store import AnswerStore
 from evaluation.multiple_choice import presentation, prompts, questions, results
@@ -57,24 +56,6 @@ class ChoiceSettings:
     prompt: str  # key of PROMPTS; "": that of the form
     shots: int
     shots_from: Path | None
-
-
-def model_of(config: ChatConfig) -> str:
-    """The model of a server that has only one.
-
-    Raises:
-      UsageError: it has several, or does not say.
-    """
-    try:
-        names = asyncio.run(served_models(config))
-    except NotFoundError:
-        raise UsageError(
-            f"{config.base_url}/models: nothing answers there; --base_url usually ends with /v1, "
-            "or give --model"
-        ) from None
-    if len(names) != 1:
-        raise UsageError(f"{config.base_url} has {len(names)} models; --model chooses: {names}")
-    return names[0]
 
 
 def request(settings: ChoiceSettings, prompter: Prompter, question: Question) -> ChatRequest:
@@ -142,7 +123,7 @@ def run(
         nothing is written.
     """
     if not config.model:
-        config = dataclasses.replace(config, model=model_of(config))
+        config = dataclasses.replace(config, model=only_model(config))
     asked = questions.read(settings.files, settings.form, settings.first_answer)
     asked = questions.of_subjects(asked, settings.subjects)
     examples, files = [], list(settings.files)

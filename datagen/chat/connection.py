@@ -3,6 +3,7 @@
 The SDKs do what they do best: addresses, authentication, connections, uploads.
 """
 
+import asyncio
 import contextlib
 import importlib
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx2
 
+from common.sections import UsageError
 from datagen.chat.config import (
     API_KEY_VARIABLES,
     BASE_URL_VARIABLES,
@@ -20,7 +22,9 @@ from datagen.chat.config import (
     ChatConfig,
 )
 from datagen.chat.errors import (
+    AttemptError,
     FatalProviderError,
+    NotFoundError,
     RejectedRequestError,
     RetryableError,
     short_text,
@@ -175,6 +179,28 @@ async def served_models(config: ChatConfig) -> list[str]:
         raise FatalProviderError(f"{config.base_url} does not list its models") from None
     finally:
         await connection.close()
+
+
+def only_model(config: ChatConfig) -> str:
+    """The model of a server that has only one.
+
+    Raises:
+      UsageError: it has several, or does not say.
+    """
+    try:
+        names = asyncio.run(served_models(config))
+    except NotFoundError:
+        raise UsageError(
+            f"{config.base_url}/models: nothing answers there; --base_url usually ends with /v1, "
+            "or give --model"
+        ) from None
+    except AttemptError as error:
+        raise UsageError(
+            f"{config.base_url} does not list its models ({error}); start it, or give --model"
+        ) from None
+    if len(names) != 1:
+        raise UsageError(f"{config.base_url} has {len(names)} models; --model chooses: {names}")
+    return names[0]
 
 
 def _api_key(config: ChatConfig) -> str:

@@ -1,14 +1,13 @@
 """The answers to grade: from files, or from a model that is asked for them."""
 
 import dataclasses
-import json
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from datagen.chat import prices
 from datagen.chat.config import LOOPBACK, ChatConfig, ChatRequest
+from datagen.chat.connection import only_model
 from datagen.chat.errors import Failure
 from datagen.chat.replies import ChatAnswer
 from evaluation.grading.rubrics import RubricExample
@@ -18,9 +17,6 @@ from evaluation.inputs.outputs import ModelOutput
 
 SYSTEM_TOKENS = 500
 """Of an answer, in estimates."""
-
-SECONDS_FOR_MODELS = 20.0
-"""That a server may take to list its models."""
 
 
 def output(item: Item, generator: str, outcome: ChatAnswer | Failure) -> ModelOutput:
@@ -60,14 +56,15 @@ def system_config(grader: ChatConfig, base_url: str, model: str, max_tokens: int
     A server on this machine costs nothing; another has the price of datagen/prices.json.
 
     Raises:
-      ValueError: there is a budget in USD, and the price is unknown.
+      ValueError: there is a budget in USD, and the price is unknown; or the server has several
+        models, and none is named.
     """
     own_server = urlsplit(base_url).hostname in LOOPBACK
     config = dataclasses.replace(
         grader,
         provider="openai",
         base_url=base_url,
-        model=model or served_model(base_url),
+        model=model,
         max_tokens=max_tokens,
         temperature=None,
         top_p=None,
@@ -78,31 +75,11 @@ def system_config(grader: ChatConfig, base_url: str, model: str, max_tokens: int
         price_input=0.0 if own_server else None,
         price_output=0.0 if own_server else None,
     )
+    if not model:
+        config = dataclasses.replace(config, model=only_model(config))
     if config.budget_usd and not own_server and not prices.look_up(config.model):
         raise ValueError(
             f"budget_usd is set, but {config.model!r} at {base_url} has no price in "
             "datagen/prices.json; set budget_tokens instead"
         )
     return config
-
-
-def served_model(base_url: str) -> str:
-    """The name of the only model that a server has.
-
-    Raises:
-      ValueError: it does not list its models, or lists several.
-    """
-    try:
-        address = f"{base_url.rstrip('/')}/models"
-        with urllib.request.urlopen(address, timeout=SECONDS_FOR_MODELS) as reply:
-            names = [str(row["id"]) for row in json.load(reply)["data"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{base_url}/models does not list the server's models ({error}); start the server, or "
-            "name the model with --model"
-        ) from None
-    if len(names) != 1:
-        raise ValueError(
-            f"{base_url} serves {', '.join(names) or 'no model'}; choose one with --model"
-        )
-    return names[0]

@@ -10,7 +10,7 @@ from common import provenance, sections
 from common.messages import duration, format_counts
 from common.sections import UsageError
 
-KINDS: Mapping[str, tuple[str, ...]] = {
+RUN_KINDS: Mapping[str, tuple[str, ...]] = {
     "judging": ("prompt_versions",),
     "rubric": ("rubric.repeats",),
     "choices": ("config.method", "config.shots"),
@@ -27,7 +27,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 class RunRecord:
     """The content of a `run.json`."""
 
-    kind: str  # of KINDS; "" for another
+    kind: str  # of RUN_KINDS; "" for another
     path: Path
     content: Mapping[str, Any]
 
@@ -59,7 +59,7 @@ def kind_of(content: Mapping[str, Any]) -> str:
     ('judging', '')
     """
     known = RunRecord("", Path(), content)
-    for kind, names in KINDS.items():
+    for kind, names in RUN_KINDS.items():
         if all(known.get(name) is not None for name in names):
             return kind
     return ""

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from common.sections import UsageError
+from datagen.chat import connection
 from datagen.chat.errors import RunStoppedError
 from datagen.chat.replies import likelihoods, read_reply
 from evaluation import choices
@@ -195,9 +196,9 @@ def test_a_model_is_found_only_where_it_is_the_only_one(monkeypatch):
     async def two(_):
         return ["one", "two"]
 
-    monkeypatch.setattr(choices, "served_models", two)
+    monkeypatch.setattr(connection, "served_models", two)
     with pytest.raises(UsageError, match=r"has 2 models; --model chooses: \['one', 'two'\]"):
-        choices.model_of(make_config(None))
+        connection.only_model(make_config(None))
 
 
 def test_a_dry_run_sends_nothing(ask, server, tmp_path, capsys):

@@ -153,9 +153,9 @@ def test_kinds_are_known_by_what_the_commands_record():
         return {f"config.{name}" for name in sections.flatten(cli.load_config(config))}
 
     recipe = flat(f"{REPOSITORY}/configs/alpacare.py")
-    assert set(run_records.KINDS["training"]) <= recipe
+    assert set(run_records.RUN_KINDS["training"]) <= recipe
     data = flat(f"{REPOSITORY}/configs/datagen.py")
-    assert {run_records.KINDS[kind][0] for kind in ("tasks", "responses")} <= data
+    assert {run_records.RUN_KINDS[kind][0] for kind in ("tasks", "responses")} <= data
     assert run_records.kind_of(TRAINING) == "training"
     assert run_records.kind_of(JUDGING) == "judging"
 
