@@ -118,7 +118,8 @@ def _of_choices(
 ) -> Iterator[PublishedResult]:
     config = record.content["config"]
     row = found["accuracy"]
-    names = [Path(str(name)).name.split(".")[0] for name in config["files"]]
+    asked = [name for name in config["files"] if name != config.get("shots_from")]
+    names = [Path(str(name)).name.split(".")[0] for name in asked]
     notes = f"accuracy in % by {config['method']}, {config['shots']} examples; {_interval(row)}"
     value = 100 * row["rate"]
     yield PublishedResult(config["model"], "+".join(names), "accuracy", value, notes, date)
