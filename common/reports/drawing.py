@@ -11,8 +11,12 @@ import warnings
 from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from common import paths, provenance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Point = tuple[float, float]
 
@@ -266,6 +270,16 @@ def missing_glyphs(missing: Collection[str]) -> str:
 
 def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str]:
     """Writes a PNG, replacing a file only as a whole; returns characters that no font can draw."""
+    figure = matplotlib_figure(drawing, dots_per_inch)
+    with warnings.catch_warnings(record=True) as caught, provenance.replacing(path) as partial:
+        warnings.simplefilter("always")
+        figure.savefig(partial, format="png", metadata={"Software": None})
+    glyphs = [re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught]
+    return {chr(int(glyph.group(1))) for glyph in glyphs if glyph}
+
+
+def matplotlib_figure(drawing: Drawing, dots_per_inch: int) -> "Figure":
+    """The drawing as matplotlib draws it."""
     from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure  # takes half a second
     from matplotlib.patches import Polygon as Patch
@@ -304,8 +318,4 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
                 weight="bold" if shape.bold else "normal",
                 zorder=layer,
             )
-    with warnings.catch_warnings(record=True) as caught, provenance.replacing(path) as partial:
-        warnings.simplefilter("always")
-        figure.savefig(partial, format="png", metadata={"Software": None})
-    glyphs = [re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught]
-    return {chr(int(glyph.group(1))) for glyph in glyphs if glyph}
+    return figure

@@ -20,7 +20,7 @@ def find() -> str | None:
 class Browser:
     """One page; `problems` collects its console output and errors."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **environment: str):
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         switches = "headless no-sandbox disable-gpu disable-dev-shm-usage no-first-run"
@@ -37,6 +37,7 @@ class Browser:
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=os.environ | environment,
         )
         os.close(to_browser)
         os.close(from_browser)
