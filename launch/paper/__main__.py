@@ -17,6 +17,7 @@ Exit code 0: all done; 1: a stage failed; 2: wrong flags; 3: stages wait for wha
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -66,6 +67,9 @@ class Work:
     def __init__(self, sources: Sources, stages: Sequence[Stage], *, elsewhere: bool = False):
         self.elsewhere, self.logs = elsewhere, Path(sources.workdir) / "logs"
         self.runner = Runner()
+        self.servers = contextlib.ExitStack()  # holds one at most
+        self.serving: tuple[str, tuple[str, ...]] = "", ()
+        self.base_url = ""
         self.makers = {stage.output: stage for stage in stages}
         self.makers |= {s.output.parent: s for s in stages if s.kind == "train"}
         self.written = {test_set.file for test_set in sources.sets}  # before the first stage
@@ -92,6 +96,10 @@ class Work:
 
     def run(self, stages: Sequence[Stage]) -> int:
         """Runs those that are not done; returns the exit code."""
+        with self.servers:
+            return self._run(stages)
+
+    def _run(self, stages: Sequence[Stage]) -> int:
         waiting: list[str] = []
         for stage in stages:
             if not (reason := stage.unfinished()):
@@ -121,23 +129,36 @@ class Work:
         log.parent.mkdir(parents=True, exist_ok=True)
         front = shlex.split(stage.launcher)
         command = [*front, "python" if front else sys.executable, "-m", *stage.arguments]
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(log.open("a", encoding="utf-8"))
-            if stage.served:
-                checkpoint, *rest = stage.served
-                model = Path(checkpoint.partition("=")[2])
-                given = (*rest, f"--name={stage.model_name}")
-                served = stack.enter_context(server.serving(model, log.with_suffix(""), *given))
-                command.append(f"--base_url={served.base_url}")
-            tied = [sys.executable, "-c", server.FOLLOW, str(os.getpid()), *command]
+        try:
+            command += self._served(stage)
+        except RuntimeError as error:  # its server ended
+            return self._failed(stage, f"failed: {error}")
+        tied = [sys.executable, "-c", server.FOLLOW, str(os.getpid()), *command]
+        with log.open("a", encoding="utf-8") as file:
             code, _ = self.runner.run(tied, file, stdout)
         if self.runner.stop_requested:
             say(f"stopped in stage {stage.name}; rerun the same command to resume")
-            return 128 + (exits.Ending.received or 15)
-        if code:
-            say(f"stage {stage.name} failed with code {code}; its log is {log}; by hand:")
-            print(stage.by_hand, file=sys.stderr, flush=True)
+            return 128 + (exits.Ending.received or signal.SIGTERM)
+        return (
+            self._failed(stage, f"failed with code {code}; its log is {log}", code) if code else 0
+        )
+
+    def _failed(self, stage: Stage, reason: str, code: int = 1) -> int:
+        say(f"stage {stage.name} {reason}; by hand:")
+        print(stage.by_hand, file=sys.stderr, flush=True)
         return code
+
+    def _served(self, stage: Stage) -> list[str]:
+        """The flag for the server that a stage asks; one that has another model is stopped."""
+        if self.serving != (wanted := (stage.model_name, stage.served)):
+            self.servers.close()
+            self.serving = wanted
+            if stage.served:
+                checkpoint, *rest = stage.served
+                model, name = Path(checkpoint.partition("=")[2]), f"--name={stage.model_name}"
+                found = server.serving(model, self.logs / f"serve-{stage.model_name}", *rest, name)
+                self.base_url = self.servers.enter_context(found).base_url
+        return [f"--base_url={self.base_url}"] if stage.served else []
 
 
 def say(text: str) -> None:
