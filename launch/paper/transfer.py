@@ -6,6 +6,7 @@ The record is TARGET.run.json, by which launch/paper.sh knows that the copy is w
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from etils import epath
@@ -21,7 +22,11 @@ def main(argv: Sequence[str]) -> None:
     paths.require(source)
     record = provenance.describe(config={}, source=str(source), sha256=provenance.sha256(source))
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.copy(target, overwrite=True)
+    if paths.in_bucket(target):
+        target.write_bytes(source.read_bytes())
+    else:
+        with provenance.replacing(Path(target)) as partial:
+            partial.write_bytes(source.read_bytes())
     if provenance.sha256(target) != record["sha256"]:
         raise OSError(f"{target} is not what {source} was; rerun, when nothing writes to it")
     provenance.write_json(provenance.run_json(target), record | {"end": provenance.now()})

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import random
 import re
 import shlex
 import signal
@@ -21,7 +22,7 @@ from configs import paper
 from datagen.dedup import run as run_dedup
 from evaluation.inputs import benchmarks, outputs
 from launch.paper import __main__ as main
-from launch.paper import pipeline
+from launch.paper import pipeline, subsets
 from launch.paper.config import PaperConfig
 from launch.paper.estimates import Estimate
 from launch.paper.sources import Sources
@@ -255,11 +256,31 @@ def test_what_is_run_elsewhere_is_printed_and_taken_up(make, tmp_path, capsys, s
     assert "has other content now" in fetched.unfinished()
 
 
+@pytest.mark.slow
+def test_copies_in_a_bucket_are_known_by_their_content(make, tmp_path, monkeypatch, signals):
+    pytest.importorskip("gcsfs", reason="the extra [gcs] is not installed")
+    from tests.support import gcs_emulator
+
+    write_examples(tmp_path / "mine.jsonl", 4)
+    with gcs_emulator.running() as emulator:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "none")
+        devices = paper.get_config().to_dict()["devices"] | {"folder": "gs://bucket/paper"}
+        sources = make(examples=str(tmp_path / "mine.jsonl"), devices=devices)
+        sent, *_ = pipeline.stages(sources)
+        assert sent.name == "send/mine" and sent.unfinished() == "not started"
+        assert work(sources, [sent]) == 0
+        there = epath.Path("gs://bucket/paper/inputs/mine.jsonl")
+        assert there.read_bytes() == (tmp_path / "mine.jsonl").read_bytes()
+        assert sent.unfinished() == ""
+        write_examples(tmp_path / "mine.jsonl", 5)
+        assert sent.unfinished() == f"{tmp_path / 'mine.jsonl'} has other content now"
+
+
 @pytest.mark.parametrize(
     "flag, code, says",
     [
         ("--help", 0, ""),
-        ("--no_such_flag", 2, "no_such_flag"),
         ("--config.judges.luna.chat.modle=x", 2, "the config has no key 'modle'"),
         ("--only=tests", 1, "AlpaCare/data/; give the folder of the published files"),
     ],
@@ -319,6 +340,22 @@ def test_every_stage_of_the_paper_is_priced(tmp_path, monkeypatch):
         if estimate.most:
             assert estimate.live == pytest.approx(2 * estimate.batch) and estimate.live > 0, name
     assert found["train/alpacare-13b"].hours is None, "there is no plan"
+
+
+# The data of the ablations.
+
+
+def test_subsets_are_nested_and_as_large_as_each_other():
+    records = [{"id": str(i), "topic": f"topic {i % 10}"} for i in range(100)]
+    (small_set, fifty), (large, eighty) = subsets.by_size(records, [50, 80, 100])
+    assert (small_set, large) == ("size-50", "size-80")
+    assert fifty == eighty[:50] == records[:50]
+    found = dict(subsets.by_topics(records, [10, 50, 100], random.Random(0)))
+    topics = {name: {record["topic"] for record in group} for name, group in found.items()}
+    assert [len(group) for group in found.values()] == [10, 10, 10]
+    assert [len(some) for some in topics.values()] == [1, 5, 10]
+    assert topics["topics-10"] < topics["topics-50"]
+    assert dict(subsets.by_topics([{"id": "1"}], [10], random.Random(0))) == {}
 
 
 # The whole of it.
