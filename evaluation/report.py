@@ -13,6 +13,10 @@ its key. --systems, --references, --judges and --benchmarks choose what is repor
 patterns; a JSON file in --systems gives systems their names and backbones (its form is in
 evaluation/reporting/systems.py). --questions are shown with all answers side by side. --training
 is data in which test items are looked for. The same judgements give the same files on the same day.
+
+checklists/ has TRIPOD-LLM and CHART, answered as far as the judged workdirs and the runs of
+--records know. With --hub_datasets, eval_results/SYSTEM/ has files for `.eval_results` of its model
+repository: win rates, and what rubric and choices runs among --records measured.
 """
 
 import dataclasses
@@ -31,6 +35,7 @@ from evaluation.annotation import exports
 from evaluation.judging import foreign, reading, workdirs
 from evaluation.judging.foreign import ForeignJudgements
 from evaluation.judging.verdicts import JUDGEMENTS_FILE, Verdicts
+from evaluation.publishing.documents import ReportDocuments
 from evaluation.reporting import contents, figures, page, settings, systems, transcripts
 from evaluation.reporting.content import Chapter, ReportContent
 from evaluation.reporting.sections.questions import choose, collect
@@ -75,6 +80,8 @@ def run(
     page_mib: float = 20.0,
     baseline: str = "",
     training: Sequence[str] = (),
+    records: Sequence[str] = (),
+    hub_datasets: Sequence[str] = (),
 ) -> None:
     """Writes a report; see the flags for the arguments.
 
@@ -87,6 +94,8 @@ def run(
             "choose another --output"
         )
     sources = foreign.load(judgements, baseline)
+    judged_in = [source for source in sources if isinstance(source, Path)]
+    documents = ReportDocuments.read(judged_in, records, hub_datasets)
     asked = exports.load(labels)
     everything, by_question = _read(sources, asked)
     texts = workdirs.read(sources, everything)
@@ -111,6 +120,8 @@ def run(
             "title": title,
             "seed": seed,
             "page_mib": page_mib,
+            "records": list(records),
+            "hub_datasets": list(hub_datasets),
         }
     )
     names = systems.read(systems_file, everything.names("generator"))  # before the slow part
@@ -128,6 +139,7 @@ def run(
     )
     html = page.build(content, chapters, packed, runs=runs, title=title, made=_made(record))
     _write(output, results, chapters, html)
+    documents.write(output, results.record())
     provenance.write_json(output / "run.json", record | {"end": provenance.now()})
     log(
         f"{output / 'report.html'}: {len(html.encode()) / 2**20:.1f} MiB, transcripts of "
@@ -190,6 +202,17 @@ def define_flags() -> None:
         "random_questions", 2, "How many to draw where --questions names none.", lower_bound=0
     )
     flags.DEFINE_string("title", "Evaluation report", "Title of the page.")
+    flags.DEFINE_list(
+        "records",
+        [],
+        "Runs behind the systems, for checklists/ and eval_results/: workdirs of train, choices, "
+        "rubric, ...; folders or files of run.json.",
+    )
+    flags.DEFINE_list(
+        "hub_datasets",
+        [],
+        "Test sets on the Hub, for eval_results/: BENCHMARK=ORG/NAME or BENCHMARK=ORG/NAME:TASK.",
+    )
     flags.DEFINE_integer(
         "seed",
         0,
@@ -231,6 +254,8 @@ def main(argv: Sequence[str]) -> None:
         page_mib=FLAGS.page_mib,
         baseline=FLAGS.baseline,
         training=FLAGS.training,
+        records=FLAGS.records,
+        hub_datasets=FLAGS.hub_datasets,
     )
 
 

@@ -126,7 +126,7 @@ def _of_choices(
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    count = next(row[name] for name in ("items", "examples", "questions", "valid") if name in row)
+    count = next(row[name] for name in ("valid", "examples", "questions") if name in row)
     low, high = (f"{100 * row[name]:.1f}" for name in ("low", "high"))
     return f"95 % interval {low} to {high}, {count:,} items"
 

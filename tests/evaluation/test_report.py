@@ -66,6 +66,7 @@ def test_everything_is_written_and_twice_the_same(tmp_path):
         path.unlink()  # an error where it is gone
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
+    assert "checklists/tripod_llm.md" in one and "checklists/chart.md" in one
     figures = ("win_rates", "comparisons", "difficulty", "position", "lengths")
     tables = ("win_rates", "judges", "agreement", "comparisons", "difficulty", "lengths")
     tables += ("signals", "safety", "contamination", "summary", "questions")
