@@ -11,7 +11,8 @@ is cut short is not lost:
     attention  forms of decode attention alone, all layers, rows half full
     compile    seconds until every program is compiled
     step       a decode step with all slots and with half of them, rows half full; its share of the
-               copy bandwidth counts the weights once and the keys and values that rows hold
+               copy bandwidth counts the weights once and the keys and values that rows hold; then
+               where the time goes, by kind of kernel
     answers    prompts of 40 to 400 tokens, answers of 32 to 384: tokens a second; the second run
                counts
 """
@@ -20,14 +21,17 @@ import dataclasses
 import functools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from alpacare_jax.model.config import VARIANTS
+from benchmarks.support import kernels
 from common import cli
 
 LENGTH = 1024
@@ -97,8 +101,8 @@ def attention_forms(interpret: bool) -> dict[str, Callable[..., Any]]:
     return forms
 
 
-def measure_attention(config: Any, slots: int, rate: float, interpret: bool) -> dict[str, Any]:
-    """Reports every form, and returns the options of the fastest ragged one."""
+def measure_attention(config: Any, slots: int, rate: float, interpret: bool) -> None:
+    """Reports how long each form takes."""
     import jax
     import jax.numpy as jnp
 
@@ -110,7 +114,6 @@ def measure_attention(config: Any, slots: int, rate: float, interpret: bool) -> 
     q = jnp.ones((slots, 1, config.num_attention_heads, config.head_dim), dtype)
     per_token = 2 * math.prod(held["k"].shape) // slots // held["k"].shape[3] * dtype.dtype.itemsize
     least = float(jnp.sum(starts + 1)) * per_token
-    found: dict[str, float] = {}
     for name, form in attention_forms(interpret).items():
 
         @jax.jit
@@ -121,17 +124,12 @@ def measure_attention(config: Any, slots: int, rate: float, interpret: bool) -> 
             return jax.lax.scan(layer, q, jnp.arange(config.num_hidden_layers))[0]
 
         try:
-            found[name] = seconds(functools.partial(all_layers, q, held))
+            took = seconds(functools.partial(all_layers, q, held))
         except Exception as error:  # noqa: BLE001 - an unsupported form must not end the rest
             report("attention", form=name, failed=str(error)[:300])
             continue
-        share = least / found[name] / rate
-        report("attention", form=name, milliseconds=1e3 * found[name], share_of_copy=share)
-    ragged = {name: value for name, value in found.items() if name.startswith("ragged")}
-    if not ragged:
-        return {}
-    best = min(ragged, key=lambda name: ragged[name])
-    return {name: int(value) for name, value in (word.split("=") for word in best.split()[1:])}
+        share = least / took / rate
+        report("attention", form=name, milliseconds=1e3 * took, share_of_copy=share)
 
 
 def random_params(config: Any) -> Any:
@@ -150,7 +148,9 @@ def random_params(config: Any) -> Any:
 
 
 def measure_steps(engine: Any, slots: Sequence[int], weight_bytes: int, rate: float) -> None:
-    """Decode steps with so many slots, rows half full."""
+    """Decode steps with so many slots, rows half full, and where their time goes."""
+    import jax
+
     from alpacare_jax.inference import rows
     from alpacare_jax.inference.programs import BURST
 
@@ -179,6 +179,11 @@ def measure_steps(engine: Any, slots: Sequence[int], weight_bytes: int, rate: fl
             share_of_copy=held / step / rate,
             whole_cache_gb=cached / 1e9,
         )
+        if jax.default_backend() == "gpu":
+            with tempfile.TemporaryDirectory() as folder:
+                with jax.profiler.trace(folder):
+                    jax.block_until_ready(run())
+                print("\n".join(kernels.table(*kernels.kernels(Path(folder)))), flush=True)
 
 
 def measure_answers(engine: Any, count: int, shrink: int) -> None:
@@ -212,6 +217,7 @@ def main(argv: Sequence[str]) -> None:
     import jax.numpy as jnp
 
     from alpacare_jax.inference.engine import Engine
+    from alpacare_jax.model import layers
 
     FLAGS = flags.FLAGS
     config, slots = VARIANTS[FLAGS.variant], FLAGS.slots
@@ -220,8 +226,9 @@ def main(argv: Sequence[str]) -> None:
     on_cpu = jax.default_backend() == "cpu"
     report("device", kind=jax.devices()[0].device_kind, jax=jax.__version__)
     rate = copy_rate(FLAGS.shrink)
-    best = measure_attention(config, slots // 2, rate, on_cpu)
+    measure_attention(config, slots // 2, rate, on_cpu)
     params = random_params(config)
+    params |= {"layers": layers.unstack(params["layers"])}  # as `loading` does on GPUs
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     engine = Engine(
         params,
@@ -231,13 +238,9 @@ def main(argv: Sequence[str]) -> None:
         max_length=LENGTH,
         slots=slots,
     )
-    if best and engine._programs.programs._ragged:  # where the engine trusts the kernel
-        from alpacare_jax.inference import ragged_attention
-
-        engine._programs.programs._ragged = functools.partial(ragged_attention.attend, **best)
     began = time.perf_counter()
     engine.compile(lambda line: None)
-    report("compile", seconds=time.perf_counter() - began, attention=str(best))
+    report("compile", seconds=time.perf_counter() - began)
     measure_steps(engine, [slots, slots // 2], weight_bytes, rate)
     measure_answers(engine, FLAGS.prompts, FLAGS.shrink)
 

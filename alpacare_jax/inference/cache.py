@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -121,7 +122,9 @@ def attend(
 
     def block_of(x: jax.Array, start: jax.Array) -> jax.Array:
         if rows_R is None:
-            return jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, R, K, KEYS, H))[0]
+            # As it is stored, or XLA for GPUs would transpose the whole cache for these products.
+            block = jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, R, K, KEYS, H))
+            return with_layout_constraint(block, Layout(tuple(range(block.ndim))))[0]
         take = jax.vmap(
             lambda row: jax.lax.dynamic_slice(x, (layer, row, 0, start, 0), (1, 1, K, KEYS, H))
         )

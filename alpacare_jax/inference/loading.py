@@ -14,7 +14,7 @@ from alpacare_jax.data import chat_template, prompts
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.sampling import Sampling
-from alpacare_jax.model import llama, projections
+from alpacare_jax.model import layers, llama, projections
 from alpacare_jax.model.config import LlamaConfig
 from common import paths, provenance
 from common.sections import UsageError, flatten
@@ -137,6 +137,8 @@ class ModelSource:
             shardings = sharding.param_shardings(factors, mesh, rules)
             factors = self.adapter.load(self.config, self.dtype, shardings)
             params = projections.join(params, factors, self.adapter.lora.scaling)
+        if jax.default_backend() == "gpu":
+            params |= {"layers": layers.unstack(params["layers"])}
         return Engine(
             params,
             self.config,

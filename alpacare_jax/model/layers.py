@@ -85,6 +85,20 @@ def run(
     return _run_accumulating(layer, unroll, x_MD, stacked, accumulated_grads, frozen)
 
 
+def unstack(stacked: Any) -> list[Any]:
+    """A tree of its own arrays for each layer; the stacked ones are freed one after the other.
+
+    XLA for GPUs copies what it slices out of a stack: decoding would read the weights, write them
+    and read them again at each step.
+    """
+    leaves, structure = jax.tree.flatten(stacked)
+    take_apart, found = jax.jit(list), []
+    for leaf in leaves:
+        found.append(take_apart(leaf))
+        leaf.delete()
+    return [structure.unflatten(each) for each in zip(*found, strict=True)]
+
+
 def _loop(
     step: Callable[..., tuple[Any, Any]],
     carry: Any,

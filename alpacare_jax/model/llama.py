@@ -162,7 +162,8 @@ class Llama(nnx.Module):
     """The decoder: a stateless view of a parameter tree, constructed inside `jax.jit`.
 
     Args:
-      params: the tree of `params.py`, of any float dtype; `join` adds an adapter to it.
+      params: the tree of `params.py`, of any float dtype; `join` adds an adapter to it, and
+        `layers.unstack` takes its layers apart.
       config: the model's configuration.
       dtype: compute dtype; weights are cast as each layer uses them.
       placement: how arrays are laid out on a mesh. Without it XLA may replicate all rows.
@@ -182,10 +183,14 @@ class Llama(nnx.Module):
         self.config, self.dtype, self.placement = config, dtype, placement
         self.embed_tokens = nnx.Param(params["embed_tokens"])
         layers_of_base, self.scaling = params["layers"], scaling
-        # Stacked; the scans make a Block of each layer.
+        # Stacked, and the scans make a Block of each layer; or a list of them, for `extend` alone.
         self.trained = nnx.data(adapter["layers"] if adapter else layers_of_base)
         self.frozen = nnx.data(layers_of_base if adapter else {})
-        self.layers = nnx.data(join(self.frozen, self.trained, scaling))
+        self.layers = nnx.data(
+            layers_of_base
+            if isinstance(layers_of_base, list)
+            else join(self.frozen, self.trained, scaling)
+        )
         self.norm = nnx.Param(params["norm"])
         self.lm_head = optional_param(params, "lm_head")
 
@@ -269,8 +274,13 @@ class Llama(nnx.Module):
             x_MD = Block(params, self.config)(x_MD, rope, attend_cached)
             return (x_MD, cache), None
 
-        scanned = (self.layers, jnp.arange(self.config.num_hidden_layers))
-        (x_MD, cache), _ = jax.lax.scan(layer, (self._embed(tokens_RT), cache), scanned)
+        carry, numbers = (self._embed(tokens_RT), cache), range(self.config.num_hidden_layers)
+        if isinstance(self.layers, list):
+            for each in zip(self.layers, map(jnp.int32, numbers), strict=True):
+                carry, _ = layer(carry, each)
+        else:
+            carry, _ = jax.lax.scan(layer, carry, (self.layers, jnp.array(numbers)))
+        x_MD, cache = carry
         return self._final_norm(x_MD).reshape(*tokens_RT.shape, -1), cache
 
     def _embed(self, tokens: jax.Array) -> jax.Array:

@@ -42,7 +42,10 @@ def accumulate(
 ) -> Any:
     """Folds `add(micro, total)` over the first `num_micro` of A micro-batches, from `zero`."""
     if arrays["tokens"].shape[0] == 1:
-        return add({name: array[0] for name, array in arrays.items()}, zero)
+        total = add({name: array[0] for name, array in arrays.items()}, zero)
+        # Else XLA fuses unrolled layers' additions into what reads the sum, each into the next: 8
+        # layers took it minutes.
+        return jax.lax.optimization_barrier(total)
 
     def add_number(i, total):
         return add({name: array[i] for name, array in arrays.items()}, total)
