@@ -38,8 +38,8 @@ def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
         tiny = "--variant=smollm2-135m --layers=1 --slots=4 --prompts=4 --shrink=16".split()
         rest = tiny if small else []
         return [("generation", 300, cpu, ["-m", "benchmarks.generation_gpu", *rest])]
-    on_1b = TINY.split() if small else []
-    on_7b = on_1b or ["--variant=llama-7b", "--rows=7", "--steps=2"]
+    on_1b = TINY.split() if small else ["--remat=context"]
+    on_7b = TINY.split() if small else ["--variant=llama-7b", "--rows=7", "--steps=2"]
     # By default GPUs round the factors of float32 products to 10 bits.
     exact = {"JAX_PLATFORMS": "cpu" if small else "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     # Deprecations in the installed versions are no failure here.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.distributed import sharding
@@ -57,8 +57,11 @@ def abstract_engine(
         )
     dtype = llama.compute_dtype(run_config.model.dtype, mesh.devices.flat[0].platform)
     base = FrozenBase(model_config, mesh, run_config.sharding, dtype, workload.weights)
+    abstract_params = base.abstract()
+    if mesh.devices.flat[0].platform == "gpu":
+        abstract_params |= {"layers": _taken_apart(abstract_params["layers"])}
     return Engine(
-        base.abstract(),
+        abstract_params,
         model_config,
         dtype=dtype,
         eos_ids=model_config.eos_token_ids,
@@ -67,6 +70,17 @@ def abstract_engine(
         mesh=mesh,
         rules=run_config.sharding.rules,
     )
+
+
+def _taken_apart(stacked: params.Params) -> list[params.Params]:
+    """As `layers.unstack` does it with arrays."""
+
+    def first(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec(*leaf.sharding.spec[1:])
+        placed = NamedSharding(leaf.sharding.mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=placed)
+
+    return [jax.tree.map(first, stacked)] * jax.tree.leaves(stacked)[0].shape[0]
 
 
 def loop_trips(keys: int) -> Callable[[str], float | None]:
