@@ -20,6 +20,9 @@ from alpacare_jax.inference import cache
 from alpacare_jax.inference.rows import PIECE
 from alpacare_jax.model.attention import MASKED_SCORE
 
+KERNEL, KERNEL_KEYS = "ragged_attention", 32
+"""Of the kernel in compiled programs, and the keys of one row that it loads at a time."""
+
 LEAST_QUERIES = 16
 """Rows of the smallest product on tensor cores; fewer queries are padded."""
 
@@ -67,7 +70,7 @@ def attend(
     rows_R: jax.Array,
     starts_R: jax.Array,
     *,
-    keys: int = 32,
+    keys: int = KERNEL_KEYS,
     warps: int = 2,
     stages: int = 4,
     interpret: bool = False,
@@ -77,8 +80,8 @@ def attend(
     Args:
       k, v: the cache [L, B, K, S, H]; S is a multiple of `keys`.
       starts_R: negative for rows whose result is zero.
-      keys, warps, stages: keys of one row that are loaded at a time, and how Triton compiles that;
-        all combinations of docs/experiments/h200.md are within 6 % there.
+      keys, warps, stages: keys loaded at a time, and how Triton compiles that; the combinations
+        in docs/experiments/h200.md are within 7 % there.
     """
     R, T, N, H = q_RTNH.shape
     K = k.shape[2]
@@ -97,7 +100,7 @@ def attend(
         out_shape=jax.ShapeDtypeStruct(q_RKQH.shape, q_RTNH.dtype),
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
-        name="ragged_attention",
+        name=KERNEL,
     )(layer[None], rows_R, starts_R, q_RKQH, k, v)
     out_RKGTH = out_RKQH[:, :, : G * T].reshape(R, K, G, T, H)
     return out_RKGTH.transpose(0, 3, 1, 2, 4).reshape(R, T, N, H)

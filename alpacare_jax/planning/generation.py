@@ -19,15 +19,13 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.inference.cache import BLOCKS, KEYS, Cache
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.programs import BURST, DECODE
+from alpacare_jax.inference.ragged_attention import KERNEL, KERNEL_KEYS
 from alpacare_jax.inference.rows import PIECE
 from alpacare_jax.model import llama, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
 from alpacare_jax.training.config import RunConfig
-
-KERNEL, KERNEL_KEYS = "ragged_attention", 64
-"""The kernel of GPUs as compiled programs name it, and the keys that it reads at a time."""
 
 
 @dataclasses.dataclass(frozen=True)

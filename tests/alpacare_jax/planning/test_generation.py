@@ -94,12 +94,12 @@ def test_the_kernel_of_gpus_reads_and_multiplies_whole_blocks(keys):
     q, k = jnp.zeros((3, 1, 4, 16), jnp.bfloat16), jnp.zeros((2, 5, 2, 256, 16), jnp.bfloat16)
     rows = jnp.arange(3)
     traced = jax.jit(ragged_attention.attend).trace(q, k, k, jnp.int32(0), rows, rows)
-    blocks = -(-keys // 64)
-    products = 3 * 2 * blocks * 2 * (2 * 16 * 64 * 16)  # 2 queries, padded to 16
+    blocks, block = -(-keys // ragged_attention.KERNEL_KEYS), ragged_attention.KERNEL_KEYS
+    products = 3 * 2 * blocks * 2 * (2 * 16 * block * 16)  # 2 queries, padded to 16
     assert roofline.traced_flops(traced, generation.loop_trips(keys)) == products
     mesh = sharding.make_mesh(on_mesh(-1, 1, 1).sharding, jax.devices()[:1])
     read = generation.kernel_bytes({"k": k, "v": k}, 3, keys, mesh)
-    assert read == {"ragged_attention": 3 * blocks * 64 * 2 * 2 * 16 * 2}
+    assert read == {"ragged_attention": 3 * blocks * block * 2 * 2 * 16 * 2}
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("nf4", 4)])
