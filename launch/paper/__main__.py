@@ -139,9 +139,11 @@ class Work:
         if self.runner.stop_requested:
             say(f"stopped in stage {stage.name}; rerun the same command to resume")
             return 128 + (exits.Ending.received or signal.SIGTERM)
-        return (
-            self._failed(stage, f"failed with code {code}; its log is {log}", code) if code else 0
-        )
+        if code:
+            return self._failed(stage, f"failed with code {code}; its log is {log}", code)
+        if not stage.ended:  # training that got SIGTERM has saved and ends with 0
+            return self._failed(stage, f"stopped before its end; its log is {log}; rerun to resume")
+        return 0
 
     def _failed(self, stage: Stage, reason: str, code: int = 1) -> int:
         say(f"stage {stage.name} {reason}; by hand:")

@@ -67,6 +67,11 @@ class Stage:
         server = shlex.join(["alpacare_jax.serve", *self.served, f"--name={self.model_name}"])
         return f"python -m {server}\n{command} --base_url=http://127.0.0.1:8000/v1"
 
+    @property
+    def ended(self) -> bool:
+        """Whether the record has the end of a run, and the output is there."""
+        return bool(provenance.read_record(self.record).get("end")) and self.output.exists()
+
     def unfinished(self) -> str:
         """Why the stage is to be run; "" if it is done.
 
@@ -78,7 +83,7 @@ class Stage:
           ValueError: the record is damaged, or the output was changed after it was made.
         """
         record = provenance.read_record(self.record)
-        if not (record.get("end") and self.output.exists()):
+        if not self.ended:
             return "unfinished" if record else "not started"
         if found := provenance.as_text(self._changed_settings(record)):
             return f"other settings ({found})"

@@ -180,6 +180,16 @@ def test_a_stage_that_fails_ends_the_pipeline_with_its_command_and_log(
     assert "must be between 0 and 1" in (sources.workdir / "logs/dedup.log").read_text()
 
 
+def test_a_command_that_ends_before_its_stage_does_is_no_success(make, tmp_path, capsys, signals):
+    """As training does when it gets SIGTERM: it saves, and ends with 0."""
+    sources = make()
+    write_examples(tmp_path / "in.jsonl", 3)
+    stopped = dedup(tmp_path, "--help")
+    assert work(sources, [stopped, dataclasses.replace(stopped, name="later")]) == 1
+    told = capsys.readouterr().err
+    assert "paper: stage dedup stopped before its end; its log is " in told and "later" not in told
+
+
 def test_published_test_sets_are_written_in_one_form_and_read_as_they_were(original, tmp_path):
     settings = paper.get_config().to_dict() | {"published": str(original)}
     for name, given in settings["benchmarks"].items():
