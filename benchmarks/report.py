@@ -113,10 +113,12 @@ def main(argv: Sequence[str]) -> None:
         start = time.perf_counter()
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        peak = used.ru_maxrss * 1024
         found = json.loads((output / "report.json").read_text(encoding="utf-8"))
         page = os.path.getsize(output / "report.html")
         print(f"{found['verdicts']:,} verdicts; report.html {page / 2**20:.1f} MiB")
+        print(f"{used.ru_utime + used.ru_stime:.1f} s of processor time")
     race.verdict("seconds", seconds, SECONDS, at_most=True)
     race.verdict("GiB", peak / 2**30, BYTES / 2**30, at_most=True)
 

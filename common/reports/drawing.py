@@ -273,7 +273,8 @@ def write_png(path: Path, drawing: Drawing, dots_per_inch: int = 200) -> set[str
     figure = matplotlib_figure(drawing, dots_per_inch)
     with warnings.catch_warnings(record=True) as caught, provenance.replacing(path) as partial:
         warnings.simplefilter("always")
-        figure.savefig(partial, format="png", metadata={"Software": None})
+        settings = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 3}}
+        figure.savefig(partial, format="png", **settings)
     glyphs = [re.match(r"Glyph (\d+)", str(warning.message)) for warning in caught]
     return {chr(int(glyph.group(1))) for glyph in glyphs if glyph}
 
@@ -282,6 +283,7 @@ def matplotlib_figure(drawing: Drawing, dots_per_inch: int) -> "Figure":
     """The drawing as matplotlib draws it."""
     from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure  # takes half a second
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Polygon as Patch
 
     figure = Figure(figsize=(drawing.width / 72, drawing.height / 72), dpi=dots_per_inch)
@@ -296,13 +298,8 @@ def matplotlib_figure(drawing: Drawing, dots_per_inch: int) -> "Figure":
             axes.add_patch(patch)
         elif isinstance(shape, Line):
             style = (0, shape.dash) if shape.dash else "-"
-            axes.plot(
-                *zip(*shape.points, strict=True),
-                c=_colour(shape.colour),
-                lw=shape.width,
-                ls=style,
-                zorder=layer,
-            )
+            look = {"color": _colour(shape.colour), "lw": shape.width, "ls": style}
+            axes.add_line(Line2D(*zip(*shape.points, strict=True), **look, zorder=layer))
         else:
             alignment = {"start": "left", "middle": "center", "end": "right"}[shape.anchor]
             axes.text(

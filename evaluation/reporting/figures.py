@@ -18,7 +18,7 @@ from evaluation.scoring.score import WinRate
 PANEL_HEIGHT = 900
 """Of a drawing, about: rows that do not fit are another drawing."""
 
-FILE_HEIGHT = 2400
+FILE_HEIGHT = 3600
 """Of the drawings in one file; those that do not fit are in another."""
 
 MAX_COLUMNS, MAX_ROWS = 12, 24
