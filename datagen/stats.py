@@ -22,6 +22,8 @@ from common.text.rouge import TOKENIZERS
 from datagen.analysis import measures, page, verb_objects
 from datagen.analysis.card import CardSettings, card
 
+MEDICAL_NOTICE = Path(__file__).with_name("prompts") / "notice.txt"
+
 
 def named_inputs(inputs: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     """The files by set name, which is taken from --names or from the file name.
@@ -102,6 +104,9 @@ def define_flags() -> None:
     flags.DEFINE_list("language", [], "Language codes for the card, such as en or en,de.")
     flags.DEFINE_string("title", "", "Title of the card; by default the name of the first set.")
     flags.DEFINE_list("tags", [], "Additional tags for the card.")
+    flags.DEFINE_string(
+        "notice", "", "File with the warning on the card; by default that of medicine."
+    )
     flags.mark_flags_as_required(["input", "output"])
     cli.require_entries("input")
 
@@ -119,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
             language=tuple(FLAGS.language),
             title=FLAGS.title or first,
             tags=tuple(FLAGS.tags),
+            notice=(Path(FLAGS.notice) if FLAGS.notice else MEDICAL_NOTICE).read_text("utf-8"),
         )
     sets = {name: read_set(path) for name, path in inputs.items()}
     parser, find_pairs = verb_objects.choose_parser(FLAGS.parser, FLAGS.spacy_model)

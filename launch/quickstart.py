@@ -174,12 +174,13 @@ class Quickstart:
         base, run, test = self.folder / "base", self.folder / "run", self.folder / "data/test.jsonl"
         config = Path("configs/quickstart.py")
         made = run / "run.json"
+        weights = sorted(base.glob("checkpoints/*/manifest.json"))
 
         def answers(name: str, title: str, *more: str, reads: Sequence[Path] = ()) -> Stage:
             output = self.folder / f"{name}.json"
             command = ["-m", "alpacare_jax.generate", f"--checkpoint={base}", *more, *GENERATION]
             command += [f"--input={test}", f"--output={output}", f"--generator={name}"]
-            return Stage(name, title, command, [test, base / "run.json", *reads], [output])
+            return Stage(name, title, command, [test, *weights, *reads], [output])
 
         return [
             answers("before", "Answers of the base model to the test items"),
@@ -188,7 +189,7 @@ class Quickstart:
                 "Training: an adapter, one epoch",
                 ["-m", "alpacare_jax.train", f"--workdir={run}"]
                 + [f"--config={config}:short,dir={self.folder}"],
-                [config, self.folder / "data/train.jsonl", test, base / "run.json"],
+                [config, self.folder / "data/train.jsonl", test, *weights],
                 [run / "metrics.jsonl", made],
             ),
             answers("after", "Answers of the tuned model", f"--adapter={run}", reads=[made]),

@@ -47,7 +47,10 @@ class Results:
             ("pieces that are no task, or repeat one", [f"{sum(tasks['rejected'].values())}"]),
             ("seeds that fill up the tasks", [f"{dedup['read'] - tasks['kept']}"]),
             ("near-duplicates dropped", [f"{dropped}"]),
-            ("tasks with a usable answer", [f"{answers['examples']} of {answers['tasks']}"]),
+            (
+                "tasks with a usable answer",
+                [f"{answers['examples']}\u00a0of\u00a0{answers['tasks']}"],
+            ),
         ]
 
     def training_rows(self) -> list[Row]:
@@ -64,17 +67,19 @@ class Results:
         for line in (self.folder / "judged/judgements.jsonl").read_text("utf-8").splitlines():
             verdict = json.loads(line)["verdict"]
             verdicts[verdict] = verdicts.get(verdict, 0) + 1
-        judged = sum(verdicts.values())
+        judged, examples = sum(verdicts.values()), self._size("train")
         return [
-            ("examples trained on", [f"{self._size('train')}"]),
+            ("examples trained on", [f"{examples}"]),
+            ("of them from the starter set", [f"{examples - self._size('examples')}"]),
             ("held-out loss, before and after", [f"{losses[0]:.3f} → {losses[-1]:.3f}"]),
             (
                 "answers that stop by themselves",
                 [f"{stopped[0]} → {stopped[1]} of {total}"],
             ),
             ("verdicts that could be read", [f"{judged - verdicts.get('invalid', 0)} of {judged}"]),
-            ("for the tuned model, in both orders", [f"{verdicts.get('model', 0)}"]),
+            ("of these for the tuned model, in both orders", [f"{verdicts.get('model', 0)}"]),
             ("for the base model", [f"{verdicts.get('reference', 0)}"]),
+            ("ties", [f"{verdicts.get('tie', 0)}"]),
         ]
 
     def answers(self, name: str) -> list[dict[str, Any]]:

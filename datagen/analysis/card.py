@@ -20,13 +20,6 @@ from datagen.analysis.page import Stats, summary_rows
 _SIZES = ("1K", "10K", "100K", "1M", "10M")
 """Hugging Face's bounds of size categories: 10^3 to 10^7."""
 
-NOTICE = (
-    "For research on language models only. Machine-written medical text can be wrong, outdated or "
-    "harmful. No clinician has reviewed the records unless their provenance below says so; do not "
-    "use them, or a model trained on them alone, for diagnosis, treatment or any other decision "
-    "about care."
-)
-
 _SHOWN_SETTINGS = frozenset("model models prompt_version prompt threshold mode tokenizer".split())
 """Keys of a run's config that explain how its records were made."""
 
@@ -39,6 +32,7 @@ class CardSettings:
     language: tuple[str, ...]  # ISO 639 codes; empty: not stated
     title: str
     tags: tuple[str, ...]
+    notice: str = ""  # what readers are warned of
 
     def __post_init__(self) -> None:
         if not self.license:
@@ -108,7 +102,7 @@ def card(
         front_matter(settings, name, path.name, stats["sets"][name]["records"]),
         f"# {_plain(settings.title)}",
         "## Use",
-        NOTICE,
+        settings.notice,
         "## Numbers",
         note if others else "",
         "\n".join(lines),

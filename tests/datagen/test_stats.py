@@ -51,6 +51,7 @@ def test_everything_is_written_and_twice_the_same(tmp_path, data):
     assert record["config"]["inputs"]["rows"]["file"] == "rows.jsonl"
     assert record["end"]
     assert all(f"({path})" in one["README.md"].decode() for path in pngs)
+    assert "No clinician has reviewed" in one["README.md"].decode()
 
 
 def test_a_card_without_a_licence_is_a_wrong_flag_before_any_work(tmp_path, data):
@@ -64,8 +65,10 @@ def test_the_card_is_of_the_first_set(tmp_path, data):
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"instruction": "Define fever.", "source": "a book"}))
     inputs = f"--input={data},{other}", "--names=Ours,Other", f"--output={tmp_path / 'x'}"
-    assert run(*inputs, "--parser=rules", "--card", "--license=mit").returncode == 0
+    law = "--notice=configs/domains/law/notice.txt"
+    assert run(*inputs, "--parser=rules", "--card", "--license=mit", law).returncode == 0
     text = (tmp_path / "x" / "README.md").read_text()
+    assert "No lawyer has reviewed" in text and "clinician" not in text
     assert "# Ours\n" in text and "rows.jsonl" in text
     assert "other.jsonl" not in text and "a book" not in text
     assert "For comparison only, not part of it: Other." in text

@@ -1,5 +1,6 @@
 """The dataset card: its YAML, what only the user can say, and provenance."""
 
+import dataclasses
 import doctest
 import json
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_body():
     text = make()
     assert "| Records | 3 | 1 |" in text
     assert "![Lengths](figures/lengths.png)" in text
-    assert "diagnosis, treatment" in text
+    warned = dataclasses.replace(SETTINGS, notice="Not read by anybody.\n")
+    assert "## Use\n\nNot read by anybody." in make(warned)
     assert "- 3 records: no source given" in text
 
 
