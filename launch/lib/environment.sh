@@ -38,7 +38,7 @@ prepare_environment() {
     (
         mkdir -p "$VENV"
         exec 9>"$VENV/lock" # one at a time, also after a script that was killed while pip ran
-        flock 9 2>/dev/null || true
+        flock 9
         "$PYTHON_BIN" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$VENV" # or half of one
         set -o pipefail
         "$PYTHON_BIN" -m pip install --disable-pip-version-check --constraint constraints.txt \

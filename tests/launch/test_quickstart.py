@@ -7,9 +7,10 @@ import pytest
 
 from common import provenance
 from common.records import read_tasks
-from launch import quickstart
 from launch.lib import stages
 from launch.lib.stages import Stage
+from launch.quickstart import __main__ as quickstart
+from launch.quickstart import plan, summary
 from tests.conftest import REPOSITORY
 from tests.support import teacher
 from tests.support.chat_server import ChatServer
@@ -34,29 +35,29 @@ def read(path: Path) -> list[dict]:
 class TestTeacher:
     def test_the_small_model_teaches_where_there_is_no_other(self, monkeypatch):
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        assert quickstart.choose_teacher("", "").own
+        assert plan.choose_teacher("", "").own
         with pytest.raises(ValueError, match="--model requires --base_url, or OPENAI_API_KEY"):
-            quickstart.choose_teacher("", "x")
+            plan.choose_teacher("", "x")
 
     def test_a_key_or_an_address_choose_another(self, monkeypatch):
         monkeypatch.setenv("OPENAI_API_KEY", "x")
-        openai = quickstart.choose_teacher("", "")
+        openai = plan.choose_teacher("", "")
         assert (openai.base_url, openai.model, openai.own) == ("", "gpt-6-luna", False)
-        ours = quickstart.choose_teacher("http://localhost:1/v1", "mine")
+        ours = plan.choose_teacher("http://localhost:1/v1", "mine")
         assert (ours.base_url, ours.model, ours.own) == ("http://localhost:1/v1", "mine", False)
         assert "localhost:1" in quickstart.introduction(ours)
         assert "1 USD a command; unset OPENAI_API_KEY" in quickstart.introduction(openai)
         with pytest.raises(ValueError, match="--base_url requires --model"):
-            quickstart.choose_teacher("http://localhost:1/v1", "")
+            plan.choose_teacher("http://localhost:1/v1", "")
 
 
 def test_another_domain_runs_up_to_its_data(server, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(REPOSITORY)
     run = quickstart.Quickstart(tmp_path, "law")
-    asked = quickstart.Teacher(f"{server.url}/v1", "stand-in")
+    asked = plan.Teacher(f"{server.url}/v1", "stand-in")
     run.require_same(asked)
     run.run(asked)
-    shown = quickstart.summary.write(tmp_path, "law")
+    shown = summary.write(tmp_path, "law")
     tasks, answered = (
         read_tasks(tmp_path / "data/tasks.jsonl"),
         read(tmp_path / "data/examples.jsonl"),
@@ -78,7 +79,7 @@ def test_another_domain_runs_up_to_its_data(server, tmp_path, monkeypatch, capfd
     assert len(server.bodies) == sent
     assert capfd.readouterr().err.count("done before") == 5
     with pytest.raises(ValueError, match=r"begun with other settings \(model: 'stand-in' before"):
-        run.require_same(quickstart.Teacher(f"{server.url}/v1", "another"))
+        run.require_same(plan.Teacher(f"{server.url}/v1", "another"))
 
 
 def test_what_a_small_model_lacks_is_filled_up(tmp_path, capsys):
@@ -86,11 +87,11 @@ def test_what_a_small_model_lacks_is_filled_up(tmp_path, capsys):
     first.write_text('{"id": "a", "instruction": "A"}\n')
     lines = [{"id": f"s{i}", "instruction": "S", "input": "x" * (i == 0)} for i in range(4)]
     rest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    quickstart.fill_up(output, first, rest, 3)
+    plan.fill_up(output, first, rest, 3)
     assert [record["id"] for record in read(output)] == ["a", "s1", "s2"]
     assert f"1 new, 2 of {rest}" in capsys.readouterr().err
     first.write_text("")  # a teacher without a task
-    quickstart.fill_up(output, first, rest, 2)
+    plan.fill_up(output, first, rest, 2)
     assert [record["id"] for record in read(output)] == ["s1", "s2"]
 
 

@@ -103,7 +103,7 @@ def test_killed_in_stages_and_started_again_it_ends_with_the_same(tmp_path):
         write_stand_in(folder / "base")
     shown = run(whole)
     assert "proves the plumbing" in shown and shown.count("  done in ") == len(STAGES)
-    for label in ("held-out loss, before and after", "verdicts that could be read: 0 of 24"):
+    for label in ("held-out loss, before and after", "verdicts that could be read: 0 of 18"):
         assert label in shown
     for link in ("data/stats.html", "../run/report.html", "evaluation/report.html"):
         assert (whole / "report" / link).exists()

