@@ -126,16 +126,15 @@ def run(
         config = dataclasses.replace(config, model=only_model(config))
     asked = questions.read(settings.files, settings.form, settings.first_answer)
     asked = questions.of_subjects(asked, settings.subjects)
-    examples, files = [], list(settings.files)
+    examples = []
     if settings.shots_from:
-        files.append(settings.shots_from)
         examples = questions.read([settings.shots_from], settings.form, settings.first_answer)
     name = settings.prompt or ("letters" if settings.method == "letter" else "")
     prompter = Prompter(name, examples, settings.shots)
     requests = [request(settings, prompter, question) for question in asked]
     described = dataclasses.asdict(settings) | {
-        "files": {path.name: provenance.sha256(path) for path in files},
-        "shots_from": settings.shots_from and settings.shots_from.name,
+        "files": [provenance.sha256(path) for path in settings.files],  # they may have moved
+        "shots_from": settings.shots_from and provenance.sha256(settings.shots_from),
         "prompts": sorted({name or FORMS[question.form].prompt for question in asked}),
         "model": config.model,
         "extra_body": config.extra_body,
@@ -143,7 +142,10 @@ def run(
     }
     require_own_workdir(workdir, described)
     record = provenance.describe(
-        config=described, base_url=config.base_url, environment=environment()
+        config=described,
+        files=[str(path) for path in settings.files],
+        base_url=config.base_url,
+        environment=environment(),
     )
     answers = workdir / "answers.sqlite"
     with AnswerStore(answers, read_only=config.offline, dry_run=dry_run) as store:
@@ -197,7 +199,9 @@ def define_flags() -> None:
     )
     flags.register_multi_flags_validator(
         ["method", "prompt"],
-        lambda given: not (given["method"] == "letter" and given["prompt"] in ("texts", "headqa")),
+        lambda given: (
+            given["method"] != "letter" or not given["prompt"] or PROMPTS[given["prompt"]].letters
+        ),
         message="--method=letter needs a prompt that lists options by letter",
     )
 

@@ -193,6 +193,9 @@ def test_tokens_across_the_border_are_counted():
 
 
 def test_a_model_is_found_only_where_it_is_the_only_one(monkeypatch):
+    with pytest.raises(UsageError, match=r"does not list its models .* start it, or give --model"):
+        connection.only_model(make_config(None, base_url="http://127.0.0.1:9/v1"))
+
     async def two(_):
         return ["one", "two"]
 

@@ -16,7 +16,7 @@ def tables(content: ReportContent) -> Iterator[Table]:
         lines = []
         for name in dict.fromkeys(order):
             texts = signals[name].texts
-            counts = (texts.cut, texts.run_on, texts.refused, texts.empty)
+            counts = (texts.cut, texts.empty)
             lines.append(
                 [systems[name].label if name in systems else f"{name} (reference)"]
                 + [f"{texts.mean_words:,.0f}"]
@@ -25,10 +25,10 @@ def tables(content: ReportContent) -> Iterator[Table]:
             )
         caption = (
             f"Signals without a judge on {benchmark}: mean words; per cent of the answers that are "
-            "truncated, run on, start as refusals do, are empty; ROUGE-1 / 2 / L F against each "
-            "reference, times 100. None of them is quality."
+            "truncated, are empty; ROUGE-1 / 2 / L F against each reference, times 100. None of "
+            "them is quality."
         )
-        head = ["Answers of", "Words", "Cut", "Run on", "Refuse", "Empty"]
+        head = ["Answers of", "Words", "Cut", "Empty"]
         if lines:
             yield Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines)
 

@@ -6,7 +6,8 @@ import pytest
 
 from common.sections import UsageError
 from evaluation.multiple_choice import questions
-from evaluation.multiple_choice.prompts import Prompter
+from evaluation.multiple_choice.forms import FORMS
+from evaluation.multiple_choice.prompts import PROMPTS, Prompter
 
 MEDQA = {
     "question": "Which drug first?",
@@ -43,6 +44,14 @@ def written(tmp_path, rows, name="data.jsonl"):
 
 def read(tmp_path, rows, name="data.jsonl", form="", first=None):
     return questions.read(written(tmp_path, rows, name), form, first)
+
+
+def test_every_form_has_a_prompt_and_every_prompt_takes_a_question():
+    assert {form.prompt for form in FORMS.values()} <= PROMPTS.keys()
+    question = questions.Question("1", "Why {this}?", ("x", "y"), 0, "s", "", "questions")
+    for name, row in PROMPTS.items():
+        assert "Why {this}?" in Prompter(name).prompt(question)
+        assert row.letters == ("{options}" in row.text)
 
 
 def test_medqa(tmp_path):
