@@ -113,10 +113,10 @@ class Programs:
         )
         last = jnp.maximum(pieces["count"] - 1, 0)
         logits_PV = model.logits(hidden_PTD[jnp.arange(len(last)), last])
-        following = pieces["start"] + pieces["count"]
-        own = {name: state[name][pieces["slot"]] for name in ("counts", "bias")}
-        tokens = sample(logits_PV, following, **_named(own), rows=pieces)
-        state = _count(state, pieces["slot"], tokens, pieces["ends"] & pieces["adjusts"])
+        following, slots = pieces["start"] + pieces["count"], pieces["slot"]
+        counts, bias = state["counts"][slots], state["bias"][slots]
+        tokens = sample(logits_PV, following, counts, bias, pieces)
+        state = _count(state, slots, tokens, pieces["ends"] & pieces["adjusts"])
 
         first = _if_any(pieces["logprobs"], lambda: _scores(logits_PV, tokens))
         out = {"tokens": tokens, "first": first}
@@ -148,8 +148,7 @@ class Programs:
             at = jnp.where(active, positions, -1)
             hidden, state = self._extend(model, state, tokens[:, None], at, None)
             logits = model.logits(hidden[:, 0])
-            mine = {name: state[name][:R] for name in ("counts", "bias")}
-            token = sample(logits, positions + 1, **_named(mine), rows=rows)
+            token = sample(logits, positions + 1, state["counts"][:R], state["bias"][:R], rows)
             state = _count(state, own, token, active & rows["adjusts"])
             scores = _if_any(rows["logprobs"] & active, lambda: _scores(logits, token))
             new = scores | {"tokens": token}
@@ -199,10 +198,6 @@ class Programs:
         positions_RT = jnp.maximum(starts_R, 0)[:, None] + jnp.arange(tokens_RT.shape[1])
         hidden_RTD, kept = model.extend(tokens_RT, positions_RT, kept, attend)
         return hidden_RTD, state | kept
-
-
-def _named(own: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {f"{name}_BV": values for name, values in own.items()}
 
 
 def _count(state: State, rows: jax.Array, tokens: jax.Array, counted: jax.Array) -> State:

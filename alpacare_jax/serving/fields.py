@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from alpacare_jax.serving.errors import ApiError, shown, wrong_value
@@ -62,16 +62,9 @@ def _check(value: Any, depth: int) -> None:
             raise ValueError(f"{shown(value)} has half a surrogate pair") from None
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number is beyond what a float holds")
-    elif isinstance(value, dict):
-        _check_all(value, depth)
-        _check_all(value.values(), depth)
-    elif isinstance(value, list):
-        _check_all(value, depth)
-
-
-def _check_all(values: Iterable[Any], depth: int) -> None:
-    for value in values:
-        _check(value, depth - 1)
+    elif isinstance(value, dict | list):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check(inner, depth - 1)
 
 
 class Fields:

@@ -11,6 +11,7 @@ import tokenizers
 
 from alpacare_jax.data import tokenizers as module
 from alpacare_jax.data.tokenizers import load
+from alpacare_jax.inference import compiled
 from tests.support.training import finished_run, make_corpus, stopped_run
 
 CORPUS = """\
@@ -78,6 +79,14 @@ def train_sentencepiece(folder: Path, kind: str, size: int) -> Path:
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_programs():
+    """Engines compile for whole chunks and all slots only; tests of other sizes set their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "ON_CPU", compiled.Sizes(256, 8, 16))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import cache, compiled, rows
 from alpacare_jax.inference import engine as engine_module
-from alpacare_jax.inference.compiled import Compiled
+from alpacare_jax.inference.compiled import Compiled, Sizes
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.programs import BURST
 from alpacare_jax.inference.requests import Answer, Request
@@ -83,11 +83,12 @@ def weights():
 
 @pytest.fixture(autouse=True, scope="module")
 def short_pieces():
-    """Short prompts cross the bounds of pieces, chunks and blocks of the cache."""
+    """Short prompts cross the bounds of pieces, chunks and blocks of the cache; every size."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (compiled, engine_module, rows):
             patch.setattr(module, "PIECE", 8)
         patch.setattr(cache, "KEYS", 16)
+        patch.setattr(compiled, "ON_CPU", Sizes(256, 1, 1))
         yield
 
 
