@@ -289,6 +289,9 @@ def test_a_second_run_makes_no_request_and_a_larger_one_only_what_is_new(server,
     printed = json.loads((tmp_path / "run.json").read_text())
     assert printed["outputs"][str(files / "model-7B.jsonl")]["sha256"]
     assert printed["config"]["chat"]["model"] == "gpt-6-luna"
+    versions = printed["prompt_versions"].values()
+    assert printed["prompts"].keys() == set(versions)
+    assert all("{output_1}" in prompt["user"] for prompt in printed["prompts"].values())
     with pytest.raises(ValueError, match=r"judgements\.jsonl:1: .* does not request .*--workdir"):
         judge.run(make(config, files, ["model-13B"]), tmp_path)
     with pytest.raises(ValueError, match="--workdir"):

@@ -177,6 +177,22 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(fresh):
     names = "[...document.querySelectorAll('#judges td:first-child')]"
     narrow = fresh.run(f"Math.min(...{names}.map(e => e.offsetWidth).filter(Boolean))")
     assert narrow > 100, "no name is broken at every letter"
+    shrunk = (
+        "[...document.querySelectorAll('svg')].filter(e => e.viewBox.baseVal.width > e.clientWidth)"
+    )
+    assert fresh.run(f"{shrunk}.length") == 0, "figures scroll rather than shrink their letters"
+    fresh.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+    captions = (
+        "[...document.querySelectorAll('figcaption')].map(e => e.getBoundingClientRect().right)"
+    )
+    assert fresh.run(f"Math.max(...{captions})") <= 390, "no caption scrolls out of sight"
+    wide = (
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+    )
+    shadows = f"{wide}.map(e => getComputedStyle(e).backgroundImage.split('gradient').length - 1)"
+    found = fresh.run(shadows)
+    assert found and set(found) == {4}, "what is wider than the screen shows it"
+    fresh.run("document.querySelectorAll('details').forEach(e => e.open = false)")
     fresh.run("document.querySelectorAll('#list button')[1].click()")  # with a word of 200 letters
     fresh.wait_for("getComputedStyle(document.getElementById('view')).display == 'block'")
     assert fresh.run("getComputedStyle(document.getElementById('found')).display") == "none"
