@@ -3,7 +3,8 @@
     python -m datagen.stats --input=examples.jsonl,seeds.jsonl --names=Ours,Seeds --output=report
 
 Writes stats.json, stats.html, figures/*.png and run.json into --output; with --card --license=...
-also README.md, a Hugging Face dataset card of the first set. The other sets are comparisons.
+also README.md, a Hugging Face dataset card of the first set, and croissant.json, the same for
+machines. The other sets are comparisons.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from common.records import read_records
 from common.reports import drawing
 from common.sections import UsageError
 from common.text.rouge import TOKENIZERS
-from datagen.analysis import measures, page, verb_objects
+from datagen.analysis import croissant, measures, page, verb_objects
 from datagen.analysis.card import CardSettings, card
 
 MEDICAL_NOTICE = Path(__file__).with_name("prompts") / "notice.txt"
@@ -98,7 +99,8 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "card",
         False,
-        "Also write README.md, a Hugging Face dataset card of the first set; requires --license.",
+        "Also write README.md, a Hugging Face dataset card of the first set, and croissant.json; "
+        "requires --license.",
     )
     flags.DEFINE_string("license", "", "Licence of the first set: a Hugging Face identifier.")
     flags.DEFINE_list("language", [], "Language codes for the card, such as en or en,de.")
@@ -156,7 +158,12 @@ def main(argv: Sequence[str]) -> None:
         path = inputs[first]
         text = card(card_settings, stats, path, sets[first], figures)
         provenance.write_text(output / "README.md", text)
-        log(f"{output / 'README.md'}: dataset card of {path.name}; upload both together")
+        machine = croissant.croissant(card_settings, path, sets[first])
+        provenance.write_json(output / "croissant.json", machine)
+        log(
+            f"{output / 'README.md'}: dataset card of {path.name}; upload both together, with "
+            f"croissant.json, whose {', '.join(croissant.AUTHORS_FIELDS)} are yours to write"
+        )
     provenance.write_json(output / "run.json", record | {"end": provenance.now()})
     log(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
 

@@ -108,7 +108,7 @@ def card(
         "\n".join(lines),
         "## Provenance",
         f"`{path.name}`:",
-        "\n".join(_sources(records)),
+        "\n".join(f"- {_plain(line)}" for line in sources(records)),
         *_runs(path),
         "## Figures",
         note if others else "",
@@ -127,8 +127,8 @@ def _plain(text: object) -> str:
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", line)
 
 
-def _sources(records: Sequence[Record], shown: int = 10) -> list[str]:
-    """Lines of record counts by source: its text, or its model and prompt version."""
+def sources(records: Sequence[Record], shown: int = 10) -> list[str]:
+    """Record counts by source: its text, or its model and prompt version."""
     counts: Counter[str] = Counter()
     for record in records:
         source = record.get("source")
@@ -137,18 +137,19 @@ def _sources(records: Sequence[Record], shown: int = 10) -> list[str]:
             counts[", ".join(known) or "source without a model"] += 1
         else:
             counts[str(source) if source else "no source given"] += 1
-    lines = [f"- {n:,} records: {_plain(text)}" for text, n in counts.most_common(shown)]
+    lines = [f"{n:,} records: {text}" for text, n in counts.most_common(shown)]
     if rest := sum(n for _, n in counts.most_common()[shown:]):
-        lines.append(f"- {rest:,} records: {len(counts) - shown:,} other sources")
+        lines.append(f"{rest:,} records: {len(counts) - shown:,} other sources")
     return lines
 
 
-def _runs(path: Path) -> Iterator[str]:
-    """The run records of a data file, FILE.run.json and its folder's run.json, each as lines.
+def run_facts(path: Path) -> dict[str, dict[str, str]]:
+    """File -> facts of the run records of a data file: FILE.run.json and its folder's run.json.
 
-    Shown are the times, the settings that explain the records, and the counts; of paths only the
-    names, since a card is published.
+    The facts are the times, the settings that explain the records, and the counts; of paths only
+    the names, since a card is published.
     """
+    found = {}
     for file in (path.with_name(path.name + ".run.json"), path.with_name("run.json")):
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         if not isinstance(record, dict):
@@ -160,11 +161,16 @@ def _runs(path: Path) -> Iterator[str]:
         for name, count in _flatten(record.get("counts")).items():
             if isinstance(count, int):
                 shown[name] = f"{count:,}"
-        lines = [
-            f"- {_without_folders(name)}: {_plain(_without_folders(value))}"
-            for name, value in shown.items()
-        ]
-        yield "\n".join([f"From `{file.name}`:", "", *lines])
+        pairs = shown.items()
+        found[file.name] = {_without_folders(n): _without_folders(value) for n, value in pairs}
+    return found
+
+
+def _runs(path: Path) -> Iterator[str]:
+    """The facts of each run record as lines."""
+    for file, facts in run_facts(path).items():
+        lines = [f"- {name}: {_plain(value)}" for name, value in facts.items()]
+        yield "\n".join([f"From `{file}`:", "", *lines])
 
 
 def _without_folders(text: object) -> str:

@@ -42,7 +42,7 @@ def test_everything_is_written_and_twice_the_same(tmp_path, data):
         assert process.returncode == 0, process.stderr
     pngs = {f"figures/{name}.png" for name in ("verb_objects", "labels", "lengths", "nearest")}
     one = contents(tmp_path / "one")
-    assert set(one) == {"stats.json", "stats.html", "README.md"} | pngs
+    assert set(one) == {"stats.json", "stats.html", "README.md", "croissant.json"} | pngs
     assert one == contents(tmp_path / "two")
     found = json.loads(one["stats.json"])["sets"]["rows"]
     assert found["words"]["input"]["count"] == 0
@@ -71,6 +71,8 @@ def test_the_card_is_of_the_first_set(tmp_path, data):
     assert "No lawyer has reviewed" in text and "clinician" not in text
     assert "# Ours\n" in text and "rows.jsonl" in text
     assert "other.jsonl" not in text and "a book" not in text
+    machine = json.loads((tmp_path / "x" / "croissant.json").read_text())
+    assert machine["name"] == "Ours" and machine["distribution"][0]["name"] == "rows.jsonl"
     assert "For comparison only, not part of it: Other." in text
 
 
