@@ -60,8 +60,7 @@ def _run(source: str | Path | ForeignJudgements, shipped: Mapping[str, dict]) ->
             if key in chat
         },
         "reasks": config.get("reasks"),
-        "begun": record.get("start"),
-        "ended": record.get("end"),
+        "judged on": str(record.get("end") or "")[:10],  # a rerun, hours later, gives the same page
         "code": record.get("git_commit"),
         "python": record.get("python"),
         **{package: packages[package] for package in sorted(sdk) if packages[package]},
