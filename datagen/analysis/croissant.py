@@ -11,7 +11,7 @@ from typing import Any
 
 from common import data_file, provenance
 from common.jsonl import Record
-from datagen.analysis.card import NOTICE, CardSettings, run_facts, sources
+from datagen.analysis.card import CardSettings, run_facts, sources
 
 CROISSANT, RAI = "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"
 
@@ -25,10 +25,7 @@ AUTHORS_FIELDS = (
 )
 """Fields that no record can fill in."""
 
-USES = (
-    "Instruction tuning of language models, and research on them. Not for diagnosis, treatment or "
-    "any other decision about care."
-)
+USES = "Instruction tuning of language models, and research on them, within its limitations."
 
 _TERMS = (
     "citeAs column conformsTo data dataType examples extract field fileObject fileProperty fileSet "
@@ -75,7 +72,7 @@ def croissant(settings: CardSettings, path: Path, records: Sequence[Record]) -> 
       path: the data file, which is published beside it.
       records: its records.
     """
-    facts = list(run_facts(path).values())
+    facts, notice = list(run_facts(path).values()), " ".join(settings.notice.split())
     days = [fact[name][:10] for fact in facts for name in ("start", "end") if name in fact]
     steps = [f"{name}: {value}" for fact in facts for name, value in fact.items()]
     made = "; ".join(sources(records))
@@ -85,7 +82,7 @@ def croissant(settings: CardSettings, path: Path, records: Sequence[Record]) -> 
         "@context": context(),
         "@type": "sc:Dataset",
         "name": settings.title,
-        "description": f"{len(records):,} instructions with answers. {NOTICE}",
+        "description": f"{len(records):,} instructions with answers. {notice}".strip(),
         "conformsTo": [CROISSANT, RAI],
         "license": settings.license,
         "keywords": ["instruction-tuning", *settings.tags],
@@ -104,7 +101,7 @@ def croissant(settings: CardSettings, path: Path, records: Sequence[Record]) -> 
         ],
         "recordSet": _record_sets(path),
         "rai:dataCollection": f"Sources of the records: {made}.",
-        "rai:dataLimitations": NOTICE,
+        "rai:dataLimitations": notice or TO_STATE,
         "rai:dataUseCases": USES,
         **dict.fromkeys(AUTHORS_FIELDS, TO_STATE),
     }

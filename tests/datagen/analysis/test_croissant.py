@@ -7,7 +7,7 @@ import pytest
 from datagen.analysis import croissant
 from datagen.analysis.card import CardSettings
 
-SETTINGS = CardSettings("apache-2.0", ("en",), "Gout tasks", ("medical",))
+SETTINGS = CardSettings("apache-2.0", ("en",), "Gout tasks", ("medical",), "Not for\ncare.")
 RECORDS = [
     {
         "id": str(number),
@@ -45,6 +45,7 @@ def test_what_the_runs_know_is_filled_in_and_the_rest_marked(tmp_path):
         == ("Sources of the records: 3 records: model gpt-6-luna, prompt\\_version tasks@12.")
         or "gpt-6-luna" in content["rai:dataCollection"]
     )
+    assert content["rai:dataLimitations"] == "Not for care."
     assert content["rai:machineAnnotationTools"] == ["gpt-6-luna"]
     assert content["rai:dataCollectionTimeFrame"] == ["2026-11-01", "2026-11-03"]
     assert "threshold: 0.7" in content["rai:dataPreprocessingProtocol"]
