@@ -88,11 +88,7 @@ def run(
     Raises:
       FileNotFoundError, ValueError: a file is missing or malformed, or `output` is a workdir.
     """
-    if (output / JUDGEMENTS_FILE).exists():
-        raise UsageError(
-            f"{output} is a workdir of evaluation.judge, whose run.json would be overwritten; "
-            "choose another --output"
-        )
+    _require_no_workdir(output)
     sources = foreign.load(judgements, baseline)
     judged_in = [source for source in sources if isinstance(source, Path)]
     documents = ReportDocuments.read(judged_in, records, hub_datasets)
@@ -103,26 +99,17 @@ def run(
     judged, by_question = select(selection, everything, by_question)
     people = by_question.pop(PREFERENCE, None)
     log(f"{judged.count:,} verdicts, {len(judged.tables):,} matchups")
-    inputs = [
-        source.path if isinstance(source, ForeignJudgements) else source / JUDGEMENTS_FILE
-        for source in sources
-    ]
-    record = provenance.describe(
-        config={
-            "judgements": {str(path): provenance.sha256(path) for path in inputs},
-            "labels": {str(path): provenance.sha256(path) for path in asked.paths},
-            "training": {path: provenance.sha256(path) for path in training},
-            "baseline": baseline,
-            "systems": provenance.sha256(systems_file) if systems_file else None,
-            "selection": dataclasses.asdict(selection),
-            "questions": list(questions),
-            "random_questions": random_questions,
-            "title": title,
-            "seed": seed,
-            "page_mib": page_mib,
-            "records": list(records),
-            "hub_datasets": list(hub_datasets),
-        }
+    record = _describe(
+        sources,
+        asked,
+        systems_file,
+        baseline=baseline,
+        selection=dataclasses.asdict(selection),
+        questions=list(questions),
+        random_questions=random_questions,
+        title=title,
+        seed=seed,
+        page_mib=page_mib,
     )
     names = systems.read(systems_file, everything.names("generator"))  # before the slow part
     chosen = choose(judged, texts, questions, random_questions, seed)
@@ -144,6 +131,35 @@ def run(
     log(
         f"{output / 'report.html'}: {len(html.encode()) / 2**20:.1f} MiB, transcripts of "
         f"{packed.shown:,} of {packed.items:,} items"
+    )
+
+
+def _require_no_workdir(output: Path) -> None:
+    if (output / JUDGEMENTS_FILE).exists():
+        raise UsageError(
+            f"{output} is a workdir of evaluation.judge, whose run.json would be overwritten; "
+            "choose another --output"
+        )
+
+
+def _describe(
+    sources: Sequence[Path | ForeignJudgements],
+    asked: exports.PeopleLabels,
+    systems_file: str,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The record of run.json, with the digests of what is read."""
+    inputs = [
+        source.path if isinstance(source, ForeignJudgements) else source / JUDGEMENTS_FILE
+        for source in sources
+    ]
+    return provenance.describe(
+        config={
+            "judgements": {str(path): provenance.sha256(path) for path in inputs},
+            "labels": {str(path): provenance.sha256(path) for path in asked.paths},
+            "systems": provenance.sha256(systems_file) if systems_file else None,
+            **settings,
+        }
     )
 
 

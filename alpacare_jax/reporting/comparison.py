@@ -10,7 +10,8 @@ from common import sections
 from common.messages import duration
 from common.reports import curves
 from common.reports.curves import Curve
-from common.reports.drawing import SERIES, Drawing, Point, shortened
+from common.reports.drawing import SERIES, Drawing, Point
+from common.reports.lettering import shortened
 from common.reports.page import document, panels, table
 
 REST = "rest"

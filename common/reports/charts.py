@@ -13,10 +13,8 @@ from common.reports.drawing import (
     Shape,
     Text,
     box,
-    shortened,
-    text_width,
-    wrapped,
 )
+from common.reports.lettering import shortened, text_width, wrapped
 
 WIDTH = 360  # fits a phone at full size
 LINE = 13.0  # of a label that is broken

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.reports.charts import WIDTH, percentage
-from common.reports.drawing import ON_WEDGE, WEDGES, Drawing, Point, Polygon, Shape, Text, shortened
+from common.reports.drawing import ON_WEDGE, WEDGES, Drawing, Point, Polygon, Shape, Text
+from common.reports.lettering import shortened
 
 RADII = (36.0, 102.0, 177.0)
 """Of the circles that bound the two rings."""

@@ -6,7 +6,8 @@ import pytest
 
 from common.reports import charts
 from common.reports.charts import HeatField, RateBar
-from common.reports.drawing import Line, Polygon, Text, text_width
+from common.reports.drawing import Line, Polygon, Text
+from common.reports.lettering import text_width
 
 
 def polygons(drawing):
