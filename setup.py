@@ -35,6 +35,14 @@ SERVE = [
 CONVERT = [*TRAIN, "gguf>=0.17"]
 GCS = ["gcsfs>=2026.10"]
 TENSORBOARD = ["tensorboardX>=2.6"]
+RELEASE = [
+    *CONVERT,
+    "huggingface_hub>=2",
+    "pyyaml>=6",
+    "torch>=2.6",
+    "transformers>=5,<6",
+    "xllamacpp>=2026.10",  # llama.cpp, prebuilt
+]
 TORCH = ["torch>=2.6"]  # to read its files; not in [all], for its CUDA build takes gigabytes
 WANDB = ["wandb>=0.22"]
 PARQUET = ["pyarrow>=21"]
@@ -80,6 +88,7 @@ setup(
         "datagen": DATAGEN,
         "evaluation": EVALUATION,
         "convert": CONVERT,
+        "release": RELEASE,
         "serve": SERVE,
         "tpu": [*TRAIN, "jax[tpu]", *GCS],
         "gpu": [*TRAIN, "jax[cuda13]"],
@@ -100,6 +109,7 @@ setup(
             "protobuf>=5",
             "tiktoken>=0.12",
             "transformers>=5,<6",
+            "xllamacpp>=2026.10",
         ],
     },
 )

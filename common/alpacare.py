@@ -18,7 +18,7 @@ COMMANDS = {
     name: f"{package}.{name}"
     for package, names in {
         "datagen": "tasks dedup responses stats",
-        "alpacare_jax": "convert tokenizer plan train compare generate serve chat",
+        "alpacare_jax": "convert tokenizer plan train compare generate serve chat release",
         "evaluation": "references judge rubric choices annotate report",
     }.items()
     for name in names.split()

@@ -3,6 +3,7 @@
 OPTIONAL = {
     "gcsfs": "gcs",
     "gguf": "convert",
+    "huggingface_hub": "release",
     "jsonschema": "serve",
     "libtpu": "tpu",
     "prometheus_client": "serve",
@@ -10,8 +11,11 @@ OPTIONAL = {
     "starlette": "serve",
     "tensorboardX": "tensorboard",
     "torch": "torch",
+    "transformers": "release",
     "uvicorn": "serve",
     "wandb": "wandb",
+    "xllamacpp": "release",
+    "yaml": "release",
 }
 """Top-level modules that one feature of a command needs -> its extra. All other packages are needed
 by every command of our own package, whose extra is given to `exits.watch`."""

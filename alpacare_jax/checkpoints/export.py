@@ -17,12 +17,13 @@ PATH_KEYS = ("_file", "name_or_path")
 """Ends of keys under which transformers noted where it had loaded a file from."""
 
 
-def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
+def to_hf(source: PurePath, target: Path, step: str, dtype: str, template: str = "") -> None:
     """Converts a model directory to a Hugging Face folder that transformers opens unchanged.
 
     Args:
       source: may be in a bucket.
       dtype: dtype to cast to; "" keeps that of each weight.
+      template: its name; "": that of the model's training.
 
     Raises:
       ValueError, OSError: source and target are checked before anything is written, but a number
@@ -53,7 +54,7 @@ def to_hf(source: PurePath, target: Path, step: str, dtype: str) -> None:
             layerwise.for_each(convert, pieces, max(piece.nbytes for piece in pieces))
         model_folder.copy_model_files(source, partial)
         dtypes = {str(dtype) for dtype in cast.values()}
-        template = model_folder.trained_template(source)
+        template = template or model_folder.trained_template(source)
         if template:
             model_folder.carry_template(partial, template)
         model_folder.set_dtype(

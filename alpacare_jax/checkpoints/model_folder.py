@@ -137,13 +137,16 @@ def carry_template(directory: Path, name: str) -> None:
     tokenizer = tokenizers.load(directory)
     template = chat_template.load(name, directory, tokenizer)
     if isinstance(template, Template):
-        provenance.write_text(directory / "chat_template.jinja", template.jinja)
+        opening = "bos_token" if template.bos and tokenizer.adds_bos else ""
+        # Where a space is put before a text, but not behind BOS, the template has to write it.
+        if opening and tokenizer.adds_space and tokenizer.continues:
+            opening += " + ' '"
+        provenance.write_text(directory / "chat_template.jinja", template.jinja(opening))
     path = directory / "generation_config.json"
     before = provenance.read_json(path) if path.is_file() else {}
-    content, end = {**before}, encoding.end_id(tokenizer, template)
     ids = token_ids(before, "eos_token_id", path.name) or read_config(directory).eos_token_ids
-    if end not in (ids or (tokenizer.eos_id,)):
-        content["eos_token_id"] = [*ids, end]
+    ids += tuple(i for i in eos_ids(directory, tokenizer, template) if i not in ids)
+    content = {**before, "eos_token_id": ids[0] if len(ids) == 1 else list(ids)}
     if template.stop:
         content["stop_strings"] = list(template.stop)
     if content != before:

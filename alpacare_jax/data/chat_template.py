@@ -76,10 +76,10 @@ class ChatTemplate:
     def __init__(self, directory: str | PurePath, tokenizer: Tokenizer):
         """Raises UsageError if the folder has no chat template, ValueError if it is damaged."""
         self.directory = directory
-        source = _source(epath.Path(directory))
-        self.marked = bool(re.search(r"{%[-+]?\s*generation\b", source))
+        text = source(epath.Path(directory))
+        self.marked = bool(re.search(r"{%[-+]?\s*generation\b", text))
         try:
-            self._template = _environment().from_string(source)
+            self._template = _environment().from_string(text)
         except jinja2.TemplateError as error:
             raise ValueError(f"{directory}: the chat template is damaged ({error})") from None
         self._special = {
@@ -160,8 +160,9 @@ def _unmarked(text: str) -> str:
     return text.replace(ANSWER, "").replace(END, "")
 
 
-def _source(directory: epath.Path) -> str:
-    """The text of the template; a file of its own precedes the tokenizer's settings."""
+def source(directory: PurePath) -> str:
+    """The text of a folder's template; a file of its own precedes the tokenizer's settings."""
+    directory = epath.Path(directory)
     if (path := directory / "chat_template.jinja").is_file():
         return path.read_text(encoding="utf-8")
     for name in ("tokenizer_config.json", "chat_template.json"):

@@ -79,14 +79,16 @@ class Template:
                 return prompt.removeprefix(before).removesuffix(after)
         return prompt
 
-    @property
-    def jinja(self) -> str:
-        """The template of one question as a `chat_template`, for programs that read releases."""
+    def jinja(self, opening: str = "") -> str:
+        """The template of one question as a `chat_template`, for programs that read releases.
+
+        `opening` is Jinja's expression of what precedes it, such as BOS.
+        """
         before, _, after = self.without_input.partition("{instruction}")
         message = json.dumps("this model was trained on one question and its answer")
         return (
             f"{{% if messages | length != 1 %}}{{{{ raise_exception({message}) }}}}{{% endif %}}"
-            f"{{{{ {'bos_token + ' if self.bos else ''}{json.dumps(before)} "
+            f"{{{{ {f'{opening} + ' if opening else ''}{json.dumps(before)} "
             f"+ messages[0]['content'] + {json.dumps(after)} }}}}"
         )
 

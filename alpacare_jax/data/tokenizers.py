@@ -62,7 +62,7 @@ class Tokenizer(ABC):
     _forbidden_ids: frozenset[int]  # never a result of encoding: control ids except unk
     pieces: dict[int, str]  # the vocabulary's spelling of every id
     _spelled: re.Pattern[str]  # any control token
-    _continues = True  # whether no space is put before a text that follows a control token
+    continues = True  # whether no space is put before a text that follows a control token
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """Returns the ids of `text`, without BOS and EOS.
@@ -103,7 +103,7 @@ class Tokenizer(ABC):
                 ids.append(self.control_tokens[part])
             elif part:
                 plain = re.sub(f"{GUARD}(.)", r"\1", part, flags=re.DOTALL)
-                ids += self.encode(plain, continuation=self._continues if i else continuation)
+                ids += self.encode(plain, continuation=self.continues if i else continuation)
         return ids
 
     def decode(self, ids: Iterable[int], *, continuation: bool = False) -> str:
@@ -138,6 +138,11 @@ class Tokenizer(ABC):
     def control_tokens(self) -> dict[str, int]:
         """The ids of the control tokens by their spelling."""
         return {self.pieces[token_id]: token_id for token_id in self.control_ids}
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether a space is put before a text that continues nothing."""
+        return self.encode("a") != self.encode("a", continuation=True)
 
     @property
     def result_ids(self) -> set[int]:
@@ -246,7 +251,7 @@ class HuggingFaceTokenizer(Tokenizer):
         model.encode_special_tokens = False  # files differ in where they put LLaMA's space
         after_control = model.encode(self.piece(self.eos_id) + "a", add_special_tokens=False).ids
         model.encode_special_tokens = True
-        self._continues = after_control[1:] == self.encode("a", continuation=True)
+        self.continues = after_control[1:] == self.encode("a", continuation=True)
         adds_bos = self.template_adds_bos if adds_bos is None else adds_bos
         self.adds_bos = self.bos_id is not None and adds_bos
 

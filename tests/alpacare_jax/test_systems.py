@@ -15,12 +15,14 @@ from safetensors.numpy import load_file
 
 from alpacare_jax import convert, generate
 from alpacare_jax.checkpoints import adapters, checkpoint, export, model_folder
+from alpacare_jax.data.encoding import encode_prompt
 from alpacare_jax.formats import meta_folder
 from alpacare_jax.formats.byte_level import LLAMA3_PATTERN
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Llama
 from alpacare_jax.model.rope import RopeScaling
+from common.records import Example
 from tests.alpacare_jax.conftest import CORPUS, LEADING_SPACE, PLAIN
 from tests.support import published_folders
 from tests.support.hf_folders import assert_same_bits, read_tensors, to_hf
@@ -333,8 +335,10 @@ def test_the_template_travels_with_the_model(
     named = generate.prompts.TEMPLATES[template]
     theirs = transformers.AutoTokenizer.from_pretrained(release)
     message = [{"role": "user", "content": TEXT}]
-    bos = "<s>" if named.bos else ""
+    bos = "<s> " if named.bos else ""  # the space is there in training, too, as a part of "▁Below"
     assert theirs.apply_chat_template(message, tokenize=False) == bos + named.prompt(TEXT)
+    ids = encode_prompt(Example("", TEXT, "", ""), model_folder.load_tokenizer(release), named)
+    assert theirs.apply_chat_template(message, return_dict=True)["input_ids"] == ids
     path = release / "generation_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
     assert settings.get("stop_strings", []) == list(named.stop)

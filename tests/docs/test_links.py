@@ -77,6 +77,8 @@ def check_script(name: str, command: str, flags: list[str]) -> None:
         if package.exists():  # all its flags are those of the module
             module = f"launch.{path.stem}.__main__"
             return check_flags(name, documents.defined_flags(module), flags)
+        if found := re.search(r"exec \S+ -m (alpacare_jax\.\w+)", path.read_text(encoding="utf-8")):
+            return check_flags(name, documents.defined_flags(found[1]), flags)
         for flag in flags:
             assert re.search(rf"--{flag}\b", text), f"{name}: {command} --{flag}"
     return None
