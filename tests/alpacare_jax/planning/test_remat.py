@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -192,3 +196,27 @@ def test_a_run_that_fits_nowhere_ends_before_it_loads_weights(
     line = one_line_error(config, tmp_path / "run", capsys)
     assert line.startswith("error: a training step needs 0.0 GiB per device even with remat full")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow  # minutes a slice, and only where its compiler is installed
+@pytest.mark.parametrize(
+    ("topology", "policy"),
+    [
+        ("v5e-16", "full"),
+        ("v6e-8", "dots"),
+        ("v5p-8", "context"),
+        ("h100-8", "context"),
+        ("h200-1", "context"),
+    ],
+)
+def test_what_7b_takes_where(topology, policy, tmp_path):
+    """docs/experiments/remat.md has what each needs."""
+    command = [sys.executable, "-m", "alpacare_jax.plan", f"--topology={topology}"]
+    command += ["--config=configs/alpacare.py:llama-7b", "--config.model.remat=auto"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_CLIENT_MEM_FRACTION": "0.95"}
+    output = tmp_path / "plan.json"
+    done = subprocess.run([*command, f"--output={output}"], env=env, capture_output=True, text=True)
+    if re.search(r"pip install 'alpacare-jax\[(tpu|gpu)\]'", done.stderr):
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert not done.returncode, done.stderr
+    assert json.loads(output.read_text())["plan"]["remat"].startswith(f"remat {policy} (auto)")
