@@ -1,4 +1,4 @@
-"""Makes a folder to publish, and proves before it appears that it answers as the model does here.
+"""Makes a folder to publish, proven to answer as the model does here.
 
     python -m alpacare_jax.release --checkpoint=WORKDIR --target=FOLDER --license=ID \\
         --repo=USER/NAME --base_model=USER/NAME --dataset=USER/NAME [--adapter=WORKDIR]

@@ -1,4 +1,4 @@
-"""Measures accuracy on multiple-choice questions, by likelihood or by a generated letter.
+"""Measures accuracy on multiple-choice questions, by likelihood or by letter.
 
     python -m evaluation.choices --input=medqa_test.jsonl --base_url=http://127.0.0.1:8000/v1 \\
         --workdir=D [--method=likelihood|letter] [--shots=5 --shots_from=dev.jsonl] [--dry_run]

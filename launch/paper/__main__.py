@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from common import cli, exits, sections
+from common import cli, exits, paths, sections
 from common.messages import suggestion
 from launch.lib import server
 from launch.paper import pipeline
@@ -211,7 +211,9 @@ def main(argv: Sequence[str]) -> int:
             url = FLAGS.base_url
         if url:
             with_base_url(settings, url)
-        sources = Sources(sections.build(PaperConfig, settings), workdir)
+        config = sections.build(PaperConfig, settings)
+        paths.check(config.devices.folder)
+        sources = Sources(config, workdir)
         stages = pipeline.stages(sources)
         chosen = choose(stages, FLAGS.only, str(FLAGS["from"].value))
         work = Work(sources, stages, elsewhere=FLAGS.elsewhere)

@@ -43,7 +43,7 @@ def test_a_sweep_is_a_table_of_what_differs_and_overlaid_curves(sweep, tmp_path)
     assert names[0] == "learning_rate=7e-3" and len(names) == 8, "the best first"
     assert "learning_rate=8e-3 (stopped at step 12)" in names
     assert "<b>2.2000</b>" in text, "the best held-out loss"
-    assert len(re.findall("<figure>", text)) == 5
+    assert len(re.findall("<figure[^>]*><h3", text)) == 5
     svg = (tmp_path / "all.svg").read_text()
     assert "learning_rate=7e-3" in svg and svg.count("other runs") == 5, "six have colours"
 

@@ -146,7 +146,8 @@ def test_a_missing_flag_is_2(command):
         (["--config=."], "--config could not be loaded: .: is a folder; give a file"),
         (["--config=README.md"], "(README.md, line"),
         (["--config=configs/evaluation.py", "--config.chat.modle=x"], "has no key 'modle'"),
-        (["--config=configs/evaluation.py:x"], "config argument 'x'; this file takes none"),
+        (["--config=configs/evaluation.py:x"], "unknown config argument 'x'; choose from small"),
+        (["--config=configs/paper.py:x"], "config argument 'x'; this file takes none"),
     ],
 )
 def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):

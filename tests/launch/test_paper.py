@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from common import jsonl, provenance, sections
+from common import jsonl, paths, provenance, sections
 from configs import paper
 from datagen.dedup import run as run_dedup
 from evaluation.inputs import benchmarks, outputs
@@ -275,6 +275,7 @@ def test_copies_in_a_bucket_are_known_by_their_content(make, tmp_path, monkeypat
     with gcs_emulator.running() as emulator:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
         monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "none")
+        paths.check("gs://bucket")
         devices = paper.get_config().to_dict()["devices"] | {"folder": "gs://bucket/paper"}
         sources = make(examples=str(tmp_path / "mine.jsonl"), devices=devices)
         sent, *_ = pipeline.stages(sources)

@@ -1,6 +1,7 @@
 """The quickstart's stages: with stand-ins for the models, through the real commands."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,4 +137,4 @@ class TestStage:
         assert provenance.read_json(tmp_path / "luck.json")["writes"] == {}
 
     def test_a_command_that_crashes(self):
-        assert stages.run(["python", "-c", "import os; os._exit(9)"]) == (9, "")
+        assert stages.run([sys.executable, "-c", "import os; os._exit(9)"]) == (9, "")

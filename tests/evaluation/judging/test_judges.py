@@ -30,7 +30,7 @@ def blocks(request):
 
 def test_every_prompt_file_has_a_row():
     files = {path.stem for path in JUDGE_PROMPTS.glob("*.txt")}
-    assert files == {JUDGES[name].prompt for name in OWN}
+    assert files == {JUDGES[name].prompt for name in OWN} | {"small"}, "given with published="
     assert len({Judge.load(name).version for name in OWN}) == len(OWN)
     assert set(MARKED) == set(OWN), "what we wrote is marked"
 

@@ -48,4 +48,5 @@ def test_the_average_is_the_last_reference_and_the_headline(results):
 
 
 def test_a_difference_the_other_way_round():
-    assert -Difference(9, 0.2, -0.1, 0.4, 0.03, 0.06) == Difference(9, -0.2, -0.4, 0.1, 0.03, 0.06)
+    one, other = (9, 0.2, -0.1, 0.4, 0.03, 0.06, 0.07), (9, -0.2, -0.4, 0.1, 0.03, 0.06, 0.07)
+    assert -Difference(*one) == Difference(*other)
