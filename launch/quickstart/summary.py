@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import textwrap
 from html import escape
 from pathlib import Path
@@ -139,6 +140,6 @@ def write(folder: Path, domain: str) -> str:
             *rows,
             warning,
             f"All stages took {duration(results.seconds())}. Open {index}; it links",
-            *(f"  {folder / 'report' / to}" for to in links),
+            *(f"  {os.path.normpath(folder / 'report' / to)}" for to in links),
         ]
     )
