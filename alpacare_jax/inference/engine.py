@@ -85,7 +85,7 @@ class Engine:
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Row] = {}  # slot -> row, in order of admission
-        self._owed = False  # whether the next step is the burst that first tokens went before
+        self._decode_next = False  # without a further prefill
         self.use(params)
 
     def use(self, params: Params) -> None:
@@ -133,11 +133,11 @@ class Engine:
             generated at a time.
         """
         self._admit()
-        found = [] if self._owed else self._prefill()
+        found = [] if self._decode_next else self._prefill()
         decoding = [row.decoding for row in self._rows.values()]
-        self._owed = bool(found) and any(decoding) and not fill
+        self._decode_next = bool(found) and any(decoding) and not fill
         filling = not all(decoding) or (self._queue and len(self._rows) < self.slots)
-        if not (self._owed or (fill and filling)):
+        if not (self._decode_next or (fill and filling)):
             found += self._decode()
         return found
 

@@ -1,7 +1,7 @@
 """`report.html`: figures, tables and transcripts in one self-contained page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from html import escape
 from pathlib import Path
 
@@ -79,10 +79,16 @@ def _summary(results: Results) -> str:
         orders += f", except by {', '.join(once)}"
     if len(once) == len(results.judges):
         orders = "each pair judged in one order only"
+    systems = _number(results.systems, "system")
+    references = _number(results.references, "reference")
     return (
-        f"{len(results.systems):,} systems against {len(results.references):,} references on "
-        f"{items}; {results.verdicts:,} verdicts by {', '.join(results.judges)}, {orders}."
+        f"{systems} against {references} on {items}; "
+        f"{results.verdicts:,} verdicts by {', '.join(results.judges)}, {orders}."
     )
+
+
+def _number(found: Sized, noun: str) -> str:
+    return f"{len(found):,} {noun}{'s' * (len(found) != 1)}"
 
 
 def _coverage(transcripts: Transcripts) -> str:

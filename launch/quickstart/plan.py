@@ -196,7 +196,7 @@ class Plan:
                 + teacher.flags("chat"),
                 [
                     Path("configs/evaluation.py"),
-                    Path("evaluation/prompts/small.txt"),
+                    SMALL_JUDGE,
                     test,
                     *answers,
                 ],

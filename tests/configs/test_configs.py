@@ -293,7 +293,7 @@ def test_unknown_arguments(arg, message):
 
 
 @pytest.mark.parametrize("arg", [None, "medicine,small", "law", "law,small"])
-def test_every_domain_has_its_seeds_and_prompts(arg):
+def test_seeds_and_prompts_of_every_domain_load(arg):
     config = sections.build(DatagenConfig, build("datagen", arg).to_dict())
     seeds = records.read_tasks(REPOSITORY / config.tasks.seeds)
     prompts = [

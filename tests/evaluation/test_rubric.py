@@ -170,7 +170,7 @@ def test_the_grader_sees_the_whole_conversation_between_marks(server, files):
     assert spoken in texts[0] and "[-9] Plays it down." in texts[0]
 
 
-def test_a_model_is_asked_for_its_answers(server, files):
+def test_answers_are_generated_by_the_server(server, files):
     found = grade(
         server, files, base_url=server.url + "/v1", model="tiny", generator="ours-7b", max_tokens=77
     )
@@ -277,7 +277,8 @@ def test_a_prompt_without_marks_is_taken_as_it_is(server, files):
     server.answer = lambda body: '```json\n{"explanation": "", "criteria_met": true}\n```'
     found = grade(server, files, prompt=str(files / "own.txt"))
     assert found["systems"]["ours"]["met"] == 6
-    assert "# Item\n[7] Names gout.\nReturn" in question(server.bodies[0])
+    asked = [question(body) for body in server.bodies]  # in no order
+    assert any("# Item\n[7] Names gout.\nReturn" in each for each in asked)
 
 
 def labelled(answers):
@@ -366,7 +367,7 @@ def test_answers_are_needed_and_must_be_complete(server, files):
         grade(server, files, outputs=[str(files / "part.jsonl")])
 
 
-def test_a_server_names_its_model_or_is_named(server, files):
+def test_a_server_that_does_not_answer_needs_the_model_name(server, files):
     with pytest.raises(ValueError, match=r"does not list its models.*; start it, or give --model"):
         grade(server, files, base_url="http://localhost:9/v1")
 

@@ -96,7 +96,7 @@ def done(tmp_path, monkeypatch) -> Stage:
     return stage
 
 
-def test_a_stage_is_done_by_its_record_not_by_its_file(done):
+def test_a_stage_is_done_if_its_record_says_so(done):
     done.record.unlink()
     assert done.output.exists() and done.unfinished() == "not started"
 
@@ -143,7 +143,7 @@ def test_an_edited_config_file_is_seen(tmp_path, monkeypatch):
     assert stage.unfinished() == "other settings (reasks: 2 before, 3 now)"
 
 
-def test_a_model_is_known_by_its_weights(tmp_path):
+def test_the_model_name_depends_on_the_weights(tmp_path):
     model, output = epath.Path(tmp_path / "run"), epath.Path(tmp_path / "answers.json")
     manifest = tmp_path / "run/checkpoints/3/manifest.json"
     manifest.parent.mkdir(parents=True)

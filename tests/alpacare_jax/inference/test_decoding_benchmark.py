@@ -28,7 +28,7 @@ def test_contenders_give_the_same_answers(folder):
     assert found["ours"] == found["generate"] == found["one slot"]
 
 
-def test_waits_are_measured_for_each_round(folder):
+def test_first_token_latency_has_one_value_per_round(folder):
     result = decoding.first_token(folder, rounds=2)()
     assert [len(result[name]) for name in ("chunks", "bursts", "waits")] == [2, 2, 2]
     assert len(result["pauses"]) == 4, "chunks of a prompt of 1,023 tokens"

@@ -103,7 +103,7 @@ def test_the_kernel_of_gpus_reads_and_multiplies_whole_blocks(keys):
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("nf4", 4)])
-def test_projections_in_fewer_bits_need_less(topology, plan, weights, bits):
+def test_quantised_weights_take_less_memory(topology, plan, weights, bits):
     config, work = on_mesh(4, 1, 2), dataclasses.replace(WORK, weights=weights)
     mesh = sharding.make_mesh(config.sharding, topology.devices)
     engine = generation.abstract_engine(config, TINY, mesh, work)

@@ -47,7 +47,7 @@ def released(base, torch, transformers, questions, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_release_has_all_its_files(released, base):
+def test_a_release_is_complete(released, base):
     names = {path.name for path in released.iterdir()}
     assert names == {
         *("README.md", "config.json", "generation_config.json", "chat_template.jinja"),

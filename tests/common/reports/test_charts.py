@@ -53,7 +53,7 @@ def test_every_name_is_whole_in_as_many_lines_as_it_needs():
     assert label in " ".join(texts(charts.shares("T", [(label, [(1.0, "")])], ["x"], ["rest"])))
 
 
-def test_a_label_of_several_lines_moves_its_neighbours():
+def test_wrapped_labels_do_not_overlap():
     bar = RateBar(0.5, 0.4, 0.6, "")
     drawing = charts.rate_bars("T", [("long name " * 9, [bar]), ("b", [bar])], ["a"], ["series0"])
     labels = [s for s in drawing.shapes if isinstance(s, Text) and s.text[:1] in "lnb"]

@@ -50,7 +50,7 @@ def test_measured_by_hand():
     assert calibrated.error == pytest.approx(abs(confidence - 2 / 3))
 
 
-def test_calibration_as_a_plain_loop_and_its_value_by_chance():
+def test_calibration_error_equals_a_plain_loop():
     random = np.random.default_rng(0)
     confidences = random.uniform(0.25, 1.0, 2000)
     right = random.random(2000) < confidences

@@ -43,7 +43,7 @@ def test_at_random_with_a_seed(read):
     assert len(set(drawn[0])) == 3
 
 
-def test_every_answer_is_there_with_its_points(tmp_path):
+def test_a_question_figure_shows_every_answer_and_score(tmp_path):
     """Ours wins in one order and ties in the other: 0.75 of one comparison with each reference."""
 
     def verdict(record):

@@ -70,7 +70,7 @@ def test_a_name_that_was_not_judged(read, wanted, message):
         select(wanted, read[0], {})
 
 
-def test_choices_that_nothing_fits_together(tmp_path):
+def test_a_selection_without_any_verdict_is_an_error(tmp_path):
     one = judge_workdirs.write(tmp_path / "1", lambda _: "tie", items={"a": ["1"]})
     two = judge_workdirs.write(
         tmp_path / "2", lambda _: "tie", items={"b": ["1"]}, systems=["theirs"]
