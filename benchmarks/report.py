@@ -22,7 +22,7 @@ from absl import flags
 
 from benchmarks.support import race
 from common import cli, jsonl
-from evaluation.judging import verdicts, workdirs
+from evaluation.judgements import verdicts, workdirs
 
 SECONDS, BYTES = 60.0, 2 * 2**30
 """Targets."""

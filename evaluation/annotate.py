@@ -35,8 +35,8 @@ from evaluation.annotation.candidates import (
 from evaluation.annotation.pairs import KEY_FILE, AnswerPair, PageKey, assign, read_key
 from evaluation.annotation.planning import LabelNeed, needs
 from evaluation.inputs.benchmarks import check_name
-from evaluation.judging import foreign, reading, workdirs
-from evaluation.judging.verdicts import Matchup, Verdicts
+from evaluation.judgements import foreign, reading, workdirs
+from evaluation.judgements.verdicts import Matchup, Verdicts
 from evaluation.scoring import score
 from evaluation.scoring.measurement import score_sheets
 from evaluation.scoring.people import PREFERENCE, measure_people

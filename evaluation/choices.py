@@ -34,7 +34,7 @@ from evaluation.multiple_choice.forms import FORMS
 from evaluation.multiple_choice.prompts import PROMPTS, Prompter
 from evaluation.multiple_choice.questions import Question
 from evaluation.multiple_choice.results import Answered
-from evaluation.reporting.table_formats import latex, markdown
+from evaluation.reporting import table_formats
 
 METHODS = ("likelihood", "letter")
 
@@ -86,12 +86,10 @@ def write(workdir: Path, found: Sequence[Answered], about: str, record: dict[str
     choices.jsonl is the last file: it marks a complete run.
     """
     measured = results.measure(found)
-    tables, figures = workdir / "tables", workdir / "figures"
-    for folder in (tables, figures):
-        folder.mkdir(parents=True, exist_ok=True)
+    figures = workdir / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     for name, table in presentation.tables(measured).items():
-        provenance.write_text(tables / f"{name}.md", markdown(table))
-        provenance.write_text(tables / f"{name}.tex", latex(table, name))
+        table_formats.write(workdir / "tables", name, [table])
     if figure := presentation.reliability(measured):
         drawing.write_figures(figures / "reliability", figure.title, [figure])
     provenance.write_json(workdir / "summary.json", measured.record())

@@ -36,10 +36,11 @@ from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging import comparisons, workdirs
+from evaluation.judgements import workdirs
+from evaluation.judgements.verdicts import JUDGEMENTS_FILE, Verdict
+from evaluation.judging import comparisons
 from evaluation.judging.comparisons import Comparison, Reply
 from evaluation.judging.judges import Judge
-from evaluation.judging.verdicts import JUDGEMENTS_FILE, Verdict
 from evaluation.scoring import text_metrics
 
 

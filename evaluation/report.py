@@ -32,28 +32,25 @@ from common.records import read_examples
 from common.reports.drawing import missing_glyphs
 from common.sections import UsageError
 from evaluation.annotation import exports
-from evaluation.judging import foreign, reading, workdirs
-from evaluation.judging.foreign import ForeignJudgements
-from evaluation.judging.verdicts import JUDGEMENTS_FILE, Verdicts
+from evaluation.judgements import foreign, reading, workdirs
+from evaluation.judgements.foreign import ForeignJudgements
+from evaluation.judgements.verdicts import JUDGEMENTS_FILE, Verdicts
 from evaluation.publishing.documents import ReportDocuments
-from evaluation.reporting import contents, figures, page, settings, systems, transcripts
+from evaluation.reporting import (
+    figures,
+    judge_settings,
+    outline,
+    page,
+    systems,
+    table_formats,
+    transcripts,
+)
 from evaluation.reporting.content import Chapter, ReportContent
 from evaluation.reporting.sections.questions import choose, collect
 from evaluation.reporting.selection import EVERYTHING, Selection, select
-from evaluation.reporting.table_formats import Table, latex, markdown
 from evaluation.scoring.measurement import measure
 from evaluation.scoring.people import PREFERENCE
 from evaluation.scoring.results import Results
-
-
-def write_tables(directory: Path, built: dict[str, list[Table]]) -> None:
-    """Writes one Markdown and one LaTeX file for each name."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, group in built.items():
-        labels = [name if len(group) == 1 else f"{name}-{i + 1}" for i in range(len(group))]
-        tex = [latex(table, label) for table, label in zip(group, labels, strict=True)]
-        provenance.write_text(directory / f"{name}.tex", "\n".join(tex))
-        provenance.write_text(directory / f"{name}.md", "\n".join(map(markdown, group)))
 
 
 def clear(directory: Path, suffixes: Sequence[str], prefixes: Sequence[str]) -> None:
@@ -113,14 +110,14 @@ def run(
     )
     names = systems.read(systems_file, everything.names("generator"))  # before the slow part
     chosen = choose(judged, texts, questions, random_questions, seed)
-    runs = settings.read(sources)
+    runs = judge_settings.read(sources)
     learned = [example for path in training for example in read_examples(path)]
     results = measure(
         judged, people, texts, seed=seed, other_questions=by_question, training=learned
     )
     ranked = {name: names[name] for name in results.systems}
     content = ReportContent(results, ranked, collect(judged, texts, ranked, chosen))
-    chapters = contents.build(content)
+    chapters = outline.build(content)
     packed = transcripts.pack(
         judged, people, texts, systems=ranked, seed=seed, max_bytes=page_mib * 2**20
     )
@@ -180,13 +177,14 @@ def _write(output: Path, results: Results, chapters: Sequence[Chapter], html: st
     output.mkdir(parents=True, exist_ok=True)
     (output / "run.json").unlink(missing_ok=True)
     provenance.write_json(output / "report.json", results.record())
-    clear(output / "figures", (".png", ".svg"), contents.FIGURE_PREFIXES)
+    clear(output / "figures", (".png", ".svg"), outline.FIGURE_PREFIXES)
     drawn = {name: one for chapter in chapters for name, one in chapter.figures.items()}
     if missing := figures.write(output / "figures", drawn):
         log(missing_glyphs(missing))
-    built = {name: found for chapter in chapters for name, found in chapter.tables.items()}
-    clear(output / "tables", (".md", ".tex"), contents.TABLE_PREFIXES)
-    write_tables(output / "tables", built)
+    clear(output / "tables", (".md", ".tex"), outline.TABLE_PREFIXES)
+    for chapter in chapters:
+        for name, found in chapter.tables.items():
+            table_formats.write(output / "tables", name, found)
     provenance.write_text(output / "report.html", html)
 
 

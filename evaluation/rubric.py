@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from common import cli, jsonl, provenance, sections
 from common.messages import log
+from common.reports.charts import percent
 from datagen.chat.client import Client, run_until_done
 from datagen.chat.config import environment
 from datagen.chat.errors import Failure, require_answers
@@ -37,7 +38,8 @@ from evaluation.grading.grader import Grade
 from evaluation.grading.rubric_run import RubricRun, RubricSettings
 from evaluation.inputs import outputs
 from evaluation.judging import comparisons
-from evaluation.reporting.table_formats import Table, latex, markdown
+from evaluation.reporting import table_formats
+from evaluation.reporting.table_formats import Table, with_interval
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/evaluation.py"
 RUBRIC_FILE, GRADES_FILE = "rubric.json", "grades.jsonl"
@@ -164,9 +166,7 @@ def write(rubric: RubricRun, workdir: Path, record: dict[str, Any], found: dict[
     )
     jsonl.write(workdir / "outputs.jsonl", lines)
     provenance.write_text(workdir / "rubric.html", pages.page(built, facts))
-    provenance.write_text(workdir / "rubric.md", "\n".join(map(markdown, built)))
-    tex = [latex(table, f"rubric-{number}") for number, table in enumerate(built, 1)]
-    provenance.write_text(workdir / "rubric.tex", "\n".join(tex))
+    table_formats.write(workdir, "rubric", built)
     jsonl.write_output(workdir / GRADES_FILE, rubric.grade_lines(), record, workdir / "run.json")
     plain = {
         kind: [*rows]
@@ -189,17 +189,17 @@ def summary(found: dict[str, Any], counts: dict[str, Any]) -> Iterator[str]:
     """The main numbers, and what is wrong with the answers, in lines."""
     if "agreement" in found:
         overall = found["agreement"]["overall"]
-        value = pages.with_interval(overall.macro_f1, overall.low, overall.high)
-        people = pages.percent(overall.physicians)
+        value = with_interval(overall.macro_f1, overall.low, overall.high)
+        people = percent(overall.physicians)
         yield f"macro F1 against physicians: {value}; of physicians among themselves: {people}"
     for name, score in found.get("systems", {}).items():
         overall = score.overall
-        text = pages.with_interval(overall.score, overall.low, overall.high)
+        text = with_interval(overall.score, overall.low, overall.high)
         line = f"{name}: {text} on {overall.examples:,} examples"
         if score.missing:
             line += (
                 f"; {score.missing:,} of {score.verdicts:,} verdicts are missing: between "
-                f"{pages.percent(overall.worst)} and {pages.percent(overall.best)}"
+                f"{percent(overall.worst)} and {percent(overall.best)}"
             )
         yield line
         for kind, words in (("empty_answers", "empty"), ("cut_answers", "cut at max_tokens")):
@@ -236,17 +236,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     FLAGS = flags.FLAGS
     given = FLAGS.config.to_dict() if FLAGS.config else cli.load_config(str(DEFAULT_CONFIG))
-    settings = RubricSettings(
-        input=FLAGS.input,
-        outputs=FLAGS.outputs,
-        base_url=FLAGS.base_url,
-        model=FLAGS.model,
-        generator=FLAGS.generator,
-        max_tokens=FLAGS.max_tokens,
-        prompt=FLAGS.prompt,
-        examples=FLAGS.examples,
-        repeats=FLAGS.repeats,
-    )
+    fields = (field.name for field in dataclasses.fields(RubricSettings))
+    settings = RubricSettings(**{name: getattr(FLAGS, name) for name in fields})
     rubric = RubricRun(sections.build(EvaluationConfig, given), settings)
     run(rubric, Path(FLAGS.workdir), dry_run=FLAGS.dry_run)
 

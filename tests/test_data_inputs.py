@@ -8,7 +8,7 @@ import pytest
 
 from datagen import dedup, responses, stats, tasks
 from evaluation.inputs import benchmarks, outputs
-from evaluation.judging import foreign
+from evaluation.judgements import foreign
 from tests.datagen.test_tasks import make_config
 
 RECORD = {

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,18 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from common import alpacare
 from tests.conftest import REPOSITORY
+from tests.docs import documents
+from tests.support import commands
 
 PACKAGES = (
     *("common", "alpacare_jax", "datagen", "evaluation"),
     *("configs", "launch", "benchmarks"),
 )
-COMMANDS = (
-    *(f"alpacare_jax.{name}" for name in ("train", "generate", "serve", "chat")),
-    *(f"alpacare_jax.{name}" for name in ("convert", "tokenizer", "plan", "release")),
-    *(f"datagen.{name}" for name in ("tasks", "dedup", "responses", "stats")),
-    *(f"evaluation.{name}" for name in ("references", "judge", "annotate", "choices", "report")),
-)
+COMMANDS = tuple(alpacare.COMMANDS.values())
 
 ALLOWED = {
     "common": ("common",),
@@ -162,38 +161,6 @@ def run_python(args: tuple[str, ...]) -> subprocess.CompletedProcess:
     )
 
 
-HELP = """
-import os, runpy, sys, warnings
-import absl.app, flax.nnx, jax, ml_collections, optax, orbax.checkpoint, tokenizers
-
-warnings.simplefilter("ignore")  # of JAX about forks: no backend has started
-folder, *commands = sys.argv[1:]
-for command in commands:
-    if not (child := os.fork()):
-        for descriptor, name in enumerate(("out", "err"), 1):
-            file = os.open(f"{folder}/{command}.{name}", os.O_CREAT | os.O_WRONLY)
-            os.dup2(file, descriptor)
-        sys.argv = [command, "--help"]
-        runpy.run_module(command, run_name="__main__", alter_sys=True)
-        os._exit(99)
-    print(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-"""Runs each command as `python -m COMMAND --help` does, but loads the large packages once."""
-
-
-@pytest.fixture(scope="module")
-def helps(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
-    """The exit code, output and errors of each command's --help."""
-    folder = tmp_path_factory.mktemp("helps")
-    process = run_python(("-c", HELP, str(folder), *COMMANDS))
-    assert process.returncode == 0, process.stderr
-    codes = dict(line.split() for line in process.stdout.splitlines())
-    return {
-        name: (int(code), *((folder / f"{name}.{end}").read_text() for end in ("out", "err")))
-        for name, code in codes.items()
-    }
-
-
 PEERS = ["torch", "transformers", "safetensors", "gguf", "tensorboardX"]
 IMPORTS = {
     "data packages": (["common", "datagen", "evaluation"], ["jax", "jaxlib", "torch"]),
@@ -219,9 +186,10 @@ def test_imports_without(name):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help(helps, command):
-    code, out, err = helps[command]
-    assert code == 0
+def test_help(command):
+    done = commands.run(command, "--help")
+    out = done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
     assert f"python -m {command}" in out, "the docstring shows the call"
-    assert "\n  --" in out
-    assert err == ""
+    shown = set(re.findall(r"^  (?:-\?,)?--(?:\[no\])?(\w+)", out, re.MULTILINE))
+    assert documents.defined_flags(command) <= shown != set(), "documents are checked by them"

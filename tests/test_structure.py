@@ -33,7 +33,9 @@ LAYERS = {
     ],
     "evaluation": [
         "inputs",
+        "judgements",
         "judging",
+        "statistics",
         "scoring",
         "annotation",
         "reporting",

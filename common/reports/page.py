@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from common.reports import drawing
 from common.reports.drawing import Drawing
@@ -62,6 +64,12 @@ def panels(drawings: Sequence[Drawing]) -> str:
         for item in drawings
     )
     return f"<div class=panels>{figures}</div>"
+
+
+def json_element(name: str, content: Any) -> str:
+    """Data for the page's script, in an element with the id `name`."""
+    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")  # closes no element
+    return f"<script type=application/json id={name}>{text}</script>"
 
 
 def foldout(content: str, label: str = "The numbers") -> str:

@@ -10,8 +10,8 @@ from common.messages import log
 from common.sections import UsageError
 from evaluation.annotation.pairs import AnswerPair, draw_items
 from evaluation.inputs import benchmarks, outputs
-from evaluation.judging.verdicts import Verdicts
-from evaluation.judging.workdirs import ReportTexts
+from evaluation.judgements.verdicts import Verdicts
+from evaluation.judgements.workdirs import ReportTexts
 from evaluation.scoring import score
 
 

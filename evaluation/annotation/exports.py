@@ -25,9 +25,9 @@ from evaluation.annotation.pairs import (
     PageKey,
     read_key,
 )
-from evaluation.judging.foreign import ForeignJudgements, Judgement
-from evaluation.judging.verdicts import MODEL_FIRST, REFERENCE_FIRST, Verdict
-from evaluation.judging.workdirs import ReportTexts
+from evaluation.judgements.foreign import ForeignJudgements, Judgement
+from evaluation.judgements.verdicts import MODEL_FIRST, REFERENCE_FIRST, Verdict, shown
+from evaluation.judgements.workdirs import ReportTexts
 from evaluation.scoring.people import PREFERENCE
 
 EXPORT_FORM = "alpacare-annotations-1"
@@ -56,22 +56,22 @@ class PeopleLabels:
           ValueError: an item or answer was edited; the first is named.
         """
         edited = {}
-        for path, shown in self.assignments:
-            item = texts.items.get((shown.benchmark, shown.item))
+        for path, assigned in self.assignments:
+            item = texts.items.get((assigned.benchmark, assigned.item))
             model, reference = (
-                texts.outputs.get((shown.benchmark, name), {}).get(shown.item)
-                for name in (shown.generator, shown.reference)
+                texts.outputs.get((assigned.benchmark, name), {}).get(assigned.item)
+                for name in (assigned.generator, assigned.reference)
             )
             known = item and model and reference and AnswerPair(item, model, reference)
-            if known and known.digest != shown.digest:
-                edited.setdefault(shown[1:5], (path, shown))
+            if known and known.digest != assigned.digest:
+                edited.setdefault(assigned[1:5], (path, assigned))
         if edited:
-            path, shown = next(iter(edited.values()))
+            path, assigned = next(iter(edited.values()))
             raise ValueError(
-                f"{path}: the question {shown.item!r} of {shown.benchmark}, or the answer of "
-                f"{shown.generator} or {shown.reference} to it, is not what {shown.annotator} saw "
-                f"({len(edited):,} such pairs); report the files that the page was made from, or "
-                "have the new ones annotated"
+                f"{path}: the question {assigned.item!r} of {assigned.benchmark}, or the answer of "
+                f"{assigned.generator} or {assigned.reference} to it, is not what "
+                f"{assigned.annotator} saw ({len(edited):,} such pairs); report the files that the "
+                "page was made from, or have the new ones annotated"
             )
 
 
@@ -97,7 +97,7 @@ def load(sources: Sequence[str]) -> PeopleLabels:
             raise ValueError(_twice(*other, path, export))
         exported[key.page, export["annotator"]] = path, export
         answers = {name: (key.assignments[name], a) for name, a in export["answers"].items()}
-        assignments += [(path, shown) for shown, _ in answers.values()]
+        assignments += [(path, assigned) for assigned, _ in answers.values()]
         _report(path, export, key)
         for question in QUESTIONS:
             if judged := _judgements(question, answers.values()):
@@ -165,8 +165,8 @@ def _key(path: Path, export: Record) -> PageKey:
             f"({key.page}); move it to the folder of its page"
         )
     for name, answer in export["answers"].items():
-        shown = key.assignments.get(name)
-        if shown is None or shown.annotator != export["annotator"]:
+        assigned = key.assignments.get(name)
+        if assigned is None or assigned.annotator != export["annotator"]:
             raise ValueError(
                 f"{path}: {name!r:.40} is no pair of {export['annotator']}, so the file was "
                 "edited; export it again"
@@ -213,24 +213,22 @@ def _report(path: Path, export: Record, key: PageKey) -> None:
 
 def _judgements(question: str, answers: Iterable[tuple[Assignment, Record]]) -> list[Judgement]:
     judged = []
-    for shown, answer in answers:
+    for assigned, answer in answers:
         choice = answer.get(question)
         if choice is None:
             continue
-        is_first = shown.first == MODEL
-        first, second = Verdict.MODEL, Verdict.REFERENCE
-        if not is_first:
-            first, second = second, first
+        order = MODEL_FIRST if assigned.first == MODEL else REFERENCE_FIRST
+        first, second = shown(order, Verdict.MODEL, Verdict.REFERENCE)
         verdict = {A: first, B: second, EQUAL: Verdict.TIE}.get(choice, Verdict.INVALID)
         judged.append(
             Judgement(
-                id=shown.item,
-                benchmark=shown.benchmark,
-                generator=shown.generator,
-                reference=shown.reference,
-                judge=f"human/{shown.annotator}",
+                id=assigned.item,
+                benchmark=assigned.benchmark,
+                generator=assigned.generator,
+                reference=assigned.reference,
+                judge=f"human/{assigned.annotator}",
                 prompt_version=EXPORT_FORM,
-                order=MODEL_FIRST if is_first else REFERENCE_FIRST,
+                order=order,
                 verdict=verdict,
                 score=None,
                 raw=str(answer.get("comment") or ""),

@@ -1,19 +1,15 @@
 """The page for annotators: one self-contained HTML file that names no system."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from common.reports.page import document
+from common.reports.page import document, json_element
 from evaluation.annotation.exports import EXPORT_FORM
 from evaluation.annotation.pairs import MODEL, AnswerPair, PageKey
 
 WEB = Path(__file__).parent / "web"
-
-PairOf = Mapping[tuple[str, str, str, str], AnswerPair]
-"""(benchmark, item, generator, reference) -> the pair."""
 
 
 def build(key: PageKey, pairs: Sequence[AnswerPair]) -> str:
@@ -27,8 +23,8 @@ def build(key: PageKey, pairs: Sequence[AnswerPair]) -> str:
     shown: dict[str, list[tuple[str, str, str, str]]] = {}
     for name, assigned in key.assignments.items():
         pair = by_names[assigned[1:5]]
-        both = pair.model.output, pair.reference.output
-        first, second = both if assigned.first == MODEL else both[::-1]
+        answers = pair.model.output, pair.reference.output
+        first, second = answers if assigned.first == MODEL else answers[::-1]
         shown.setdefault(assigned.annotator, []).append((name, pair.item.text, first, second))
     texts = sorted({text for rows in shown.values() for row in rows for text in row[1:]})
     order = np.random.default_rng(key.seed).permutation(len(texts))
@@ -42,10 +38,8 @@ def build(key: PageKey, pairs: Sequence[AnswerPair]) -> str:
         },
         "texts": [texts[i] for i in np.argsort(order)],
     }
-    # JSON in HTML must not close its element, so each "<" is escaped.
-    packed = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
     body, style, script = (
         (WEB / f"annotate.{end}").read_text("utf-8") for end in ("html", "css", "js")
     )
-    body += f"<script type=application/json id=pairs>{packed}</script>"
+    body += json_element("pairs", content)
     return document("Compare two answers", body, style=style, script=script)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from evaluation.judging.verdicts import Matchup
-from evaluation.scoring.correction import labels_alone_for, labels_for
+from evaluation.judgements.verdicts import Matchup
 from evaluation.scoring.people import PREFERENCE, PeopleResults
 from evaluation.scoring.score import WinRate
+from evaluation.statistics.correction import labels_alone_for, labels_for
 
 
 class LabelNeed(NamedTuple):

@@ -14,13 +14,10 @@ import numpy as np
 
 from evaluation.grading.grader import Grade
 from evaluation.grading.rubrics import LabelledAnswer
-from evaluation.scoring.agreement import RESAMPLES
+from evaluation.statistics.agreement import bootstrap
 
 MIN_CONVERSATIONS = 20
 """For an interval of macro F1."""
-
-RESAMPLES_AT_A_TIME = 100
-"""So that the draws of all take little memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +58,7 @@ def pair_counts(pairs: Iterable[tuple[bool, bool]]) -> np.ndarray:
     return counts
 
 
-def agreement(
-    answers: Sequence[LabelledAnswer], grades: Sequence[str], *, seed: int = 0
-) -> GraderAgreement:
+def agreement(answers: Sequence[LabelledAnswer], grades: Sequence[str]) -> GraderAgreement:
     """The agreement of the grader's verdicts, one for each answer, with the physicians' labels."""
     by_conversation: dict[str, np.ndarray] = {}
     judged = 0
@@ -79,7 +74,9 @@ def agreement(
     clusters = np.stack(list(by_conversation.values()))
     total = clusters.sum(axis=0)
     value = float(macro_f1(total))
-    low, high = _bootstrap(clusters, seed)
+    low = high = None
+    if len(clusters) >= MIN_CONVERSATIONS:
+        low, high = bootstrap(clusters, np.ones(len(clusters)), macro_f1, seed=0)
     return GraderAgreement(
         judged,
         int(total.sum()),
@@ -91,35 +88,17 @@ def agreement(
 
 
 def by_category(
-    answers: Sequence[LabelledAnswer], grades: Sequence[str], *, seed: int = 0
+    answers: Sequence[LabelledAnswer], grades: Sequence[str]
 ) -> Mapping[str, GraderAgreement]:
     """The same for each category."""
     rows: dict[str, list[int]] = {}
     for row, answer in enumerate(answers):
         rows.setdefault(answer.category, []).append(row)
     return {
-        name: agreement(
-            [answers[i] for i in rows[name]], [grades[i] for i in rows[name]], seed=seed
-        )
+        name: agreement([answers[i] for i in rows[name]], [grades[i] for i in rows[name]])
         for name in sorted(rows)
         if name
     }
-
-
-def _bootstrap(clusters: np.ndarray, seed: int) -> tuple[float | None, float | None]:
-    count = len(clusters)
-    if count < MIN_CONVERSATIONS:
-        return None, None
-    drawing, found = np.random.default_rng(seed), []
-    for _ in range(RESAMPLES // RESAMPLES_AT_A_TIME):
-        drawn = drawing.multinomial(count, np.full(count, 1 / count), RESAMPLES_AT_A_TIME)
-        found.append(macro_f1(drawn @ clusters))
-    values = np.concatenate(found)
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return None, None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _physicians(answers: Sequence[LabelledAnswer]) -> tuple[float | None, int]:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from common.reports.charts import percent
 from common.reports.page import document
 from evaluation.grading.physicians import GraderAgreement
 from evaluation.grading.scores import RubricScore, SystemScores
-from evaluation.reporting.table_formats import Table, html
+from evaluation.reporting.table_formats import Table, html, with_interval
 
 TAG_TITLES = {
     "axis": "Axes: of the criteria with the tag, examples where these have positive points",
@@ -19,26 +20,6 @@ SCORE_NOTE = (
     "examples, clipped to 0 to 1 after averaging, as HealthBench publishes it; in percent, with "
     "95 % intervals over examples."
 )
-
-
-def percent(value: float | None) -> str:
-    """A share in percent.
-
-    >>> percent(0.1234), percent(None)
-    ('12.3', '–')
-    """
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A share in percent with its interval, if it has one.
-
-    >>> with_interval(0.5, 0.41, 0.59), with_interval(0.5, None, None)
-    ('50.0 [41.0, 59.0]', '50.0')
-    """
-    if value is None or low is None or high is None:
-        return percent(value)
-    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
 
 
 def _score(score: RubricScore | None) -> str:

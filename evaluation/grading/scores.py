@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluation.grading.grader import Grade
 from evaluation.grading.rubrics import Criterion, RubricExample
-from evaluation.scoring.intervals import PSEUDO, mean_interval, student
+from evaluation.statistics.intervals import PSEUDO, mean_interval, student
 
 LENGTH_CENTRE, LENGTH_PENALTY = 2000, 0.0147
 """Characters at which the length adjustment is 0, and what 500 more take from an example's score.

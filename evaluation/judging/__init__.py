@@ -1,1 +1,1 @@
-"""Judges, their prompts and parsers, and the verdicts they give."""
+"""Judges, their prompts, and what their replies say."""

@@ -16,9 +16,9 @@ from datagen.chat.errors import Failure
 from datagen.chat.replies import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
+from evaluation.judgements.verdicts import ORDERS, Verdict, shown
 from evaluation.judging.judges import Judge
 from evaluation.judging.parsers import Preference
-from evaluation.judging.verdicts import MODEL_FIRST, ORDERS, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +38,12 @@ class Comparison:
 
     def request(self, sample: int = 0) -> ChatRequest:
         """The request to the judge; `sample` 1, 2, ... asks again."""
-        first, second = self.model.output, self.reference.output
-        if self.order != MODEL_FIRST:
-            first, second = second, first
-        return self.judge.request(self.item.text, first, second, sample)
+        answers = shown(self.order, self.model.output, self.reference.output)
+        return self.judge.request(self.item.text, *answers, sample)
 
     def verdict(self, answer: ChatAnswer) -> Verdict:
         """The verdict in the judge's reply."""
-        first, second = Verdict.MODEL, Verdict.REFERENCE
-        if self.order != MODEL_FIRST:
-            first, second = second, first
+        first, second = shown(self.order, Verdict.MODEL, Verdict.REFERENCE)
         return {
             Preference.FIRST: first,
             Preference.SECOND: second,

@@ -6,8 +6,8 @@ from html import escape
 from common.reports.charts import WIDTH, percent
 from common.reports.drawing import Drawing, Line, Point, Polygon, Shape, Text
 from common.reports.page import document, panels
-from evaluation.multiple_choice.results import Accuracy, ChoiceResults
-from evaluation.reporting.table_formats import Table, html
+from evaluation.multiple_choice.results import ChoiceResults
+from evaluation.reporting.table_formats import Table, html, interval
 
 LIKELIHOOD = (
     "Accuracy (acc): the option with the highest log-likelihood after the prompt. Normalised "
@@ -23,15 +23,6 @@ CALIBRATION = (
     "expected calibration error (ECE) is the mean distance of confidence and accuracy over ten "
     "bins of equal width, weighted by their questions."
 )
-
-
-def interval(rate: Accuracy | None) -> str:
-    """A rate with its interval, in per cent.
-
-    >>> interval(Accuracy(4, 0.5, 0.15, 0.85)), interval(None)
-    ('50.0 [15.0, 85.0]', '–')
-    """
-    return f"{percent(rate.rate)} [{percent(rate.low)}, {percent(rate.high)}]" if rate else "–"
 
 
 def summary(results: ChoiceResults) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from datagen.chat.replies import Likelihood
 from evaluation.multiple_choice.forms import LETTERS
 from evaluation.multiple_choice.questions import Question
-from evaluation.scoring.intervals import mean_interval
+from evaluation.statistics.intervals import mean_interval
 
 BINS = 10
 
@@ -111,7 +111,7 @@ def accuracy(answered: Sequence[Answered], chosen: Callable[[Answered], int | No
     return Accuracy.of(np.array([chosen(each) == each.question.answer for each in answered]))
 
 
-def calibration(confidences: np.ndarray, right: np.ndarray, *, seed: int = 0) -> Calibration:
+def calibration(confidences: np.ndarray, right: np.ndarray) -> Calibration:
     """Of float[questions] from 0 to 1, and bool[questions]; at least one.
 
     Ten bins of equal width (Guo et al. 2017, "On calibration of modern neural networks", section
@@ -126,7 +126,7 @@ def calibration(confidences: np.ndarray, right: np.ndarray, *, seed: int = 0) ->
         hits = np.bincount(places, outcomes, BINS)
         return float(np.abs(hits - sums).sum() / len(confidences))
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     drawn = [error(random.random(len(confidences)) < confidences) for _ in range(DRAWS)]
     low, high = map(float, np.quantile(drawn, TAILS))
     bins = []

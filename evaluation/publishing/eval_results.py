@@ -17,6 +17,7 @@ from common.messages import log
 from common.sections import UsageError
 from evaluation.publishing.checklists import headline
 from evaluation.publishing.run_records import RunRecord
+from evaluation.scoring.results import AVERAGE
 
 FOLDER = "eval_results"
 
@@ -84,7 +85,7 @@ def of_report(report: Mapping[str, Any], date: str) -> Iterator[PublishedResult]
         if row["rate"] is None or row["reference"] != headline(report, row):
             continue
         against = row["reference"]
-        if against == "average":
+        if against == AVERAGE:
             against = f"the average of {', '.join(report['references'])}"
         notes = f"win rate in % against {against}, judge {row['judge']}; {_interval(row)}"
         measure = f"win-rate-{row['judge']}"

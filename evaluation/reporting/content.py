@@ -83,5 +83,8 @@ class Chapter:
             for suffix, figure in builder(content)
             if figure.drawings
         }
-        tables = {name: list(builder(content)) for name, builder in section.tables.items()}
+        tables = {
+            name: [table for table in builder(content) if table.rows]
+            for name, builder in section.tables.items()
+        }
         return cls(section, figures, {name: found for name, found in tables.items() if found})

@@ -2,17 +2,17 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from common.reports import charts, drawing
 from common.reports.charts import RateBar, percent
 from common.reports.drawing import SERIES, Drawing
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements.verdicts import Matchup
 from evaluation.reporting.content import ReportFigure
 from evaluation.scoring.lengths import Stratum
-from evaluation.scoring.results import AVERAGE, Results
+from evaluation.scoring.results import AVERAGE, Panel, Results
 from evaluation.scoring.score import WinRate
 
 PANEL_HEIGHT = 900
@@ -94,6 +94,16 @@ def numbered(title: str, number: int, total: int) -> str:
     ('iCliniq', 'iCliniq, part 2 of 3')
     """
     return title if total == 1 else f"{title}, part {number} of {total}"
+
+
+def by_judge(
+    results: Results, heading: str, text: str, draw: Callable[[Panel], Iterable[Drawing]]
+) -> Iterator[tuple[str, ReportFigure]]:
+    """A figure for each judge, named at the end of its heading: what `draw` makes of its panels."""
+    for judge in results.judges:
+        drawings = [one for benchmark in results.benchmarks for one in draw((judge, benchmark))]
+        figure = ReportFigure(f"{heading} {judge}", f"Judge: {judge}. {text}", drawings)
+        yield file_suffix(judge, results.judges), figure
 
 
 def rate_panels(

@@ -1,15 +1,14 @@
 """`report.html`: figures, tables and transcripts in one self-contained page."""
 
-import json
 from collections.abc import Sequence, Sized
 from html import escape
 from pathlib import Path
 
-from common.reports.page import document, foldout, panels
-from evaluation.reporting import settings
+from common.reports.page import document, foldout, json_element, panels
+from evaluation.reporting import judge_settings
 from evaluation.reporting.cautions import cautions
 from evaluation.reporting.content import Chapter, ReportContent
-from evaluation.reporting.settings import JudgeRun
+from evaluation.reporting.judge_settings import JudgeRun
 from evaluation.reporting.table_formats import html
 from evaluation.reporting.transcripts import Transcripts
 from evaluation.scoring.results import Results
@@ -35,16 +34,15 @@ def build(
     }
     links = " ".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in headings.items())
     warnings = "".join(f"<p class=warning>{escape(text)}</p>" for text in cautions(results))
-    # JSON in HTML must not close its element, so each "<" is escaped.
-    index = json.dumps(transcripts.index, ensure_ascii=False).replace("<", "\\u003c")
+    judged = judge_settings.html(runs)
     body = [
         f"<header><h1>{escape(title)}</h1><p class=muted>{escape(_summary(results))}</p>"
         f"<p class=muted>{escape(made)}</p>{warnings}<nav>{links}</nav></header>",
         *map(_section, chapters),
         _web_file("transcripts.html").replace("COVERAGE", _coverage(transcripts)),
-        f"<section id=settings><h2>{headings['settings']}</h2>{settings.html(runs)}</section>",
+        f"<section id=settings><h2>{headings['settings']}</h2>{judged}</section>",
         _web_file("notes.html"),
-        f"<script type=application/json id=index>{index}</script>",
+        json_element("index", transcripts.index),
         *(
             f"<script type=application/gzip id={name}>{text}</script>"
             for name, text in transcripts.packed.items()

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.sections import UsageError
-from evaluation.judging.reading import ONE_ORDER
-from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, only
+from evaluation.judgements.reading import ONE_ORDER
+from evaluation.judgements.verdicts import Matchup, VerdictCode, Verdicts, only
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,15 @@
-"""A table of texts as HTML, Markdown and LaTeX."""
+"""A table of texts as HTML, Markdown and LaTeX, and how numbers are written in it."""
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
+from common import provenance
 from common.reports import page
+from common.reports.charts import percent
+from evaluation.scoring.results import Difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,3 +121,82 @@ def latex(table: Table, label: str) -> str:
             "",
         ]
     )
+
+
+def write(folder: Path, name: str, tables: Sequence[Table]) -> None:
+    """Writes NAME.md and NAME.tex; several tables have the labels NAME-1, NAME-2, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    several = len(tables) > 1
+    tex = [latex(t, f"{name}-{i}" if several else name) for i, t in enumerate(tables, start=1)]
+    provenance.write_text(folder / f"{name}.md", "\n".join(map(markdown, tables)))
+    provenance.write_text(folder / f"{name}.tex", "\n".join(tex))
+
+
+class Rate(Protocol):
+    """Shares from 0 to 1, or None: a win rate, an accuracy, an estimate."""
+
+    @property
+    def rate(self) -> float | None: ...  # noqa: D102
+    @property
+    def low(self) -> float | None: ...  # noqa: D102
+    @property
+    def high(self) -> float | None: ...  # noqa: D102
+
+
+def interval(found: Rate | None) -> str:
+    """A rate and its interval, in per cent."""
+    return with_interval(found.rate, found.low, found.high) if found else "–"
+
+
+def with_interval(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    text: Callable[[float | None], str] = percent,
+) -> str:
+    """A number and its interval, if it has one; a share in per cent, or as `text` writes it.
+
+    >>> with_interval(0.5, 0.41, 0.59), with_interval(0.5, None, None)
+    ('50.0 [41.0, 59.0]', '50.0')
+    >>> with_interval(0.5, 0.41, 0.59, number), with_interval(None, None, None)
+    ('0.50 [0.41, 0.59]', '–')
+    """
+    if low is None or high is None:
+        return text(value)
+    return f"{text(value)} [{text(low)}, {text(high)}]"
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number in a format, or a dash.
+
+    >>> number(0.456), number(None)
+    ('0.46', '–')
+    """
+    return "–" if value is None else f"{value:{form}}"
+
+
+def points(found: Difference) -> str:
+    """A difference and its interval, in percentage points.
+
+    >>> points(Difference(9, 0.123, low=-0.01, high=0.2, p=0.1, p_holm=0.2, p_report=0.3))
+    '+12.3 [-1.0, +20.0]'
+    """
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def number_of_p(p: float) -> str:
+    """A p-value in a column of them.
+
+    >>> number_of_p(0.0321), number_of_p(1e-9)
+    ('0.0321', '< 0.0001')
+    """
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def p_text(p: float) -> str:
+    """A p-value in a sentence.
+
+    >>> p_text(0.0321), p_text(1e-9), p_text(1)
+    ('p = 0.032', 'p < 0.001', 'p = 1.000')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

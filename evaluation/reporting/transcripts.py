@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural, replies
-from evaluation.judging.workdirs import ReportTexts
+from evaluation.judgements.verdicts import Matchup, VerdictCode, Verdicts, natural, replies
+from evaluation.judgements.workdirs import ReportTexts
 from evaluation.reporting.systems import Systems
 
 BLOCK_ITEMS = 16

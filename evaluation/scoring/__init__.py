@@ -1,1 +1,1 @@
-"""Win rates, intervals, tests, agreement and text metrics."""
+"""What a report measures: win rates, differences, signals of texts, what people add."""

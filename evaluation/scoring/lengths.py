@@ -9,8 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from evaluation.scoring.intervals import share
 from evaluation.scoring.score import item_scores
+from evaluation.statistics.intervals import share
 
 EDGES = (0.5, 0.8, 1.25, 2.0)
 """Boundaries of the ratio of lengths, answer to reference; symmetric: 0.8 is 1 / 1.25."""

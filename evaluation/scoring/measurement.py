@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.records import Example
-from evaluation.judging.verdicts import Matchup, VerdictCode, Verdicts, natural
-from evaluation.judging.workdirs import ReportTexts
-from evaluation.scoring import leaderboard, score
-from evaluation.scoring.agreement import Agreement, between
-from evaluation.scoring.intervals import difference_interval, share
-from evaluation.scoring.leaderboard import Leaderboard
+from evaluation.judgements.verdicts import Matchup, VerdictCode, Verdicts, natural
+from evaluation.judgements.workdirs import ReportTexts
+from evaluation.scoring import score
 from evaluation.scoring.lengths import LengthEffect, by_length, ratios
 from evaluation.scoring.people import PREFERENCE, measure_people
 from evaluation.scoring.results import (
@@ -28,7 +25,11 @@ from evaluation.scoring.results import (
 )
 from evaluation.scoring.score import WinRate
 from evaluation.scoring.signals import benchmark_signals, contaminated
-from evaluation.scoring.significance import holm, paired
+from evaluation.statistics import leaderboard
+from evaluation.statistics.agreement import Agreement, between
+from evaluation.statistics.intervals import difference_interval, share
+from evaluation.statistics.leaderboard import Leaderboard
+from evaluation.statistics.significance import holm, paired
 
 MIN_TOPIC_ITEMS = 10
 """Items that a topic needs for a rate of its own."""

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from evaluation.judging.verdicts import Matchup, Verdicts
+from evaluation.judgements.verdicts import Matchup, Verdicts
 from evaluation.scoring import score
-from evaluation.scoring.agreement import GroupAgreement, among
-from evaluation.scoring.correction import Correction, correct
 from evaluation.scoring.score import WinRate
+from evaluation.statistics.agreement import GroupAgreement, among
+from evaluation.statistics.correction import Correction, correct
 
 PREFERENCE = "preference"
 """The question to people that judges answer too; others are reported without a correction."""

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.judging.verdicts import Matchup
-from evaluation.scoring.agreement import Agreement
-from evaluation.scoring.intervals import LEVEL
-from evaluation.scoring.leaderboard import Leaderboard
+from evaluation.judgements.verdicts import Matchup
 from evaluation.scoring.lengths import LengthEffect
 from evaluation.scoring.people import PeopleResults
 from evaluation.scoring.score import Position, WinRate
 from evaluation.scoring.signals import Contamination, SystemSignals
+from evaluation.statistics.agreement import Agreement
+from evaluation.statistics.intervals import LEVEL
+from evaluation.statistics.leaderboard import Leaderboard
 
 AVERAGE = "average"
 """Used in place of a reference's name: the mean over all references, item by item."""

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.judging.verdicts import VerdictCode
-from evaluation.scoring.intervals import mean_interval, share
+from evaluation.judgements.verdicts import VerdictCode
+from evaluation.statistics.intervals import mean_interval, share
 
 STEPS, GRADED_STEPS = 4, 100
 """An item's scores are multiples of 1 / STEPS: two verdicts of 0, 0.5 or 1, averaged. Those of

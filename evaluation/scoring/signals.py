@@ -10,8 +10,8 @@ from common.records import Example
 from common.text import contamination, rouge
 from common.text.urgency import urges_care
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging.verdicts import Verdicts, natural
-from evaluation.judging.workdirs import ReportTexts
+from evaluation.judgements.verdicts import Verdicts, natural
+from evaluation.judgements.workdirs import ReportTexts
 from evaluation.scoring.text_metrics import TextSignals, measure_texts, refuses
 
 

@@ -1,10 +1,7 @@
 """Documents hold: links and anchors lead somewhere, commands, flags, keys and names exist."""
 
 import functools
-import os
 import re
-import subprocess
-import sys
 import urllib.parse
 
 import pytest
@@ -152,20 +149,6 @@ def test_every_document_is_linked():
             linked.add((path.parent / link.partition("#")[0]).resolve())
     missing = [n for n, path in DOCUMENTS.items() if n.startswith("docs/") and path not in linked]
     assert missing == ["docs/README.md"] or missing == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", alpacare.COMMANDS.values())
-def test_flags_in_the_source_are_those_of_the_help(module):
-    process = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=REPOSITORY,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    shown = set(re.findall(r"^  (?:-\?,)?--(?:\[no\])?(\w+)", process.stdout, re.MULTILINE))
-    assert documents.defined_flags(module) <= shown
 
 
 def test_the_checks_see_what_is_wrong():

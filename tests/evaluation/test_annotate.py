@@ -1,8 +1,6 @@
 """The command: what it plans, draws and writes, and how it is used again."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -10,14 +8,12 @@ from evaluation import annotate, report
 from evaluation.annotation import exports
 from evaluation.annotation.candidates import draw, from_files, from_judgements
 from evaluation.annotation.pairs import read_key
-from evaluation.judging import reading, workdirs
-from tests.conftest import REPOSITORY
-from tests.support import annotated, judge_workdirs
+from evaluation.judgements import reading, workdirs
+from tests.support import annotated, commands, judge_workdirs
 
 
 def run(*flags):
-    command = [sys.executable, "-m", "evaluation.annotate", *map(str, flags)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    return commands.run("evaluation.annotate", *flags)
 
 
 def test_from_files_without_a_judge(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from evaluation.annotation import exports, page
 from evaluation.annotation.candidates import draw, from_judgements
 from evaluation.annotation.pairs import read_key
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from evaluation.scoring import score
 from tests.support import annotated, browser
 

@@ -20,7 +20,7 @@ from datagen.chat.errors import RunStoppedError
 from evaluation import judge
 from evaluation.config import EvaluationConfig
 from evaluation.judge import JudgingRun
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from evaluation.scoring.measurement import measure
 from tests.conftest import DATA, REPOSITORY, needs_data
 from tests.support.chat_server import ChatServer, question

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -13,7 +11,7 @@ from datagen.chat.errors import RunStoppedError
 from evaluation import references
 from evaluation.inputs import benchmarks, outputs
 from evaluation.references import ReferenceSettings
-from tests.conftest import LIMIT, REPOSITORY
+from tests.support import commands
 from tests.support.chat_runs import make_config
 from tests.support.chat_server import ChatServer, openai_reply, question
 from tests.support.published_files import (
@@ -203,12 +201,7 @@ def test_a_name_that_cannot_be_displayed(ask, server):
 
 def test_a_config_of_something_else_is_rejected():
     config = {"config": "configs/quickstart.py", "benchmark": "icliniq", "workdir": "never"}
-    process = subprocess.run(
-        [sys.executable, "-m", "evaluation.references", *(f"--{k}={v}" for k, v in config.items())],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        cwd=REPOSITORY,
-    )
+    flags = [f"--{name}={value}" for name, value in config.items()]
+    process = commands.run("evaluation.references", *flags)
     assert process.returncode == 2
     assert re.fullmatch(r"error: config has no key .*\n", process.stderr)

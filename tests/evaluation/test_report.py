@@ -10,7 +10,7 @@ import pytest
 
 from evaluation import report
 from tests.conftest import REPOSITORY
-from tests.support import judge_workdirs
+from tests.support import commands, judge_workdirs
 
 
 def run(*args):
@@ -107,7 +107,7 @@ def test_a_report_that_is_not_whole_has_no_run_json(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "write_tables", full)
+    monkeypatch.setattr(report.table_formats, "write", full)
     with pytest.raises(OSError, match="No space"):
         report.run(**settings)
     assert not (tmp_path / "out" / "run.json").exists()
@@ -124,7 +124,7 @@ def test_a_report_into_a_workdir_would_lose_its_run_json(tmp_path):
 
 def test_no_workdir_is_a_wrong_flag():
     for flag in ("--judgements=", "--judgements=a,,b"):
-        process = run(flag, "--output=out")
+        process = commands.run("evaluation.report", flag, "--output=out")
         assert process.returncode == 2
         assert "one or several" in process.stderr
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from evaluation.judging.verdicts import VerdictCode
-from evaluation.scoring import agreement, score
+from evaluation.judgements.verdicts import VerdictCode
+from evaluation.scoring import score
+from evaluation.statistics import agreement
 from tests.evaluation.reporting import test_page
 from tests.support import browser, judge_workdirs
 

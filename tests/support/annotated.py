@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluation.annotation import exports
 from evaluation.annotation.candidates import draw, from_judgements
 from evaluation.annotation.pairs import MODEL, PageKey, assign
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from tests.support import judge_workdirs
 
 ITEMS = {"heart": [f"h{i}" for i in range(24)]}

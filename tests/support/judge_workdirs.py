@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluation.judging import reading, workdirs
-from evaluation.judging.verdicts import ORDERS
+from evaluation.judgements import reading, workdirs
+from evaluation.judgements.verdicts import ORDERS
 from evaluation.scoring.measurement import measure
 from evaluation.scoring.results import Results
 

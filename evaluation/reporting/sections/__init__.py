@@ -1,1 +1,1 @@
-"""The sections of a report; evaluation/reporting/contents.py has their order."""
+"""The sections of a report; evaluation/reporting/outline.py has their order."""

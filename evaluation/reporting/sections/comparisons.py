@@ -1,5 +1,6 @@
 """Differences between systems, and which of them are more than chance."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -11,35 +12,32 @@ from evaluation.reporting.figures import (
     MAX_COLUMNS,
     MAX_ROWS,
     against,
-    file_suffix,
+    by_judge,
     numbered,
     parts,
 )
-from evaluation.reporting.table_formats import Table
-from evaluation.reporting.tables import number_of_p, p_text, points
-from evaluation.scoring.results import Difference
+from evaluation.reporting.table_formats import Table, number_of_p, p_text, points
+from evaluation.scoring.results import Difference, Panel
 
 
 def figures(content: ReportContent) -> Iterator[tuple[str, ReportFigure]]:
     """Each system's rate minus each other's, a heat map for each test set."""
     results = content.results
     family = sum(map(len, results.differences.values()))
-    for judge in results.judges:
-        drawings = [one for name in results.benchmarks for one in _drawings(content, judge, name)]
-        text = (
-            f"Judge: {judge}. Percentage points by which the row's rate is above the column's, on "
-            "the same items. Coloured, with an asterisk: p below 0.05 by an exact paired "
-            f"permutation test, after Holm's correction for all {family:,} comparisons of this "
-            "report: of every judge, test set and reference."
-        )
-        heading = f"Which differences are more than chance? {judge}"
-        yield file_suffix(judge, results.judges), ReportFigure(heading, text, drawings)
+    text = (
+        "Percentage points by which the row's rate is above the column's, on the same items. "
+        "Coloured, with an asterisk: p below 0.05 by an exact paired permutation test, after "
+        f"Holm's correction for all {family:,} comparisons of this report: of every judge, test "
+        "set and reference."
+    )
+    draw = functools.partial(_drawings, content)
+    return by_judge(results, "Which differences are more than chance?", text, draw)
 
 
-def _drawings(content: ReportContent, judge: str, benchmark: str) -> list[Drawing]:
+def _drawings(content: ReportContent, panel: Panel) -> list[Drawing]:
     results = content.results
-    reference = results.headline.get((judge, benchmark), "")
-    differences = results.differences.get((judge, benchmark, reference), {})
+    reference = results.headline.get(panel, "")
+    differences = results.differences.get((*panel, reference), {})
     order = [name for name in content.systems if any(name in pair for pair in differences)]
     if len(order) < 2:
         return []
@@ -47,8 +45,8 @@ def _drawings(content: ReportContent, judge: str, benchmark: str) -> list[Drawin
     both_ways = negated | {**differences}
     labels = {name: content.systems[name].label for name in order}
     counts = [found.items for found in differences.values()]
-    compared = compared_items(counts, results.benchmarks[benchmark].items)
-    title = f"{benchmark} ({compared}), {against(reference)}"
+    compared = compared_items(counts, results.benchmarks[panel[1]].items)
+    title = f"{panel[1]} ({compared}), {against(reference)}"
     grid = list(itertools.product(parts(order, MAX_ROWS), parts(order, MAX_COLUMNS)))
     drawings = []
     for place, (ones, others) in enumerate(grid, start=1):
@@ -103,5 +101,4 @@ def tables(content: ReportContent) -> Iterator[Table]:
             "report (every judge, test set, reference and pair of systems)."
         )
         head = ["Systems", "Items", "Difference", "p", "p (Holm, table)", "p (Holm, report)"]
-        if lines:
-            yield Table(caption, head, lines)
+        yield Table(caption, head, lines)

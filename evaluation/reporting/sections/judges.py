@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from common.reports import charts
 from common.reports.charts import percent
 from common.reports.drawing import Drawing
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements.verdicts import Matchup
 from evaluation.reporting.content import ReportContent, ReportFigure
 from evaluation.reporting.figures import panel_title, rate_panels
-from evaluation.reporting.table_formats import Table
-from evaluation.reporting.tables import number
+from evaluation.reporting.table_formats import Table, number, with_interval
 
 OUTCOMES = {  # of an item judged in both orders, a field of Position: name, colour
     "consistent": ("same winner in both orders", "series2"),
@@ -87,9 +86,7 @@ def table(content: ReportContent) -> Iterator[Table]:
     lines = []
     for judge, found in content.results.judges.items():
         place = found.position
-        first = percent(place.first_preference)
-        if found.low is not None:
-            first += f" [{percent(found.low)}, {percent(found.high)}]"
+        first = with_interval(place.first_preference, found.low, found.high)
         lines.append(
             [judge, found.prompt_version, f"{place.verdicts:,}"]
             + [percent(place.invalid_rate), percent(place.tie_rate), first]
@@ -110,9 +107,7 @@ def agreement(content: ReportContent) -> Iterator[Table]:
     """How far each pair of judges agrees, people first."""
     lines = []
     for (one, other, benchmark), found in content.results.agreement.items():
-        kappa = number(found.kappa)
-        if found.kappa_low is not None:
-            kappa += f" [{number(found.kappa_low)}, {number(found.kappa_high)}]"
+        kappa = with_interval(found.kappa, found.kappa_low, found.kappa_high, number)
         lines.append(
             [f"{one} – {other}", benchmark, f"{found.units:,}", percent(found.same)]
             + [percent(found.same_decided), f"{found.decided:,}", kappa]
@@ -124,5 +119,4 @@ def agreement(content: ReportContent) -> Iterator[Table]:
         "interval, Krippendorff's alpha on outcomes and on scores."
     )
     head = ["Judges", "Benchmark", "Pairs", "Same", "Same, decided", "Decided", "Kappa"]
-    if lines:
-        yield Table(caption, [*head, "Alpha (outcomes)", "Alpha (scores)"], lines)
+    yield Table(caption, [*head, "Alpha (outcomes)", "Alpha (scores)"], lines)

@@ -11,35 +11,32 @@ from evaluation.reporting.content import ReportContent, ReportFigure
 from evaluation.reporting.figures import (
     MAX_COLUMNS,
     MAX_ROWS,
-    file_suffix,
+    by_judge,
     numbered,
     panel_title,
     parts,
     rate_bar,
 )
-from evaluation.reporting.table_formats import Table
-from evaluation.reporting.tables import interval
+from evaluation.reporting.table_formats import Table, interval
+from evaluation.scoring.results import Panel
 from evaluation.scoring.score import WinRate
 
 
 def _figures(content: ReportContent, field: str) -> Iterator[tuple[str, ReportFigure]]:
     """A heat map of systems by labels for each test set that has any."""
-    results = content.results
-    for judge in results.judges:
-        drawings = [one for b in results.benchmarks for one in _drawings(content, judge, b, field)]
-        text = (
-            f"Judge: {judge}. Win rates in per cent, of the items of each {field}, whose number is "
-            "given in brackets; blue is above 50, orange below."
-        )
-        heading = f"By {field}, {judge}"
-        yield file_suffix(judge, results.judges), ReportFigure(heading, text, drawings)
+    text = (
+        f"Win rates in per cent, of the items of each {field}, whose number is given in brackets; "
+        "blue is above 50, orange below."
+    )
+    draw = functools.partial(_drawings, content, field)
+    return by_judge(content.results, f"By {field},", text, draw)
 
 
-def _drawings(content: ReportContent, judge: str, benchmark: str, field: str) -> list[Drawing]:
+def _drawings(content: ReportContent, field: str, panel: Panel) -> list[Drawing]:
     results = content.results
-    counts = results.benchmarks[benchmark].labels[field]
-    reference = results.headline.get((judge, benchmark), "")
-    rates = results.rates_by_label[field].get((judge, benchmark, reference), {})
+    counts = results.benchmarks[panel[1]].labels[field]
+    reference = results.headline.get(panel, "")
+    rates = results.rates_by_label[field].get((*panel, reference), {})
     rated = {label for _, label in rates}
     labels = [label for label in counts if label in rated]
     if len(labels) < 2:
@@ -54,7 +51,7 @@ def _drawings(content: ReportContent, judge: str, benchmark: str, field: str) ->
     for number, (own, places) in enumerate(grid, start=1):
         heads = [f"{labels[i]} ({counts[labels[i]]:,})" for i in places]
         shown = [(name, [fields[i] for i in places]) for name, fields in own]
-        title = numbered(panel_title(benchmark, results, reference), number, len(grid))
+        title = numbered(panel_title(panel[1], results, reference), number, len(grid))
         drawings.append(charts.heat(title, heads, shown))
     return drawings
 
@@ -80,9 +77,8 @@ def _tables(content: ReportContent, field: str) -> Iterator[Table]:
             f"Win rates on {benchmark} by {field} (items), {judge}, reference: {reference}; per "
             "cent, with 95 % intervals."
         )
-        if lines:
-            head = [field.capitalize(), *(systems[name].label for name in generators)]
-            yield Table(caption, head, lines)
+        head = [field.capitalize(), *(systems[name].label for name in generators)]
+        yield Table(caption, head, lines)
 
 
 by_difficulty = functools.partial(_figures, field="difficulty")

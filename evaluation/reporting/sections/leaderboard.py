@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from common.reports.charts import percent
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements.verdicts import Matchup
 from evaluation.reporting.content import ReportContent
 from evaluation.reporting.table_formats import Table
-from evaluation.scoring.leaderboard import MEAN_RATING, Standing
+from evaluation.statistics.leaderboard import MEAN_RATING, Standing
 
 
 def tables(content: ReportContent) -> Iterator[Table]:

@@ -7,8 +7,7 @@ from common.reports.charts import percent
 from common.reports.drawing import SERIES
 from evaluation.reporting.content import ReportContent, ReportFigure
 from evaluation.reporting.figures import numbered, panel_title, parts, rate_bar
-from evaluation.reporting.table_formats import Table
-from evaluation.reporting.tables import interval, number
+from evaluation.reporting.table_formats import Table, interval, number
 
 
 def figures(content: ReportContent) -> Iterator[tuple[str, ReportFigure]]:

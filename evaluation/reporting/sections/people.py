@@ -3,19 +3,18 @@
 from collections.abc import Iterator
 
 from common.reports.charts import percent
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements.verdicts import Matchup
 from evaluation.reporting.content import ReportContent
-from evaluation.reporting.table_formats import Table
-from evaluation.scoring.correction import (
+from evaluation.reporting.table_formats import Table, interval, number, with_interval
+from evaluation.scoring.people import PREFERENCE
+from evaluation.scoring.results import Results
+from evaluation.statistics.correction import (
     FEW_DISAGREEMENTS,
     FEW_LABELS,
     MIN_LABELS,
     UNLIKE,
     Correction,
-    RateEstimate,
 )
-from evaluation.scoring.people import PREFERENCE
-from evaluation.scoring.results import Results
 
 FEW, ALIKE = "*", "†"
 """Marks of labels that are few, and of labels that all agree with the judge."""
@@ -23,15 +22,11 @@ FEW, ALIKE = "*", "†"
 
 def agreement(content: ReportContent) -> Iterator[Table]:
     """How far people agree among themselves."""
-    lines = []
-    for (question, benchmark), found in content.results.people.agreement.items():
-        alpha = "–" if found.alpha is None else f"{found.alpha:.2f}"
-        if found.low is not None and found.high is not None:
-            alpha += f" [{found.low:.2f}, {found.high:.2f}]"
-        lines.append(
-            [question, benchmark, f"{found.people:,}", f"{found.units:,}"]
-            + [percent(found.same), alpha]
-        )
+    lines = [
+        [question, benchmark, f"{found.people:,}", f"{found.units:,}", percent(found.same)]
+        + [with_interval(found.alpha, found.low, found.high, number)]
+        for (question, benchmark), found in content.results.people.agreement.items()
+    ]
     caption = (
         "Agreement of people with each other: pairs of answers that two or more of them judged, "
         "per cent of two people's verdicts that are the same (model, reference, neither), and "
@@ -39,21 +34,16 @@ def agreement(content: ReportContent) -> Iterator[Table]:
         "to agree with people more than they do with each other."
     )
     head = ["Question", "Benchmark", "People", "Pairs", "Same", "Alpha"]
-    if lines:
-        yield Table(caption, head, lines)
+    yield Table(caption, head, lines)
 
 
 def rates(content: ReportContent) -> Iterator[Table]:
     """People's win rates on the items that they judged, by question."""
     lines = [
-        [content.systems[generator].label, benchmark, reference, question, f"{rate.valid:,}"]
-        + [f"{percent(rate.rate)} [{percent(rate.low)}, {percent(rate.high)}]"]
-        for (
-            question,
-            benchmark,
-            reference,
-            generator,
-        ), rate in content.results.people.rates.items()
+        [content.systems[generator].label, benchmark, reference, question]
+        + [f"{rate.valid:,}", interval(rate)]
+        for (question, *pair), rate in content.results.people.rates.items()
+        for benchmark, reference, generator in [pair]
         if rate.valid
     ]
     caption = (
@@ -61,8 +51,7 @@ def rates(content: ReportContent) -> Iterator[Table]:
         "an item that several people judged counts once, with their mean."
     )
     head = ["System", "Benchmark", "Reference", "Question", "Items", "Rate"]
-    if lines:
-        yield Table(caption, head, lines)
+    yield Table(caption, head, lines)
 
 
 def corrected(content: ReportContent) -> Iterator[Table]:
@@ -86,8 +75,7 @@ def corrected(content: ReportContent) -> Iterator[Table]:
             "narrow."
         )
         head = ["System", "Reference", "Labelled", "Raw", "People", "PPI++"]
-        if lines:
-            yield Table(caption, [*head, "Rogan–Gladen", "Power", "Worth"], lines)
+        yield Table(caption, [*head, "Rogan–Gladen", "Power", "Worth"], lines)
 
 
 def _correction(found: Correction) -> list[str]:
@@ -95,16 +83,13 @@ def _correction(found: Correction) -> list[str]:
     return [
         f"{found.labelled:,} of {found.items:,}{mark}",
         percent(found.raw),
-        *map(_estimate, (found.people, found.ppi, found.rogan_gladen)),
+        *(
+            interval(estimate) if estimate.low is not None else "not bounded"
+            for estimate in (found.people, found.ppi, found.rogan_gladen)
+        ),
         f"{found.power:.2f}",
         f"{found.worth:,.0f} for {found.labels:,}",
     ]
-
-
-def _estimate(found: RateEstimate) -> str:
-    if found.low is None:
-        return "not bounded"
-    return f"{percent(found.rate)} [{percent(found.low)}, {percent(found.high)}]"
 
 
 def warnings(results: Results) -> list[str]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from common.reports import charts
-from evaluation.judging.verdicts import Verdicts
-from evaluation.judging.workdirs import ReportTexts
+from evaluation.judgements.verdicts import Verdicts
+from evaluation.judgements.workdirs import ReportTexts
 from evaluation.reporting.content import (
     ReportContent,
     ReportFigure,

@@ -1,14 +1,13 @@
 """Win rates: by reference, by backbone, of all test sets together, and what they are made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from common.reports.charts import percent
 from common.reports.drawing import Drawing
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements.verdicts import Matchup
 from evaluation.reporting.content import ReportContent, ReportFigure
-from evaluation.reporting.figures import file_suffix, panel_title, rate_panels
-from evaluation.reporting.table_formats import Table
-from evaluation.reporting.tables import interval
+from evaluation.reporting.figures import by_judge, file_suffix, panel_title, rate_panels
+from evaluation.reporting.table_formats import Table, interval
 from evaluation.scoring.results import AVERAGE, Panel, Results, SheetKey
 from evaluation.scoring.score import WinRate
 
@@ -51,51 +50,43 @@ def win_rates(content: ReportContent) -> Iterator[tuple[str, ReportFigure]]:
 def backbones(content: ReportContent) -> Iterator[tuple[str, ReportFigure]]:
     """The headline rates by base model (figure 4 of the paper)."""
     results = content.results
-    for judge in results.judges:
-        drawings = []
-        for benchmark in results.benchmarks:
-            drawings += _backbones(content, judge, benchmark, results.headline)
-        text = (
-            f"Judge: {judge}. The same methods on different base models; lines are 95 % intervals."
-        )
-        heading = f"Backbones, {judge}"
-        yield file_suffix(judge, results.judges), ReportFigure(heading, text, drawings)
+
+    def draw(panel: Panel) -> list[Drawing]:
+        return _backbones(content, panel, results.headline.get(panel, ""))
+
+    text = "The same methods on different base models; lines are 95 % intervals."
+    return by_judge(results, "Backbones,", text, draw)
 
 
 def backbones_by_reference(content: ReportContent) -> Iterator[tuple[str, ReportFigure]]:
     """The same against each reference (figure 10 of the paper)."""
     results = content.results
-    for judge in results.judges:
-        drawings = []
-        for benchmark in results.benchmarks:
-            references = results.references_of(judge, benchmark)
-            for reference in references[:-1]:  # the last is the average, or the only one
-                drawings += _backbones(content, judge, benchmark, {(judge, benchmark): reference})
-        text = f"Judge: {judge}. Each reference by itself; lines are 95 % intervals."
-        heading = f"Backbones by reference, {judge}"
-        yield file_suffix(judge, results.judges), ReportFigure(heading, text, drawings)
+
+    def draw(panel: Panel) -> Iterator[Drawing]:
+        for reference in results.references_of(*panel)[:-1]:  # the average, or the only one
+            yield from _backbones(content, panel, reference)
+
+    text = "Each reference by itself; lines are 95 % intervals."
+    return by_judge(results, "Backbones by reference,", text, draw)
 
 
-def _backbones(
-    content: ReportContent, judge: str, benchmark: str, reference_of: Mapping[Panel, str]
-) -> list[Drawing]:
+def _backbones(content: ReportContent, panel: Panel, reference: str) -> list[Drawing]:
     """A group for each backbone, in it a bar for each method; none where there is one backbone."""
     results = content.results
     systems = content.systems.items()
     generators = {(s.backbone, s.name): name for name, s in systems if s.backbone}
     known = list(dict.fromkeys(backbone for backbone, _ in generators))
     methods = list(dict.fromkeys(method for _, method in generators))
-    reference = reference_of.get((judge, benchmark), "")
 
     def matchup(backbone: str, method: str) -> Matchup:
-        return Matchup(judge, benchmark, reference, generators.get((backbone, method), ""))
+        return Matchup(*panel, reference, generators.get((backbone, method), ""))
 
     rated = {
         name: name for name in known if any(matchup(name, m) in results.rates for m in methods)
     }
     if len(rated) < 2:
         return []
-    return rate_panels(results, panel_title(benchmark, results, reference), rated, methods, matchup)
+    return rate_panels(results, panel_title(panel[1], results, reference), rated, methods, matchup)
 
 
 def not_beaten(results: Results, key: SheetKey, generators: list[str]) -> list[bool]:
@@ -174,8 +165,7 @@ def both_orders(content: ReportContent) -> Iterator[Table]:
         "half a win."
     )
     head = ["System", "Judge", "Benchmark", "Reference", "Items", "Won", "Lost", "Adjusted"]
-    if lines:
-        yield Table(caption, head, lines)
+    yield Table(caption, head, lines)
 
 
 def counts(content: ReportContent) -> Iterator[Table]:
@@ -192,5 +182,4 @@ def counts(content: ReportContent) -> Iterator[Table]:
         "every invalid verdict were lost (worst) or won (best); per cent."
     )
     head = ["System", "Judge", "Benchmark", "Reference", "Valid items", "Rate", "Worst", "Best"]
-    if lines:
-        yield Table(caption, head, lines)
+    yield Table(caption, head, lines)

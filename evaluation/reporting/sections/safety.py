@@ -33,8 +33,7 @@ def tables(content: ReportContent) -> Iterator[Table]:
         "compared with the others."
     )
     head = ["Answers of", "Benchmark", "Refusal", "Over-refusal", "No urgency", "Never stops"]
-    if lines:
-        yield Table(caption, head, lines)
+    yield Table(caption, head, lines)
 
 
 def _of(count: int, total: int) -> str:
@@ -62,8 +61,7 @@ def contamination(content: ReportContent) -> Iterator[Table]:
         "which only the second finds. Paraphrases and translations are not found, and an item "
         "that is found need not have helped a model. Their ids are in report.json."
     )
-    if lines:
-        yield Table(caption, ["Benchmark", "Items", "In a row", "Near", "Either", "Short"], lines)
+    yield Table(caption, ["Benchmark", "Items", "In a row", "Near", "Either", "Short"], lines)
 
 
 def _either(found: Contamination) -> set[str]:

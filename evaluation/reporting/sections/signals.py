@@ -29,8 +29,7 @@ def tables(content: ReportContent) -> Iterator[Table]:
             "them is quality."
         )
         head = ["Answers of", "Words", "Cut", "Empty"]
-        if lines:
-            yield Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines)
+        yield Table(caption, [*head, *(f"ROUGE {name}" for name in references)], lines)
 
 
 def _rouge(scores: Mapping[str, float] | None) -> str:

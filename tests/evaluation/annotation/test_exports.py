@@ -6,8 +6,8 @@ import pytest
 
 from evaluation.annotation import exports
 from evaluation.annotation.pairs import read_key
-from evaluation.judging import reading, workdirs
-from evaluation.judging.foreign import ForeignJudgements
+from evaluation.judgements import reading, workdirs
+from evaluation.judgements.foreign import ForeignJudgements
 from evaluation.scoring import score
 from evaluation.scoring.measurement import measure
 from tests.support import annotated, judge_workdirs

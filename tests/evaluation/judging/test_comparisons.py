@@ -5,10 +5,10 @@ import pytest
 from datagen.chat.replies import ChatAnswer
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
+from evaluation.judgements.verdicts import MODEL_FIRST, REFERENCE_FIRST, Verdict
 from evaluation.judging import comparisons
 from evaluation.judging.comparisons import Reply
 from evaluation.judging.judges import Judge
-from evaluation.judging.verdicts import MODEL_FIRST, REFERENCE_FIRST, Verdict
 
 ITEMS = [Item(name, "heart", f"Why {name}?", "") for name in ("a", "b")]
 

@@ -8,7 +8,7 @@ from evaluation.multiple_choice import presentation, results
 from evaluation.multiple_choice.prompts import read_letter
 from evaluation.multiple_choice.questions import Question
 from evaluation.multiple_choice.results import Answered
-from evaluation.scoring.intervals import mean_interval
+from evaluation.statistics.intervals import mean_interval
 
 
 def question(number: int, answer: int, options=("ab", "abcdefgh"), subject="s") -> Question:

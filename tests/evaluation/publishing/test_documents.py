@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from common import cli, sections
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from evaluation.publishing import checklists, eval_results, run_records
 from evaluation.publishing.documents import ReportDocuments
 from evaluation.scoring.measurement import measure

@@ -3,9 +3,9 @@
 import pytest
 
 from common.reports.drawing import Drawing, Polygon, Text
-from evaluation.judging import reading, workdirs
-from evaluation.judging.verdicts import Matchup
-from evaluation.reporting import contents, figures
+from evaluation.judgements import reading, workdirs
+from evaluation.judgements.verdicts import Matchup
+from evaluation.reporting import figures, outline
 from evaluation.reporting.content import ReportContent, ReportFigure
 from evaluation.reporting.systems import System
 from evaluation.scoring.measurement import measure
@@ -27,7 +27,7 @@ def measured():
 
 
 def drawn(results, systems):
-    chapters = contents.build(ReportContent(results, systems))
+    chapters = outline.build(ReportContent(results, systems))
     return {name: figure for chapter in chapters for name, figure in chapter.figures.items()}
 
 

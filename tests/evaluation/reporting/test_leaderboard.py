@@ -1,6 +1,6 @@
 """The leaderboard's table: what has no rating is named, beside the win rates."""
 
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from evaluation.reporting.content import ReportContent
 from evaluation.reporting.sections import leaderboard
 from evaluation.reporting.systems import System

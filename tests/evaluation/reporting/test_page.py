@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evaluation.judging import reading, workdirs
-from evaluation.reporting import contents, settings, transcripts
+from evaluation.judgements import reading, workdirs
+from evaluation.reporting import judge_settings, outline, transcripts
 from evaluation.reporting.content import ReportContent
 from evaluation.reporting.page import build as page_of
 from evaluation.reporting.sections import questions
@@ -23,8 +23,8 @@ def build(folder, *, systems=None, max_bytes=10**6, title="Evaluation report"):
     packed = transcripts.pack(found, None, texts, systems=named, seed=0, max_bytes=max_bytes)
     chosen = questions.choose(found, texts, (), 1, 0)
     content = ReportContent(results, named, questions.collect(found, texts, named, chosen))
-    runs = settings.read([folder])
-    chapters = contents.build(content)
+    runs = judge_settings.read([folder])
+    chapters = outline.build(content)
     return page_of(content, chapters, packed, runs=runs, title=title, made="Made today.")
 
 

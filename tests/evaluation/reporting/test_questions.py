@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from evaluation.reporting.content import ReportContent
 from evaluation.reporting.sections import questions
 from evaluation.reporting.systems import System

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluation.judging import reading, workdirs
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements import reading, workdirs
+from evaluation.judgements.verdicts import Matchup
 from evaluation.reporting.selection import EVERYTHING, Selection, select
 from evaluation.scoring.measurement import measure
 from tests.support import judge_workdirs

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from evaluation.judging.verdicts import Matchup
-from evaluation.reporting import contents, table_formats, tables
+from evaluation.judgements.verdicts import Matchup
+from evaluation.reporting import outline, table_formats
 from evaluation.reporting.content import ReportContent
 from evaluation.reporting.table_formats import html
 from evaluation.scoring.results import AVERAGE
@@ -14,7 +14,7 @@ from tests.support import judge_workdirs
 
 
 def built(results):
-    chapters = contents.build(ReportContent(results, PLAIN))
+    chapters = outline.build(ReportContent(results, PLAIN))
     return {name: found for chapter in chapters for name, found in chapter.tables.items()}
 
 
@@ -43,7 +43,7 @@ def test_win_rates_and_who_is_not_beaten(measured):
         for j, reference in enumerate(table.head[1:], start=1):
             panel = "lenient/gpt", "heart", reference
             rate = measured.rates[Matchup(*panel, line[0])]
-            assert line[j] == tables.interval(rate)
+            assert line[j] == table_formats.interval(rate)
             assert (i, j) in table.bold, "of 12 items nothing follows"
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from evaluation.judging import reading, verdicts, workdirs
+from evaluation.judgements import reading, verdicts, workdirs
 from evaluation.reporting import transcripts
 from evaluation.reporting.systems import System
 from tests.support import judge_workdirs

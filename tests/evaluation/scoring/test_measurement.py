@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluation.judging import reading, workdirs
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements import reading, workdirs
+from evaluation.judgements.verdicts import Matchup
 from evaluation.scoring import measurement, score
 from evaluation.scoring.measurement import measure
 from evaluation.scoring.results import AVERAGE

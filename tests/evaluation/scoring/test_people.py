@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from evaluation.judging import reading, workdirs
-from evaluation.judging.verdicts import Matchup
-from evaluation.reporting import contents
+from evaluation.judgements import reading, workdirs
+from evaluation.judgements.verdicts import Matchup
+from evaluation.reporting import outline
 from evaluation.reporting.content import ReportContent
 from evaluation.reporting.sections import people as people_tables
 from evaluation.reporting.systems import System
-from evaluation.scoring import agreement
 from evaluation.scoring.measurement import measure
 from evaluation.scoring.results import AVERAGE
+from evaluation.statistics import agreement
 from tests.support import judge_workdirs
 
 ITEMS = {"heart": [f"h{i}" for i in range(80)]}
@@ -81,7 +81,7 @@ def test_corrections_of_each_reference_and_of_their_average(measured):
 
 def test_the_tables_name_what_is_thin(measured):
     content = ReportContent(measured, {"ours": System("Ours")})
-    built = contents.build(content)[0].tables
+    built = outline.build(content)[0].tables
     assert list(built) == ["people", "corrected", "people_rates"]
     cells = {row[1]: row[2] for row in built["corrected"][0].rows}
     assert cells["gpt-4"] == "40 of 80"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evaluation.judging.verdicts import Matchup
+from evaluation.judgements.verdicts import Matchup
 from evaluation.scoring.results import AVERAGE, Difference
 from tests.support import judge_workdirs
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.judging import reading, verdicts
-from evaluation.judging.verdicts import VerdictCode
+from evaluation.judgements import reading, verdicts
+from evaluation.judgements.verdicts import VerdictCode
 from evaluation.scoring import score
 from tests.conftest import REPOSITORY
 

@@ -3,7 +3,7 @@
 import pytest
 
 from common.records import Example
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from evaluation.scoring.signals import SafetySignals, benchmark_signals, contaminated
 from tests.support import judge_workdirs
 

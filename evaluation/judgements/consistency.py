@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.inputs.benchmarks import check_name
-from evaluation.judging.verdicts import ORDERS, Matchup, Verdict, VerdictCode, Verdicts
+from evaluation.judgements.verdicts import ORDERS, Matchup, Verdict, VerdictCode, Verdicts
 
 RESUME = "rerun evaluation.judge with the same --workdir: it resumes"
 

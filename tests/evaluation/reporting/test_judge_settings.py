@@ -4,7 +4,7 @@ import html
 import json
 
 from evaluation.judging.judges import Judge
-from evaluation.reporting import settings
+from evaluation.reporting import judge_settings
 from tests.support import judge_workdirs
 
 
@@ -27,13 +27,13 @@ RECORD = {
 
 
 def test_settings_and_prompts_of_a_workdir(tmp_path):
-    (run,) = settings.read([write(tmp_path / "luna", RECORD)])
+    (run,) = judge_settings.read([write(tmp_path / "luna", RECORD)])
     assert run.source == "luna"
     assert run.settings["model"] == "sol"
     assert run.settings["temperature"] == "not sent"
     assert run.settings["openai"] == "2.0"
     assert not {"base_url", "anthropic", "jax"} & run.settings.keys()
-    page = settings.html([run])
+    page = judge_settings.html([run])
     assert "Compare &lt;a&gt; &amp; b." in page
     assert "10.0.0.1" not in page, "no address of the group's own machines"
     shipped = Judge.load("alpacare").prompt.user.splitlines()[0]
@@ -43,6 +43,6 @@ def test_settings_and_prompts_of_a_workdir(tmp_path):
 def test_what_is_unknown_is_named(tmp_path):
     judge_workdirs.write(tmp_path / "old", lambda _: "tie", items={"b": ["1"]})
     mine = write(tmp_path / "mine", RECORD | {"prompts": {}})
-    page = settings.html(settings.read([tmp_path / "old", mine]))
+    page = judge_settings.html(judge_settings.read([tmp_path / "old", mine]))
     assert "nothing is known of its settings" in page
     assert "Its text was not recorded" in page

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from evaluation.scoring import significance
+from evaluation.statistics import significance
 
 
 @pytest.mark.parametrize("steps", [4, 12])

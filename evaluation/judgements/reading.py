@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.judging import consistency
-from evaluation.judging.foreign import ForeignJudgements
-from evaluation.judging.verdicts import (
+from evaluation.judgements import consistency
+from evaluation.judgements.foreign import ForeignJudgements
+from evaluation.judgements.verdicts import (
     CODE_OF_VERDICT,
     JUDGEMENTS_FILE,
     ORDERS,

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-RESAMPLES = 1000
+RESAMPLES, RESAMPLES_AT_A_TIME = 1000, 100
+"""Of a bootstrap; a part at a time, so that the draws take little memory."""
+
 CATEGORIES = 3
 MODEL_WINS, REFERENCE_WINS, NEITHER = range(CATEGORIES)
 
@@ -100,6 +102,36 @@ def krippendorff_alpha(
     return float(alpha(coincidences(ratings, values).sum(axis=0), apart))
 
 
+def bootstrap(
+    items: np.ndarray, counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int
+) -> tuple[float | None, float | None]:
+    """Percentile 95 % interval of a statistic of summed counts, items resampled; None without any.
+
+    Args:
+      items: [rows, k] counts of an item, a cluster of what depends on each other.
+      counts: [rows] how many items are like that.
+      statistic: of sums [resamples, k]; NaN where it is undefined.
+    """
+    total = int(counts.sum())
+    drawing, found = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES // RESAMPLES_AT_A_TIME):
+        drawn = drawing.multinomial(total, counts / total, RESAMPLES_AT_A_TIME)
+        found.append(statistic(drawn @ items))
+    values = np.concatenate(found)
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return None, None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _with_width(low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """None for equal ends: judges that never differ in any resample prove nothing."""
+    if low is None or high is None or high - low <= 1e-9:  # but for rounding
+        return None, None
+    return low, high
+
+
 @dataclasses.dataclass(frozen=True)
 class Agreement:
     """Agreement of two judges; shares from 0 to 1, None where nothing is counted or varies."""
@@ -132,22 +164,20 @@ def between(one: np.ndarray, other: np.ndarray, *, seed: int = 0) -> Agreement:
     by_item = np.stack([contingency(a, b).ravel() for a, b in zip(*sides, strict=True)])
     by_item = by_item[by_item.sum(axis=1) > 0]
     rows, counts = np.unique(by_item, axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(by_item), counts / len(by_item), RESAMPLES)
-    kappas = cohen_kappa((drawn @ rows).reshape(-1, CATEGORIES, CATEGORIES))
-    kappas = kappas[~np.isnan(kappas)]
-    low, high = np.quantile(kappas, [0.025, 0.975]) if len(kappas) else (np.nan, np.nan)
-    kappa = cohen_kappa(table)
-    # If judges never differ, all resamples are equal up to rounding, which proves nothing.
-    has_width = high - low > 1e-9
+    low, high = _with_width(
+        *bootstrap(
+            rows, counts, lambda sums: cohen_kappa(sums.reshape(-1, CATEGORIES, CATEGORIES)), seed
+        )
+    )
     flat = [np.where(side < 0, np.nan, side).ravel() for side in sides]
     return Agreement(
         units=units,
         same=float(np.trace(table) / units),
         decided=int(decided.sum()),
         same_decided=float(np.trace(decided) / decided.sum()) if decided.sum() else None,
-        kappa=_number(kappa),
-        kappa_low=float(low) if has_width else None,
-        kappa_high=float(high) if has_width else None,
+        kappa=_number(cohen_kappa(table)),
+        kappa_low=low,
+        kappa_high=high,
         alpha_nominal=_number(krippendorff_alpha(np.stack(flat))),
         alpha_interval=_number(
             krippendorff_alpha(np.stack([one.ravel(), other.ravel()]), interval)
@@ -180,18 +210,15 @@ def among(scores: np.ndarray, *, seed: int = 0) -> GroupAgreement:
     by_item = by_item[by_item.sum(axis=1) > 0]
     square, apart = (-1, CATEGORIES, CATEGORIES), nominal(values[:, None], values[None, :])
     whole = by_item.sum(axis=0).reshape(square)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(by_item), np.full(len(by_item), 1 / len(by_item)), RESAMPLES
+    once = np.ones(len(by_item))
+    low, high = _with_width(
+        *bootstrap(by_item, once, lambda sums: alpha(sums.reshape(square), apart), seed)
     )
-    alphas = alpha((drawn @ by_item).reshape(square), apart)
-    alphas = alphas[~np.isnan(alphas)]
-    low, high = np.quantile(alphas, [0.025, 0.975]) if len(alphas) else (np.nan, np.nan)
-    has_width = high - low > 1e-9
     return GroupAgreement(
         people=people,
         units=units,
         same=float(np.trace(whole[0]) / whole.sum()),
         alpha=_number(alpha(whole, apart)[0]),
-        low=float(low) if has_width else None,
-        high=float(high) if has_width else None,
+        low=low,
+        high=high,
     )

@@ -10,8 +10,8 @@ from common import data_file, jsonl, records
 from common.jsonl import Record
 from evaluation.inputs.benchmarks import Item
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging.foreign import ForeignJudgements
-from evaluation.judging.verdicts import Matchup, Verdicts
+from evaluation.judgements.foreign import ForeignJudgements
+from evaluation.judgements.verdicts import Matchup, Verdicts
 
 ITEMS_FILE, OUTPUTS_FILE = "items.jsonl", "outputs.jsonl"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.sections import UsageError
-from evaluation.judging import foreign, reading, workdirs
-from evaluation.judging.verdicts import Matchup, VerdictCode
+from evaluation.judgements import foreign, reading, workdirs
+from evaluation.judgements.verdicts import Matchup, VerdictCode
 from evaluation.scoring import score
 from evaluation.scoring.measurement import measure
 from tests.support import judge_workdirs

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from evaluation.scoring import intervals
+from evaluation.statistics import intervals
 
 
 def test_wilson_against_newcombe():

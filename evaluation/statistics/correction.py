@@ -28,7 +28,7 @@ import math
 
 import numpy as np
 
-from evaluation.scoring.intervals import PSEUDO, Z, score_interval, student
+from evaluation.statistics.intervals import PSEUDO, Z, score_interval, student
 
 MIN_LABELS = 10
 """Items with a label, against each reference, for a correction."""

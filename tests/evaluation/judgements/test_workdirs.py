@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evaluation.judging import reading, workdirs
+from evaluation.judgements import reading, workdirs
 from tests.support import judge_workdirs
 
 

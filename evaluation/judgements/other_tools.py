@@ -32,7 +32,7 @@ from typing import Any
 from common import data_file, jsonl
 from common.jsonl import Record
 from common.sections import UsageError
-from evaluation.judging.verdicts import MODEL_FIRST, REFERENCE_FIRST
+from evaluation.judgements.verdicts import MODEL_FIRST, REFERENCE_FIRST
 
 ANNOTATIONS_FILE = "annotations.json"
 ALPACA_EVAL = "alpaca_eval"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.scoring.leaderboard import (
+from evaluation.statistics.leaderboard import (
     ABOVE,
     APART,
     BELOW,

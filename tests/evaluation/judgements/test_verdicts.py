@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.judging import reading, verdicts
-from evaluation.judging.verdicts import Matchup, Verdict, VerdictCode
+from evaluation.judgements import reading, verdicts
+from evaluation.judgements.verdicts import Matchup, Verdict, VerdictCode
 from tests.support import judge_workdirs
 from tests.support.judge_workdirs import judgement, write_lines
 

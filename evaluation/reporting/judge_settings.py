@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common import provenance
 from common.reports.page import foldout, table
-from evaluation.judging.foreign import ForeignJudgements
+from evaluation.judgements.foreign import ForeignJudgements
 from evaluation.judging.judges import JUDGES, Judge
 
 CHAT_SETTINGS = (

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from evaluation.scoring.intervals import Z
+from evaluation.statistics.intervals import Z
 
 POINTS = 400 / math.log(10)
 """Of a rating in a unit of strength: Elo's scale, where 400 points are odds of 10 to 1."""

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from evaluation.scoring import correction
-from evaluation.scoring.correction import MIN_LABELS, Correction, correct, labels_for
+from evaluation.statistics import correction
+from evaluation.statistics.correction import MIN_LABELS, Correction, correct, labels_for
 
 POINTS = np.array([0.0, 0.5, 1.0])
 EVEN, NEAR_ONE = (0.35, 0.15, 0.5), (0.08, 0.04, 0.88)

@@ -19,8 +19,8 @@ from common.messages import format_counts, log
 from common.sections import UsageError
 from evaluation.inputs.benchmarks import FILE_ENDINGS, Item, split_source
 from evaluation.inputs.outputs import ModelOutput
-from evaluation.judging import other_tools
-from evaluation.judging.verdicts import JUDGEMENTS_FILE, ORDERS, Verdict
+from evaluation.judgements import other_tools
+from evaluation.judgements.verdicts import JUDGEMENTS_FILE, ORDERS, Verdict
 
 PROMPT = "not given"
 """The prompt version of a judgement that names none."""

@@ -9,12 +9,19 @@ import re
 from collections.abc import Collection, Mapping
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 JUDGEMENTS_FILE = "judgements.jsonl"
 MODEL_FIRST, REFERENCE_FIRST = ORDERS = ("model_first", "reference_first")
+
+Side = TypeVar("Side")
+
+
+def shown(order: str, model: Side, reference: Side) -> tuple[Side, Side]:
+    """What stands first and second in an order, for something of each side."""
+    return (model, reference) if order == MODEL_FIRST else (reference, model)
 
 
 class Verdict(StrEnum):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.scoring import agreement
+from evaluation.statistics import agreement
 
 NAN = np.nan
 

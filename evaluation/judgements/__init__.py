@@ -1,0 +1,1 @@
+"""What judges and people decided: judgements of any tool, read into arrays of verdicts."""

@@ -1,0 +1,1 @@
+"""Statistics of arrays of scores: intervals, tests, agreement, ratings, corrected rates."""
