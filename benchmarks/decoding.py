@@ -2,7 +2,7 @@
 
     python -m benchmarks.decoding --checkpoint=quickstart/base
 
-`single`: 64 new tokens after one prompt of about 60. `batch`: 32 prompts of the starter set, 16 at
+`single`: 64 new tokens after one prompt of about 60. `batch`: 48 prompts of the starter set, 16 at
 a time, each with its own number of new tokens, 10 to 160, drawn once: an answer ends there on both
 sides, and EOS is ignored. Ours is `inference.engine.Engine`, which refills a slot as its answer
 ends. The peer is transformers' generate, left-padded, where a batch runs until its longest answer
@@ -76,11 +76,14 @@ def make_engine(folder: Path, slots: int = SLOTS, invariant: bool = False) -> "E
 
     from alpacare_jax.checkpoints import checkpoint
     from alpacare_jax.inference.engine import Engine
+    from alpacare_jax.model import layers
 
     path = folder / "ours"
     config = model_folder.read_config(path)
+    params = checkpoint.load_params(path, config, dtype=jnp.float32)
+    params |= {"layers": layers.unstack(params["layers"])}  # as `loading` does on CPUs
     engine = Engine(
-        checkpoint.load_params(path, config, dtype=jnp.float32),
+        params,
         config,
         dtype=jnp.dtype("float32"),
         eos_ids=[-1],  # none: every answer goes on to its limit
@@ -289,7 +292,7 @@ def main(argv: Sequence[str]) -> None:
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "quickstart/base", "Model directory.")
     flags.DEFINE_integer("rounds", 2, "Times each contender works.", lower_bound=1)
-    flags.DEFINE_integer("prompts", 32, "batch: how many.", lower_bound=2)
+    flags.DEFINE_integer("prompts", 48, "batch: how many.", lower_bound=2)
     flags.DEFINE_enum("case", "", ["", *CASES, FIRST_TOKEN], "Only this one.")
     flags.DEFINE_string("worker", "", "Internal.")
     flags.DEFINE_string("folder", "", "Internal.")

@@ -7,6 +7,7 @@ attends, so pieces of one prompt may be rows of one call.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,25 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.model.attention import MASKED_SCORE
 from alpacare_jax.model.config import LlamaConfig
 
-KEYS = 128
-"""Keys that attention reads at a time: all rows read as many blocks as the longest fills."""
+KEYS, KEYS_ON_CPU = 128, 64
+"""Keys of a block, which attention reads at a time: all rows read as many blocks as the longest
+fills. TPUs have 128 lanes; a CPU reads fewer keys in vain with 64."""
 
 BLOCKS = "cache_blocks"
 """Name scope of the loop over blocks in compiled programs; `plan` searches for it."""
 
 Cache = dict[str, jax.Array]
+Writing = Literal["scatter", "rows", "loop"]
 
 
 def capacity(length: int) -> int:
     """Positions of a cache for rows of this length: whole blocks."""
     return -(-length // KEYS) * KEYS
+
+
+def block_keys(platform: str) -> int:
+    """Keys of a block on devices of this platform."""
+    return KEYS_ON_CPU if platform == "cpu" else KEYS
 
 
 def empty(config: LlamaConfig, rows: int, length: int, dtype: DTypeLike) -> Cache:
@@ -65,7 +73,7 @@ def extend(
     layer: jax.Array,
     rows_R: jax.Array,
     starts_R: jax.Array,
-    scatter: bool,
+    writing: Writing,
     **new: jax.Array,
 ) -> Cache:
     """The cache with new `k` and `v` [R, T, K, H] of one layer, at `starts_R` in each row.
@@ -73,22 +81,25 @@ def extend(
     A row of negative start is written at the end of the cache, which no request reaches.
 
     Args:
-      scatter: write all rows with one operation, which GPUs and rows on several devices need;
-        elsewhere one operation a row is faster.
+      writing: `scatter`, with one operation, which GPUs and rows on several devices need; `rows`,
+        an operation a row; or `loop`, the same in a loop, which CPUs run as fast and compile
+        several times faster.
     """
     _, _, K, S, _ = cache["k"].shape
     T = new["k"].shape[1]
     starts_R = jnp.where(starts_R < 0, S - T, starts_R)
 
     def write(x: jax.Array, new_RKTH: jax.Array) -> jax.Array:
-        if scatter:  # all leading axes are indexed, or XLA would transpose the whole cache
+        if writing == "scatter":  # with all leading axes, or XLA would transpose the whole cache
             rows, heads = rows_R[:, None, None], jnp.arange(K)[:, None]
             positions = starts_R[:, None, None] + jnp.arange(T)
             return x.at[layer, rows, heads, positions].set(new_RKTH)
-        for row, start, new_KTH in zip(rows_R, starts_R, new_RKTH, strict=True):
-            at = (layer, row, 0, start, 0)
-            x = jax.lax.dynamic_update_slice(x, new_KTH[None, None], at)
-        return x
+
+        def write_row(r: int, x: jax.Array) -> jax.Array:
+            at = (layer, rows_R[r], 0, starts_R[r], 0)
+            return jax.lax.dynamic_update_slice(x, new_RKTH[r][None, None], at)
+
+        return jax.lax.fori_loop(0, len(rows_R), write_row, x, unroll=writing == "rows")
 
     return {
         name: write(cache[name], values.swapaxes(1, 2).astype(cache[name].dtype))
@@ -102,6 +113,7 @@ def attend(
     layer: jax.Array,
     rows_R: jax.Array | None,
     starts_R: jax.Array,
+    keys: int,
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys up to each query's own position, [R, T, N, H].
 
@@ -111,6 +123,7 @@ def attend(
     Args:
       rows_R: the cache's row of each of q; None: its first R, which are read without a gather.
       starts_R: position of the first query of each row; negative: its result has no meaning.
+      keys: those of a block, which divide the cache's positions.
     """
     R, T, N, H = q_RTNH.shape
     K = cache["k"].shape[2]
@@ -123,19 +136,19 @@ def attend(
     def block_of(x: jax.Array, start: jax.Array) -> jax.Array:
         if rows_R is None:
             # As it is stored, or XLA for GPUs would transpose the whole cache for these products.
-            block = jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, R, K, KEYS, H))
+            block = jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, R, K, keys, H))
             return with_layout_constraint(block, Layout(tuple(range(block.ndim))))[0]
         take = jax.vmap(
-            lambda row: jax.lax.dynamic_slice(x, (layer, row, 0, start, 0), (1, 1, K, KEYS, H))
+            lambda row: jax.lax.dynamic_slice(x, (layer, row, 0, start, 0), (1, 1, K, keys, H))
         )
         return take(rows_R)[:, 0, 0]
 
     def step(b: jax.Array, carry):
         most, total, out = carry
-        start = b * KEYS
+        start = b * keys
         k_RKSH, v_RKSH = block_of(cache["k"], start), block_of(cache["v"], start)
         scores = jnp.einsum("RKQH,RKSH->RKQS", q_RKQH, k_RKSH, preferred_element_type=jnp.float32)
-        seen_RQS = start + jnp.arange(KEYS) <= last_RQ[..., None]
+        seen_RQS = start + jnp.arange(keys) <= last_RQ[..., None]
         scores = jnp.where(seen_RQS[:, None], scores, MASKED_SCORE)
         higher = jnp.maximum(most, jnp.max(scores, axis=-1, keepdims=True))
         weights, kept = jnp.exp(scores - higher), jnp.exp(most - higher)
@@ -147,6 +160,6 @@ def attend(
     column = jnp.zeros((R, K, G * T, 1), jnp.float32)
     start = (column + MASKED_SCORE, column, jnp.zeros(q_RKQH.shape, jnp.float32))
     with jax.named_scope(BLOCKS):
-        _, total, out = jax.lax.fori_loop(0, jnp.max(last_RQ) // KEYS + 1, step, start)
+        _, total, out = jax.lax.fori_loop(0, jnp.max(last_RQ) // keys + 1, step, start)
     out_RKGTH = (out / total).astype(q_RTNH.dtype).reshape(R, K, G, T, H)
     return out_RKGTH.transpose(0, 3, 1, 2, 4).reshape(R, T, N, H)

@@ -137,7 +137,7 @@ class ModelSource:
             shardings = sharding.param_shardings(factors, mesh, rules)
             factors = self.adapter.load(self.config, self.dtype, shardings)
             params = projections.join(params, factors, self.adapter.lora.scaling)
-        if devices[0].platform == "gpu":
+        if devices[0].platform in layers.UNSTACKED_ON:
             params |= {"layers": layers.unstack(params["layers"])}
         return Engine(
             params,

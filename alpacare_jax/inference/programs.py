@@ -63,7 +63,10 @@ class Programs:
         self.platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
         on_gpu = self.platform in ("gpu", "cuda")
         self._ragged = self._ragged if on_gpu and self._trusts_kernel() else None
-        self._scatter = on_gpu or bool(mesh and sharding.batch_groups(mesh) > 1)
+        self._keys = cache.block_keys(self.platform)
+        spread = mesh and sharding.batch_groups(mesh) > 1
+        alone = "loop" if self.platform == "cpu" else "rows"
+        self._writing: cache.Writing = "scatter" if on_gpu or spread else alone
         self.empty = jax.jit(functools.partial(self._empty, rows, length), out_shardings=placed)
 
         def jit(function: Callable, arguments: int, has_params: bool) -> Any:
@@ -189,10 +192,10 @@ class Programs:
         written_R = jnp.arange(len(tokens_RT)) if rows_R is None else rows_R
 
         def attend(layer, q, k, v, held):
-            held = cache.extend(held, layer, written_R, starts_R, self._scatter, k=k, v=v)
+            held = cache.extend(held, layer, written_R, starts_R, self._writing, k=k, v=v)
             if self._ragged:
                 return self._ragged(q, held["k"], held["v"], layer, written_R, starts_R), held
-            return cache.attend(q, held, layer, rows_R, starts_R), held
+            return cache.attend(q, held, layer, rows_R, starts_R, self._keys), held
 
         kept = {name: state[name] for name in ("k", "v")}
         positions_RT = jnp.maximum(starts_R, 0)[:, None] + jnp.arange(tokens_RT.shape[1])

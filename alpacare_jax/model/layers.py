@@ -85,12 +85,13 @@ def run(
     return _run_accumulating(layer, unroll, x_MD, stacked, accumulated_grads, frozen)
 
 
-def unstack(stacked: Any) -> list[Any]:
-    """A tree of its own arrays for each layer; the stacked ones are freed one after the other.
+UNSTACKED_ON = ("gpu", "cpu")
+"""Platforms whose XLA copies what it slices out of a stack: decoding would read the weights, write
+them and read them again at each step."""
 
-    XLA for GPUs copies what it slices out of a stack: decoding would read the weights, write them
-    and read them again at each step.
-    """
+
+def unstack(stacked: Any) -> list[Any]:
+    """A tree of its own arrays for each layer; the stacked ones are freed one after the other."""
     leaves, structure = jax.tree.flatten(stacked)
     take_apart, found = jax.jit(list), []
     for leaf in leaves:

@@ -261,9 +261,9 @@ class Llama(nnx.Module):
         """Continues rows whose earlier keys are in a cache: hidden states [R, T, D], the cache."""
         rope = rope_angles(self.config, positions_RT)
 
-        def layer(carry, scanned):
+        @jax.jit  # traced once for a list of layers
+        def layer(carry, params, number):
             x_MD, cache = carry
-            params, number = scanned
 
             def attend_cached(q, k, v):
                 nonlocal cache
@@ -272,14 +272,15 @@ class Llama(nnx.Module):
 
             # The cache is carried, not scanned over, so that XLA updates it in place.
             x_MD = Block(params, self.config)(x_MD, rope, attend_cached)
-            return (x_MD, cache), None
+            return x_MD, cache
 
-        carry, numbers = (self._embed(tokens_RT), cache), range(self.config.num_hidden_layers)
+        carry = self._embed(tokens_RT), cache
         if isinstance(self.layers, list):
-            for each in zip(self.layers, map(jnp.int32, numbers), strict=True):
-                carry, _ = layer(carry, each)
+            for number, params in enumerate(self.layers):
+                carry = layer(carry, params, jnp.int32(number))
         else:
-            carry, _ = jax.lax.scan(layer, carry, (self.layers, jnp.array(numbers)))
+            scanned = self.layers, jnp.arange(self.config.num_hidden_layers)
+            carry, _ = jax.lax.scan(lambda carry, each: (layer(carry, *each), None), carry, scanned)
         x_MD, cache = carry
         return self._final_norm(x_MD).reshape(*tokens_RT.shape, -1), cache
 

@@ -38,6 +38,15 @@ def optional_param(params: Mapping[str, Any], name: str) -> nnx.Param | None:
     return nnx.Param(params[name]) if name in params else None
 
 
+def _einsum(equation: str, *operands: Any, **options: Any) -> jax.Array:
+    """`jnp.einsum`, with axes that are contracted together in the order they are stored in.
+
+    It takes them in the order of their letters, H before N, and XLA for CPUs would transpose the
+    weights at each use.
+    """
+    return jnp.einsum(equation.translate(str.maketrans("NK", "AB")), *operands, **options)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, weight: Any, name: str) -> jax.Array:
     """x W of a projection whose weights are stored in another form than `x`.
@@ -46,16 +55,16 @@ def _product(x: jax.Array, weight: Any, name: str) -> jax.Array:
     The gradient of a master weight is not rounded to the dtype of `x` on its way.
     """
     i, o = PROJECTIONS[name]
-    return jnp.einsum(f"M{i},{i}{o}->M{o}", x, weight.astype(x.dtype))
+    return _einsum(f"M{i},{i}{o}->M{o}", x, weight.astype(x.dtype))
 
 
 def _product_backward(name: str, residuals: tuple[Any, Any], gradient: jax.Array):
     x, weight = residuals
     i, o = PROJECTIONS[name]
-    of_x = jnp.einsum(f"M{o},{i}{o}->M{i}", gradient, weight.astype(gradient.dtype))
+    of_x = _einsum(f"M{o},{i}{o}->M{i}", gradient, weight.astype(gradient.dtype))
     if isinstance(weight, Quantised):
         return of_x, None
-    product = functools.partial(jnp.einsum, f"M{i},M{o}->{i}{o}")
+    product = functools.partial(_einsum, f"M{i},M{o}->{i}{o}")
     of_weight = jax.lax.platform_dependent(
         x,
         gradient,
@@ -90,12 +99,12 @@ class Projection(nnx.Module):
         if isinstance(self.weight, Quantised) or self.weight.dtype != dtype:
             y: Any = _product(x, self.weight, self.name)
         else:
-            y = jnp.einsum(f"M{i},{i}{o}->M{o}", x, self.weight)
+            y = _einsum(f"M{i},{i}{o}->M{o}", x, self.weight)
         if self.bias is not None:
             y += self.bias[...].astype(dtype)
         if self.lora_a is not None and self.lora_b is not None:
             if dropout:
                 x = dropout(x, list(PROJECTIONS).index(self.name))
-            x_MR = jnp.einsum(f"M{i},{i}R->MR", x, self.lora_a[...].astype(dtype))
-            y += jnp.einsum(f"MR,R{o}->M{o}", x_MR, self.lora_b[...].astype(dtype))
+            x_MR = _einsum(f"M{i},{i}R->MR", x, self.lora_a[...].astype(dtype))
+            y += _einsum(f"MR,R{o}->M{o}", x_MR, self.lora_b[...].astype(dtype))
         return y

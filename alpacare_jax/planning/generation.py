@@ -16,12 +16,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.cache import BLOCKS, KEYS, Cache
+from alpacare_jax.inference.cache import BLOCKS, Cache, block_keys
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.programs import BURST, DECODE
 from alpacare_jax.inference.ragged_attention import KERNEL, KERNEL_KEYS
 from alpacare_jax.inference.rows import PIECE
-from alpacare_jax.model import llama, params
+from alpacare_jax.model import layers, llama, params
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.planning import roofline
 from alpacare_jax.planning.topologies import Topology
@@ -56,7 +56,7 @@ def abstract_engine(
     dtype = llama.compute_dtype(run_config.model.dtype, mesh.devices.flat[0].platform)
     base = FrozenBase(model_config, mesh, run_config.sharding, dtype, workload.weights)
     abstract_params = base.abstract()
-    if mesh.devices.flat[0].platform == "gpu":
+    if mesh.devices.flat[0].platform in layers.UNSTACKED_ON:
         abstract_params |= {"layers": _taken_apart(abstract_params["layers"])}
     return Engine(
         abstract_params,
@@ -81,12 +81,16 @@ def _taken_apart(stacked: params.Params) -> list[params.Params]:
     return [jax.tree.map(first, stacked)] * jax.tree.leaves(stacked)[0].shape[0]
 
 
-def loop_trips(keys: int) -> Callable[[str], float | None]:
-    """The loop over decode steps runs a whole burst, attention reads the blocks of so many keys."""
+def loop_trips(keys: int, block: int) -> Callable[[str], float | None]:
+    """The loop over decode steps runs a whole burst, attention reads the blocks of so many keys.
+
+    Args:
+      block: keys of one of XLA's; the kernel of GPUs has its own.
+    """
 
     def trips(op_name: str) -> float | None:
         if re.search(rf"\b{BLOCKS}/while$", op_name):
-            return -(-keys // KEYS)
+            return -(-keys // block)
         if re.search(rf"\b{KERNEL}/.*while$", op_name):
             return -(-keys // KERNEL_KEYS)
         return BURST if re.search(rf"\b{DECODE}/while$", op_name) else None
@@ -140,7 +144,7 @@ def make_plan(
             program,
             topology,
             mesh,
-            loop_trips(keys),
+            loop_trips(keys, block_keys(mesh.devices.flat[0].platform)),
             num_sharing,
             steps,
             kernel_bytes(program.out_info[0], rows, keys, mesh),

@@ -687,7 +687,7 @@ def test_answers_do_not_depend_on_the_devices(answer, monkeypatch):
     eight = answer("eight.json", devices=jax.devices(), tensor=2)
     assert eight.read_bytes() == one.read_bytes()
     assert [engine.slots for engine in made] == [3, 4], "a multiple of the four groups"
-    spread = made[1].params["layers"]["self_attn"]["q_proj"].sharding
+    spread = made[1].params["layers"][0]["self_attn"]["q_proj"].sharding
     assert len(spread.device_set) == 8 and "tensor" in spread.spec
 
 

@@ -87,7 +87,8 @@ def short_pieces():
     with pytest.MonkeyPatch.context() as patch:
         for module in (compiled, engine_module, rows):
             patch.setattr(module, "PIECE", 8)
-        patch.setattr(cache, "KEYS", 16)
+        for name in ("KEYS", "KEYS_ON_CPU"):
+            patch.setattr(cache, name, 16)
         patch.setattr(compiled, "ON_CPU", Sizes(256, 1, 1))
         yield
 

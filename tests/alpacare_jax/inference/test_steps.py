@@ -3,6 +3,9 @@ cancellation, shared prefixes, invariance."""
 
 import dataclasses
 import functools
+import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.requests import Progress, Request
 from alpacare_jax.inference.rows import PIECE
 from alpacare_jax.inference.sampling import Sampling
-from alpacare_jax.model import layers
+from alpacare_jax.model import layers, projections
 from tests.alpacare_jax.inference.test_engine import (
     CONFIG,
     MAX_LENGTH,
@@ -275,6 +278,23 @@ def test_ids_must_be_the_models(engine, what):
     assert not engine.busy
 
 
+def test_a_decode_step_copies_no_weights(weights):
+    """What XLA for CPUs did once a step: slices out of the stack, transposes of o_proj."""
+    apart = weights | {"layers": layers.unstack(jax.tree.map(jnp.copy, weights["layers"]))}
+    _, decode = make_engine(apart).trace()
+    made = re.findall(
+        r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast)[\w-]+\(",
+        decode.lower().compile().as_text(),
+    )
+    assert made, "as XLA writes its programs"
+    sizes, shapes = CONFIG.sizes, set()
+    for axes in projections.PROJECTIONS.values():
+        ends = [[sizes[axis] for axis in end] for end in axes]
+        for shape in (itertools.chain(*ends), map(math.prod, ends)):  # as stored, and as a matrix
+            shapes.add(",".join(map(str, shape)))
+    assert not shapes & set(made)
+
+
 def test_every_program_is_compiled_at_start(engine, monkeypatch):
     lines: list[str] = []
     engine.compile(lines.append)
@@ -297,7 +317,7 @@ def test_ragged_attention_is_attention(T, K, G):
     k, v = (jnp.asarray(draw.normal(size=(L, B, K, S, H)), jnp.float32) for _ in "kv")
     q = jnp.asarray(draw.normal(size=(R, T, K * G, H)), jnp.float32)
     rows, starts, layer = jnp.array([3, 0, 4]), jnp.array([70, 0, 200]), jnp.int32(1)
-    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, cache.KEYS)
     past = np.arange(S) >= np.asarray(starts + T)[:, None]  # what must not be read
     spoilt = np.array(k)
     for row, hidden in zip(rows.tolist(), past, strict=True):
@@ -321,7 +341,7 @@ def test_ragged_attention_on_a_mesh_is_attention(T):
     assert spread["k"].sharding.shard_shape(k.shape) == (L, B // 2, K // 2, S, H)
     attend = jax.jit(ragged_attention.on_mesh(mesh, RULES["kv_heads"], interpret=True))
     got = attend(q, spread["k"], spread["v"], layer, rows, starts)
-    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, cache.KEYS)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

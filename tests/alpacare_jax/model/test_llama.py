@@ -366,15 +366,15 @@ def test_bfloat16_is_near_float32():
     assert model.hidden(tokens, *plain(tokens)).dtype == jnp.bfloat16
 
 
-@functools.partial(jit, static_argnames=("config",))
-def extend(weights, tokens, starts, held, *, config):
+@functools.partial(jit, static_argnames=("config", "writing"))
+def extend(weights, tokens, starts, held, *, config, writing):
     """Logits of all tokens, and the cache with them; row = row of the cache."""
     rows = jnp.arange(len(tokens))
     positions = starts[:, None] + jnp.arange(tokens.shape[1])
 
     def attend(layer, q, k, v, held):
-        held = cache.extend(held, layer, rows, starts, False, k=k, v=v)
-        return cache.attend(q, held, layer, rows, starts), held
+        held = cache.extend(held, layer, rows, starts, writing, k=k, v=v)
+        return cache.attend(q, held, layer, rows, starts, 32), held
 
     model = Llama(weights, config)
     hidden, held = model.extend(tokens, positions, held, attend)
@@ -382,8 +382,8 @@ def extend(weights, tokens, starts, held, *, config):
 
 
 @pytest.mark.parametrize("shape", ["llama3_rope", "biases"])
-def test_cached_decoding_equals_recomputation(shape, monkeypatch):
-    monkeypatch.setattr(cache, "KEYS", 32)
+@pytest.mark.parametrize("writing", ["scatter", "rows", "loop"])
+def test_cached_decoding_equals_recomputation(shape, writing):
     config = make_config(shape)
     weights, tokens = random_weights(config), random_tokens(config, 3, 110)
     lengths, steps, rows = np.array([90, 3, 61]), 12, np.arange(3)
@@ -395,13 +395,13 @@ def test_cached_decoding_equals_recomputation(shape, monkeypatch):
     held = {name: jnp.full_like(x, 99.0) for name, x in empty.items()}  # must not be seen
     for start in (0, 48):  # in two pieces
         ids = tokens[:, start : start + 48]
-        logits, held = extend(weights, ids, np.full(3, start), held, config=config)
+        logits, held = extend(weights, ids, np.full(3, start), held, config=config, writing=writing)
         error = np.abs(np.asarray(logits) - expected[:, start : start + 48])
         seen = np.arange(start, start + 48) < lengths[:, None]  # the rest is overwritten
         assert error[seen].max() <= TOLERANCE
     for at in (lengths + i for i in range(steps)):
         ids = tokens[rows, at][:, None]
-        logits, held = extend(weights, ids, at, held, config=config)
+        logits, held = extend(weights, ids, at, held, config=config, writing=writing)
         assert np.abs(logits[:, 0] - expected[rows, at]).max() <= TOLERANCE
         assert (np.argmax(logits[:, 0], -1) == expected[rows, at].argmax(-1)).all()
 
