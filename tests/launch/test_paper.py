@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,18 @@ import pytest
 from etils import epath
 
 from common import jsonl, paths, provenance, sections
+from common.text.prompt_file import Prompt
 from configs import paper
 from datagen.dedup import run as run_dedup
 from evaluation.inputs import benchmarks, outputs
+from launch.lib.pipeline import WAITING, Pipeline
+from launch.lib.stage import Server, Stage
 from launch.paper import __main__ as main
-from launch.paper import pipeline, subsets
+from launch.paper import stages as paper_stages
+from launch.paper import subsets
 from launch.paper.config import PaperConfig
 from launch.paper.estimates import Estimate
 from launch.paper.sources import Sources
-from launch.paper.stage import Stage
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, write_examples
 from tests.support import rehearsal, teacher
 from tests.support.chat_server import ChatServer, question
@@ -38,16 +42,6 @@ __all__ = ["original", "small"]  # fixtures
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)  # as the script does; configs are named from there
-
-
-@pytest.fixture
-def signals():
-    """Those that the runner of the stages handles, as they were."""
-    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -70,8 +64,10 @@ def dedup(folder: Path, *flags: str) -> Stage:
     return Stage("dedup", ("datagen.dedup", *given), [epath.Path(source)], output)
 
 
-def work(sources: Sources, stages: list[Stage], elsewhere: bool = False) -> int:
-    return main.Work(sources, stages, elsewhere=elsewhere).run(stages)
+def run(sources: Sources, stages: list[Stage], *, elsewhere: bool = False) -> int:
+    return Pipeline("paper", stages, Path(sources.workdir) / "logs", elsewhere=elsewhere).run(
+        stages
+    )
 
 
 # When a stage is done.
@@ -119,6 +115,90 @@ def test_other_inputs_or_flags_are_to_be_run(done, tmp_path):
     assert done.unfinished() == f"{tmp_path / 'in.jsonl'} has other content now"
 
 
+def test_what_changed_and_what_follows_is_made_again_and_the_former_is_kept(
+    make, tmp_path, capsys, signals
+):
+    """dedup does not replace what is of another run: the pipeline puts it aside."""
+    sources, first = make(), dedup(tmp_path)
+    (tmp_path / "next").mkdir()
+    flags = ("--input=" + str(first.output), f"--output={tmp_path / 'next/out.jsonl'}")
+    output = epath.Path(tmp_path / "next/out.jsonl")
+    stages = [first, Stage("next", ("datagen.dedup", *flags), [first.output], output)]
+
+    def made(threshold: str = "0.7") -> list[str]:
+        """The stages that ran."""
+        again = dedup(tmp_path, f"--threshold={threshold}")
+        assert run(sources, [again, stages[1]]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        return [line for line in lines if line.startswith("paper: ") and "is done" not in line]
+
+    write_examples(tmp_path / "in.jsonl", 3)
+    assert made() == ["paper: dedup: not started", "paper: next: not started"]
+    assert made() == []
+    before = output.read_bytes()
+    write_examples(tmp_path / "in.jsonl", 4)
+    assert [line.rpartition("/")[2] for line in made()] == [
+        "in.jsonl has other content now",
+        "out.jsonl has other content now",
+    ]
+    assert output.read_bytes() != before == (tmp_path / "next/old/out.jsonl").read_bytes()
+    (line,) = made("0.8")  # of nothing else: its output is the same
+    assert line.startswith("paper: dedup: other settings (")
+    output.unlink()
+    assert made("0.8") == ["paper: next: unfinished"]
+
+
+def test_a_model_is_put_aside_once_and_replies_stay(done, tmp_path):
+    """After a kill in the middle of it, the rest follows."""
+    stage = dataclasses.replace(done, name="train/x", output=epath.Path(tmp_path / "x/run.json"))
+    folder = tmp_path / "x"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "answers.sqlite").touch()
+    (folder / "metrics.jsonl").touch()
+    provenance.write_json(stage.record, {"end": "now", "inputs": {}})
+    assert stage.unfinished() == f"{tmp_path / 'in.jsonl'} has other content now"
+    (folder / "old/checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"old holds an earlier model; delete it, or move it"):
+        stage.put_aside()
+    (folder / "checkpoints").rmdir()  # as if it had been moved, and then a kill
+    stage.put_aside()
+    assert sorted(path.name for path in folder.iterdir()) == ["answers.sqlite", "old"]
+    assert {"checkpoints", "metrics.jsonl", "run.json"} == {
+        p.name for p in (folder / "old").iterdir()
+    }
+
+
+def test_another_wording_of_a_prompt_is_seen(tmp_path, monkeypatch):
+    """The file has the same name and is no input: the record has the hash of its text."""
+    prompt, seeds = tmp_path / "mine.txt", epath.Path("datagen/starter/seeds.jsonl")
+    prompt.write_text("[user]\nWrite tasks.")
+    flags = ("--config=configs/datagen.py", f"--config.tasks.prompt={prompt}")
+    output = epath.Path(tmp_path / "tasks.jsonl")
+    stage = Stage("tasks", ("datagen.tasks", *flags), [seeds], output)
+    monkeypatch.setattr(sys, "argv", ["tasks", *flags])
+    texts = {"prompt_version": Prompt.read(str(prompt), tmp_path).version}
+    record = provenance.describe(config={}, seeds=provenance.sha256(seeds), **texts)
+    jsonl.write_output(Path(output), [{"a": 1}], record)
+    assert stage.unfinished() == ""
+    prompt.write_text("[user]\nWrite hard tasks.")
+    assert re.fullmatch("mine@[0-9a-f]{10} is another prompt than before", stage.unfinished())
+
+
+def test_a_stage_that_fails_with_some_of_it_written_is_run_again(
+    done, tmp_path, monkeypatch, signals
+):
+    """As where some requests have no answer: the command says to rerun, and so it must be."""
+    (tmp_path / "some.py").write_text("raise SystemExit('error: 1 of 9 has no answer; rerun')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    failing = dataclasses.replace(done, command=("some", *done.command[1:]))
+    record = provenance.read_json(done.record)
+    assert Pipeline("paper", [failing], tmp_path / "logs").run_one(failing) == 1
+    assert failing.unfinished() == "unfinished"
+    provenance.write_json(done.record, record)
+    excused = Pipeline("paper", [failing], tmp_path / "logs", excused="no answer; rerun")
+    assert excused.run_one(failing) == 0 and failing.unfinished() == ""
+
+
 def test_an_edited_output_is_an_error_and_stays(done):
     done.output.write_text(done.output.read_text() + "{}\n")
     with pytest.raises(ValueError, match=r"out\.jsonl is damaged or was edited after stage dedup"):
@@ -156,7 +236,7 @@ def test_the_model_name_depends_on_the_weights(tmp_path):
     assert stage.unfinished() == f"{model} has other content now"
     manifest.unlink()
     assert stage.unfinished() == "", "a model that is no longer here cannot have changed"
-    served = dataclasses.replace(stage, served=("--checkpoint=x",), model=model)
+    served = dataclasses.replace(stage, server=Server(model, ["--checkpoint=x"]))
     name = served.arguments[-1]
     provenance.write_json(manifest, {"weights": "of another training"})
     assert name.startswith("--model=run-") and served.arguments[-1] != name
@@ -172,7 +252,7 @@ def test_a_stage_that_fails_ends_the_pipeline_with_its_command_and_log(
     write_examples(tmp_path / "in.jsonl", 3)
     failing = dedup(tmp_path, "--threshold=7")
     later = dataclasses.replace(dedup(tmp_path), name="later")
-    assert work(sources, [failing, later]) == 2
+    assert run(sources, [failing, later]) == 2
     told = capsys.readouterr().err
     by_hand = f"python -m {shlex.join(failing.command)}"
     assert f"paper: stage dedup failed with code 2; its log is {sources.workdir}/logs" in told
@@ -185,7 +265,7 @@ def test_a_command_that_ends_before_its_stage_does_is_no_success(make, tmp_path,
     sources = make()
     write_examples(tmp_path / "in.jsonl", 3)
     stopped = dedup(tmp_path, "--help")
-    assert work(sources, [stopped, dataclasses.replace(stopped, name="later")]) == 1
+    assert run(sources, [stopped, dataclasses.replace(stopped, name="later")]) == 1
     told = capsys.readouterr().err
     assert "paper: stage dedup stopped before its end; its log is " in told and "later" not in told
 
@@ -210,15 +290,15 @@ def test_what_is_not_published_is_named_before_anything_is_spent(original, tmp_p
         Sources(sections.build(PaperConfig, settings), tmp_path / "run")
 
 
-def test_an_input_that_an_earlier_stage_makes_is_named_with_it(make, signals):
+def test_an_input_that_an_earlier_stage_makes_is_named_with_it(make, tmp_path, signals):
     sources = make()
-    stages = pipeline.stages(sources)
+    stages = paper_stages.every(sources)
     with pytest.raises(FileNotFoundError, match=r"stage report: .* missing; stage judge/luna/tiny"):
-        main.Work(sources, stages).run([stages[-1]])
+        Pipeline("paper", stages, tmp_path).run([stages[-1]])
 
 
 def test_stages_are_chosen_by_name_or_kind(make):
-    stages = pipeline.stages(make())
+    stages = paper_stages.every(make())
     names = [stage.name for stage in stages]
     assert names == [
         *("tasks", "dedup", "responses", "train/alpacare-7b", "generate/alpacare-7b/tiny"),
@@ -245,10 +325,10 @@ def test_what_is_run_elsewhere_is_printed_and_taken_up(make, tmp_path, capsys, s
     sources = make(examples=str(tmp_path / "mine.jsonl"), devices=settings)
     sources.sets[0].live.clear()
     sources.write_items()
-    stages = pipeline.stages(sources)
+    stages = paper_stages.every(sources)
     names = [stage.name for stage in stages]
     assert names[:3] == ["send/mine", "send/tiny", "train/alpacare-7b"]
-    assert main.Work(sources, stages, elsewhere=True).run(stages) == main.WAITING
+    assert run(sources, stages, elsewhere=True) == WAITING
     captured = capsys.readouterr()
     (command,) = captured.out.splitlines()
     folder = tmp_path / "bucket"
@@ -260,7 +340,7 @@ def test_what_is_run_elsewhere_is_printed_and_taken_up(make, tmp_path, capsys, s
     fetched = next(stage for stage in stages if stage.kind == "fetch")
     generated.output.parent.mkdir(parents=True)
     generated.output.write_text("[]")
-    assert work(sources, [fetched]) == 0
+    assert run(sources, [fetched]) == 0
     assert fetched.output.read_text() == "[]" and fetched.unfinished() == ""
     generated.output.write_text("[1]")
     assert "has other content now" in fetched.unfinished()
@@ -278,9 +358,9 @@ def test_copies_in_a_bucket_are_known_by_their_content(make, tmp_path, monkeypat
         paths.check("gs://bucket")
         devices = paper.get_config().to_dict()["devices"] | {"folder": "gs://bucket/paper"}
         sources = make(examples=str(tmp_path / "mine.jsonl"), devices=devices)
-        sent, *_ = pipeline.stages(sources)
+        sent, *_ = paper_stages.every(sources)
         assert sent.name == "send/mine" and sent.unfinished() == "not started"
-        assert work(sources, [sent]) == 0
+        assert run(sources, [sent]) == 0
         there = epath.Path("gs://bucket/paper/inputs/mine.jsonl")
         assert there.read_bytes() == (tmp_path / "mine.jsonl").read_bytes()
         assert sent.unfinished() == ""
@@ -340,7 +420,7 @@ def test_every_stage_of_the_paper_is_priced(tmp_path, monkeypatch):
                 [item | {"output": "x", "generator": source} for item in items],
             )
     sources = Sources(sections.build(PaperConfig, settings), tmp_path / "run")
-    found = {stage.name: stage.estimate for stage in pipeline.stages(sources)}
+    found = {stage.name: stage.estimate for stage in paper_stages.every(sources)}
     assert len([name for name in found if name.startswith("train/")]) == 4
     assert found["tasks"].requests == 6191 and found["tasks"].least == 4334  # 52,002 / 12 / 0.7
     assert found["responses"].most == 52_002
@@ -348,7 +428,7 @@ def test_every_stage_of_the_paper_is_priced(tmp_path, monkeypatch):
     assert found["judge/luna/icliniq"].requests == orders * systems * 4 * 4
     assert found["judge/haiku/alpaca_farm"].requests == orders * systems * 1 * 4
     for name, estimate in found.items():
-        if estimate.most:
+        if estimate and estimate.most:
             assert estimate.live == pytest.approx(2 * estimate.batch) and estimate.live > 0, name
     assert found["train/alpacare-13b"].hours is None, "there is no plan"
 
@@ -375,8 +455,8 @@ def test_subsets_are_nested_and_as_large_as_each_other():
 class Rehearsal:
     """Runs of launch/paper.sh --size=tiny against one server, which counts and may kill."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.server = folder, ChatServer()
+    def __init__(self, workdir: Path):
+        self.workdir, self.server = workdir, ChatServer()
         self.server.answer = self.answer
         self.seen: Counter[str] = Counter()
         self.process: subprocess.Popen | None = None
@@ -400,8 +480,8 @@ class Rehearsal:
                 self.process.wait(LIMIT)
         return rehearsal.answer(body)
 
-    def start(self, name: str, *flags: str) -> subprocess.Popen:
-        given = (f"--workdir={self.folder / name}", "--size=tiny", *flags)
+    def start(self, *flags: str) -> subprocess.Popen:
+        given = (f"--workdir={self.workdir}", "--size=tiny", *flags)
         self.seen.clear()
         environment = {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"} | COMPILES_QUICKLY
         return subprocess.Popen(
@@ -413,22 +493,25 @@ class Rehearsal:
             text=True,
         )
 
-    def run(self, name: str, *flags: str) -> tuple[int, str, str]:
-        process = self.start(name, *flags)
+    def run(self, *flags: str) -> tuple[str, str]:
+        process = self.start(*flags)
         out, err = process.communicate(timeout=LIMIT)
-        return process.returncode, out, err
+        assert process.returncode == 0, err
+        return out, err
 
-    def killed_at(self, name: str, kind: str, request: int) -> None:
+    def killed_at(self, kind: str, request: int) -> None:
         """Runs until the server has seen so many requests of a kind; then SIGKILL."""
         self.kill_at = kind, request
-        self.process = self.start(name)
+        self.process = self.start()
         self.process.communicate(timeout=LIMIT)
         assert self.process.returncode == -signal.SIGKILL
         self.process = None
 
-    def killed_in_training(self, name: str) -> None:
+    def killed_in_training(self) -> None:
         """Runs until training compiles its step; then SIGKILL."""
-        process, log = self.start(name), self.folder / name / "logs/train-alpacare-7b.log"
+        log = self.workdir / "logs/train-alpacare-7b.log"
+        log.unlink()
+        process = self.start()
         while "compiling the training step" not in (log.read_text() if log.exists() else ""):
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.01)
@@ -447,48 +530,58 @@ def report(workdir: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.slow
-def test_killed_at_three_moments_the_report_is_the_same_to_the_byte(tmp_path):
-    tried = Rehearsal(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A rehearsal that ran to its end once."""
+    tried = Rehearsal(tmp_path_factory.mktemp("paper") / "run")
     with contextlib.closing(tried.server):
-        no_plans = "--config.devices.topology="
-        code, table, err = tried.run("whole", "--dry_run", no_plans)
-        assert code == 0, err
-        assert not tried.seen and not (tmp_path / "whole/data").exists(), "a dry run asks nobody"
-        planned = {row.split()[0].partition("/")[0]: row for row in table.splitlines()[1:]}
-        assert planned["train"].split()[-2:] == ["unknown", "unknown"]
-        code, table, err = tried.run("whole", "--dry_run", "--only=train")
-        assert table.splitlines()[1].split()[-4:] == ["<", "0.01", "<", "0.01"], err
-
-        code, _, err = tried.run("whole")
-        assert code == 0, err
-        seen = dict(tried.seen)
-        assert (seen["judge"], seen["references"], seen["rubric"]) == (48, 6, 4)
-        seen |= {"rubric": seen["rubric"] + 2, "choices": 1}  # with those of the model's own server
-        for kind, number in seen.items():
-            least, most = stated(planned[kind])
-            assert least <= number <= most, kind
-
-        tried.killed_at("killed", "responses", 5)
-        tried.killed_in_training("killed")
-        tried.killed_at("killed", "judge", 20)
-        assert not (tmp_path / "killed/report").exists()
-        code, _, err = tried.run("killed")
-        assert code == 0, err
-        assert tried.seen.keys() <= {"judge", "rubric"}, "what is stored is not asked for again"
-        killed, whole = report(tmp_path / "killed"), report(tmp_path / "whole")
-        assert [name for name in whole if killed.get(name) != whole[name]] == []
-        assert killed.keys() == whole.keys() > {"report.html", "report.json"}
-
-        code, _, err = tried.run("killed")
-        assert code == 0 and not tried.seen
-        assert err.count(" is done\n") == 10, err
+        tried.run()
+        yield tried
 
 
-def stated(row: str) -> tuple[int, int]:
-    """The least and the most requests of a row of the dry run's table."""
-    if found := re.search(r"\(([\d,]+) to ([\d,]+)\)", row):
-        least, most = (int(number.replace(",", "")) for number in found.groups())
-        return least, most
-    exactly = int(re.split(r"\s\s+", row)[2].replace(",", ""))
-    return exactly, exactly
+@pytest.mark.slow
+def test_a_dry_run_states_what_is_sent_and_sends_nothing(whole, tmp_path):
+    seen = dict(whole.seen)
+    assert (seen["judge"], seen["references"], seen["rubric"]) == (48, 6, 4)
+    seen |= {"rubric": seen["rubric"] + 2, "choices": 1}  # with those of the model's own server
+    settings = paper.get_config().to_dict()
+    with rehearsal.prepare(settings, whole.workdir / "tiny", "http://127.0.0.1:9/v1"):
+        sources = Sources(sections.build(PaperConfig, settings), tmp_path)  # where nothing is done
+    stated = {stage.kind: stage.estimate for stage in paper_stages.every(sources)}
+    for kind, number in seen.items():
+        assert stated[kind].least <= number <= stated[kind].most, kind
+
+    tried = Rehearsal(tmp_path / "new")
+    with contextlib.closing(tried.server):
+        table, _ = tried.run("--dry_run", "--only=train")
+        assert table.splitlines()[1].split()[-4:] == ["<", "0.01", "<", "0.01"]
+        assert not tried.seen and not (tmp_path / "new/data").exists(), "a dry run asks nobody"
+
+
+@pytest.mark.slow
+def test_killed_at_three_moments_the_report_is_the_same_to_the_byte(whole):
+    """From its start again, but for what the same model has answered: that is still done."""
+    before = report(whole.workdir)
+    for name in ("data", "runs", "judged", "report"):
+        shutil.rmtree(whole.workdir / name)
+    whole.killed_at("responses", 5)
+    whole.killed_in_training()
+    whole.killed_at("judge", 20)
+    assert not (whole.workdir / "report").exists()
+    _, err = whole.run()
+    assert whole.seen.keys() == {"judge"}, "what is stored is not asked for again"
+    assert err.count(" is done\n") == 8, "the model answers the same: all but judge and report"
+    now = report(whole.workdir)
+    assert [name for name in before if now.get(name) != before[name]] == []
+    assert now.keys() == before.keys() > {"report.html", "report.json"}
+
+    _, err = whole.run()
+    assert not whole.seen and err.count(" is done\n") == 10, err
+    with (whole.workdir / "report/report.html").open("r+b") as page:
+        page.seek(1000)
+        page.write(b"\0")
+    process = whole.start()
+    assert (
+        "report.html is damaged or was edited after stage" in process.communicate(timeout=LIMIT)[1]
+    )
+    assert process.returncode == 1

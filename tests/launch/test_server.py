@@ -20,37 +20,33 @@ def on_one_device(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def answers(address: str) -> bool:
+def answers(base_url: str) -> bool:
     try:
-        return httpx.get(f"{address}/health", timeout=LIMIT).status_code == 200
+        return httpx.get(f"{base_url}/models", timeout=LIMIT).json()["data"][0]["id"] == "tiny"
     except httpx.TransportError:
         return False
 
 
 def test_the_port_is_the_same_again_unless_it_is_taken(tiny_model, tmp_path, on_one_device):
-    with server.serving(tiny_model, tmp_path, *FLAGS) as served:
-        assert served.model == "tiny"
-        assert served.base_url == f"{served.address}/v1"
-        assert answers(served.address)
-        number = int((tmp_path / "port").read_text())
-        with server.serving(tiny_model, tmp_path, *FLAGS) as second:
-            assert answers(second.address)
-            assert second.address != served.address
-    assert not answers(served.address)
-    (tmp_path / "port").write_text(str(number))
-    with (
-        pytest.raises(KeyboardInterrupt),
-        server.serving(tiny_model, tmp_path, *FLAGS) as again,
-    ):
-        assert again.address == served.address
+    flags = (f"--checkpoint={tiny_model}", *FLAGS)
+    with server.serving(tmp_path, *flags) as first:
+        assert answers(first)
+        number = (tmp_path / "port").read_text()
+        with server.serving(tmp_path, *flags) as second:
+            assert answers(second)
+            assert second != first
+    assert not answers(first)
+    (tmp_path / "port").write_text(number)
+    with pytest.raises(KeyboardInterrupt), server.serving(tmp_path, *flags) as again:
+        assert again == first
         raise KeyboardInterrupt
-    assert not answers(again.address)
+    assert not answers(again)
 
 
 def test_a_server_that_cannot_start(tmp_path):
     with (
         pytest.raises(ChildProcessError, match=r"the server ended: .*no-such-model.*\(its log is "),
-        server.serving(tmp_path / "no-such-model", tmp_path),
+        server.serving(tmp_path, f"--checkpoint={tmp_path / 'no-such-model'}"),
     ):
         pass
 
@@ -62,8 +58,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         port = listener.getsockname()[1]
         child = f"import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"
         parent = (
-            "import sys, time; from launch.lib import server; "
-            f"server.start([sys.executable, '-c', {child!r}]); time.sleep({LIMIT})"
+            "import subprocess, sys, time; from launch.lib import server; "
+            f"subprocess.Popen(server.tied([sys.executable, '-c', {child!r}])); time.sleep({LIMIT})"
         )
         process = subprocess.Popen([sys.executable, "-c", parent], cwd=REPOSITORY)
         try:

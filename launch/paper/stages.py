@@ -8,27 +8,23 @@ from typing import Any
 from etils import epath
 
 from common import cli, provenance, sections
+from launch.lib.stage import Server, Stage, entries
 from launch.paper import requests
-from launch.paper.config import entries
 from launch.paper.estimates import Estimate, on_chips
 from launch.paper.sources import Sources, System
-from launch.paper.stage import Stage
 from launch.sweep_runs import as_text
 
 DATAGEN, EVALUATION = "configs/datagen.py", "configs/evaluation.py"
 
 
-def stages(sources: Sources) -> list[Stage]:
+def every(sources: Sources) -> list[Stage]:
     """All stages; each reads what earlier ones, or nobody here, made."""
     found = [*data(sources), *sent(sources), *training(sources), *answers(sources)]
     found += [*references(sources), *judging(sources), *served(sources)]
-    judged = [stage.output for stage in found if stage.kind == "judge"]
-    folder = sources.workdir / "report"
-    flags = (
-        f"--judgements={','.join(str(path.parent) for path in judged)}",
-        *(f"--output={folder}", *shlex.split(sources.config.flags.report)),
-    )
-    report = Stage("report", ("evaluation.report", *flags), judged, folder / "report.json")
+    judged, folder = [s.output for s in found if s.kind == "judge"], sources.workdir / "report"
+    verdicts = f"--judgements={','.join(str(path.parent) for path in judged)}"
+    given = (verdicts, f"--output={folder}", *shlex.split(sources.config.flags.report))
+    report = Stage("report", ("evaluation.report", *given), judged, folder / "report.html")
     return [*found, report]
 
 
@@ -36,17 +32,16 @@ def data(sources: Sources) -> Iterator[Stage]:
     """The training data, where no file of it is given."""
     if sources.config.examples:
         return
-    folder, settings = sources.workdir / "data", sources.datagen
-    given = (*overrides(DATAGEN, sources.config.datagen), f"--workdir={folder}")
+    folder, config = sources.workdir / "data", sources.datagen
     tasks, kept = folder / "tasks.jsonl", folder / "kept.jsonl"
-    seeds = [epath.Path(settings.tasks.seeds)]
-    yield Stage("tasks", ("datagen.tasks", *given), seeds, tasks, requests.tasks(settings))
-    files = [test_set.file for test_set in sources.sets]
+    given = (*overrides(DATAGEN, sources.config.datagen), f"--workdir={folder}")
+    seeds, files = epath.Path(config.tasks.seeds), [test_set.file for test_set in sources.sets]
+    estimate = requests.tasks(config)
+    yield Stage("tasks", ("datagen.tasks", *given), [seeds], tasks, estimate)
     flags = (f"--input={tasks}", f"--output={kept}", f"--against={','.join(map(str, files))}")
     yield Stage("dedup", ("datagen.dedup", *flags), [tasks, *files], kept)
-    command = ("datagen.responses", *given, f"--input={kept}")
-    estimate = requests.responses(settings, kept)
-    yield Stage("responses", command, [kept], sources.examples, estimate)
+    command, estimate = ("datagen.responses", *given, f"--input={kept}"), requests.responses
+    yield Stage("responses", command, [kept], sources.examples, estimate(config, kept))
 
 
 def sent(sources: Sources) -> Iterator[Stage]:
@@ -85,8 +80,7 @@ def answers(sources: Sources) -> Iterator[Stage]:
             )
             name = f"{system.name}/{test_set.name}"
             plan = planned(sources, system, "generate", len(test_set.items) / total)
-            inputs = [source, system.folder]
-            at = config.devices.generate_launcher
+            inputs, at = [source, system.folder], config.devices.generate_launcher
             yield Stage(f"generate/{name}", command, inputs, far, plan, True, at)
             if far != near:
                 yield copy(f"fetch/{name}", far, near)
@@ -122,46 +116,33 @@ def judging(sources: Sources) -> Iterator[Stage]:
                 *(f"--references={','.join(compared)}", f"--workdir={folder}"),
             )
             inputs = [test_set.file, *own.values(), *test_set.live.values(), *test_set.published]
-            pairs = len(models) * len(compared)
+            pairs, output = len(models) * len(compared), folder / "judgements.jsonl"
             estimate = requests.judging(sources.judges[judge], test_set.items, pairs)
-            output = folder / "judgements.jsonl"
             yield Stage(f"judge/{judge}/{test_set.name}", command, inputs, output, estimate)
 
 
 def served(sources: Sources) -> Iterator[Stage]:
     """Accuracy on questions with choices, and rubric scores: asked of a server of the system."""
     config, (judge, *_) = sources.config, sources.judges
-    files, server = entries(config.choices), shlex.split(config.flags.serve)
+    files, at = entries(config.choices), config.devices.generate_launcher
     for system in sources.systems:
         folder = sources.workdir / "choices" / system.name
+        server = Server(system.folder, [*system.model, *shlex.split(config.flags.serve)])
         if files:
             flags = (f"--input={config.choices}", f"--workdir={folder}")
-            yield Stage(
-                f"choices/{system.name}",
-                ("evaluation.choices", *flags, *shlex.split(config.flags.choices)),
-                [*map(epath.Path, files), system.folder],
-                folder / "choices.jsonl",
-                requests.choices(files),
-                on_devices=True,
-                launcher=config.devices.generate_launcher,
-                served=(*system.model, *server),
-                model=system.folder,
-            )
+            command = ("evaluation.choices", *flags, *shlex.split(config.flags.choices))
+            inputs, output = [*map(epath.Path, files), system.folder], folder / "choices.jsonl"
+            estimate, name = requests.choices(files), f"choices/{system.name}"
+            yield Stage(name, command, inputs, output, estimate, True, at, server)
         for file in entries(config.rubric):
             folder = sources.workdir / "rubric" / system.name / Path(file).name.partition(".")[0]
             flags = (f"--input={file}", f"--generator={system.name}", f"--workdir={folder}")
             given = (*overrides(EVALUATION, config.judges[judge]), *flags)
-            yield Stage(
-                f"rubric/{system.name}/{folder.name}",
-                ("evaluation.rubric", *given, *shlex.split(config.flags.rubric)),
-                [epath.Path(file), system.folder],
-                folder / "grades.jsonl",
-                requests.rubric(sources.judges[judge], file),
-                on_devices=True,
-                launcher=config.devices.generate_launcher,
-                served=(*system.model, *server),
-                model=system.folder,
-            )
+            command = ("evaluation.rubric", *given, *shlex.split(config.flags.rubric))
+            inputs, output = [epath.Path(file), system.folder], folder / "grades.jsonl"
+            estimate = requests.rubric(sources.judges[judge], file)
+            name = f"rubric/{system.name}/{folder.name}"
+            yield Stage(name, command, inputs, output, estimate, True, at, server)
 
 
 def plans(sources: Sources) -> Iterator[Stage]:
