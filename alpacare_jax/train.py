@@ -175,12 +175,14 @@ def run(
 
 
 def log_model(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) -> None:
-    """Reports the weights, the devices, the attention kernel and why no faster one is used."""
+    """Reports weights, devices, the attention kernel, why no faster one, and fp8. Raises: its."""
     kernel, passed_over = batching.choose_kernel(run_config, model_config, mesh)
     weights = describe_weights(run_config, model_config)
     log(f"{weights} on {sharding.describe(mesh)}; attention kernel: {kernel}")
     if passed_over:
         log(f"no faster attention kernel: {passed_over}")
+    if run_config.train.fp8:
+        log(batching.check_fp8(mesh))
 
 
 def describe_weights(run_config: RunConfig, model_config: LlamaConfig) -> str:

@@ -177,8 +177,9 @@ def main(argv: Sequence[str]) -> None:
 
     title = (
         f"training step, {FLAGS.variant}, {FLAGS.layers or 'all'} layers, {FLAGS.accumulation} x "
-        f"{FLAGS.rows} x {FLAGS.length} tokens, {FLAGS.examples or 'full'} examples, bfloat16, "
-        f"{facts['device']}, peak {facts['peak_flops'] / 1e12:.0f} TFLOP/s"
+        f"{FLAGS.rows} x {FLAGS.length} tokens, {FLAGS.examples or 'full'} examples, "
+        f"{'fp8' if FLAGS.config.train.fp8 else 'bfloat16'}, {facts['device']}, "
+        f"bfloat16 peak {facts['peak_flops'] / 1e12:.0f} TFLOP/s"
     )
     race.report(title, contenders, "MFU %", utilisation)
     seconds = statistics.median(contenders[0].seconds)

@@ -82,6 +82,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             microbatch_tokens=4096,
             log_every=10,
             eval_every=0,
+            fp8=False,
             seed=42,  # transformers' default
             samples=0,
             check_kernel=True,

@@ -1,6 +1,6 @@
 """All checks that need a GPU, most important first: at most 8 minutes on one H200.
 
-    bash launch/gpu_check.sh [--try] [--generate] [FOLDER]     logs go to FOLDER (default gpu_check)
+    bash launch/gpu_check.sh [--try] [--generate | --fp8] [FOLDER]     logs: FOLDER, or gpu_check
 
 1. attention: every kernel for GPUs against the definition, and that packed examples stay separate
 2. a model of 7B's shape, full fine-tuning in bfloat16 with float32 master weights: that it fits,
@@ -10,8 +10,9 @@
 5. LoRA on the 7B model, rank 16, its base in bfloat16
 6. the 7B model again, by transformers with recomputed layers on the same card
 
---generate runs generation of a 7B model instead, 5 minutes at most; --try a tiny model on the CPU,
-as a check of the installation. All figures with their targets come last, in one table.
+--generate runs generation of a 7B model instead, 5 minutes at most; --fp8 the step of the 7B model
+in bfloat16 and in fp8, 4 minutes; --try a tiny model on the CPU, as a check of the installation.
+All figures with their targets come last, in one table.
 
 Uses $PYTHON, by default python3, with the packages of setup.py, jax[cuda13] and pytest; for the
 comparison torch with CUDA and transformers. Installs nothing.
@@ -31,10 +32,10 @@ Step = tuple[str, int, dict[str, str], Sequence[str]]
 TINY = "--anyway --variant=tiny --rows=1 --length=128 --steps=1"
 
 
-def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
-    """What is run: for a tiny model, or for those of 7B and 1B."""
+def steps(small: bool, only: str, folder: Path) -> list[Step]:
+    """What is run: for a tiny model, or for those of 7B and 1B; `only`: "", --generate or --fp8."""
     cpu = {"JAX_PLATFORMS": "cpu"} if small else {}
-    if generate:
+    if only == "--generate":
         tiny = "--variant=smollm2-135m --layers=1 --slots=4 --prompts=4 --shrink=16".split()
         rest = tiny if small else []
         return [("generation", 300, cpu, ["-m", "benchmarks.generation_gpu", *rest])]
@@ -46,14 +47,20 @@ def steps(small: bool, generate: bool, folder: Path) -> list[Step]:
     test = "-m pytest -q -p no:cacheprovider -W ignore::DeprecationWarning -k cudnn".split()
     ours = ["-m", "benchmarks.gpu", "--remat=dots", "--rounds=2"]
     on_7b = [*ours, *on_7b, "--accumulation=4", "--alone"]
-    profile = f"--profile={folder}/profile"
+    alone, profile = "--skip=eager,compile", f"--profile={folder}/profile"
+    if only == "--fp8":
+        fp8 = [*on_7b, alone, "--config.train.fp8=True", "--least=0.87", profile]
+        return [
+            ("llama-7b", 90, cpu, [*on_7b, alone, "--least=0.7"]),
+            ("fp8-7b", 120, cpu, fp8),
+        ]
     real = [f"--examples={8 if small else 128}", "--skip=compile", "--ratio=4"]
     return [
         ("attention", 50, exact, [*test, "tests/alpacare_jax/model/test_attention.py"]),
-        ("llama-7b", 90, cpu, [*on_7b, "--skip=eager,compile", "--least=0.7", profile]),
+        ("llama-7b", 90, cpu, [*on_7b, alone, "--least=0.7", profile]),
         ("llama-1b", 100, cpu, [*ours, *on_1b, f"--skip=eager{',compile' * small}"]),
         ("real-lengths", 60, cpu, [*ours, *on_1b, *real]),
-        ("lora-7b", 60, cpu, [*on_7b, "--skip=eager,compile", "--lora=16"]),
+        ("lora-7b", 60, cpu, [*on_7b, alone, "--lora=16"]),
         ("torch-7b", 120, cpu, [*on_7b, "--skip=compile", "--checkpointing", "--ratio=1.6"]),
     ]
 
@@ -88,9 +95,9 @@ def main(arguments: list[str]) -> None:
         print((__doc__ or "").strip())
         return
     began = time.monotonic()
-    options = [word for word in arguments if word in ("--try", "--generate")]
+    options = [word for word in arguments if word in ("--try", "--generate", "--fp8")]
     words = [word for word in arguments if word not in options] or ["gpu_check"]
-    small, generate = "--try" in options, "--generate" in options
+    small, only = "--try" in options, "".join({*options} - {"--try"})
     if len(words) > 1 or words[0].startswith("-"):
         error = f"error: unknown argument '{words[-1]}'; see gpu_check.sh --help"
         print(error, file=sys.stderr)
@@ -102,7 +109,7 @@ def main(arguments: list[str]) -> None:
     if subprocess.run(check).returncode:
         sys.exit(1)
     failed, figures = [], []
-    for name, seconds, env, rest in steps(small, generate, folder):
+    for name, seconds, env, rest in steps(small, only, folder):
         command = ["timeout", "--kill-after=20", str(seconds), sys.executable, *rest]
         print(f"== {name} ({time.monotonic() - began:.0f} s): {shlex.join(command)}", flush=True)
         if not succeeds(command, env, folder / f"{name}.log"):

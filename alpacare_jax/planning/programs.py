@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from alpacare_jax.distributed import sharding
+from alpacare_jax.training import batching
 from alpacare_jax.training.config import RunConfig
 from alpacare_jax.training.train_step import TrainingProgram
 
@@ -16,9 +17,11 @@ def make_program(run_config: RunConfig, devices: Sequence[Any]) -> TrainingProgr
     """The program of a config, for as many steps as any: programs differ in a constant only.
 
     Raises:
-      ValueError: the mesh does not divide the devices.
+      ValueError: the mesh does not divide the devices, or they have no fp8 that is asked for.
     """
     mesh = sharding.make_mesh(run_config.sharding, devices)
+    if run_config.train.fp8:
+        batching.check_fp8(mesh)
     return TrainingProgram(run_config.model.shape(), run_config, 1000, mesh)
 
 

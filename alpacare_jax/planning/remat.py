@@ -95,7 +95,8 @@ def reckon(program: TrainingProgram, arrays: Arrays, topology: Topology) -> list
 
         def gradient(params, micro, base):
             # jax.vjp returns a tree that holds what is kept.
-            value, vjp = jax.vjp(lambda params: loss(params, micro, base=base)[0], params)
+            step = jax.numpy.int32(0)  # else it would not be the loss of training
+            value, vjp = jax.vjp(lambda p: loss(p, micro, base=base, step=step)[0], params)
             return vjp(jax.numpy.ones_like(value)), vjp
 
         traced = jax.jit(gradient).trace(state["params"], micro, base)

@@ -16,6 +16,8 @@ def training_table(plan: Mapping[str, Any]) -> str:
         ("optimizer", plan["optimizer"]),
         ("remat", plan["remat"]),
     ]
+    if plan["fp8"]:
+        rows.append(("fp8", "projections, at twice the rate; MFU is of the bfloat16 peak"))
     if plan["base"]:
         adapter = f"{plan['trained_parameters']:,} parameters trained, on a frozen base"
         rows.append(("LoRA", f"{adapter} ({plan['base']})"))

@@ -76,6 +76,7 @@ def make_plan(
         "base": run_config.lora.base if program.adapter else "",
         "optimizer": optimizers.describe(run_config.optimizer),
         "remat": str(choice or run_config.model.remat),
+        "fp8": run_config.train.fp8,
     }
     trips = loop_trips(program, batch)
     traced = programs.trace_step(program, batch.arrays)

@@ -156,7 +156,7 @@ def _tiles(run: RunFiles, model: str) -> str:
         tiles.append(("real tokens", f"{100 * sum(shares) / len(shares):.0f} %", "the rest pads"))
     if utilisation := run.pace("mfu"):
         middle = statistics.median(y for _, y in utilisation)
-        tiles.append(("MFU", f"{100 * middle:.1f} %", "median of the steps"))
+        tiles.append(("MFU", f"{100 * middle:.1f} %", "median, of the bfloat16 peak"))
     if model:
         tiles.append(("base model", Path(model).name, model))
     return "".join(

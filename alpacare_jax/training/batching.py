@@ -117,3 +117,16 @@ def choose_kernel(run_config: RunConfig, model_config: LlamaConfig, mesh: Mesh) 
         cudnn=attention.cudnn_version() if on_gpu else 0,
     )
     return attention.choose_kernel(run_config.model.attention, setting)
+
+
+def check_fp8(mesh: Mesh) -> str:
+    """The line of the log about `train.fp8`. Raises ValueError where the devices cannot do it."""
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return "projections in fp8: emulated on CPU, slower than without, for comparisons only"
+    if tuple(map(int, getattr(device, "compute_capability", "0").split("."))) >= (8, 9):
+        return "projections in fp8, whose peak is twice the bfloat16 peak that MFU is of"
+    raise ValueError(
+        f"train.fp8 needs a GPU of compute capability 8.9 (Ada, Hopper) or newer, and this is a "
+        f"{device.device_kind}; set train.fp8=False"
+    )

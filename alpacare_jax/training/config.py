@@ -72,6 +72,7 @@ class TrainConfig:
     microbatch_tokens: int  # maximum tokens of a micro-batch on a device; memory grows with it
     log_every: int  # steps between progress lines; metrics.jsonl has every step
     eval_every: int  # steps between evaluations; 0: at the start and the end only
+    fp8: bool  # multiply the layers' projections in 8-bit floats; see `model.projections`
     seed: int  # of the data order and the choice of held-out examples
     samples: int  # held-out prompts answered at each evaluation, for report.html; 0: none
     check_kernel: bool  # before step 1, compare the attention kernel with its definition
@@ -107,6 +108,9 @@ class RunConfig:
 
     def __post_init__(self):
         profiled_steps(self.profile)
+        if self.train.fp8 and (self.lora.rank or self.preference.beta):
+            key = "lora.rank" if self.lora.rank else "preference.beta"
+            raise ValueError(f"train.fp8 has no {key}: set it to False, or {key} to 0")
         if self.train.samples and not (self.data.eval_path or self.data.eval_share):
             raise ValueError(
                 "train.samples answers held-out prompts: set data.eval_path or data.eval_share"

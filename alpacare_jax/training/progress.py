@@ -213,7 +213,7 @@ class TrainingProgress:
             f"real tokens {values['real_token_share']:.0%}",
         ]
         if self._peak:
-            parts.append(f"MFU {values['mfu']:.0%} of {self._peak[1]} peak")
+            parts.append(f"MFU {values['mfu']:.0%} of {self._peak[1]} bfloat16 peak")
         if "pair_accuracy" in values:
             parts.append(
                 f"pairs right {values['pair_accuracy']:.0%}, margin {values['reward_margin']:.3f}"

@@ -202,7 +202,7 @@ class TrainingProgram:
           micro: the arrays of `data.token_store.Step`, [R, T] each.
           sums: gradients of the layers so far; those that come back include them. See `layers.run`.
           base: the frozen weights of LoRA.
-          step: in training, steps done before, for LoRA's dropout.
+          step: in training, steps done before, for LoRA's dropout; without it nothing is in fp8.
         """
         inputs = params, micro, sums, base, step
         if self.run_config.preference.beta:
@@ -235,7 +235,8 @@ class TrainingProgram:
     ) -> tuple[jax.Array, jax.Array, int]:
         """Final hidden states, the output embedding, and how long the chunks of the loss are."""
         model, lora = self.run_config.model, self.run_config.lora
-        module = self._module(params, micro, base)
+        fp8 = self.run_config.train.fp8 and step is not None
+        module = self._module(params, micro, base, fp8)
         places = micro["tokens"], micro["positions"], micro["segments"]
         dropout = None
         if base and lora.dropout and step is not None:
@@ -250,10 +251,17 @@ class TrainingProgram:
         """`make_steps`, once: what has been compiled of them is not compiled again."""
         return self.make_steps()
 
-    def _module(self, params: Params, micro: Batch, base: Params | None) -> llama.Llama:
+    def _module(
+        self, params: Params, micro: Batch, base: Params | None, fp8: bool = False
+    ) -> llama.Llama:
         """The model for the rows of a micro-batch, of what is trained and what is frozen."""
         shardings = projections.join(self.base_shardings, self.state_shardings["params"])
         placement = sharding.placement(shardings, self.mesh, self.dtype, self.kernel(micro))
+        if fp8:
+            gather = placement.gather_layer
+            placement = dataclasses.replace(
+                placement, gather_layer=lambda layer: projections.in_fp8(gather(layer))
+            )
         settings = self.model_config, self.dtype, placement
         if not base:
             return llama.Llama(params, *settings)

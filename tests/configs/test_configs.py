@@ -202,6 +202,7 @@ QUICKSTART = {
         "microbatch_tokens": 640,
         "log_every": 2,
         "eval_every": 0,
+        "fp8": False,
         "seed": 42,
         "samples": 0,
         "check_kernel": True,

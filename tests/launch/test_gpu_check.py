@@ -77,10 +77,18 @@ def test_the_figures_come_last_in_one_table(tmp_path, check, monkeypatch, capfdb
     assert shown.splitlines()[0].split(maxsplit=1) == ["7b", lines[1]]
 
 
-def test_all_steps_together_end_in_time():
-    """With their time limits: in 8 minutes; generation in 5."""
-    assert sum(seconds for _, seconds, _, _ in gpu_check.steps(False, False, Path("x"))) <= 480
-    assert sum(seconds for _, seconds, _, _ in gpu_check.steps(False, True, Path("x"))) <= 300
+@pytest.mark.parametrize(("only", "limit"), [("", 480), ("--generate", 300), ("--fp8", 240)])
+def test_all_steps_together_end_in_time(only, limit):
+    """With their time limits."""
+    assert sum(seconds for _, seconds, _, _ in gpu_check.steps(False, only, Path("x"))) <= limit
+
+
+def test_fp8_runs_beside_bfloat16_on_the_same_card(tmp_path, check):
+    check("--fp8", str(tmp_path / "out"))
+    found = logs(tmp_path / "out")
+    assert found.keys() == {"llama-7b", "fp8-7b"}
+    with_fp8 = found["fp8-7b"].partition(" --config.train.fp8=True")
+    assert with_fp8[0].strip() and with_fp8[0] == found["llama-7b"].partition(" --least")[0]
 
 
 def test_generation_is_a_call_of_its_own(tmp_path, check):
