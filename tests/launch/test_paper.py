@@ -495,7 +495,10 @@ class Rehearsal:
 
     def run(self, *flags: str) -> tuple[str, str]:
         process = self.start(*flags)
-        out, err = process.communicate(timeout=LIMIT)
+        try:
+            out, err = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()
         assert process.returncode == 0, err
         return out, err
 

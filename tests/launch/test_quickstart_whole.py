@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from alpacare_jax.model.config import VARIANTS
 from common import provenance
+from launch.lib.stage import digests
+from launch.quickstart.plan import GGUF
 from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model
 
 STAGES = (
@@ -94,7 +97,8 @@ def results(folder: Path) -> dict[str, object]:
 def test_killed_in_stages_and_started_again_it_ends_with_the_same(tmp_path):
     folder = tmp_path / "quickstart"
     write_stand_in(folder / "base")
-    provenance.write_json(folder / "base/run.json", {"end": "made here"})
+    published = [*digests(epath.Path(REPOSITORY / GGUF))]  # where a quickstart ran in this clone
+    provenance.write_json(folder / "base/run.json", {"end": "made here", "source": published})
     shown = run(folder)
     assert "proves the plumbing" in shown and shown.count(": not started\n") == len(STAGES) - 1
     for label in ("held-out loss, before and after", "verdicts that could be read: 0 of 18"):
