@@ -106,6 +106,8 @@ def run(conversation: Conversation) -> None:
             line = input("> " if interactive else "").strip()
         except EOFError:
             return
+        except UnicodeDecodeError:
+            raise UsageError("a line is not UTF-8 text; encode it as UTF-8") from None
         if line == "/quit":
             return
         if line == "/new":

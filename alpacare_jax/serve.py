@@ -61,10 +61,9 @@ def read_key(path: str) -> str:
     """
     if not path:
         return os.environ.get(KEY_VARIABLE, "")
-    file = Path(path)
-    if file.stat().st_mode & 0o077:
+    key = Path(path).read_text("utf-8").strip()
+    if Path(path).stat().st_mode & 0o077:
         raise UsageError(f"--api_key_file {path} can be read by others; run: chmod 600 {path}")
-    key = file.read_text("utf-8").strip()
     if not key:
         raise UsageError(f"--api_key_file {path} is empty; write the key into it")
     return key

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from alpacare_jax.data.tokenizers import Tokenizer
 from alpacare_jax.inference.requests import Progress, TokenLogprobs
-from alpacare_jax.inference.text_stream import TextStream
+from alpacare_jax.inference.text_stream import TextStream, spelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,11 @@ class AnswerChoice:
         for number, token_id in enumerate(progress.ids):
             if self.stream.stopped:
                 break
-            offset = self._before + len(self.stream.text)
+            begin, part = _feed(self.stream, self._tokenizer, token_id)
+            text += part
             if progress.logprobs:
+                offset = self._before + begin
                 self._waiting.append(ScoredToken(token_id, offset, progress.logprobs[number]))
-            text += self.stream.feed([token_id])
         if progress.logprobs and progress.eos_id is not None and self._tell_eos:
             end = self._before + len(self.stream.text)
             self._waiting.append(ScoredToken(progress.eos_id, end, progress.logprobs[-1]))
@@ -91,11 +92,20 @@ class AnswerChoice:
     def _prompt_tokens(self, scores: Sequence[TokenLogprobs | None]) -> list[ScoredToken]:
         stream, offsets = TextStream(self._tokenizer), []
         for token_id in self.prompt:
-            offsets.append(len(stream.text))
-            stream.feed([token_id])
+            offsets.append(_feed(stream, self._tokenizer, token_id)[0])
         stream.close()
         lead = len(stream.text) - self._before  # LLaMA's tokenizers put a space before a text
         return [
             ScoredToken(token_id, min(max(0, offset - lead), self._before), score)
             for token_id, offset, score in zip(self.prompt, offsets, scores, strict=True)
         ][self._unsent :]
+
+
+def _feed(stream: TextStream, tokenizer: Tokenizer, token_id: int) -> tuple[int, str]:
+    """Where a token begins in the text of `stream`, and what can be shown after it."""
+    begin = len(stream.text)
+    part = stream.feed([token_id])
+    text, _ = spelling(tokenizer, token_id)
+    if stream.text.endswith(text, begin):  # bytes that it does not complete may precede it
+        begin = len(stream.text) - len(text)
+    return begin, part

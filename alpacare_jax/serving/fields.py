@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -23,13 +24,12 @@ def read_json(content: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            repeated = next(name for name in names if names.count(name) > 1)
+            ((repeated, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise ValueError(f"{shown(repeated)} is there more than once")
         return found
 
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # some clients begin with a byte order mark
         found = json.loads(text, parse_constant=no_constant, object_pairs_hook=once)
         _check(found, MAX_DEPTH)
     except RecursionError:

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alpacare_jax.serving.errors import ApiError
+from alpacare_jax.serving.errors import ApiError, shown
 from alpacare_jax.serving.monitoring import Monitor
 from alpacare_jax.serving.replies import encode
 from common import exits
@@ -146,11 +146,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """The body of a request, which must be JSON by its type.
 
     Raises:
-      ApiError: it has another type, is too large, or does not arrive in time.
+      ApiError: it has another type, is compressed or too large, or does not arrive in time.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "the body must be JSON; send the header Content-Type: application/json")
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise ApiError(415, f"the body must not be compressed ({shown(coding)}); send it as it is")
     close = {"connection": "close"}
     too_large = ApiError(
         413,
@@ -159,6 +161,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         headers=close,
     )
     content = bytearray()
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_large  # at once: a client that expects "100 Continue" sends nothing of it
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():

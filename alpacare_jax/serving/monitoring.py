@@ -39,6 +39,7 @@ class Monitor:
         self._answers = counter("answers", "Answers that have ended", "finish_reason")
         self._prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
         self._answer_tokens = counter("completion_tokens", "Tokens that were generated")
+        self._lost = counter("log_lines_lost", "Lines that could not be written to the log")
         self._first = histogram("first_token_seconds", "From a request to its first token")
         self._whole = histogram("request_seconds", "From a request to the end of its response")
 
@@ -72,8 +73,11 @@ class Monitor:
         self.log(path=path, status=status, seconds=round(seconds, 4), **details)
 
     def log(self, **content: Any) -> None:
-        """Prints a line of JSON on stderr."""
-        print(json.dumps({"time": provenance.now()} | content), file=sys.stderr, flush=True)
+        """Prints a line of JSON on stderr; one that a full disk does not take is counted."""
+        try:
+            print(json.dumps({"time": provenance.now()} | content), file=sys.stderr, flush=True)
+        except OSError:
+            self._lost.inc()
 
     def metrics(self) -> bytes:
         """All metrics in Prometheus's text format."""

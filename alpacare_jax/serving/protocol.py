@@ -20,7 +20,8 @@ from common.text.conversations import Turn
 BOOKKEEPING = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")
 """Fields that identify a request for its sender."""
 
-MAX_CHOICES, MAX_STOPS, MAX_STOP_LENGTH = 128, 4, 256
+MAX_CHOICES, MAX_STOPS, MAX_STOP_LENGTH = 128, 16, 256
+"""OpenAI takes 4 stops; tasks of harnesses, as HumanEval's, have more."""
 
 ROLES_OF_MESSAGES = {
     "system": "system",
@@ -183,7 +184,8 @@ def _logit_bias(fields: Fields, vocab_size: int) -> dict[int, float]:
     given = fields.typed("logit_bias", dict, "an object: token id -> number", {})
     biases = Fields(given, "logit_bias.")
     for name in given:
-        if not (name.isascii() and name.isdecimal() and len(name) < 9 and int(name) < vocab_size):
+        is_id = name.isascii() and name.isdecimal() and len(name) < 9 and str(int(name)) == name
+        if not is_id or int(name) >= vocab_size:
             raise biases.wrong(
                 name[:20], f"is not the id of a token; the vocabulary has 0 to {vocab_size - 1:,}"
             )

@@ -11,8 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from html import escape
+from http import HTTPStatus
 from pathlib import Path
 
+import h11
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.serving.api import Api
 from alpacare_jax.serving.errors import ApiError
-from alpacare_jax.serving.gate import BODY_SECONDS, Gate
+from alpacare_jax.serving.gate import BODY_SECONDS, HEADERS, Gate
 from alpacare_jax.serving.monitoring import Monitor
 from alpacare_jax.serving.replies import encode
 from alpacare_jax.serving.served_model import ServedModel
@@ -169,8 +171,8 @@ class BoundedConnection(H11Protocol):
         """Begins to wait for a request."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            transport.write(_refusal())
-            transport.close()
+            message = "the server has too many connections; close idle ones, or try again"
+            self._refuse(ApiError(503, message, headers={"retry-after": "1"}))
         else:
             self._await_head()
 
@@ -187,6 +189,24 @@ class BoundedConnection(H11Protocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, unless a response was sent that it can only follow."""
+        del msg
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(ApiError(400, "this is not valid HTTP/1.1; docs/serving.md has examples"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers without a request, and closes the connection."""
+        body = encode(error.body())
+        headers = HEADERS | error.headers | {"content-type": "application/json"}
+        headers |= {"content-length": str(len(body)), "connection": "close"}
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"
+        self.transport.write("\r\n".join([status, *lines, "", ""]).encode() + body)
+        self.transport.close()
+
     def _await_head(self) -> None:
         self._overdue = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
@@ -194,17 +214,6 @@ class BoundedConnection(H11Protocol):
         if self._overdue:
             self._overdue.cancel()
             self._overdue = None
-
-
-def _refusal() -> bytes:
-    """The response to a connection too many."""
-    error = ApiError(503, "the server has too many connections; close idle ones, or try again")
-    body = encode(error.body())
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
 
 
 class Server(uvicorn.Server):
@@ -230,8 +239,8 @@ class Server(uvicorn.Server):
         if self.should_exit:
             exits.Ending.received = number
             exits.leave_interrupted()
+        self.should_exit = True  # before a log that may be full
         log("stopping: answers under way are finished; a second signal stops at once")
-        self.should_exit = True
 
 
 async def serve(

@@ -56,6 +56,12 @@ def test_commands_start_anew_show_the_prompt_and_end(converse):
     assert "<s>Below is an instruction" in "\n".join(shown) and "### Instruction:" in shown
 
 
+def test_a_line_in_another_encoding_is_an_error(source, engine, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"))
+    with pytest.raises(UsageError, match="a line is not UTF-8 text"):
+        chat.run(chat.Conversation(engine, ServedModel.of(source, ""), "", 5))
+
+
 def test_ctrl_c_stops_the_answer_only(converse, engine, monkeypatch):
     step = engine.step
 

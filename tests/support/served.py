@@ -36,6 +36,16 @@ def settings(**changes) -> ServerConfig:
     return ServerConfig(**given | changes)
 
 
+def answer_on(link: socket.socket) -> bytes:
+    """A whole response, whose body is JSON; its connection stays open."""
+    found = b""
+    while not found.endswith(b"}"):
+        part = link.recv(4096)
+        assert part, found
+        found += part
+    return found
+
+
 class Connected:
     """What tests do with a server at an address."""
 

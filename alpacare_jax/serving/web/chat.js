@@ -69,7 +69,11 @@ async function answer(asked, box) {
   const text = add(box, "div", "text", "");
   let reason = "";
   const toEnd = () => scrollTo(0, document.body.scrollHeight);
-  const isAtEnd = () => innerHeight + scrollY > document.body.scrollHeight - 160;
+  const show = (change) => {  // and follow it, unless the reader has scrolled up
+    const follows = innerHeight + scrollY > document.body.scrollHeight - 160;
+    change();
+    if (follows) toEnd();
+  };
   toEnd();
   try {
     const response = await post("v1/chat/completions", body, running.signal);
@@ -77,12 +81,10 @@ async function answer(asked, box) {
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
-      const follows = isAtEnd();
-      text.textContent += choice?.delta?.content ?? "";
+      show(() => text.textContent += choice?.delta?.content ?? "");
       reason = choice?.finish_reason ?? reason;
-      if (follows) toEnd();
     }
-    if (reason === "length") add(box, "div", "muted", "Cut at the maximum of tokens.");
+    if (reason === "length") show(() => add(box, "div", "muted", "Cut at the maximum of tokens."));
   } catch (error) {
     const stopped = error.name === "AbortError";
     add(box, "div", stopped ? "muted" : "error", stopped ? "Stopped." : error.message);

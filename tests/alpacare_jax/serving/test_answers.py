@@ -174,6 +174,17 @@ def check_offsets(prompt, tokenizer, ids, scored) -> None:
     assert scored.text_offset == sorted(scored.text_offset) and scored.text_offset[0] == 0
 
 
+def test_a_token_begins_at_its_offset_among_bytes_that_are_no_characters(served, client):
+    found = client.completions.create(
+        model=served.name, prompt="why", n=4, max_tokens=60, seed=1, logprobs=0, echo=True
+    )
+    for choice in found.choices:
+        assert "\ufffd" in choice.text
+        for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+            if not token.startswith(("bytes:", "token_id:", "</s>")):
+                assert choice.text[offset:].startswith(token)
+
+
 def test_ids_without_bos_have_no_logprob_of_the_first(served, client, source):
     ids = source.tokenizer.encode("the heart")
     found = client.completions.create(

@@ -1,4 +1,4 @@
-"""Other programs on the server: our own teacher and judge, lm-evaluation-harness."""
+"""Other programs on the server: our own teacher and judge, lm-evaluation-harness, inspect_ai."""
 
 import dataclasses
 import json
@@ -27,10 +27,12 @@ TEMPLATE = (
 """With a place for a system prompt, which teachers and judges send."""
 
 
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+def run(
+    *command: str, folder: Path = REPOSITORY, **environment: str
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         command,
-        cwd=REPOSITORY,
+        cwd=folder,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -85,24 +87,108 @@ def test_datagen_and_evaluation_ask_it(spacious, tmp_path):
     assert verdicts == {"model_first": "model", "reference_first": "reference"}
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory) -> str:
-    """Python of an environment with lm-evaluation-harness, which shares torch with this one.
-
-    LM_EVAL_PYTHON names one that exists.
-    """
-    if given := os.environ.get("LM_EVAL_PYTHON"):
-        return given
-    folder = tmp_path_factory.mktemp("harness")
+def environment(folder: Path, package: str, *, shares: bool = False) -> str:
+    """Python of a new environment with a package; with `shares` it sees those of this one, too."""
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
-    (shared,) = {path for path in sys.path if path.endswith("site-packages")}
-    (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "shared.pth").write_text(shared + "\n")
-    done = run(python, "-m", "pip", "install", "--quiet", "lm_eval[api]==0.4.13")
+    if shares:
+        (shared,) = {path for path in sys.path if path.endswith("site-packages")}
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "shared.pth").write_text(shared + "\n")
+    done = run(python, "-m", "pip", "install", "--quiet", *package.split())
     if done.returncode:
-        pytest.skip(f"no package index has lm_eval: {done.stderr[-200:]}")
+        pytest.skip(f"no package index has {package}: {done.stderr[-200:]}")
     return python
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory) -> str:
+    """Python with lm-evaluation-harness and this environment's torch, or LM_EVAL_PYTHON."""
+    return os.environ.get("LM_EVAL_PYTHON") or environment(
+        tmp_path_factory.mktemp("harness"), "lm_eval[api]==0.4.13", shares=True
+    )
+
+
+EVALS = """\
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.scorer import choice, includes, model_graded_qa
+from inspect_ai.solver import generate, multiple_choice, system_message
+
+def saying(bias):
+    return GenerateConfig(
+        logit_bias=bias, presence_penalty=2, frequency_penalty=2, max_tokens=len(bias)
+    )
+
+@task
+def chat():
+    shown = GenerateConfig(max_tokens=12, logprobs=True, top_logprobs=2)
+    solvers = [system_message("be brief"), generate()]
+    return Task([Sample("what is fever")], solver=solvers, scorer=includes(), config=shown)
+
+@task
+def choices():
+    rows = [Sample("why", choices=["rest", "water"], target="B")]
+    return Task(rows, solver=multiple_choice(), scorer=choice(), config=saying({answer}))
+
+@task
+def graded():
+    grader = get_model("{model}", config=saying({grade}))
+    scorer, short = model_graded_qa(grade_pattern="(C)", model=grader), GenerateConfig(max_tokens=9)
+    return Task([Sample("what is fever", target="heat")], scorer=scorer, config=short)
+"""
+
+
+@pytest.mark.slow
+def test_inspect_ai_asks_and_grades(spacious, tmp_path):
+    """A chat, a multiple choice and a graded answer; biases make the model say ANSWER:B, and C.
+
+    INSPECT_PYTHON has inspect_ai.
+    """
+    python = os.environ.get("INSPECT_PYTHON") or environment(
+        tmp_path / "env", "inspect_ai==0.3.285 openai"
+    )
+    tokenizer, model = spacious.model.tokenizer, f"openai-api/local/{spacious.name}"
+
+    def order(text: str) -> dict[int, float]:
+        ids = tokenizer.encode(text, continuation=True)
+        return {token_id: 100 - place / 2 for place, token_id in enumerate(ids)}
+
+    evals = EVALS.format(answer=order("ANSWER:B"), grade=order("C"), model=model)
+    (tmp_path / "evals.py").write_text(evals)
+    done = run(
+        *(python, "-m", "inspect_ai", "eval", "evals.py", "--model", model),
+        *("--temperature", "0", "--display", "plain"),
+        *("--log-format", "json", "--log-dir", "logs"),
+        folder=tmp_path,
+        LOCAL_BASE_URL=f"{spacious.url}/v1",
+        LOCAL_API_KEY="none",
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    logs = [json.loads(path.read_text()) for path in (tmp_path / "logs").glob("*.json")]
+    found = {log["eval"]["task"]: log["samples"][0] for log in logs}
+    scored = ("choices", "choice"), ("graded", "model_graded_qa")
+    assert {log["status"] for log in logs} == {"success"}
+    assert [found[task]["scores"][scorer]["value"] for task, scorer in scored] == ["C", "C"]
+    (choice,) = found["chat"]["output"]["choices"]
+    messages = [{"role": "system", "content": "be brief"}]
+    messages.append({"role": "user", "content": "what is fever"})
+    (ours,) = (
+        spacious.client()
+        .chat.completions.create(
+            model=spacious.name,
+            messages=messages,
+            temperature=0,
+            max_tokens=12,
+            logprobs=True,
+        )
+        .choices
+    )
+    assert choice["message"]["content"] == ours.message.content
+    assert [x["logprob"] for x in choice["logprobs"]["content"]] == [
+        x.logprob for x in ours.logprobs.content
+    ]
 
 
 def words(start: int, count: int) -> str:

@@ -10,10 +10,11 @@ from alpacare_jax.data import prompts
 from alpacare_jax.data.chat_template import ChatTemplate
 from alpacare_jax.serving import json_answers
 from alpacare_jax.serving.errors import ApiError
+from alpacare_jax.serving.fields import read_json
 from alpacare_jax.serving.protocol import chat_call, completion_call
 from alpacare_jax.serving.served_model import ServedModel
 from common.text.conversations import Turn
-from tests.support.served import ServerThread
+from tests.support.served import ServerThread, answer_on
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -102,7 +103,7 @@ WRONG_FIELDS = {  # id: (changes, the field that the error names, words of its m
         "max_tokens",
         "differs from max_completion_tokens",
     ),
-    "five stops": ({"stop": list("abcde")}, "stop", "a list of at most 4"),
+    "many stops": ({"stop": list("abcdefghijklmnopq")}, "stop", "a list of at most 16"),
     "an empty stop": ({"stop": ""}, "stop", "each of 1 to 256 characters"),
     "a long stop": ({"stop": "x" * 1000}, "stop", "each of 1 to 256 characters"),
     "stop as number": ({"stop": 3}, "stop", "must be a text, or a list"),
@@ -110,6 +111,7 @@ WRONG_FIELDS = {  # id: (changes, the field that the error names, words of its m
     "top without logprobs": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
     "logprobs as number": ({"logprobs": 3}, "logprobs", "must be true or false"),
     "bias of no token": ({"logit_bias": {"x": 1}}, "logit_bias.x", "not the id of a token"),
+    "a token twice": ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias.05", "not the id of a token"),
     "bias past the end": ({"logit_bias": {"99999": 1}}, "logit_bias.99999", "vocabulary has 0 to"),
     "a large bias": ({"logit_bias": {"5": 101}}, "logit_bias.5", "from -100.0 to 100.0"),
     "bias as list": ({"logit_bias": [1]}, "logit_bias", "must be an object"),
@@ -256,28 +258,73 @@ def test_control_tokens_in_a_message_are_text(served):
     healthy(served)
 
 
-def raw(served, content: bytes, read: int = 2**16) -> bytes:
-    """What the server answers to bytes on its socket, until it has no more to say."""
+def raw(served, content: bytes) -> bytes:
+    """What the server answers to bytes on its socket: a head, and JSON."""
     with served.connect() as link:
         link.sendall(content)
-        return link.recv(read)
+        return answer_on(link)
 
 
-def test_what_is_no_http_is_refused(served):
-    for content in (b"\x16\x03\x01 tls?\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n"):
-        assert raw(served, content).startswith(b"HTTP/1.1 400")
-    long = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000
-    assert raw(served, long).startswith(b"HTTP/1.1 4")
+def sent(*headers: str, body: bytes = b"", kind: str = "application/json") -> bytes:
+    lines = ["POST /v1/completions HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+WRONG_HTTP = {  # id: (bytes, status, words)
+    "TLS": (b"\x16\x03\x01 tls?\r\n\r\n", 400, "not valid HTTP"),
+    "no path": (b"GET\r\n\r\n", 400, "not valid HTTP"),
+    "another version": (b"GET / HTTP/9\r\n\r\n", 400, "not valid HTTP"),
+    "a long header": (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, 400, "not valid HTTP"),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, "not valid HTTP"),
+    "two lengths": (sent("Content-Length: 2", "Content-Length: 3"), 400, "not valid HTTP"),
+    "a negative length": (sent("Content-Length: -1"), 400, "not valid HTTP"),
+    "a broken chunk": (sent(CHUNKED, body=b"zz\r\n"), 400, "not valid HTTP"),
+    "an unknown coding": (sent("Transfer-Encoding: gzip"), 400, "not valid HTTP"),
+    "compressed": (sent("Content-Encoding: gzip", "Content-Length: 0"), 415, "send it as it is"),
+    "a length that is too large": (sent("Content-Length: 2000000"), 413, "larger --max_body_mib"),
+    "expecting to continue": (
+        sent("Content-Length: 2000000", "Expect: 100-continue"),
+        413,
+        "larger --max_body_mib",
+    ),
+    "chunks without an end": (
+        sent(CHUNKED, body=(b"10000\r\n" + b"x" * 0x10000 + b"\r\n") * 17),
+        413,
+        "larger --max_body_mib",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_HTTP)
+def test_wrong_http_is_explained(served, case):
+    content, status, words = WRONG_HTTP[case]
+    head, _, body = raw(served, content).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode()) and b"application/json" in head
+    assert words in json.loads(body)["error"]["message"]
     healthy(served)
 
 
-def test_an_endless_body_is_cut(served):
-    """In chunks, without a length: the answer comes before the end, which never comes."""
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
-    content = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * 17
-    assert raw(served, content).startswith(b"HTTP/1.1 413")
+def test_what_follows_a_response_to_half_a_request_ends_the_connection(served, caplog):
+    """The type is refused before the body, which then is no HTTP."""
+    with served.connect() as link:
+        link.sendall(sent(CHUNKED, kind="text/plain"))
+        assert answer_on(link).startswith(b"HTTP/1.1 415")
+        link.sendall(b"zz\r\n")
+        assert link.recv(2**16) == b""
     healthy(served)
+    assert not caplog.records
+
+
+def test_a_repeated_field_among_many_is_found_in_one_pass():
+    many = ",".join(f'"a{number}": 1' for number in range(200_000))
+    with pytest.raises(ApiError, match='"a199999" is there more than once'):
+        read_json(f'{{{many},"a199999": 2}}'.encode())
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body():
+    assert read_json('\ufeff{"n": 1}'.encode()) == {"n": 1}
 
 
 def test_a_client_that_hangs_up_leaves_nothing_behind(served):

@@ -26,7 +26,7 @@ from alpacare_jax.model.llama import Llama
 from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.serving import server
 from tests.conftest import LIMIT, WORDS
-from tests.support.served import Connected, ServerProcess, ServerThread
+from tests.support.served import Connected, ServerProcess, ServerThread, answer_on
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -170,16 +170,6 @@ def test_a_failing_engine_is_an_error_for_all_and_the_end(source, engine, monkey
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
-def answer_on(link: socket.socket) -> bytes:
-    """A whole response, whose body is JSON; its connection stays open."""
-    found = b""
-    while not found.endswith(b"}"):
-        part = link.recv(4096)
-        assert part, found
-        found += part
-    return found
-
-
 def drip(link: socket.socket) -> bytes:
     """What comes back of a request that is sent byte by byte, without an end."""
     link.settimeout(0.02)
@@ -255,6 +245,19 @@ def test_texts_are_in_the_log_only_when_asked(source, engine, capfd):
         assert line["status"] == 200 and line["completion_tokens"] == 5
         assert ("quite unheard of" in json.dumps(line)) == log_texts
         assert (line.get("texts") == [answer]) == log_texts
+
+
+def test_a_log_that_takes_nothing_is_counted(served, monkeypatch):
+    none = "alpacare_log_lines_lost_total 0.0"
+    assert none in served.get("/metrics").text
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:  # closing it fails, too
+        monkeypatch.setattr(sys, "stderr", full)
+        assert served.ask("why", max_tokens=2).usage.completion_tokens == 2
+        while none in served.get("/metrics").text:  # a line is written after its response
+            pass
+        monkeypatch.undo()
+    healthy = served.get("/health").json()
+    assert healthy["status"] == "ok"
 
 
 def test_projections_may_have_8_bits(served, source):

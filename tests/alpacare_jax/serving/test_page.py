@@ -38,7 +38,7 @@ def picture(page: browser.Browser, name: str) -> None:
 @pytest.mark.parametrize("width, phone", [(1280, False), (390, True)], ids=["desk", "phone"])
 def test_a_conversation(served, tmp_path, width, phone):
     with browser.Browser(tmp_path) as page:
-        page.size(width, 800, phone=phone)
+        page.size(width, 500, phone=phone)
         page.open(served.url)
         assert "Not medical advice" in page.run("document.body.innerText")
         page.run("byId('limit').value = 12")
@@ -46,6 +46,9 @@ def test_a_conversation(served, tmp_path, width, phone):
         assert first == served.ask("what is fever", max_tokens=12).choices[0].message.content
         assert say(page, "why <b>", 2) != first
         assert page.run("document.querySelector('.user b')") is None, "texts are texts"
+        end = "byId('turns').lastChild.getBoundingClientRect().bottom"
+        hidden = f"{end} > document.querySelector('.ask').getBoundingClientRect().top + 1"
+        assert not page.run(hidden), "the page follows an answer"
         page.run("document.querySelectorAll('details')[2].open = true")
         page.wait_for("document.querySelector('pre')?.textContent.startsWith('<s>Below is')")
         prompt = page.run("document.querySelector('pre').textContent")
