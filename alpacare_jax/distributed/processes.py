@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from alpacare_jax.distributed import roll_call
 from common import locks, paths
+from common.messages import log
 from common.sections import UsageError
 
 JOIN_SECONDS = 1800
@@ -237,6 +238,15 @@ def use_compilation_cache(workdir: str) -> None:
             folder = f"{workdir.rstrip('/').rpartition('/')[0]}/jax-cache"
             # XLA's own caches, for GPUs, are on local disks only.
             jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        else:
+            with contextlib.suppress(OSError):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                log(
+                    f"{folder} cannot be written, so every start compiles anew; set "
+                    "JAX_COMPILATION_CACHE_DIR to a folder that can"
+                )
+                return
         jax.config.update("jax_compilation_cache_dir", folder)
 
 

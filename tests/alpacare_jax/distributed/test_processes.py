@@ -113,14 +113,15 @@ def test_a_slurm_step_of_several_tasks_joins_by_itself(monkeypatch, own, devices
         ("elsewhere", "gs://bucket/runs/one", "elsewhere"),
         ("", "gs://bucket/runs/one/", "gs://bucket/runs/jax-cache"),
         ("", "gs://bucket/one", "gs://bucket/jax-cache"),
+        pytest.param("", "run", None, id="a folder that cannot be written"),
     ],
 )
 def test_programs_are_kept_in_the_users_cache_or_beside_a_workdir_in_a_bucket(
-    given, workdir, expected, tmp_path, monkeypatch
+    given, workdir, expected, tmp_path, monkeypatch, capfd
 ):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
     before = [getattr(lib.jax.config, name) for name in names]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none" if expected is None else str(tmp_path))
     try:
         lib.jax.config.update(names[0], given or None)
         lib.use_compilation_cache(workdir)
@@ -128,7 +129,8 @@ def test_programs_are_kept_in_the_users_cache_or_beside_a_workdir_in_a_bucket(
     finally:
         for name, value in zip(names, before, strict=True):
             lib.jax.config.update(name, value)
-    assert found == expected.replace("HOME", str(tmp_path))
+    assert found == (expected and expected.replace("HOME", str(tmp_path)))
+    assert ("every start compiles anew" in capfd.readouterr().err) == (expected is None)
 
 
 @pytest.mark.parametrize("bucket", [False, True])
