@@ -1,4 +1,6 @@
-"""Each extra alone, in a fresh environment: its commands run without the other extras' packages.
+"""Each extra in an environment without the other extras' packages: its commands run.
+
+[datagen] contains [evaluation], and [serve] contains [train]: the larger is added to the smaller.
 
 Slow, and skipped where no package index can be reached.
 """
@@ -39,28 +41,30 @@ def index(tmp_path_factory) -> None:
 
 
 class Environment:
-    """A virtual environment that holds the project with one extra."""
+    """A virtual environment that holds the project."""
 
-    def __init__(self, folder: Path, extra: str):
-        self.folder, self.extra = folder, extra
-        python = [sys.executable, "-m"]
-        subprocess.run([*python, "venv", "--without-pip", str(folder)], check=True)
-        pip = [*python, "pip", "--python", str(folder), "install", "--quiet", "--no-compile"]
+    def __init__(self, folder: Path):
+        self.folder = folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+
+    def add(self, extra: str) -> None:
+        """Installs the project with an extra, and reports the size.
+
+        As a warning, which pytest prints at the end whether or not tests share processes.
+        """
+        pip = [sys.executable, "-m", "pip", "--python", str(self.folder), "install", "--quiet"]
         pins = ["--constraint", str(REPOSITORY / "constraints.txt")]
         done = subprocess.run(
-            [*pip, *pins, f"{REPOSITORY}[{extra}]"], capture_output=True, text=True
+            [*pip, "--no-compile", *pins, f"{REPOSITORY}[{extra}]"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        files = (path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        warnings.warn(f"[{extra}] alone: {sum(files) / 1e6:.0f} MB", stacklevel=2)
 
     def installed(self) -> set[str]:
         """Names of the distributions, with underscores."""
         found = self.folder.glob("lib/python*/site-packages/*.dist-info")
         return {re.sub(r"-[^-]*$", "", path.stem).lower().replace("-", "_") for path in found}
-
-    def report_size(self) -> None:
-        """As a warning, which pytest prints at the end whether or not tests share processes."""
-        files = (path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        warnings.warn(f"[{self.extra}] alone: {sum(files) / 1e6:.0f} MB", stacklevel=2)
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         """`alpacare COMMAND`, from a folder that is not the repository."""
@@ -88,10 +92,17 @@ def openai(server: ChatServer) -> dict[str, str]:
     return {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": f"{server.url}/v1"}
 
 
-def test_evaluation_alone_judges_and_reports(tmp_path, server):
-    environment = Environment(tmp_path / "env", "evaluation")
+def test_evaluation_alone_and_datagen_alone(tmp_path, server):
+    environment = Environment(tmp_path / "env")
+    environment.add("evaluation")
     assert not environment.installed() & (TRAINER | {"py3langid"})
-    environment.report_size()
+    judge_and_report(environment, tmp_path, server)
+    environment.add("datagen")
+    assert not environment.installed() & TRAINER
+    go_from_tasks_to_stats(environment, tmp_path, server)
+
+
+def judge_and_report(environment: Environment, tmp_path: Path, server: ChatServer) -> None:
     items = write_examples(tmp_path / "set.jsonl", 3)
     for name in ("ours", "theirs"):
         records = [json.loads(line) for line in items.read_text().splitlines()]
@@ -117,10 +128,7 @@ def test_evaluation_alone_judges_and_reports(tmp_path, server):
     )
 
 
-def test_datagen_alone_goes_from_tasks_to_stats(tmp_path, server):
-    environment = Environment(tmp_path / "env", "datagen")
-    assert not environment.installed() & TRAINER
-    environment.report_size()
+def go_from_tasks_to_stats(environment: Environment, tmp_path: Path, server: ChatServer) -> None:
     server.answer = lambda body: (
         teacher.write_tasks(body) if teacher.is_for_tasks(body) else "Rest, fluids and time."
     )
@@ -151,10 +159,17 @@ def test_datagen_alone_goes_from_tasks_to_stats(tmp_path, server):
     assert json.loads((tmp_path / "stats/stats.json").read_text())
 
 
-def test_train_alone_trains_and_converts(tmp_path):
-    environment = Environment(tmp_path / "env", "train")
+def test_train_alone_and_serve_alone(tmp_path):
+    environment = Environment(tmp_path / "env")
+    environment.add("train")
     assert not environment.installed() & CLIENTS
-    environment.report_size()
+    train_and_convert(environment, tmp_path)
+    environment.add("serve")
+    assert not environment.installed() & (CLIENTS | {"transformers"})
+    serve(environment, tmp_path)
+
+
+def train_and_convert(environment: Environment, tmp_path: Path) -> None:
     config = VARIANTS["tiny"]
     base = make_model(tmp_path / "base", config, init(config, jax.random.key(0)))
     environment.succeed(
@@ -173,11 +188,8 @@ def test_train_alone_trains_and_converts(tmp_path):
     assert (tmp_path / "released/model.safetensors").is_file()
 
 
-def test_serve_alone_serves(tmp_path):
+def serve(environment: Environment, tmp_path: Path) -> None:
     """Without the clients' packages: an answer over plain HTTP, and an end in good order."""
-    environment = Environment(tmp_path / "env", "serve")
-    assert not environment.installed() & (CLIENTS | {"transformers"})
-    environment.report_size()
     model = make_model(tmp_path / "medic", VARIANTS["tiny"])
     command = [environment.folder / "bin/alpacare", "serve", f"--checkpoint={model}", "--port=0"]
     log, env = tmp_path / "log", {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}

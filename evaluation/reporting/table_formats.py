@@ -133,14 +133,22 @@ def write(folder: Path, name: str, tables: Sequence[Table]) -> None:
 
 
 class Rate(Protocol):
-    """Shares from 0 to 1, or None: a win rate, an accuracy, an estimate."""
+    """A win rate, an accuracy or an estimate."""
 
     @property
-    def rate(self) -> float | None: ...  # noqa: D102
+    def rate(self) -> float | None:
+        """A share from 0 to 1; None where nothing is counted."""
+        ...
+
     @property
-    def low(self) -> float | None: ...  # noqa: D102
+    def low(self) -> float | None:
+        """The lower end of its interval."""
+        ...
+
     @property
-    def high(self) -> float | None: ...  # noqa: D102
+    def high(self) -> float | None:
+        """The upper end of its interval."""
+        ...
 
 
 def interval(found: Rate | None) -> str:

@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.support import commands
 from tests.support.run_folders import event, write
 
 IMPORTED = "import sys, alpacare_jax.compare; print(*sorted(sys.modules))"
 
 
 def compare(*args) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "alpacare_jax.compare", *map(str, args)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    return commands.run("alpacare_jax.compare", *args)
 
 
 @pytest.fixture(scope="module")

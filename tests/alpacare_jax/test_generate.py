@@ -7,8 +7,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +27,8 @@ from alpacare_jax.inference.text_stream import cut_at_stop
 from alpacare_jax.model import params
 from common import messages, provenance
 from common.records import read_examples
-from tests.conftest import COMPILES_QUICKLY, LIMIT, REPOSITORY, make_model, umask_of
+from tests.conftest import make_model, umask_of
+from tests.support import commands
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -700,14 +699,7 @@ def test_groups_of_devices_are_of_one_size(answer):
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "alpacare_jax.generate", *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | COMPILES_QUICKLY,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    return commands.run("alpacare_jax.generate", *arguments)
 
 
 @pytest.mark.slow

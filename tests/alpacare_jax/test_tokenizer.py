@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from alpacare_jax.data.prompts import TEMPLATES
 from alpacare_jax.data.tokenizers import Tokenizer, load
 from alpacare_jax.tokenizer import render
 from common.records import read_examples
-from tests.conftest import REPOSITORY
+from tests.support import commands
 
 
 def encoded(tokenizer: Tokenizer, prompt: str, response: str) -> EncodedExample:
@@ -69,13 +68,8 @@ def test_render_shows_every_token_once(every_tokenizer):
 
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "alpacare_jax.tokenizer", *arguments],
-        cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if k != "NO_COLOR"} | environment,
-        capture_output=True,
-        text=True,
-    )
+    unset = {"NO_COLOR": None}
+    return commands.run("alpacare_jax.tokenizer", *arguments, **unset | environment)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from alpacare_jax.data.batches import Batcher
 from alpacare_jax.distributed import processes
 from alpacare_jax.training import metrics
 from tests.conftest import COMPILES_QUICKLY, REPOSITORY
+from tests.support import commands
 from tests.support.training import (
     TINY,
     TWENTY_STEPS,
@@ -266,18 +267,23 @@ def test_sigkill_at_any_moment_leaves_the_same_curve(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_no_trace(tmp_path):
-    """Of train, generate and convert; ALPACARE_KILLS=40 for more of them."""
-    command = [sys.executable, "-m", "tests.support.kills", str(tmp_path / "kills")]
+    """Of generate and convert; ALPACARE_KILLS=40 for more of them, and as many of train.
+
+    The moments of train that matter have a test of their own, above.
+    """
+    count = os.environ.get("ALPACARE_KILLS", "")
+    kinds = "train,generate,from_hf,to_hf" if count else "generate,from_hf,to_hf"
+    command = [sys.executable, "-m", "tests.support.kills", str(tmp_path / "kills"), kinds]
     environment = os.environ | COMPILES_QUICKLY | {"JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
-        [*command, os.environ.get("ALPACARE_KILLS", "6")],
+        [*command, count or "3"],
         cwd=REPOSITORY,
         env=environment | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("outputs like an undisturbed one's") == 4
+    assert done.stdout.count("outputs like an undisturbed one's") == len(kinds.split(","))
 
 
 def test_a_rate_that_blows_the_model_up(corpus, tmp_path, capsys):
@@ -319,31 +325,16 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def commands(corpus, tmp_path_factory) -> dict:
-    """Every command of the table, all started at once."""
-    folder = tmp_path_factory.mktemp("commands")
-    bad = folder / "bad.jsonl"
-    bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
-    processes = {}
-    for name, (_, changes, flags, _) in COMMANDS.items():
-        changes = {key: str(bad) if value == "BAD" else value for key, value in changes.items()}
-        args = command(corpus, folder / name, **changes) if not flags else command(corpus, folder)
-        processes[name] = start([*args, *flags])
-    results = {}
-    for name, process in processes.items():
-        _, err = process.communicate()
-        results[name] = process.returncode, err
-    assert [path.name for path in folder.iterdir()] == ["bad.jsonl"], "nothing is half-written"
-    return results
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_bad_command_ends_in_one_line(commands, name):
-    code, _, _, part = COMMANDS[name]
-    returncode, err = commands[name]
-    assert returncode == code, err
-    (line,) = (line for line in err.splitlines() if "attention kernel: xla" not in line)
+def test_a_bad_command_ends_in_one_line(corpus, tmp_path, name):
+    code, changes, flags, part = COMMANDS[name]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
+    changes = {key: str(bad) if value == "BAD" else value for key, value in changes.items()}
+    _, _, module, *args = command(corpus, tmp_path / "run", **changes)
+    done = commands.run(module, *args, *flags)
+    assert done.returncode == code, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"], "nothing is half-written"
+    (line,) = (x for x in done.stderr.splitlines() if "attention kernel: xla" not in x)
     assert line.startswith("error: ")
     assert part in line

@@ -3,13 +3,11 @@
 import doctest
 import errno
 import os
-import subprocess
-import sys
 
 import pytest
 
 from common import cli
-from tests.conftest import LIMIT, REPOSITORY
+from tests.support import commands
 
 SCRIPT = """
 from absl import flags
@@ -57,13 +55,7 @@ def command(tmp_path_factory):
 
     def run(*arguments, workdir=True):
         required = ["--workdir=w"] if workdir else []
-        done = subprocess.run(
-            [sys.executable, str(script), *required, *arguments],
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-        )
+        done = commands.run(str(script), *required, *arguments)
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -151,14 +143,8 @@ def test_a_missing_flag_is_2(command):
     ],
 )
 def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
-    done = subprocess.run(
-        [sys.executable, "-m", "evaluation.references", f"--workdir={tmp_path}", "--benchmark=x"]
-        + arguments,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    given = f"--workdir={tmp_path}", "--benchmark=x", *arguments
+    done = commands.run("evaluation.references", *given)
     assert done.returncode in (1, 2) and said in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

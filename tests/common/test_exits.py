@@ -16,7 +16,7 @@ import pytest
 
 from common import exits
 from tests.conftest import LIMIT, REPOSITORY, write_examples
-from tests.support import judge_workdirs
+from tests.support import commands, judge_workdirs
 from tests.support.chat_server import ChatServer
 from tests.support.training import command as train_command
 from tests.support.training import make_corpus
@@ -74,12 +74,14 @@ def test_the_examples_in_the_docstrings_are_true():
         ("import no_such_module", "the package no_such_module is not installed; run: pip"),
     ],
 )
-def test_an_error_that_nobody_expects_is_one_line(code, said):
-    done = run("-c", FAILS.format(code=code))
+def test_an_error_that_nobody_expects_is_one_line(tmp_path, code, said):
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS.format(code=code))
+    done = commands.run(str(script))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
     assert len(done.stderr) < 1000
-    shown = run("-c", FAILS.format(code=code), "--debug")
+    shown = commands.run(str(script), "--debug")
     assert shown.returncode == 1 and "Traceback" in shown.stderr
 
 
@@ -121,7 +123,7 @@ def test_an_import_that_fails_is_one_line(tmp_path, raised, said):
 def test_a_config_that_raises_anything_is_one_line(tmp_path):
     (tmp_path / "c.py").write_text("def get_config():\n    return 1 / 0\n")
     arguments = [f"--config={tmp_path}/c.py", f"--workdir={tmp_path}", "--benchmark=x"]
-    done = run("-m", "evaluation.references", *arguments)
+    done = commands.run("evaluation.references", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "ZeroDivisionError" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -244,7 +246,7 @@ def server():
 
 
 @pytest.fixture
-def commands(tmp_path, tiny_model, server, monkeypatch) -> dict[str, list[str]]:
+def arguments(tmp_path, tiny_model, server, monkeypatch) -> dict[str, list[str]]:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
     examples = write_examples(tmp_path / "examples.jsonl", 100)
     corpus = make_corpus(tmp_path / "corpus")
@@ -314,11 +316,11 @@ NAMES = (
 
 
 @pytest.mark.parametrize("module", NAMES)
-def test_ctrl_c_at_any_moment_is_130(module, commands, tmp_path):
+def test_ctrl_c_at_any_moment_is_130(module, arguments, tmp_path):
     """ALPACARE_INTERRUPTIONS=20: so many of each command, each fourth one by SIGTERM."""
     if not INTERRUPTIONS and module not in ("datagen.dedup", "alpacare_jax.generate"):
         pytest.skip("ALPACARE_INTERRUPTIONS is not set")
-    args, duration = commands[module], 5.0
+    args, duration = arguments[module], 5.0
     if INTERRUPTIONS:
         begin = time.monotonic()
         whole = run("-m", module, *args)

@@ -15,6 +15,7 @@ from datagen import dedup
 from datagen.dedup import Nearest, nearest_neighbours
 from tests.common.text.test_near_duplicates import CORPUS, expected, score, variants
 from tests.conftest import LIMIT, REPOSITORY, needs_data
+from tests.support import commands
 
 CHAIN = ["a b c d e f g h", "a b c d e f x h", "a b c d y f x h", "p q r"]
 """0 and 1 are near, 1 and 2 too, 0 and 2 are not quite at 0.8."""
@@ -322,7 +323,8 @@ def test_killed_at_any_write_the_output_is_whole_or_not_there(tmp_path):
 )
 def test_errors_are_one_line(tmp_path, arguments, code, said):
     source = write(tmp_path / "in.jsonl", RECORDS)
-    done = command(f"--input={source}", f"--output={tmp_path / 'x.jsonl'}", *arguments)
+    output = tmp_path / "x.jsonl"
+    done = commands.run("datagen.dedup", f"--input={source}", f"--output={output}", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert said in done.stderr

@@ -1,6 +1,7 @@
 """The command: what it writes, twice the same, and its errors."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from datagen import stats
 from tests.conftest import REPOSITORY
+from tests.support import commands
 
 ROWS = [
     {"instruction": "Write a note.", "type": "Chat", "output": "Yes."},
@@ -16,8 +18,7 @@ ROWS = [
 
 
 def run(*args, module="datagen.stats"):
-    command = [sys.executable, "-m", module, *map(str, args)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    return commands.run(module, *args)
 
 
 @pytest.fixture
@@ -36,10 +37,11 @@ def contents(directory):
 
 
 def test_everything_is_written_and_twice_the_same(tmp_path, data):
-    card = ("--card", "--license=mit")
-    for name in ("one", "two"):
-        process = run(f"--input={data}", f"--output={tmp_path / name}", "--parser=rules", *card)
-        assert process.returncode == 0, process.stderr
+    """In two processes with different hash seeds."""
+    flags = [f"--input={data}", "--parser=rules", "--card", "--license=mit"]
+    command = [sys.executable, "-m", "datagen.stats", *flags, f"--output={tmp_path / 'one'}"]
+    subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)
+    assert run(*flags, f"--output={tmp_path / 'two'}").returncode == 0
     pngs = {f"figures/{name}.png" for name in ("verb_objects", "labels", "lengths", "nearest")}
     one = contents(tmp_path / "one")
     assert set(one) == {"stats.json", "stats.html", "README.md", "croissant.json"} | pngs

@@ -1,6 +1,6 @@
 """Kills train, generate and convert at random moments, and compares what they end with.
 
-    python -m tests.support.kills FOLDER COUNT [SEED]
+    python -m tests.support.kills FOLDER KINDS COUNT [SEED]
 
 Every command is started again after each SIGKILL until it is through; training saves every step.
 Whenever there is an output or a saved step, it must be whole, and the same as without any kill.
@@ -9,6 +9,7 @@ The commands run in forks of this process, which has imported everything, so tha
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -112,13 +113,17 @@ def commands(folder: Path, target: Path) -> dict[str, tuple[Callable[[], object]
     }
 
 
-def main(folder: Path, count: int, seed: int = 0) -> None:
-    """Kills `count` times in all, half of them training, and prints how often each kind."""
+def main(folder: Path, kinds: list[str], count: int, seed: int = 0) -> None:
+    """Kills `count` times in all, half of them training if it is asked for; prints how often each.
+
+    Args:
+      kinds: of `commands`, in its order.
+    """
     chosen, log = random.Random(seed), folder / "log"
     fork(lambda: training.make_corpus(folder), log)
     fork(lambda: write_hf(folder / "hf", CONFIG), log)
-    kinds = list(commands(folder, folder))
-    order = [kinds[0] if i % 2 == 0 else kinds[1 + i // 2 % 3] for i in range(count)]
+    others = itertools.cycle(kind for kind in kinds if kind != "train")
+    order = ["train" if i % 2 == 0 and "train" in kinds else next(others) for i in range(count)]
     for kind in kinds:
         reference, target = folder / f"{kind}-whole", folder / f"{kind}-killed"
         for _ in range(2):  # the second one finds its programs in the cache
@@ -145,4 +150,4 @@ def main(folder: Path, count: int, seed: int = 0) -> None:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     where.mkdir(parents=True)
-    main(where, *map(int, sys.argv[2:]))
+    main(where, sys.argv[2].split(","), *map(int, sys.argv[3:]))
