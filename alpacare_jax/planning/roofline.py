@@ -168,14 +168,12 @@ def matmul_flops(jaxpr: jax_core.Jaxpr, trips: Callable[[str], float | None]) ->
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        shapes: list[Any] = [
-            getattr(variable.aval, "shape", ())
-            for variable in (*equation.invars, *equation.outvars)
-        ]
+        avals: list[Any] = [each.aval for each in (*equation.invars, *equation.outvars)]
+        shapes: list[Any] = [getattr(aval, "shape", ()) for aval in avals]
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             inner = math.prod(shapes[0][i] for i in contracted)
-            rate = 2 if equation.invars[0].aval.dtype.itemsize == 1 else 1
+            rate = 2 if avals[0].dtype.itemsize == 1 else 1
             total += 2.0 / rate * inner * math.prod(shapes[-1])
             continue
         if name in CUDNN_PRODUCTS:
