@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up an environment and runs all checks: lint, format, types, tests. Arguments go to pytest.
 #
-#     bash launch/test.sh                  everything, about 15 minutes on 2 slow cores
+#     bash launch/test.sh                  everything, about 25 minutes on 2 slow cores
 #     bash launch/test.sh -m 'not slow'    without the long ones
 set -euo pipefail
 cd "$(dirname "$0")/.."
