@@ -97,7 +97,11 @@ def main(arguments: list[str]) -> None:
     began = time.monotonic()
     options = [word for word in arguments if word in ("--try", "--generate", "--fp8")]
     words = [word for word in arguments if word not in options] or ["gpu_check"]
-    small, only = "--try" in options, "".join({*options} - {"--try"})
+    small, chosen = "--try" in options, {*options} - {"--try"}
+    if len(chosen) > 1:
+        print("error: --generate and --fp8 are calls of their own; give one", file=sys.stderr)
+        sys.exit(2)
+    only = "".join(chosen)
     if len(words) > 1 or words[0].startswith("-"):
         error = f"error: unknown argument '{words[-1]}'; see gpu_check.sh --help"
         print(error, file=sys.stderr)

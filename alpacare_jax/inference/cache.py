@@ -28,6 +28,7 @@ BLOCKS = "cache_blocks"
 
 Cache = dict[str, jax.Array]
 Writing = Literal["scatter", "rows", "loop"]
+"""How `extend` writes the rows of a layer."""
 
 
 def capacity(length: int) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import json
 import logging
 import signal
 import socket
@@ -32,7 +31,7 @@ from alpacare_jax.serving.served_model import ServedModel
 from alpacare_jax.serving.worker import EngineThread
 from common import exits
 from common.messages import log
-from common.reports.page import document
+from common.reports.page import document, script_json
 from common.sections import UsageError
 
 PAGE_FILES = Path(__file__).with_name("web")
@@ -118,8 +117,7 @@ def page(model: ServedModel, *, needs_key: bool) -> str:
         ("$LENGTH", f"{model.max_length:,}"),
     ):
         body = body.replace(name, escape(text))
-    quoted = json.dumps(model.name).replace("<", "\\u003c")
-    script = web_file("chat.js").replace('"$MODEL"', quoted)
+    script = web_file("chat.js").replace('"$MODEL"', script_json(model.name))
     title, style = f"{model.name}: chat", web_file("chat.css")
     return document(title, body, style=style, script=script, connects=True)
 

@@ -66,10 +66,14 @@ def panels(drawings: Sequence[Drawing]) -> str:
     return f"<div class=panels>{figures}</div>"
 
 
+def script_json(content: Any) -> str:
+    """JSON inside a script element, which it cannot close."""
+    return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
+
+
 def json_element(name: str, content: Any) -> str:
     """Data for the page's script, in an element with the id `name`."""
-    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")  # closes no element
-    return f"<script type=application/json id={name}>{text}</script>"
+    return f"<script type=application/json id={name}>{script_json(content)}</script>"
 
 
 def foldout(content: str, label: str = "The numbers") -> str:

@@ -19,7 +19,7 @@ def test_a_written_file_is_read_again(tmp_path):
     assert os.listdir(tmp_path) == ["x.jsonl"]
 
 
-def test_run_json_is_written_before_the_output_and_has_its_digest(tmp_path, monkeypatch):
+def test_run_json_is_written_first_with_the_digest_of_the_output(tmp_path, monkeypatch):
     path, record = tmp_path / "x.jsonl", tmp_path / "x.jsonl.run.json"
     jsonl.write_output(path, RECORDS, {"counts": 2})
     written = json.loads(record.read_text())

@@ -118,6 +118,13 @@ def test_what_is_missing_is_looked_for(monkeypatch, capsys):
         gpu_packages.main("1")
 
 
+def test_generation_and_fp8_are_not_run_together(tmp_path, check, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        check("--generate", "--fp8", str(tmp_path / "logs"))
+    assert "--generate and --fp8 are calls of their own; give one" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
+
+
 @pytest.mark.parametrize("script", ["gpu_check.sh", "quickstart.sh"])
 def test_help_and_unknown_arguments_run_nothing(script):
     def run(argument):

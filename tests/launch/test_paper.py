@@ -92,7 +92,7 @@ def done(tmp_path, monkeypatch) -> Stage:
     return stage
 
 
-def test_a_stage_is_done_if_its_record_says_so(done):
+def test_unfinished_is_decided_by_the_record(done):
     done.record.unlink()
     assert done.output.exists() and done.unfinished() == "not started"
 

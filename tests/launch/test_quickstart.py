@@ -46,7 +46,7 @@ class TestTeacher:
             choose_teacher("http://localhost:1/v1", "")
 
 
-def test_another_domain_runs_up_to_its_data(server, tmp_path, monkeypatch, capfd, signals):
+def test_other_domains_run_the_data_stages_only(server, tmp_path, monkeypatch, capfd, signals):
     monkeypatch.chdir(REPOSITORY)
     plan = Plan(epath.Path(tmp_path), "law", Teacher(f"{server.url}/v1", "stand-in"))
     assert quickstart.run(plan) == 0

@@ -174,7 +174,7 @@ def check_offsets(prompt, tokenizer, ids, scored) -> None:
     assert scored.text_offset == sorted(scored.text_offset) and scored.text_offset[0] == 0
 
 
-def test_a_token_begins_at_its_offset_among_bytes_that_are_no_characters(served, client):
+def test_text_offsets_beside_invalid_utf8(served, client):
     found = client.completions.create(
         model=served.name, prompt="why", n=4, max_tokens=60, seed=1, logprobs=0, echo=True
     )

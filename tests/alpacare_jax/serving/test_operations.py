@@ -364,6 +364,8 @@ def test_wrong_starts_are_one_line(model_directory, tmp_path):
     file.chmod(0o644)
     code, text = start(f"--api_key_file={file}")
     assert code == 2 and "chmod 600" in text
+    code, text = start(f"--api_key_file={tmp_path}")
+    assert code and "is a folder; give a file" in text and "chmod" not in text
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, text = start(f"--port={taken.getsockname()[1]}")
     assert code == 1 and "choose another --port" in text and text.count("\n") == 1
