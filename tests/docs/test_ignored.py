@@ -1,4 +1,4 @@
-"""git ignores what the commands of documents and comments write, and files that hold secrets."""
+"""git ignores what commands write and files that hold secrets; no file holds half a merge."""
 
 import re
 import subprocess
@@ -47,3 +47,8 @@ def test_secrets_are_ignored_and_nothing_that_is_tracked():
     assert ignored(SECRETS) == set(SECRETS)
     tracked = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert subprocess.run(tracked, cwd=REPOSITORY, capture_output=True, check=True).stdout == b""
+
+
+def test_no_file_holds_half_a_merge():
+    marks = ["git", "grep", "-nE", "^(<{7}|>{7})( |$)"]
+    assert subprocess.run(marks, cwd=REPOSITORY, capture_output=True).stdout == b""

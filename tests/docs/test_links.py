@@ -142,6 +142,13 @@ def test_the_readme_is_short():
     assert len(read("README.md").splitlines()) <= 150
 
 
+def test_the_index_lists_every_document():
+    folder = REPOSITORY / "docs"
+    listed = {link.partition("#")[0] for link in documents.links(read("docs/README.md"))}
+    guides = {path.name for path in folder.glob("*.md")} - {"README.md"}
+    assert guides - listed == set()
+
+
 def test_every_document_is_linked():
     linked = set()
     for name, path in DOCUMENTS.items():
