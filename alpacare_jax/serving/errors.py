@@ -3,23 +3,6 @@
 import json
 from typing import Any
 
-ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    408: "timeout_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
-    422: "invalid_answer_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-"""The `type` of an error by its status."""
-
 RETRIED = (429, 503)
 """Statuses after which the same request may succeed; clients are advised not to repeat others."""
 
@@ -28,6 +11,7 @@ class ApiError(Exception):
     """A request that is not answered.
 
     Args:
+      status: of the response; the error's `type` follows from it.
       param: the field that is wrong.
       code: what programs compare.
       headers: further headers of the response.
@@ -49,16 +33,20 @@ class ApiError(Exception):
         self.param, self.code = param, code
         self.headers = {"x-should-retry": str(status in RETRIED).lower()} | (headers or {})
 
+        self.type = "server_error" if status >= 500 else "invalid_request_error"
+        if status == 429:
+            self.type = "rate_limit_error"
+
     @property
     def kind(self) -> str:
         """What the log has of it; the message may quote a text of the client."""
-        return self.code or ERROR_TYPES[self.status]
+        return self.code or self.type
 
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
         found = {
             "message": self.message,
-            "type": ERROR_TYPES[self.status],
+            "type": self.type,
             "param": self.param,
             "code": self.code,
         }

@@ -70,7 +70,11 @@ def _check(value: Any, depth: int) -> None:
 class Fields:
     """The fields of an object; each is taken once, and `finish` reports those that were not.
 
-    null counts as absent, as in OpenAI's protocol.
+    null counts as absent, as in OpenAI's protocol. All methods raise ApiError for a field that is
+    not as they require.
+
+    Args:
+      prefix: of the names in errors, such as `messages[0].`.
     """
 
     def __init__(self, content: Mapping[str, Any], prefix: str = ""):
@@ -83,7 +87,7 @@ class Fields:
         return default if value is None else value
 
     def number(self, name: str, default: Any, low: float, high: float) -> Any:
-        """A float, or an integer where `default` or a bound is one, from `low` to `high`."""
+        """An integer if `low` is one, else a float; from `low` to `high`."""
         value = self.take(name, default)
         if value is default:
             return default
@@ -116,19 +120,18 @@ class Fields:
             raise self.wrong(name, f"is missing; {remedy}", "missing_required_parameter")
         return value
 
-    def unsupported(self, neutral: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    def unsupported(self, neutral: Mapping[str, Any], reason: str = "is not supported") -> None:
         """Takes fields that have no effect at their neutral values, and are errors at others."""
         for name, value in neutral.items():
             found = self.take(name, value)
             if found != value or isinstance(found, bool) != isinstance(value, bool):
-                reason = reasons.get(name, "is not supported")
                 remedy = (
                     "leave it out" if value is None else f"leave it out, or send {shown(value)}"
                 )
                 raise self.wrong(name, f"{reason}; {remedy}", "unsupported_parameter")
 
     def finish(self) -> None:
-        """Raises ApiError for a field that is unknown, with the one that may be meant."""
+        """Reports a field that is unknown, with the one that may be meant."""
         for name in self._left:
             hint = suggestion(name, self._known, "leave it out")
             problem = f"is not a field of this request; {hint}"

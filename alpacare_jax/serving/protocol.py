@@ -17,8 +17,16 @@ from alpacare_jax.serving.json_answers import schema_problem
 from common.sections import UsageError
 from common.text.conversations import Turn
 
-BOOKKEEPING = ("user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier")
-"""Fields that identify a request for its sender."""
+BOOKKEEPING = (
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "service_tier",
+)
+"""Fields that identify a request for its sender, or say how it is paid for."""
 
 MAX_CHOICES, MAX_STOPS, MAX_STOP_LENGTH = 128, 16, 256
 """OpenAI takes 4 stops; tasks of harnesses, as HumanEval's, have more."""
@@ -32,26 +40,34 @@ ROLES_OF_MESSAGES = {
 """Roles of OpenAI's messages -> ours."""
 
 NO_TOOLS = "is not supported, for the model was not trained to call tools"
+TOOLS_NEUTRAL = {
+    "function_call": "none",
+    "functions": [],
+    "parallel_tool_calls": True,
+    "tool_choice": "none",
+    "tools": [],
+}
 CHAT_NEUTRAL = {
     "audio": None,
-    "function_call": None,
-    "functions": [],
     "modalities": ["text"],
-    "parallel_tool_calls": True,
+    "moderation": None,
     "prediction": None,
     "reasoning_effort": None,
     "store": False,
-    "tool_choice": "none",
-    "tools": [],
     "verbosity": None,
     "web_search_options": None,
 }
 COMPLETION_NEUTRAL = {"suffix": None, "store": False}
-"""Fields of OpenAI's that are not supported, at the values at which they have no effect."""
-
-REASONS: dict[str, str] = dict.fromkeys(
-    "tools tool_choice functions function_call".split(), NO_TOOLS
-)
+MESSAGE_NEUTRAL = {
+    "annotations": [],
+    "audio": None,
+    "function_call": None,
+    "name": None,
+    "refusal": None,
+    "tool_calls": [],
+}
+"""Fields of OpenAI's that are not supported, at the values at which they have no effect. Those of
+messages are in the answers of OpenAI's client, which are sent back with the next question."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +119,8 @@ def chat_call(content: Mapping[str, Any], vocab_size: int) -> ChatCall:
     if None not in limits and limits[0] != limits[1]:
         raise fields.wrong("max_tokens", "differs from max_completion_tokens; send one of them")
     is_json, schema = _response_format(fields)
-    fields.unsupported(CHAT_NEUTRAL, REASONS)
+    fields.unsupported(TOOLS_NEUTRAL, NO_TOOLS)
+    fields.unsupported(CHAT_NEUTRAL)
     found = next((limit for limit in limits if limit is not None), None)
     options = _options(fields, vocab_size, found, (top or 0) if has_logprobs else None)
     fields.finish()
@@ -123,7 +140,7 @@ def completion_call(content: Mapping[str, Any], vocab_size: int) -> CompletionCa
     limit = fields.number("max_tokens", 16, 0, 2**31 - 1)
     if limit == 0 and not echo:
         raise fields.wrong("max_tokens", "is 0; it must be at least 1 without echo")
-    fields.unsupported(COMPLETION_NEUTRAL, {})
+    fields.unsupported(COMPLETION_NEUTRAL)
     options = _options(fields, vocab_size, limit, logprobs)
     best_of = fields.number("best_of", options.n, 1, MAX_CHOICES)
     if best_of != options.n:
@@ -143,7 +160,7 @@ def _options(
             raise fields.wrong("stream_options", "requires stream; set stream to true")
         inner = Fields(given, "stream_options.")
         include_usage = inner.flag("include_usage")
-        inner.unsupported({"include_obfuscation": False}, {})
+        inner.unsupported({"include_obfuscation": False})
         inner.finish()
     ignored = tuple(name for name in BOOKKEEPING if fields.take(name) is not None)
     return Options(
@@ -160,7 +177,11 @@ def _options(
 
 
 def _sampling(fields: Fields, vocab_size: int) -> Sampling:
-    """Temperature and top_p are 1 where they are absent, as OpenAI's; the seed is drawn."""
+    """Temperature and top_p are 1 where they are absent, as OpenAI's; the seed is drawn.
+
+    The engine's seeds have 32 bits, which are the lower ones of a longer seed.
+    """
+    seed = fields.number("seed", None, -(2**63), 2**63 - 1)
     settings = {
         "temperature": fields.number("temperature", 1.0, 0.0, 2.0),
         "top_p": fields.number("top_p", 1.0, 0.0, 1.0),
@@ -168,11 +189,9 @@ def _sampling(fields: Fields, vocab_size: int) -> Sampling:
         "repetition_penalty": fields.number("repetition_penalty", 1.0, 0.01, 100.0),
         "presence_penalty": fields.number("presence_penalty", 0.0, -2.0, 2.0),
         "frequency_penalty": fields.number("frequency_penalty", 0.0, -2.0, 2.0),
-        "seed": fields.number("seed", None, 0, 2**32 - 1),
+        "seed": secrets.randbits(32) if seed is None else seed % 2**32,
         "logit_bias": _logit_bias(fields, vocab_size),
     }
-    if settings["seed"] is None:
-        settings["seed"] = secrets.randbits(32)
     try:
         return Sampling(**settings)
     except UsageError as error:
@@ -290,8 +309,7 @@ def _turn(fields: Fields) -> Turn:
         content = "".join(each(f"{fields.prefix}content", content, _part))
     if not isinstance(content, str):
         raise fields.wrong("content", f"is {shown(content)}; it must be a text")
-    names = ("tool_calls", "function_call", "audio", "name", "refusal")
-    fields.unsupported(dict.fromkeys(names), dict.fromkeys(names, "is not supported"))
+    fields.unsupported(MESSAGE_NEUTRAL)
     return Turn(ROLES_OF_MESSAGES[role], content)
 
 

@@ -133,7 +133,7 @@ class ResponseForm:
     def _chat_scores(self, tokens: list[ScoredToken]) -> dict[str, Any]:
         def entry(token_id: int, logprob: float) -> dict[str, Any]:
             text, content = spelling(self.tokenizer, token_id)
-            return {"token": text, "logprob": logprob, "bytes": list(content)}
+            return {"token": text, "logprob": logprob, "bytes": list(content) or None}
 
         content = []
         for token in tokens:

@@ -71,9 +71,9 @@ class Connected:
 
     def ask(self, question: str, **changes):
         """The greedy answer to a question, by the openai client."""
-        given = {"model": self.name, "temperature": 0}
         messages = [{"role": "user", "content": question}]
-        return self.client().chat.completions.create(messages=messages, **given | changes)
+        given = {"model": self.name, "temperature": 0, "messages": messages}
+        return self.client().chat.completions.create(**given | changes)
 
 
 class ServerThread(Connected):

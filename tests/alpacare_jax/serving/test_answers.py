@@ -76,23 +76,23 @@ def test_choices_of_a_seed_are_the_same_whatever_else_runs(served, client):
     first = drawn(seed=11)
     assert len(set(first)) == 3
     client.completions.create(model=served.name, prompt=["a", "b"], max_tokens=3)
-    assert drawn(seed=11) == first and drawn(seed=12) != first
+    assert drawn(seed=11) == first == drawn(seed=11 - 2**62) and drawn(seed=12) != first
     assert drawn() != drawn(), "a seed is drawn where none is sent"
 
 
 def test_sampling_settings_reach_the_engine(served, source):
-    token = source.tokenizer.encode(" heart", continuation=True)
-    found = served.ask("why", max_tokens=3, logit_bias={str(token[0]): 100})
-    assert found.choices[0].message.content == "heart heart heart"
-    found = served.ask(
-        "why", max_tokens=6, logit_bias={str(token[0]): 60}, frequency_penalty=2, presence_penalty=2
-    )
-    assert "heart" in found.choices[0].message.content
-    greedy = served.ask("why", max_tokens=8).choices[0].message.content
-    body = {"top_k": 1, "repetition_penalty": 1.0}
-    likeliest = served.ask("why", max_tokens=8, temperature=1, extra_body=body)
-    assert likeliest.choices[0].message.content == greedy
-    assert served.ask("why", max_tokens=8, temperature=1, top_p=1e-6).choices[0] is not None
+    heart, drug = (source.tokenizer.encode(x, continuation=True)[0] for x in (" heart", " drug"))
+    bias = {str(heart): 100, str(drug): 92}
+
+    def said(**changes) -> str:
+        return served.ask("why", **{"max_tokens": 8} | changes).choices[0].message.content
+
+    assert said(logit_bias=bias, max_tokens=3) == "heart heart heart"
+    assert "drug" in said(logit_bias=bias, frequency_penalty=2)
+    for penalty in ("presence_penalty", "repetition_penalty"):
+        assert said(max_tokens=40, extra_body={penalty: 2}) != said(max_tokens=40)
+    for narrow in ({"top_p": 1e-6}, {"extra_body": {"top_k": 1}}):
+        assert said(temperature=1, **narrow) == said()
 
 
 def test_chat_logprobs_are_of_the_tokens_of_the_answer(served):
@@ -251,6 +251,16 @@ def test_models_are_listed_and_others_are_not_found(served, client):
         client.models.retrieve("gpt-4")
     with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here"):
         served.ask("why", model="gpt-4")
+
+
+def test_an_answer_can_be_sent_back_as_the_client_has_it(served):
+    messages: list = [{"role": "user", "content": "why"}]
+    for question in ("what", "how"):
+        answer = served.ask("", messages=messages, max_tokens=5).choices[0].message
+        messages += [answer.model_dump() | {"annotations": []}]
+        messages += [{"role": "user", "content": question}]
+    found = served.post("/apply-template", {"messages": messages}).json()
+    assert answer.content in found["prompt"] and "annotations" not in found["prompt"]
 
 
 def test_bookkeeping_fields_are_named_and_change_nothing(served):

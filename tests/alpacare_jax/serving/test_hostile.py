@@ -95,7 +95,7 @@ WRONG_FIELDS = {  # id: (changes, the field that the error names, words of its m
     "many answers": ({"n": 10**9}, "n", "from 1 to 128"),
     "half an answer": ({"n": 1.5}, "n", "must be an integer"),
     "seed as text": ({"seed": "a"}, "seed", "must be an integer"),
-    "a negative seed": ({"seed": -1}, "seed", "from 0 to"),
+    "a seed of 64 bits and more": ({"seed": 2**63}, "seed", "it must be an integer from -9,223"),
     "no tokens": ({"max_tokens": 0}, "max_tokens", "from 1"),
     "too many tokens": ({"max_tokens": 1000}, "max_tokens", "send at most"),
     "two limits": (
@@ -127,6 +127,7 @@ WRONG_FIELDS = {  # id: (changes, the field that the error names, words of its m
     "tools": ({"tools": [{"type": "function"}]}, "tools", "was not trained to call tools"),
     "audio": ({"modalities": ["audio"]}, "modalities", "not supported"),
     "storing": ({"store": True}, "store", "not supported"),
+    "moderation": ({"moderation": {"model": "x"}}, "moderation", "not supported"),
     "an odd format": (
         {"response_format": {"type": "xml"}},
         "response_format.type",
@@ -188,7 +189,8 @@ def check(answer, status: int, words: str, param: str | None = None) -> None:
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert words in error["message"] and error["param"] == param, error
-    assert set(error) >= {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
     assert answer.headers["x-should-retry"] == "false" and "/tmp" not in answer.text
 
 

@@ -25,6 +25,7 @@ from alpacare_jax.model import params
 from alpacare_jax.model.llama import Llama
 from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.serving import server
+from alpacare_jax.serving.served_model import ServedModel
 from tests.conftest import LIMIT, WORDS
 from tests.support.served import Connected, ServerProcess, ServerThread, answer_on
 
@@ -146,6 +147,42 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(source, engine, monkeyp
     finally:
         held.let_go.set()
         served.stop()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_while_its_prompt_is_read_is_not_answered(
+    source, engine, monkeypatch, stream
+):
+    served, reading, read_on = ServerThread(source, engine), threading.Event(), threading.Event()
+    held, chat_prompt = Held(engine, monkeypatch), ServedModel.chat_prompt
+
+    def slowly(*arguments):
+        reading.set()
+        assert read_on.wait(LIMIT)
+        return chat_prompt(*arguments)
+
+    monkeypatch.setattr(ServedModel, "chat_prompt", slowly)
+    try:
+        with served.connect() as link:
+            link.sendall(chat_request(served, stream=stream))
+            assert reading.wait(LIMIT)
+        while served.server.server_state.connections:
+            pass
+        read_on.set()
+        while 'requests_total{path="/v1/chat/completions"' not in served.get("/metrics").text:
+            pass
+        assert served.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    finally:
+        held.let_go.set()
+        served.stop()
+
+
+def chat_request(served, **changes) -> bytes:
+    messages = [{"role": "user", "content": "why"}]
+    body = json.dumps({"model": served.name, "messages": messages} | changes).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 def test_a_failing_engine_is_an_error_for_all_and_the_end(source, engine, monkeypatch, capfd):
