@@ -37,13 +37,16 @@ def read_json(content: bytes) -> dict[str, Any]:
     except UnicodeError:
         raise ApiError(400, "the body is not UTF-8 text; encode it as UTF-8") from None
     except ValueError as error:
-        text = str(error)
-        if "integer string conversion" in text:  # of Python, about a limit that is its own
-            text = "a number has thousands of digits"
-        raise ApiError(400, f"the body is not JSON ({text}); correct it") from None
+        raise ApiError(400, f"the body is not JSON ({cause(error)}); correct it") from None
     if not isinstance(found, dict):
         raise ApiError(400, f"the body must be a JSON object, not {shown(found)}")
     return found
+
+
+def cause(error: Exception) -> str:
+    """Why a text is not JSON; a limit of Python's own is named in our words."""
+    is_long = "integer string conversion" in str(error)
+    return "a number has thousands of digits" if is_long else str(error)
 
 
 def no_constant(name: str) -> NoReturn:

@@ -271,7 +271,8 @@ def _response_format(fields: Fields) -> tuple[bool, Mapping[str, Any] | None]:
         for name in ("name", "description"):
             details.text(name)
         details.flag("strict")
-        schema = details.typed("schema", dict, "a JSON schema", {})
+        schema = {**details.typed("schema", dict, "a JSON schema", {})}
+        schema.pop("$schema", None)  # each is read as one of draft 2020-12
         if problem := schema_problem(schema):
             raise details.wrong("schema", problem)
         details.finish()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
+from types import FrameType
 
 import h11
 import uvicorn
@@ -29,7 +31,6 @@ from alpacare_jax.serving.monitoring import Monitor
 from alpacare_jax.serving.replies import encode
 from alpacare_jax.serving.served_model import ServedModel
 from alpacare_jax.serving.worker import EngineThread
-from common import exits
 from common.messages import log
 from common.reports.page import document, script_json
 from common.sections import UsageError
@@ -219,26 +220,27 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The first SIGTERM or Ctrl-C stops in good order, the next one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread receives them
-            return
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        for number in numbers:
-            loop.add_signal_handler(number, self._stop, number)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+        """The first SIGTERM or Ctrl-C stops in good order, the next one at once.
 
-    def _stop(self, number: signal.Signals) -> None:
-        if self.should_exit:
-            exits.Ending.received = number
-            exits.leave_interrupted()
-        self.should_exit = True  # before a log that may be full
-        log("stopping: answers under way are finished; a second signal stops at once")
+        The handlers stay: a signal behind the last answer interrupts nothing.
+        """
+        loop, at_once = asyncio.get_running_loop(), {}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if not self.should_exit:
+                self.should_exit = True  # before a log that may be full
+                text = "stopping: answers under way are finished; a second signal stops at once"
+                loop.call_soon_threadsafe(log, text)
+            elif self.server_state.connections or self.server_state.tasks:
+                at_once[number](number, frame)
+            else:
+                os._exit(0)  # no flush: this may be in the middle of a write
+
+        if threading.current_thread() is threading.main_thread():  # no other receives them
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as it is for SIGINT under nohup
+                    at_once[number] = signal.signal(number, stop)
+        yield
 
 
 async def serve(

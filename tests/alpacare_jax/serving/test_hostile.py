@@ -149,6 +149,11 @@ WRONG_FIELDS = {  # id: (changes, the field that the error names, words of its m
         "response_format.json_schema.schema",
         "has pattern, which is not supported",
     ),
+    "a schema of another draft inside": (
+        {"response_format": schema(items={"$schema": "http://json-schema.org/draft-04/schema#"})},
+        "response_format.json_schema.schema",
+        "has $schema, which is not supported",
+    ),
     "a huge schema": (
         {"response_format": schema(enum=["x" * 70_000])},
         "response_format.json_schema.schema",
@@ -408,13 +413,20 @@ def test_reading_a_request_needs_no_server():
         ("[1]", {"items": {"type": "string"}}, "1 is not of type 'string'"),
         ("{", {}, "is not JSON"),
         ('{"a": NaN}', {}, "is not JSON (NaN is not a number of JSON)"),
-        ("1", {"$ref": "http://192.0.2.1/schema"}, "refers to what it does not have"),
+        ("9" * 5000, {}, "is not JSON (a number has thousands of digits)"),
+        ("[1, true, 0, false, [1], [true], {}]", {"uniqueItems": True}, ""),
+        ('[{"a": [1]}, {"a": [1.0]}]', {"uniqueItems": True}, "equal items"),
+        (json.dumps([{"a": i} for i in range(3000)]), {"uniqueItems": True, "minItems": 1}, ""),
+        ("9" * 400, {"multipleOf": 0.5}, "cannot be checked by this schema (OverflowError)"),
+        ("1", {"title": "a", "$ref": "#/title"}, "cannot be checked by this schema"),
+        ("1", {"$ref": "http://192.0.2.1/schema"}, "refers to what it lacks"),
         ("1", {"$ref": "#"}, "takes too long to check"),
         ("[" * 9 + "]" * 9, {"$defs": {"a": {"items": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}}},
           "$ref": "#/$defs/a", "not": {}}, "takes too long|does not follow"),
     ],
 )  # fmt: skip
-def test_an_answer_is_checked_at_a_bounded_cost(text, keywords, problem):
+def test_an_answer_is_checked_at_a_bounded_cost(text, keywords, problem, monkeypatch):
+    monkeypatch.setattr(json_answers, "CHECK_SECONDS", 1.0)
     found = json_answers.answer_problem(text, keywords)
     assert any(words in found for words in problem.split("|")) and bool(found) == bool(problem)
 

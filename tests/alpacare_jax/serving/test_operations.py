@@ -27,7 +27,7 @@ from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.serving import server
 from alpacare_jax.serving.served_model import ServedModel
 from tests.conftest import LIMIT, WORDS
-from tests.support.served import Connected, ServerProcess, ServerThread, answer_on
+from tests.support.served import Connected, ServerProcess, ServerThread, answer_on, settings
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -108,6 +108,32 @@ def test_the_end_waits_for_the_answers_under_way(source, engine, generated):
     assert served.code == 0 and found == dict(enumerate(expected))
     with pytest.raises(openai.APIConnectionError):
         served.ask("why")
+
+
+def test_a_signal_behind_the_last_answer_interrupts_nothing(source, engine, monkeypatch):
+    found: list = []
+    before = {n: signal.signal(n, found.append) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    class Signalled(server.Server):
+        async def startup(self, sockets=None) -> None:
+            await super().startup(sockets)
+            signal.raise_signal(signal.SIGTERM)
+
+        async def shutdown(self, sockets=None) -> None:
+            await super().shutdown(sockets)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "_exit", found.append)
+    model, config = ServedModel.of(source, ""), settings()
+    try:
+        listener = server.listen(config)
+        assert asyncio.run(server.serve(config, model, engine, listener, Signalled)) == 0
+        assert callable(signal.getsignal(signal.SIGTERM)), "the default ends this process"
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert found == [0, 0]
 
 
 class Held:
