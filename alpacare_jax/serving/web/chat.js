@@ -63,6 +63,13 @@ function showPrompt(asked, box) {
   });
 }
 
+function run(controller) {  // null: nothing runs
+  running = controller;
+  byId("send").disabled = controller !== null;
+  byId("stop").disabled = controller === null;
+}
+
+// The text of the answer, which is shown in a box as it arrives; null: there is none.
 async function answer(asked, box) {
   const body = {model, messages: asked, stream: true, temperature: Number(byId("temperature").value)};
   if (byId("limit").value) body.max_tokens = Number(byId("limit").value);
@@ -85,11 +92,12 @@ async function answer(asked, box) {
       reason = choice?.finish_reason ?? reason;
     }
     if (reason === "length") show(() => add(box, "div", "muted", "Cut at the maximum of tokens."));
+    else if (!text.textContent) show(() => add(box, "div", "muted", "The answer is empty."));
   } catch (error) {
     const stopped = error.name === "AbortError";
     add(box, "div", stopped ? "muted" : "error", stopped ? "Stopped." : error.message);
     toEnd();
-    if (!stopped && !text.textContent) return null;
+    if (!text.textContent) return null;
   }
   return text.textContent;
 }
@@ -97,8 +105,7 @@ async function answer(asked, box) {
 async function send() {
   const question = byId("question").value;
   if (running || !question.trim()) return;
-  running = new AbortController();
-  byId("send").disabled = !(byId("stop").disabled = false);
+  run(new AbortController());
   messages.push({role: "user", content: question});
   const asked = conversation();
   const turn = add(byId("turns"), "div", "user", "");
@@ -107,14 +114,13 @@ async function send() {
   byId("question").value = "";
   const mine = messages;
   const said = await answer(asked, add(byId("turns"), "div", "assistant", ""));
-  if (said === null) {  // so that it can be sent again
+  if (said === null) {
     mine.pop();
-    byId("question").value ||= question;
+    if (mine === messages) byId("question").value ||= question;  // to be sent again
   } else {
     mine.push({role: "assistant", content: said});
   }
-  running = null;
-  byId("send").disabled = !(byId("stop").disabled = true);
+  run(null);
   byId("question").focus();
 }
 

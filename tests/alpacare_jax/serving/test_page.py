@@ -14,6 +14,9 @@ pytestmark = [
     pytest.mark.skipif(not browser.find(), reason="needs Chromium or Chrome"),
 ]
 
+NO_ANSWER = """fetch = (path, {signal}) => new Promise((_, fail) =>
+signal.addEventListener("abort", () => fail(signal.reason))); 0"""
+
 SAY = """(() => {{
 const box = byId("question"), enter = {{key: "Enter", cancelable: true}};
 box.value = {question!r};
@@ -62,6 +65,13 @@ def test_a_conversation(served, tmp_path, width, phone):
         assert "no place for a system prompt" in error
         assert page.run("byId('question').value") == "a", "it can be sent again"
         picture(page, f"error-{width}.png")
+        page.run(NO_ANSWER)
+        page.run(SAY.format(question="b"))
+        page.wait_for("running !== null")
+        page.run("byId('stop').click()")
+        page.wait_for("!running")
+        assert page.run("byId('turns').lastChild.textContent") == "Stopped."
+        assert page.run("byId('question').value") == "b" and page.run("messages.length") == 4
         page.run("byId('again').click()")
         assert page.run("byId('turns').childElementCount") == 0
         blocked = [text for text in page.problems if "Content Security" in text]
