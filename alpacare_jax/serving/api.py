@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from alpacare_jax.inference import requests
+from alpacare_jax.inference.requests import Request as EngineRequest
 from alpacare_jax.serving import fields, json_answers, protocol
 from alpacare_jax.serving.choice import AnswerChoice, Delta, ScoredToken
 from alpacare_jax.serving.errors import ApiError
@@ -19,15 +18,15 @@ from alpacare_jax.serving.monitoring import Monitor
 from alpacare_jax.serving.protocol import ChatCall, CompletionCall
 from alpacare_jax.serving.replies import DONE, ResponseForm, encode, event
 from alpacare_jax.serving.served_model import EncodedPrompt, ServedModel
-from alpacare_jax.serving.worker import EngineThread, Job
+from alpacare_jax.serving.worker import FAILED, EngineThread, Job
 from common import exits
 
-ACCEPTED_FIELDS = "x-fields-without-effect"
-"""The header that names them."""
+IGNORED_FIELDS = "x-fields-without-effect"
+"""The header that names the fields of a request that change nothing."""
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; the source is closed when the client goes away."""
+    """Server-sent events, which no proxy may hold back; the source is closed at the end."""
 
     media_type = "text/event-stream"
 
@@ -45,7 +44,7 @@ class Work:
     reply: ResponseForm
     prompts: list[EncodedPrompt]
     choices: list[AnswerChoice]  # of the first prompt, then of the second ...
-    requests: list[Callable[[int], requests.Request]]  # one for each choice
+    requests: list[EngineRequest]  # one for each choice; the engine's thread numbers them
 
 
 class Api:
@@ -80,7 +79,7 @@ class Api:
     async def template(self, request: Request) -> Response:
         """POST /apply-template: the text that the model reads for `messages`."""
         body = await read_body(request, self._max_body)
-        _, prompt = await asyncio.to_thread(self._chat, body, model=self._model.name)
+        prompt = (await asyncio.to_thread(self._chat, body, self._model.name))[1]
         found = {"prompt": self._model.shown(prompt), "tokens": len(prompt.ids)}
         return Response(encode(found), media_type="application/json")
 
@@ -96,8 +95,8 @@ class Api:
     async def health(self, request: Request) -> Response:
         """GET /health."""
         del request
-        if self._thread.failure:
-            raise ApiError(503, self._thread.failure)
+        if self._thread.failed.is_set():
+            raise ApiError(503, FAILED)
         found = {"status": "ok", "running": self._thread.running, "waiting": self._thread.waiting}
         return Response(encode(found), media_type="application/json")
 
@@ -111,30 +110,36 @@ class Api:
         body = await read_body(request, self._max_body)
         work = await asyncio.to_thread(make, body)  # long prompts take time; streams go on
         details = request.state.details
-        details |= {"prompt_tokens": sum(len(p.ids) for p in work.prompts)}
-        details |= {"answers": len(work.choices), "stream": work.call.options.stream}
+        details |= {"prompt_tokens": work.reply.prompt_tokens, "answers": len(work.choices)}
+        details["stream"] = work.call.options.stream
         if self._log_texts:
             details["prompts"] = [self._model.shown(prompt) for prompt in work.prompts]
         job = self._thread.submit(work.requests)
-        self._monitor.prompts(details["prompt_tokens"])
+        self._monitor.prompts(work.reply.prompt_tokens)
         ignored = work.call.options.ignored
-        headers = {ACCEPTED_FIELDS: ", ".join(ignored)} if ignored else {}
+        headers = {IGNORED_FIELDS: ", ".join(ignored)} if ignored else {}
         deltas = self._deltas(work, job, deadline, details)
         if work.call.options.stream:
+            headers["x-accel-buffering"] = "no"  # as nginx does unless told otherwise
             return EventStream(self._events(work, deltas, details), headers=headers)
         found = await unless_disconnected(request, self._whole(work, deltas))
         return Response(encode(found), headers=headers, media_type="application/json")
 
-    def _chat(self, body: bytes, **defaults: str) -> tuple[ChatCall, EncodedPrompt]:
-        call = protocol.chat_call(defaults | fields.read_json(body), self._model.vocab_size)
+    def _chat(self, body: bytes, name: str | None = None) -> tuple[ChatCall, EncodedPrompt]:
+        """A chat and its prompt; `name` is the model's where the body has none."""
+        content = {"model": name} | fields.read_json(body)
+        call = protocol.chat_call(content, self._model.vocab_size)
         self._model.check_name(call.options.model)
         return call, self._model.chat_prompt(call.history, call.question)
 
     def _chat_work(self, body: bytes) -> Work:
         call, prompt = self._chat(body)
         stops = (*self._model.template.stop, *call.options.stop)
-        choose = partial(AnswerChoice, tokenizer=self._model.tokenizer, stops=stops, strip=True)
-        return self._work(call, [prompt], lambda number, _: choose(number, prompt=prompt.ids))
+
+        def choose(number: int, prompt: EncodedPrompt) -> AnswerChoice:
+            return AnswerChoice(number, self._model.tokenizer, prompt.ids, stops=stops, strip=True)
+
+        return self._work(call, [prompt], choose)
 
     def _completion_work(self, body: bytes) -> Work:
         call = protocol.completion_call(fields.read_json(body), self._model.vocab_size)
@@ -164,32 +169,33 @@ class Api:
         options, is_chat = call.options, isinstance(call, ChatCall)
         echoes = isinstance(call, CompletionCall) and call.echo
         choices: list[AnswerChoice] = []
-        made: list[Callable[[int], requests.Request]] = []
+        requests: list[EngineRequest] = []
         for prompt in prompts:
             field = "messages" if is_chat else "prompt"
             room = self._model.room(prompt, options.max_tokens, field)
             scored = echoes and options.logprobs is not None
             for draw in range(options.n):
                 choices.append(choose(len(choices), prompt))
-                made.append(
-                    partial(
-                        requests.Request,
+                requests.append(
+                    EngineRequest(
+                        index=0,
                         prompt=prompt.ids,
                         max_new_tokens=room,
                         sampling=options.sampling,
                         logprobs=options.logprobs,
-                        prompt_logprobs=scored or room == 0,
+                        prompt_logprobs=scored or room == 0,  # without a token, all there is to do
                         draw=draw,
                     )
                 )
         reply = ResponseForm(
             self._model.tokenizer,
             self._model.name,
-            is_chat,
-            options.logprobs,
-            options.include_usage,
+            chat=is_chat,
+            prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+            logprobs=options.logprobs,
+            include_usage=options.include_usage,
         )
-        return Work(call, reply, prompts, choices, made)
+        return Work(call, reply, prompts, choices, requests)
 
     async def _deltas(
         self, work: Work, job: Job, deadline: float, details: dict[str, Any]

@@ -27,31 +27,21 @@ DONE = b"data: [DONE]\n\n"
 """The last event of a stream that is complete."""
 
 
-def usage(choices: Iterable[AnswerChoice]) -> dict[str, int]:
-    """The tokens of prompts, each counted once, and of all answers."""
-    choices = list(choices)
-    prompts = {id(choice.prompt): len(choice.prompt) for choice in choices}
-    completion = sum(choice.stream.used for choice in choices)
-    prompt = sum(prompts.values())
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class ResponseForm:
     """The form of one response.
 
     Args:
       chat: whether it is that of a chat.
+      prompt_tokens: of all prompts, each counted once.
       logprobs: number of alternatives to each token; None: no log-probabilities.
+      include_usage: at the end of a stream.
     """
 
     tokenizer: Tokenizer
     model: str
     chat: bool
+    prompt_tokens: int
     logprobs: int | None
     include_usage: bool
     identity: str = dataclasses.field(default_factory=lambda: secrets.token_hex(12))
@@ -67,7 +57,7 @@ class ResponseForm:
                 else {"text": text}
             )
             choices.append(self._choice(choice, content, tokens, choice.finish_reason))
-        return self._object(choices, stream=False) | {"usage": usage(part[0] for part in parts)}
+        return self._object(choices, stream=False) | self._usage([part[0] for part in parts])
 
     def first(self, choice: AnswerChoice) -> list[dict[str, Any]]:
         """The events before the first text of a choice."""
@@ -92,7 +82,14 @@ class ResponseForm:
         """The event behind all choices, where the client asked for usage."""
         if not self.include_usage:
             return []
-        return [self._object([], stream=True) | {"usage": usage(choices)}]
+        return [self._object([], stream=True) | self._usage(choices)]
+
+    def _usage(self, choices: Iterable[AnswerChoice]) -> dict[str, dict[str, int]]:
+        counts = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": sum(choice.stream.used for choice in choices),
+        }
+        return {"usage": counts | {"total_tokens": sum(counts.values())}}
 
     def _chunk(
         self, choice: AnswerChoice, content: Any, tokens: list[ScoredToken], finish: str | None

@@ -9,11 +9,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import h11
 import uvicorn
@@ -216,7 +217,20 @@ class BoundedConnection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, with signals as this project's commands treat them."""
+    """uvicorn's, with signals as this project's commands treat them.
+
+    Args:
+      started: called when clients can connect.
+    """
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[Self], object]):
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        self._started(self)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -248,14 +262,21 @@ async def serve(
     model: ServedModel,
     engine: Engine,
     listener: socket.socket,
-    kind: type[Server] = Server,
+    started: Callable[[Server], object] = lambda server: None,
 ) -> int:
     """Serves until a signal; returns the exit code, 1 if the engine has failed."""
+
+    def announce(server: Server) -> None:
+        host, port = listener.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
+        log(f"serving {model.name} on http://{host}:{port}; Ctrl-C stops it")
+        started(server)
+
     monitor = Monitor()
     thread = EngineThread(engine, engine.slots + config.max_queue, monitor.progress)
     monitor.watch(thread)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the gate has its own log
-    server = kind(
+    server = Server(
         uvicorn.Config(
             application(config, model, thread, monitor),
             loop="asyncio",
@@ -268,7 +289,8 @@ async def serve(
             proxy_headers=False,
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=int(config.request_seconds) + 1,
-        )
+        ),
+        announce,
     )
 
     async def end_with_the_engine() -> None:
@@ -276,13 +298,10 @@ async def serve(
         server.should_exit = True
 
     watch = asyncio.create_task(end_with_the_engine())
-    host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    log(f"serving {model.name} on http://{host}:{port}; Ctrl-C stops it")
     await server.serve(sockets=[listener])
     watch.cancel()
     thread.close()
     if thread.failure:
-        print(f"error: {thread.reason}", file=sys.stderr)
+        print(f"error: {thread.failure}", file=sys.stderr)
         return 1
     return 0

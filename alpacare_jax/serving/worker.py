@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.requests import Progress, Request
@@ -17,6 +18,8 @@ from alpacare_jax.serving.errors import ApiError
 from common import exits
 
 MAX_RETRY_SECONDS = 60
+
+FAILED = "the engine has failed; the server stops, and must be started again"
 
 
 class Job:
@@ -30,7 +33,7 @@ class Job:
 
 
 class EngineThread:
-    """Submits requests to an engine from an event loop.
+    """Submits requests to an engine from an event loop, in which it is made and used.
 
     Args:
       capacity: answers under way and waiting at the same time.
@@ -45,8 +48,7 @@ class EngineThread:
         self._wake, self._closing = threading.Condition(), False
         self._loop = asyncio.get_running_loop()
         self._seconds = 1.0  # of an answer, averaged
-        self.failure = self.reason = ""  # of the engine: for clients, and for the log
-        self.failed = asyncio.Event()
+        self.failed, self.failure = asyncio.Event(), ""  # of the engine, and why
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -60,17 +62,14 @@ class EngineThread:
         """Answers that wait for a slot."""
         return len(self._live) - self.running
 
-    def submit(self, requests: Sequence[Callable[[int], Request]]) -> Job:
-        """Queues requests, all of them or none.
-
-        Args:
-          requests: each makes a request with the index it gets.
+    def submit(self, requests: Sequence[Request]) -> Job:
+        """Queues requests, all of them or none; each gets an index of its own.
 
         Raises:
           ApiError: the queue has no room, or the engine has failed.
         """
-        if self.failure:
-            raise ApiError(503, self.failure)
+        if self.failed.is_set():
+            raise ApiError(503, FAILED)
         self.require_possible(len(requests))
         if len(self._live) + len(requests) > self.capacity:
             rounds = 1 + self.waiting / self._engine.slots
@@ -82,10 +81,10 @@ class EngineThread:
                 code="queue_full",
                 headers={"retry-after": str(seconds)},
             )
-        made = [make(next(self._indices)) for make in requests]
-        job = Job([request.index for request in made])
+        numbered = [replace(request, index=next(self._indices)) for request in requests]
+        job = Job([request.index for request in numbered])
         self._live |= {index: (job, number) for number, index in enumerate(job.indices)}
-        self._send(lambda: [self._engine.submit(request) for request in made])
+        self._send(lambda: [self._engine.submit(request) for request in numbered])
         return job
 
     def require_possible(self, answers: int) -> None:
@@ -143,9 +142,8 @@ class EngineThread:
             job.updates.put_nowait((number, progress))
 
     def _fail(self, reason: str) -> None:
-        self.failure = "the engine has failed; the server stops, and must be started again"
         for job, _ in self._live.values():
-            job.updates.put_nowait(ApiError(500, self.failure))
+            job.updates.put_nowait(ApiError(500, FAILED))
         self._live.clear()
-        self.reason = reason
+        self.failure = reason
         self.failed.set()

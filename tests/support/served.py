@@ -86,24 +86,21 @@ class ServerThread(Connected):
         self.listener = server.listen(config)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.code: int | None = None
-        made, ready = [], threading.Event()
+        self.server: server.Server
+        ready = threading.Event()
 
-        class Handle(server.Server):
-            async def startup(self, sockets=None) -> None:
-                await super().startup(sockets)
-                made.append(self)
-                ready.set()
-
-        async def serve() -> int:
-            return await server.serve(config, self.model, engine, self.listener, Handle)
+        def started(running: server.Server) -> None:
+            self.server = running
+            ready.set()
 
         def run() -> None:
-            self.code = asyncio.run(serve())
+            self.code = asyncio.run(
+                server.serve(config, self.model, engine, self.listener, started)
+            )
 
         self._thread = threading.Thread(target=run)
         self._thread.start()
         assert ready.wait(LIMIT)
-        self.server: server.Server = made[0]
 
     def stop(self) -> None:
         """As a first SIGTERM does; waits for the end."""

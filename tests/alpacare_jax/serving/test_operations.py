@@ -114,20 +114,21 @@ def test_a_signal_behind_the_last_answer_interrupts_nothing(source, engine, monk
     found: list = []
     before = {n: signal.signal(n, found.append) for n in (signal.SIGTERM, signal.SIGINT)}
 
-    class Signalled(server.Server):
-        async def startup(self, sockets=None) -> None:
-            await super().startup(sockets)
-            signal.raise_signal(signal.SIGTERM)
+    shutdown = server.Server.shutdown
 
-        async def shutdown(self, sockets=None) -> None:
-            await super().shutdown(sockets)
-            signal.raise_signal(signal.SIGINT)
+    async def interrupted(self, sockets=None) -> None:
+        await shutdown(self, sockets)
+        signal.raise_signal(signal.SIGINT)
 
+    def terminate(_: server.Server) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(server.Server, "shutdown", interrupted)
     monkeypatch.setattr(os, "_exit", found.append)
     model, config = ServedModel.of(source, ""), settings()
     try:
         listener = server.listen(config)
-        assert asyncio.run(server.serve(config, model, engine, listener, Signalled)) == 0
+        assert asyncio.run(server.serve(config, model, engine, listener, terminate)) == 0
         assert callable(signal.getsignal(signal.SIGTERM)), "the default ends this process"
         signal.raise_signal(signal.SIGTERM)
     finally:
@@ -224,10 +225,7 @@ def test_a_failing_engine_is_an_error_for_all_and_the_end(source, engine, monkey
     assert "/secret" not in answer.text
     served.wait()
     assert served.code == 1 and "INTERNAL: the device" in capfd.readouterr().err
-    for row in list(engine._rows.values()):
-        engine.cancel(row.request.index)
-    for request in list(engine._queue):
-        engine.cancel(request.index)
+    engine.cancel(0)  # others use this engine after it
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
