@@ -55,7 +55,7 @@ def _cells(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[str]:
 def define_flags() -> None:
     """Defines this command's flags; at module level they would clash with other commands'."""
     flags.DEFINE_string("checkpoint", None, "Folder with the tokenizer files.", required=True)
-    flags.DEFINE_string("input", None, "Examples, .jsonl or .json.", required=True)
+    flags.DEFINE_string("input", None, "Examples, in any form.", required=True)
     flags.DEFINE_integer("show", 3, "Number of records to print.", lower_bound=0)
     flags.DEFINE_string(
         "template", None, "Prompt template, as of generate; default: of the model's training."
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         f"legend: {no_loss}, {loss}, | between tokens, ↵ newline, ‹3› one character in 3 tokens, "
         "special tokens by name"
     )
-    tokens = loss_tokens = over_long = 0
+    tokens = loss_tokens = over_long = empty = 0
     for number, example in enumerate(examples):
         encoded = encode_example(example, tokenizer, template, args.loss)
         if number < args.show:
@@ -93,9 +93,12 @@ def main(argv: Sequence[str]) -> None:
         tokens += len(encoded.ids)
         loss_tokens += encoded.num_targets
         over_long += len(encoded.ids) > args.max_length
+        empty += not example.output.strip()
     print(
         f"\n{len(examples):,} records: {tokens:,} tokens, {loss_tokens:,} carry loss; "
         f"{over_long:,} records over max_length {args.max_length:,}"
+        + f"; {empty:,} with an empty output, which train leaves out"
+        * bool(empty)
     )
 
 

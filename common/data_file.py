@@ -70,13 +70,7 @@ def read(path: str | PurePath) -> Iterator[tuple[str, Record]]:
                     raise ValueError(f"{location}: a record must be a JSON object")
                 yield location, record
     except FileNotFoundError:
-        advice = ""
-        if paths.HUB_ID.fullmatch(str(path)) and not path.suffix:
-            advice = (
-                "; a data set of the Hugging Face Hub is downloaded first: "
-                f"hf download --repo-type=dataset {path} --local-dir=data/{path.name}"
-            )
-        raise FileNotFoundError(f"no such file: {path}{advice}") from None
+        raise FileNotFoundError(paths.absence(path, "file")) from None
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not UTF-8 ({error.reason}); if it comes from Excel or Windows, convert it: "
@@ -106,6 +100,8 @@ def _values(path: epath.Path, file: Bytes) -> Iterator[tuple[str, Any]]:
         return _parquet(path, file)
     # UTF-8, or UTF-16 or 32 by their byte order mark or zeros. Cells may contain line ends.
     encoding = json.detect_encoding(head)
+    if encoding.startswith("utf-8") and b"\0" in head:
+        raise ValueError(f"{path} holds no text; give JSON lines, JSON, CSV or Parquet")
     return _texts(path, io.TextIOWrapper(file, encoding=encoding, newline=""))
 
 
@@ -247,7 +243,8 @@ def _parse(path: epath.Path, start: int, text: str) -> Any:
         reason = error.msg
         if reason == "Extra data":
             reason = "more than one value; write one record a line, without commas between lines"
-        raise ValueError(f"{path}:{start + error.lineno - 1}: not JSON: {reason}") from None
+        place = f"{path}:{start + error.lineno - 1}"
+        raise ValueError(f"{place}: not JSON: {reason} (character {error.colno})") from None
     except RecursionError:
         raise ValueError(f"{location}: a value is nested too deeply") from None
     except ValueError as error:

@@ -4,6 +4,7 @@
 whole when its upload ends, replaces the old one at that moment, and cannot be appended to.
 """
 
+import difflib
 import os
 import re
 import sys
@@ -44,16 +45,30 @@ def check(*paths: str) -> None:
 def require(path: str | PurePath) -> None:
     """Raises FileNotFoundError if nothing is at `path`."""
     if not epath.Path(path).exists():
-        raise FileNotFoundError(f"no such file or folder: {path}{hub_advice(path)}")
+        raise FileNotFoundError(absence(path))
 
 
-def hub_advice(path: str | PurePath) -> str:
-    """How to download a model, where a path that does not exist may be its Hub id; else ""."""
-    if not HUB_ID.fullmatch(name := os.fspath(path)) or epath.Path(path).exists():
-        return ""
+def absence(path: str | PurePath, of: str = "file or folder") -> str:
+    """That nothing is at `path`, and what may be meant: its neighbour, or something of the Hub.
+
+    Args:
+      of: what was looked for; a "file" is one of data, anything else a model.
+    """
+    name, place = os.fspath(path), epath.Path(path)
+    text = f"no such {of}: {name}"
+    if not in_bucket(path) and os.access(place.parent, os.R_OK):
+        near = difflib.get_close_matches(place.name, os.listdir(place.parent), n=1, cutoff=0.8)
+        return f"{text}; did you mean {place.parent / near[0]}?" if near else text
+    if not HUB_ID.fullmatch(name) or (of == "file" and place.suffix):
+        return text
     folder = name.partition("/")[2]
+    if of == "file":
+        return (
+            f"{text}; a data set of the Hugging Face Hub is downloaded first: "
+            f"hf download --repo-type=dataset {name} --local-dir=data/{folder}"
+        )
     return (
-        "; a model of the Hugging Face Hub is downloaded and converted first: hf download "
+        f"{text}; a model of the Hugging Face Hub is downloaded and converted first: hf download "
         f"{name} --local-dir hf/{folder}, then python -m alpacare_jax.convert from_hf "
         f"--source=hf/{folder} --target=models/{folder}"
     )

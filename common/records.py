@@ -183,6 +183,17 @@ def _explain(record: Record, required: Sequence[str], path: str | PurePath) -> s
     """What a record that lacks required fields is instead, and a command that converts the file."""
     if turns := describe_turns(record, path):
         return turns
+    lists = [
+        name
+        for name, value in record.items()
+        if value and isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    ]
+    if len(lists) > 1:
+        loop = f" for t in r[{json.dumps(lists[0])}]"
+        return (
+            f"several lists of records in one object ({', '.join(lists):.200}); to take the "
+            f"first: {_conversion(path, '**t', loop)}"
+        )
     if isinstance(record.get("instruction"), list | dict):
         return (
             "columns, not records: field 'instruction' is a list or an object; with pandas: "

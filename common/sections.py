@@ -160,7 +160,10 @@ def similar_keys(name: str, known: Iterable[str]) -> list[str]:
     (['optimizer.learning_rate'], ['optimizer.learning_rate'])
     >>> similar_keys("optimizer.maxlength", known), similar_keys("zzz", known)
     (['data.max_length'], [])
+    >>> similar_keys("optimiser", known)
+    ['optimizer']
     """
+    known = list(known)
     leaf = name.rpartition(".")[2]
     by_leaf: dict[str, list[str]] = {}
     for key in known:
@@ -170,5 +173,6 @@ def similar_keys(name: str, known: Iterable[str]) -> list[str]:
     initials = {"".join(word[:1] for word in key.split("_")): key for key in by_leaf}
     if leaf in initials:
         return by_leaf[initials[leaf]]
-    near = difflib.get_close_matches(leaf, by_leaf, n=1)
-    return by_leaf[near[0]] if near else []
+    if near := difflib.get_close_matches(leaf, by_leaf, n=1):
+        return by_leaf[near[0]]
+    return difflib.get_close_matches(name, {key.partition(".")[0] for key in known}, n=1)

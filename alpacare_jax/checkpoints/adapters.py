@@ -28,7 +28,7 @@ from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
 from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.model.params import FACTORS, Adapter, WeightSpec
-from common import provenance
+from common import paths, provenance
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_WEIGHTS_BEFORE = "adapter_model.bin"
@@ -124,6 +124,7 @@ def open_adapter(directory: str | PurePath, step: str = "best") -> StoredAdapter
       FileNotFoundError: it holds no adapter, or no step is saved.
       ValueError: a setting of peft's is not implemented; it is named.
     """
+    paths.require(directory)
     folder = epath.Path(directory)
     record = provenance.read_record(folder / "run.json")
     if (folder / PEFT_CONFIG).is_file():

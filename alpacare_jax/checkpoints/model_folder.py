@@ -43,10 +43,8 @@ def read_config(directory: str | PurePath) -> LlamaConfig:
     path = epath.Path(directory) / "config.json"
     if path.is_file():
         return LlamaConfig.from_hf(provenance.read_json(path))
-    advice = (
-        "give a Hugging Face folder to convert, or the output of alpacare_jax.convert"
-        + paths.hub_advice(directory)
-    )
+    paths.require(directory)
+    advice = "give a Hugging Face folder to convert, or the output of alpacare_jax.convert"
     if path.parent.is_file():
         advice = "it is a file; give its folder, or to convert a GGUF file, from_gguf"
     elif not paths.in_bucket(directory):  # such as a cache of the Hub

@@ -211,7 +211,12 @@ def encode_all(
         if not all(example.output.strip() for example in record):
             counts["dropped: empty output"] += 1
             continue
-        encoded = [encode_example(one, tokenizer, template, config.loss) for one in record]
+        try:
+            encoded = [encode_example(one, tokenizer, template, config.loss) for one in record]
+        except ValueError as error:
+            raise ValueError(
+                f"example {record[0].id}: {error} (data.template is {config.template})"
+            ) from None
         if template.marked and any(
             one.ids[one.loss][-1] not in tokenizer.control_ids for one in encoded
         ):

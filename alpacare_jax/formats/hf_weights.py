@@ -37,7 +37,7 @@ OTHER_FORMS = {
     "model*-of-*.safetensors": "a shard: download model.safetensors.index.json too",
     "pytorch_model*-of-*.bin": "a shard: download pytorch_model.bin.index.json too",
     "*.safetensors": "not a name that transformers reads: rename it to model.safetensors",
-    "checkpoints": "the checkpoints of a model directory, which is converted already",
+    "checkpoints": "the weights of a model directory: it is converted already",
     "*.h5": "TensorFlow's format: take a release with safetensors",
     "*.msgpack": "Flax's format: take a release with safetensors",
 }

@@ -78,7 +78,16 @@ def read_turn(location: str, turn: Any) -> Turn:
         raise ValueError(
             f"{location}: {role} is {turn[role]!r:.40}; it must be one of {', '.join(ROLES)}"
         )
-    return Turn(speaker, jsonl.text(location, turn, text))
+    return Turn(speaker, jsonl.text(location, turn | {text: _joined(turn[text])}, text))
+
+
+def _joined(content: Any) -> Any:
+    """OpenAI's list of parts as one text, if all are texts; anything else unchanged."""
+    if not isinstance(content, list):
+        return content
+    found = (part.get("text") for part in content if isinstance(part, dict))
+    texts = [text for text in found if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(content) else content
 
 
 def of_record(location: str, record: Record) -> tuple[Turn, ...] | None:

@@ -101,7 +101,10 @@ def test_command_draws_and_counts(sentencepiece_dir, examples_file):
         f"2 records: {sum(lengths):,} tokens, {loss:,} carry loss; "
         f"1 records over max_length {lengths[0]:,}\n"
     )
+    with examples_file.open("a") as file:
+        file.write('{"instruction": "Why?", "output": " "}\n')
     colored = run_command(*arguments, "--color=always", NO_COLOR="1").stdout
+    assert "; 1 with an empty output, which train leaves out\n" in colored
     assert render(records[0], ours, True) in colored
 
 

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from common import cli
+from tests.conftest import REPOSITORY
 from tests.support import commands
 
 SCRIPT = """
@@ -133,8 +134,8 @@ def test_a_missing_flag_is_2(command):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--config=none.py"], "--config could not be loaded: No such file or directory:"),
-        (["--config=none.py", "--config.a=1"], "No such file or directory: 'none.py'"),
+        (["--config=none.py", "--config.a=1"], "error: no such file: none.py\n"),
+        (["--config=config/paper.py"], "error: no such file: config/paper.py\n"),
         (["--config=."], "--config could not be loaded: .: is a folder; give a file"),
         (["--config=README.md"], "(README.md, line"),
         (["--config=configs/evaluation.py", "--config.chat.modle=x"], "has no key 'modle'"),
@@ -147,6 +148,15 @@ def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
     done = commands.run("evaluation.references", *given)
     assert done.returncode in (1, 2) and said in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_config_of_the_project_is_named_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = cli.no_config("configs/finetune.py:models/a")
+    assert said.endswith(f"--config={REPOSITORY}/configs/finetune.py:models/a")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "finetune.py").touch()
+    assert cli.no_config("configs/finetune.py:models/a") == ""
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,14 @@ def test_a_hub_id_is_recognised(tmp_path):
             paths.require(path)
 
 
+def test_a_neighbour_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+    assert paths.absence("models/smolm2").endswith("; did you mean models/smollm2?")
+    assert paths.absence("model", "file").endswith("; did you mean models?")
+    assert paths.absence("models/llama-7b") == "no such file or folder: models/llama-7b"
+
+
 def test_without_gcsfs_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs.retry", None)
     with pytest.raises(ValueError, match=r".\[gcs\]"):

@@ -88,6 +88,11 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
         ("x.jsonl", "", r"x\.jsonl: contains no records"),
         ("x.json", f"[{GOOD}, {{}}]", r"x\.json, record 1: field 'instruction' is missing"),
         ("x.json", '{"instruction": {"0": "a"}, "output": {"0": "b"}}', ":1: columns, not records"),
+        (
+            "x.json",
+            '{"train": [{"instruction": "a", "output": "b"}], "test": [{"instruction": "c"}]}',
+            r":1: several lists of records in one object \(train, test\)",
+        ),
     ],
 )
 def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, name, text, message):

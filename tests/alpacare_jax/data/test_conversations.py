@@ -11,7 +11,7 @@ from alpacare_jax.data import chat_template, encoding, tokenizers
 from alpacare_jax.data.prompts import ALPACA, TEMPLATES
 from alpacare_jax.tokenizer import render
 from common.records import Example, read_examples
-from common.text.conversations import Turn
+from common.text.conversations import Turn, read_turn
 from tests.alpacare_jax.data.test_chat_template import CONTROLS, CONVERSATIONS, FAMILIES, TURNS
 from tests.alpacare_jax.data.test_encoding import BARE, CONFIG, Numbers
 from tests.conftest import REPOSITORY, write_tiny_tokenizer
@@ -236,6 +236,11 @@ def test_questions_that_are_to_be_asked(tmp_path):
     assert second == Example("0", "q1", "", "", begun, ("q2",))
 
 
+def test_openais_text_parts_are_one_text():
+    parts = [{"type": "text", "text": "Why "}, {"type": "text", "text": "fever?"}]
+    assert read_turn("here", {"role": "user", "content": parts}) == Turn("user", "Why fever?")
+
+
 @pytest.mark.parametrize(
     "record, reason",
     [
@@ -250,6 +255,10 @@ def test_questions_that_are_to_be_asked(tmp_path):
         ({"messages": ["q", "a"]}, "turn 0: a turn must be an object, not 'q'"),
         ({"messages": [{"role": "user"}]}, "turn 0: field 'content' is missing; it has role"),
         ({"messages": [{"role": "user", "content": 3}]}, "field 'content' must be a string"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "field 'content' must be a string",
+        ),
         ({"messages": "q"}, "field 'messages' must be a list of turns, not 'q'"),
         (
             {"system": "s", "messages": says(("system", "s"), ("human", "q"))},

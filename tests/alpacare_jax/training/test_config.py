@@ -88,7 +88,7 @@ BAD_SETTINGS = {
     ),
     "no checkpoint": (
         {"model.checkpoint": "nowhere"},
-        ["nowhere has no config.json: not a model directory; give", "convert"],
+        ["no such file or folder: nowhere"],
     ),
     "rows over the model's positions": (
         {"data.max_length": 513},
