@@ -120,7 +120,7 @@ class Api:
         headers = {IGNORED_FIELDS: ", ".join(ignored)} if ignored else {}
         deltas = self._deltas(work, job, deadline, details)
         if work.call.options.stream:
-            headers["x-accel-buffering"] = "no"  # which nginx does by default
+            headers["x-accel-buffering"] = "no"  # else nginx holds events back
             return EventStream(self._events(work, deltas, details), headers=headers)
         found = await unless_disconnected(request, self._whole(work, deltas))
         return Response(encode(found), headers=headers, media_type="application/json")

@@ -62,6 +62,12 @@ class Connected:
         headers = {"content-type": "application/json"} | headers
         return httpx.post(f"{self.url}{path}", content=content, headers=headers, timeout=LIMIT)
 
+    def written(self, path: str, body: dict) -> tuple[bytes, bytes]:
+        """Head and body of a POST, for a socket."""
+        content = json.dumps({"model": self.name} | body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+        return f"{head}Content-Type: application/json\r\n\r\n".encode(), content
+
     def get(self, path: str, **headers: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", headers=headers, timeout=LIMIT)
 

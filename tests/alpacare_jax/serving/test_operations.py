@@ -177,9 +177,8 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(source, engine, monkeyp
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_while_its_prompt_is_read_is_not_answered(
-    source, engine, monkeypatch, stream
-):
+@pytest.mark.parametrize("leaves", ["while its prompt is read", "while it is answered"])
+def test_a_client_that_leaves_is_not_answered(source, engine, monkeypatch, leaves, stream):
     served, reading, read_on = ServerThread(source, engine), threading.Event(), threading.Event()
     held, chat_prompt = Held(engine, monkeypatch), ServedModel.chat_prompt
 
@@ -189,10 +188,15 @@ def test_a_client_that_leaves_while_its_prompt_is_read_is_not_answered(
         return chat_prompt(*arguments)
 
     monkeypatch.setattr(ServedModel, "chat_prompt", slowly)
+    question = {"messages": [{"role": "user", "content": "why"}], "stream": stream}
     try:
         with served.connect() as link:
-            link.sendall(chat_request(served, stream=stream))
+            link.sendall(b"".join(served.written("/v1/chat/completions", question)))
             assert reading.wait(LIMIT)
+            if leaves == "while it is answered":
+                read_on.set()
+                while not served.get("/health").json()["running"]:
+                    pass
         while served.server.server_state.connections:
             pass
         read_on.set()
@@ -202,14 +206,6 @@ def test_a_client_that_leaves_while_its_prompt_is_read_is_not_answered(
     finally:
         held.let_go.set()
         served.stop()
-
-
-def chat_request(served, **changes) -> bytes:
-    messages = [{"role": "user", "content": "why"}]
-    body = json.dumps({"model": served.name, "messages": messages} | changes).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
 
 
 def test_a_failing_engine_is_an_error_for_all_and_the_end(source, engine, monkeypatch, capfd):
@@ -263,14 +259,13 @@ def test_connections_that_ask_for_nothing_are_closed(source, engine, monkeypatch
 
 def test_a_slow_body_is_no_slow_head(source, engine, monkeypatch):
     served = ServerThread(source, engine)
-    body = json.dumps({"model": served.name, "prompt": "a", "max_tokens": 2}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head, body = served.written("/v1/completions", {"prompt": "a", "max_tokens": 2})
     try:
         with served.connect() as link:
             link.sendall(HEALTH + b"\r\n")
             answer_on(link)
             monkeypatch.setattr(server, "HEAD_SECONDS", 0.05)  # what follows is one segment
-            link.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body[:5])
+            link.sendall(head + body[:5])
             threading.Event().wait(0.3)
             link.sendall(body[5:])
             assert answer_on(link).startswith(b"HTTP/1.1 200")
