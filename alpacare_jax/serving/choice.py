@@ -30,12 +30,12 @@ class AnswerChoice:
     """Follows the answer to one request.
 
     Args:
-      tell_eos: whether the end token, which has no text, is among the tokens.
       number: its place among the choices of a response.
       prompt: ids of the prompt.
       echo: the prompt's text, which precedes the answer; None: it is left out.
       unsent: leading ids of the prompt that the client did not send, such as BOS.
-      strip, stops: see `TextStream`.
+      tell_eos: whether the end token, which has no text, is among the tokens.
+      stops, strip: see `TextStream`.
     """
 
     def __init__(

@@ -31,13 +31,12 @@ BOOKKEEPING = (
 MAX_CHOICES, MAX_STOPS, MAX_STOP_LENGTH = 128, 16, 256
 """OpenAI takes 4 stops; tasks of harnesses, as HumanEval's, have more."""
 
-ROLES_OF_MESSAGES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
+ROLES_OF_MESSAGES = {name: name for name in ("system", "user", "assistant")}
+ROLES_OF_MESSAGES["developer"] = "system"
 """Roles of OpenAI's messages -> ours."""
+
+MOST_TOKENS = 2**31 - 1
+"""Of any limit; what the model has room for is checked with the prompt."""
 
 NO_TOOLS = "is not supported, for the model was not trained to call tools"
 TOOLS_NEUTRAL = {
@@ -47,25 +46,13 @@ TOOLS_NEUTRAL = {
     "tool_choice": "none",
     "tools": [],
 }
-CHAT_NEUTRAL = {
-    "audio": None,
-    "modalities": ["text"],
-    "moderation": None,
-    "prediction": None,
-    "reasoning_effort": None,
-    "store": False,
-    "verbosity": None,
-    "web_search_options": None,
-}
+CHAT_NEUTRAL = {"modalities": ["text"], "store": False} | dict.fromkeys(
+    ("audio", "moderation", "prediction", "reasoning_effort", "verbosity", "web_search_options")
+)
 COMPLETION_NEUTRAL = {"suffix": None, "store": False}
-MESSAGE_NEUTRAL = {
-    "annotations": [],
-    "audio": None,
-    "function_call": None,
-    "name": None,
-    "refusal": None,
-    "tool_calls": [],
-}
+MESSAGE_NEUTRAL = {"annotations": [], "tool_calls": []} | dict.fromkeys(
+    ("audio", "function_call", "name", "refusal")
+)
 """Fields of OpenAI's that are not supported, at the values at which they have no effect. Those of
 messages are in the answers of OpenAI's client, which are sent back with the next question."""
 
@@ -113,16 +100,14 @@ def chat_call(content: Mapping[str, Any], vocab_size: int) -> ChatCall:
     top = fields.number("top_logprobs", None, 0, MAX_LOGPROBS)
     if top is not None and not has_logprobs:
         raise fields.wrong("top_logprobs", "requires logprobs; set logprobs to true")
-    limits = [
-        fields.number(name, None, 1, 2**31 - 1) for name in ("max_completion_tokens", "max_tokens")
-    ]
-    if None not in limits and limits[0] != limits[1]:
+    newer = fields.number("max_completion_tokens", None, 1, MOST_TOKENS)
+    limit = fields.number("max_tokens", newer, 1, MOST_TOKENS)
+    if newer not in (None, limit):
         raise fields.wrong("max_tokens", "differs from max_completion_tokens; send one of them")
     is_json, schema = _response_format(fields)
     fields.unsupported(TOOLS_NEUTRAL, NO_TOOLS)
     fields.unsupported(CHAT_NEUTRAL)
-    found = next((limit for limit in limits if limit is not None), None)
-    options = _options(fields, vocab_size, found, (top or 0) if has_logprobs else None)
+    options = _options(fields, vocab_size, limit, (top or 0) if has_logprobs else None)
     fields.finish()
     return ChatCall(options, history, question, is_json, schema)
 
@@ -137,7 +122,7 @@ def completion_call(content: Mapping[str, Any], vocab_size: int) -> CompletionCa
     prompts = _prompts(fields, vocab_size)
     echo = fields.flag("echo")
     logprobs = fields.number("logprobs", None, 0, MAX_LOGPROBS)
-    limit = fields.number("max_tokens", 16, 0, 2**31 - 1)
+    limit = fields.number("max_tokens", 16, 0, MOST_TOKENS)
     if limit == 0 and not echo:
         raise fields.wrong("max_tokens", "is 0; it must be at least 1 without echo")
     fields.unsupported(COMPLETION_NEUTRAL)
@@ -230,20 +215,17 @@ def _stops(fields: Fields) -> tuple[str, ...]:
 def _prompts(fields: Fields, vocab_size: int) -> Sequence[str | Sequence[int]]:
     """One or several prompts, each a text or ids."""
     given = fields.required("prompt", "send a text, a list of token ids, or a list of either")
-    prompts: Any = [given] if isinstance(given, str) else given
-    if isinstance(prompts, list) and prompts and _is_id(prompts[0]):
-        prompts = [prompts]
+    is_one = isinstance(given, str) or (isinstance(given, list) and any(map(_is_id, given[:1])))
+    prompts: Any = [given] if is_one else given
     if not isinstance(prompts, list) or not prompts:
         raise fields.wrong("prompt", f"is {shown(given)}; send a text or a list of token ids")
-    for prompt in prompts:
-        if isinstance(prompt, str) and isinstance(prompts[0], str):
-            continue
-        of_ids = isinstance(prompt, list) and all(map(_is_id, prompt))
-        if isinstance(prompts[0], str) or not of_ids:
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return prompts
+    for ids in prompts:
+        if not isinstance(ids, list) or not all(map(_is_id, ids)):
             raise fields.wrong(
                 "prompt", "mixes texts, ids and others; send a text, token ids, or a list of either"
             )
-        ids: Any = prompt
         if wrong := [number for number in ids if not 0 <= number < vocab_size]:
             raise fields.wrong(
                 "prompt",
