@@ -111,9 +111,10 @@ def run(
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         if given := config_flag(argv):  # it may import its neighbours, as `configs.common`
-            sys.path.append(str(Path(given.partition(":")[0]).resolve().parent.parent))
-            if missing := no_config(given):
-                print(f"error: {missing}", file=sys.stderr)
+            path = given.partition(":")[0]
+            sys.path.append(str(Path(path).resolve().parent.parent))
+            if not Path(path).exists():
+                print(f"error: {paths.absence(path, 'file')}", file=sys.stderr)
                 sys.exit(2)
         if HELP_FLAGS & set(argv[1:]):  # before parsing, which requires the required flags
             sys.exit(guard(lambda argv: print_help(keys, argv), argv, debug=False))
@@ -183,16 +184,6 @@ def config_flag(argv: Sequence[str]) -> str:
     """
     found = re.search(r"\0--?config[=\0]([^\0]+)", "\0".join(argv))
     return found[1] if found else ""
-
-
-def no_config(given: str) -> str:
-    """What is wrong with a --config whose file does not exist; "" if it does."""
-    path, colon, argument = given.partition(":")
-    if Path(path).exists():
-        return ""
-    if (ours := exits.ROOT / path).exists():
-        return f"no such file here: {path}; the project has --config={ours}{colon}{argument}"
-    return paths.absence(path, "file")
 
 
 def load_config(given: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import PurePath
 
 from etils import epath
 
+from common import exits
 from common.sections import UsageError
 
 BUCKET = "gs://"
@@ -49,13 +50,15 @@ def require(path: str | PurePath) -> None:
 
 
 def absence(path: str | PurePath, of: str = "file or folder") -> str:
-    """That nothing is at `path`, and what may be meant: its neighbour, or something of the Hub.
+    """That nothing is at `path`, and what may be meant: of the project, a neighbour, or of the Hub.
 
     Args:
       of: what was looked for; a "file" is one of data, anything else a model.
     """
     name, place = os.fspath(path), epath.Path(path)
     text = f"no such {of}: {name}"
+    if not place.is_absolute() and (ours := exits.ROOT / name).exists():
+        return f"{text}; the project has {ours}"
     if not in_bucket(path) and os.access(place.parent, os.R_OK):
         near = difflib.get_close_matches(place.name, os.listdir(place.parent), n=1, cutoff=0.8)
         return f"{text}; did you mean {place.parent / near[0]}?" if near else text

@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     if args.small:
         config.update_from_flattened_dict(
             {
-                "judges": "published=evaluation/prompts/small.txt",
+                "judges": "published=small",
                 "reasks": 0,
                 "chat.max_tokens": 32,
                 "chat.temperature": 0.0,

@@ -50,7 +50,10 @@ def read_seeds(config: TasksConfig) -> list[Task]:
     for seed in seeds:
         for field in ("type", "topic", "view", "difficulty"):
             if not getattr(seed, field):
-                raise ValueError(f"{config.seeds}: seed {seed.id!r} has no {field}")
+                raise ValueError(
+                    f"{config.seeds}: seed {seed.id!r} has no {field}; seeds have instruction, "
+                    "input, type, topic, view and difficulty (1 to 5)"
+                )
     if len(seeds) < (needed := config.seeds_per_request + config.machine_tasks_per_request):
         raise ValueError(
             f"{config.seeds} contains {len(seeds)} seeds, but a request shows up to {needed}; "

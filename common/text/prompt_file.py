@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Self
 
+from common import paths
+
 _SECTION = re.compile(r"^\[(system|user)\][ \t]*$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -30,13 +32,15 @@ class Prompt:
         """The prompt `name` of `folder`, or any file whose name ends in .txt.
 
         Raises:
-          FileNotFoundError: there is no such prompt; the error lists those that exist.
+          FileNotFoundError: there is no such prompt or file; the error lists prompts that exist.
           ValueError: the file does not have the form above, or is not UTF-8.
         """
         path = Path(name) if name.endswith(".txt") else folder / f"{name}.txt"
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
+            if name.endswith(".txt"):
+                raise FileNotFoundError(paths.absence(name, "file")) from None
             texts = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
             known = ", ".join(sorted(stem for stem in texts if _SECTION.search(texts[stem])))
             raise FileNotFoundError(

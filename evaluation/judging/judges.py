@@ -66,7 +66,7 @@ class Judge:
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """A judge by its name in JUDGES, or NAME=FILE: with the prompt of another .txt file.
+        """A judge by its name in JUDGES, or NAME=FILE: with another prompt, a .txt file or ours.
 
         Its name is NAME, or with FILE the file's.
 
@@ -81,7 +81,8 @@ class Judge:
                 "with a custom prompt"
             )
         spec = JUDGES[name]
-        if not (file if equals else spec.prompt) or (equals and not file.endswith(".txt")):
+        other_form = equals and spec.prompt and not file.endswith(".txt")  # alpacare=medical
+        if other_form or not (file if equals else spec.prompt):
             raise UsageError(f"judge {source!r} lacks its prompt; write {name}=FILE.txt")
         prompt = Prompt.read(file or spec.prompt, JUDGE_PROMPTS)
         for text in JUDGED_TEXTS if spec.marked else ():

@@ -7,7 +7,6 @@ import os
 import pytest
 
 from common import cli
-from tests.conftest import REPOSITORY
 from tests.support import commands
 
 SCRIPT = """
@@ -148,15 +147,6 @@ def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, arguments, said):
     done = commands.run("evaluation.references", *given)
     assert done.returncode in (1, 2) and said in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
-def test_a_config_of_the_project_is_named_from_another_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    said = cli.no_config("configs/finetune.py:models/a")
-    assert said.endswith(f"--config={REPOSITORY}/configs/finetune.py:models/a")
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "finetune.py").touch()
-    assert cli.no_config("configs/finetune.py:models/a") == ""
 
 
 @pytest.mark.parametrize(

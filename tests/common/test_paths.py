@@ -146,6 +146,7 @@ def test_a_neighbour_is_named(tmp_path, monkeypatch):
     (tmp_path / "models" / "smollm2").mkdir(parents=True)
     assert paths.absence("models/smolm2").endswith("; did you mean models/smollm2?")
     assert paths.absence("model", "file").endswith("; did you mean models?")
+    assert paths.absence("configs/dpo.py").endswith(f"the project has {REPOSITORY}/configs/dpo.py")
     assert paths.absence("models/llama-7b") == "no such file or folder: models/llama-7b"
 
 

@@ -126,7 +126,7 @@ def test_published_prompts_are_asked_word_for_word(tmp_path):
         ("published", "write published=FILE.txt"),
         ("alpacare=", "write alpacare=FILE.txt"),
         ("alpacare=medical", "write alpacare=FILE.txt"),
-        ("alpacare=nowhere.txt", "no prompt 'nowhere.txt'"),
+        ("alpacare=nowhere.txt", "no such file: nowhere.txt"),
         ("alpacare={open}", "alone on a line between the lines '<<< {mark}'"),
         ("published={marked}", "'mark'"),
     ],
