@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import shutil
 import sys
 import threading
@@ -68,8 +69,15 @@ def aligned(rows: Sequence[Sequence[str]], numbers: slice) -> str:
 
 
 def log(text: str) -> None:
-    """Prints a permanent line on stderr; on a terminal in place of the status line."""
-    print((CLEAR_LINE if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
+    """Prints a permanent line on stderr; on a terminal in place of the status line.
+
+    A line that a full disk does not take is lost; the work goes on.
+    """
+    try:
+        print((CLEAR_LINE if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 class StatusLine:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from common import exits
 OPEN_PATHS = ("/", "/health")
 """Paths that need no key: the page, which asks for it, and what a load balancer looks at."""
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOCAL = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+"""The header Host of a request that is addressed to this machine by a local name."""
 
 BODY_SECONDS = 60.0
 """Until the body of a request must have arrived."""
@@ -103,8 +105,7 @@ class Gate:
     def _admit(self, path: str, headers: Headers) -> None:
         """Raises ApiError if a request lacks the key, or comes by way of another site."""
         if not self._digest:
-            host = headers.get("host", "").lower()
-            if host.rpartition(":")[0] not in LOCAL_NAMES and host not in LOCAL_NAMES:
+            if not LOCAL.fullmatch(headers.get("host", "").lower()):
                 raise ApiError(
                     403, "this server is for its own machine; address it as localhost or 127.0.0.1"
                 )

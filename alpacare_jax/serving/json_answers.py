@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 from alpacare_jax.serving.fields import cause, no_constant
 
-MAX_SCHEMA, CHECK_SECONDS = 65_536, 5.0
+MAX_SCHEMA, CHECK_SECONDS = 65_536, 2.0
 """Characters of a schema, and the processor's time to check it, or an answer."""
 
 COSTLY = frozenset({"pattern", "patternProperties", "$dynamicRef", "$schema"})

@@ -113,10 +113,11 @@ class ServedModel:
         if room < (1 if max_tokens is None else min(max_tokens, 1)):
             raise self._too_long(field, f"{len(prompt.ids):,}")
         if max_tokens is not None and max_tokens > room:
+            otherwise = ", or leave it out" if field == "messages" else ""  # else it is 16 again
             raise wrong_value(
                 "max_tokens",
                 f"is {max_tokens:,}, and the prompt has {len(prompt.ids):,} tokens: together more "
-                f"than the model's {self.max_length:,}; send at most {room:,}, or leave it out",
+                f"than the model's {self.max_length:,}; send at most {room:,}{otherwise}",
                 "context_length_exceeded",
             )
         return room if max_tokens is None else max_tokens

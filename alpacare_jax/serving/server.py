@@ -88,7 +88,7 @@ def listen(config: ServerConfig) -> socket.socket:
     Raises:
       OSError: the address cannot be used.
     """
-    try:
+    with _explained(config):
         family, kind, protocol, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
@@ -98,12 +98,18 @@ def listen(config: ServerConfig) -> socket.socket:
         limit = int(1000 * config.request_seconds)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit)
         listener.bind(address)
+    return listener
+
+
+@contextlib.contextmanager
+def _explained(config: ServerConfig) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
             f"cannot listen on {config.host}, port {config.port} ({error.strerror}); choose "
             "another --port or --host"
         ) from None
-    return listener
 
 
 def page(model: ServedModel, *, needs_key: bool) -> str:
@@ -272,6 +278,8 @@ async def serve(
         log(f"serving {model.name} on http://{host}:{port}; Ctrl-C stops it")
         started(server)
 
+    with _explained(config):
+        listener.listen()  # two that load at the same time can both have bound the address
     monitor = Monitor()
     thread = EngineThread(engine, engine.slots + config.max_queue, monitor.progress)
     monitor.watch(thread)

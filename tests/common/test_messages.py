@@ -1,5 +1,6 @@
 """Counts, times, suggestions, and the status line on a terminal and in a log."""
 
+import contextlib
 import doctest
 import io
 import threading
@@ -32,6 +33,14 @@ def test_a_terminal_shows_one_line_and_keeps_what_is_logged(monkeypatch):
     line.close()
     clear = messages.CLEAR_LINE
     assert stream.getvalue() == f"{clear}123456789{clear}permanent\n{clear}"
+
+
+def test_a_log_on_a_full_disk_ends_nothing(monkeypatch):
+    full = open("/dev/full", "w")  # noqa: SIM115 - closing it fails, too
+    monkeypatch.setattr("sys.stderr", full)
+    messages.log("a line")
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 def test_a_log_gets_a_line_every_thirty_seconds(monkeypatch):

@@ -174,6 +174,7 @@ WRONG_PROMPTS = {
     "a negative id": ({"prompt": [-1]}, "prompt", "token id -1"),
     "an id past the end": ({"prompt": [10**12]}, "prompt", "the vocabulary has 0 to"),
     "many ids": ({"prompt": [5] * 600}, "prompt", "600 tokens, which leaves no room"),
+    "no room for 16": ({"prompt": [5] * 500, "max_tokens": None}, "max_tokens", "send at most 12"),
     "many prompts": ({"prompt": ["a"] * 300}, None, "more than the server takes at once"),
     "no tokens": ({"max_tokens": 0}, "max_tokens", "at least 1 without echo"),
     "best of": ({"best_of": 2}, "best_of", "differs from n"),
@@ -345,6 +346,7 @@ def test_a_client_that_hangs_up_before_its_body_ends_leaves_nothing_behind(serve
 def test_a_foreign_host_is_refused_without_a_key(served):
     check(served.get("/v1/models", host="evil.example"), 403, "address it as localhost")
     check(served.get("/health", host="localhost.evil.example:80"), 403, "for its own machine")
+    check(served.get("/health", host="localhost:80@evil.example"), 403, "for its own machine")
     assert served.get("/health", host="localhost:1").status_code == 200
 
 

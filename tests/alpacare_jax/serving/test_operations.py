@@ -137,6 +137,15 @@ def test_a_signal_behind_the_last_answer_interrupts_nothing(source, engine, monk
     assert found == [0, 0]
 
 
+def test_of_two_that_load_at_the_same_time_one_gets_the_port(source, engine):
+    first, model = server.listen(settings()), ServedModel.of(source, "")
+    config = settings(port=first.getsockname()[1])
+    with first, server.listen(config) as second:
+        first.listen()
+        with pytest.raises(OSError, match="choose another --port"):
+            asyncio.run(server.serve(config, model, engine, second))
+
+
 class Held:
     """Lets the engine's thread wait in its next step until it is let go."""
 
