@@ -51,6 +51,7 @@ class Api:
     """The endpoints of a model.
 
     Args:
+      max_body: bytes of a request.
       seconds: until an answer must be complete.
       log_texts: whether prompts and answers are in the log.
     """
@@ -79,7 +80,7 @@ class Api:
     async def template(self, request: Request) -> Response:
         """POST /apply-template: the text that the model reads for `messages`."""
         body = await read_body(request, self._max_body)
-        prompt = (await asyncio.to_thread(self._chat, body, self._model.name))[1]
+        _, prompt = await asyncio.to_thread(self._chat, body, self._model.name)
         found = {"prompt": self._model.shown(prompt), "tokens": len(prompt.ids)}
         return Response(encode(found), media_type="application/json")
 

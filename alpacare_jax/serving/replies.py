@@ -13,8 +13,12 @@ from alpacare_jax.serving.choice import AnswerChoice, Delta, ScoredToken
 
 
 def encode(content: Any) -> bytes:
-    """JSON without spaces, as UTF-8; what a client sent may have half a surrogate pair."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    """JSON without spaces, as UTF-8; what a client sent may have half a surrogate pair.
+
+    Raises:
+      ValueError: a number is NaN, as of a model with damaged weights; JSON has none.
+    """
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -65,6 +65,7 @@ def test_a_stream_is_made_of_openais_events(served):
         "/v1/completions", {"model": served.name, "prompt": "a", "max_tokens": 2, "stream": True}
     )
     assert raw.headers["content-type"].startswith("text/event-stream")
+    assert raw.headers["x-accel-buffering"] == "no"
     assert raw.text.endswith("data: [DONE]\n\n")
 
 

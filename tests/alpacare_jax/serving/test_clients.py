@@ -42,7 +42,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def spacious(tiny, tmp_path_factory, quickly_compiled):
-    """A model with 4,096 positions and a chat template: prompts of a teacher are long."""
+    """A model with 8,192 positions and a chat template: prompts of a teacher are long."""
     folder = tmp_path_factory.mktemp("spacious") / "tiny-judge"
     make_model(folder, dataclasses.replace(tiny, max_position_embeddings=8192))
     (folder / "chat_template.jinja").write_text(TEMPLATE)

@@ -340,6 +340,20 @@ def test_projections_may_have_8_bits(served, source):
     assert 0 < np.abs(np.subtract(*found)).max() < 0.3
 
 
+def test_logprobs_that_are_no_numbers_are_an_error(served, engine):
+    """JSON has no NaN; a client's parser would fail at it, or read what the model never said."""
+    asked = {"model": served.name, "prompt": "a", "max_tokens": 1, "logprobs": 0}
+    sound = engine.params
+    engine.use(jax.tree.map(lambda leaf: leaf * jnp.nan, sound))
+    try:
+        answer = served.post("/v1/completions", asked)
+        streamed = served.post("/v1/completions", asked | {"stream": True})
+    finally:
+        engine.use(sound)
+    assert answer.status_code == 500 and "internal error" in answer.json()["error"]["message"]
+    assert "NaN" not in streamed.text and streamed.text.count("server_error") == 1
+
+
 def test_an_adapter_is_served_as_the_model_it_makes(model_directory, tiny, tmp_path):
     lora = LoraConfig(2, 8.0, False, 0.0, "q_proj,v_proj,down_proj", "float32")
     config, draw = lora.adapter(tiny), np.random.default_rng(0)
