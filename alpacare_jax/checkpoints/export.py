@@ -91,8 +91,14 @@ def merge(source: PurePath, adapter_folder: PurePath, target: Path, step: str) -
                     store.write(piece.weight, layer, factors.added(piece.weight, layer, array))
 
             layerwise.for_each(add, pieces, max(piece.nbytes for piece in pieces))
-        model = identity.of_model(source)
-        write_record(partial, command="convert merge", model=model, adapter=adapter.identity())
+        trained = model_folder.trained_template
+        write_record(
+            partial,
+            command="convert merge",
+            model=identity.of_model(source),
+            adapter=adapter.identity(),
+            template=trained(adapter_folder) or trained(source),
+        )
 
 
 def to_peft(source: PurePath, target: Path, step: str, base_name: str) -> None:
@@ -113,9 +119,13 @@ def to_peft(source: PurePath, target: Path, step: str, base_name: str) -> None:
     config = adapter.lora.adapter(model)
     with model_folder.new_directory(target, 4 * params.count(config)) as partial:
         adapters.write_peft(partial, adapter.lora, config, weights, base_name)
-        base = {"weights": adapter.base, "held_in": adapter.lora.base}
         write_record(
-            partial, public=True, command="convert to_peft", base=base, adapter=adapter.identity()
+            partial,
+            public=True,
+            command="convert to_peft",
+            base={"weights": adapter.base, "held_in": adapter.lora.base},
+            adapter=adapter.identity(),
+            template=model_folder.trained_template(source),
         )
 
 

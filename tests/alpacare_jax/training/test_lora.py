@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from alpacare_jax import generate, train
-from alpacare_jax.checkpoints import adapters, checkpoint, export
+from alpacare_jax.checkpoints import adapters, checkpoint, export, model_folder
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model import params
 from alpacare_jax.model.dropout import Dropout, token_keys
@@ -310,6 +311,19 @@ def test_merged_is_unmerged(corpus, workdir, tmp_path):
     answers = generated(corpus / "base", workdir, tmp_path, "unmerged.json")
     of_merged = generated(tmp_path / "merged", None, tmp_path, "merged.json")
     assert [a["output"] for a in of_merged] == [a["output"] for a in answers]
+
+
+def test_the_template_of_the_training_travels_with_an_adapter(corpus, workdir, tmp_path):
+    run = epath.Path(shutil.copytree(workdir, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["data"]["template"] = "medalpaca"
+    (run / "run.json").write_text(json.dumps(record))
+    export.to_peft(run, tmp_path / "peft", "best", "")
+    export.merge(epath.Path(corpus / "base"), tmp_path / "peft", tmp_path / "merged", "best")
+    export.to_hf(tmp_path / "merged", tmp_path / "hf", "best", "")
+    for folder in ("peft", "merged", "hf"):
+        assert model_folder.trained_template(tmp_path / folder) == "medalpaca"
+    assert "### Response" in (tmp_path / "hf" / "chat_template.jinja").read_text()
 
 
 def test_training_goes_on_from_a_merged_adapter(corpus, workdir, tmp_path, capsys):
