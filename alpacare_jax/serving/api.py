@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -49,6 +50,8 @@ class Work:
 
 class Api:
     """The endpoints of a model.
+
+    What takes long, as many log-probabilities do, is done in other threads: streams go on.
 
     Args:
       max_body: bytes of a request.
@@ -124,7 +127,7 @@ class Api:
             headers["x-accel-buffering"] = "no"  # else nginx holds events back
             return EventStream(self._events(work, deltas, details), headers=headers)
         found = await unless_disconnected(request, self._whole(work, deltas))
-        return Response(encode(found), headers=headers, media_type="application/json")
+        return Response(found, headers=headers, media_type="application/json")
 
     def _chat(self, body: bytes, name: str | None = None) -> tuple[ChatCall, EncodedPrompt]:
         """A chat and its prompt; `name` is the model's where the body has none."""
@@ -217,7 +220,8 @@ class Api:
                 if number not in left:
                     continue  # what the engine had under way when a stop string ended it
                 choice = work.choices[number]
-                delta = choice.feed(progress)
+                feed, is_long = partial(choice.feed, progress), bool(progress.prompt_logprobs)
+                delta = await asyncio.to_thread(feed) if is_long else feed()
                 texts[number] += delta.text
                 if delta.finish_reason:
                     left.remove(number)
@@ -241,14 +245,15 @@ class Api:
             code="timeout",
         )
 
-    async def _whole(self, work: Work, deltas: AsyncIterator[tuple[AnswerChoice, Delta]]) -> Any:
+    async def _whole(self, work: Work, deltas: AsyncIterator[tuple[AnswerChoice, Delta]]) -> bytes:
         texts: list[str] = [""] * len(work.choices)
         tokens: list[list[ScoredToken]] = [[] for _ in work.choices]
         async with contextlib.aclosing(deltas):  # pyright: ignore[reportArgumentType]
             async for choice, delta in deltas:
                 texts[choice.number] += delta.text
                 tokens[choice.number] += delta.tokens
-        return work.reply.whole(list(zip(work.choices, texts, tokens, strict=True)))
+        parts = list(zip(work.choices, texts, tokens, strict=True))
+        return await asyncio.to_thread(lambda: encode(work.reply.whole(parts)))
 
     async def _events(
         self,
@@ -261,7 +266,8 @@ class Api:
         try:
             async with contextlib.aclosing(deltas):  # pyright: ignore[reportArgumentType]
                 async for choice, delta in deltas:
-                    chunks = work.reply.chunk(choice, delta)
+                    chunk = partial(work.reply.chunk, choice, delta)
+                    chunks = await asyncio.to_thread(chunk) if delta.tokens else chunk()
                     if choice.number not in begun:
                         begun.add(choice.number)
                         chunks = [*work.reply.first(choice), *chunks]

@@ -25,6 +25,8 @@ from alpacare_jax.model import params
 from alpacare_jax.model.llama import Llama
 from alpacare_jax.model.lora import LoraConfig
 from alpacare_jax.serving import server
+from alpacare_jax.serving.choice import AnswerChoice
+from alpacare_jax.serving.replies import ResponseForm
 from alpacare_jax.serving.served_model import ServedModel
 from tests.conftest import LIMIT, WORDS
 from tests.support.served import Connected, ServerProcess, ServerThread, answer_on, settings
@@ -144,6 +146,27 @@ def test_of_two_that_load_at_the_same_time_one_gets_the_port(source, engine):
         first.listen()
         with pytest.raises(OSError, match="choose another --port"):
             asyncio.run(server.serve(config, model, engine, second))
+
+
+def test_streams_go_on_while_log_probabilities_are_written(served, monkeypatch):
+    """In other threads than the event loop's: those of a long prompt take seconds."""
+    names: set[str] = set()
+
+    def watched(kind: type, name: str) -> None:
+        whole = getattr(kind, name)
+
+        def watching(*arguments):
+            names.add(threading.current_thread().name)
+            return whole(*arguments)
+
+        monkeypatch.setattr(kind, name, watching)
+
+    watched(AnswerChoice, "_prompt_tokens")
+    watched(ResponseForm, "_completion_scores")
+    body = {"model": served.name, "prompt": "why", "echo": True, "logprobs": 2, "max_tokens": 2}
+    for stream in (False, True):
+        assert served.post("/v1/completions", body | {"stream": stream}).status_code == 200
+    assert names and all(name.startswith("asyncio_") for name in names)
 
 
 class Held:
