@@ -29,7 +29,7 @@ from alpacare_jax.releasing.programs import Trained
 from alpacare_jax.releasing.proof import AnswerAgreement
 from alpacare_jax.reporting import run_files
 from common import cli, paths, provenance
-from common.messages import log
+from common.messages import heartbeat, log
 from common.records import join_text, read_examples
 from common.sections import UsageError
 
@@ -202,13 +202,14 @@ def run(config: ReleaseConfig) -> None:
         ggufs, settings = build(config, trained, folder)
         agreements = {}
         arguments = (folder, ggufs, settings, questions, config.max_new_tokens)
-        for name, found in proof.prove(trained, *arguments):
-            agreements[name] = found
-            log(
-                f"{name}: {found.equal} of {found.answers} answers equal, {found.near_ties} near "
-                f"ties, {found.different} others; log-probabilities differ by at most "
-                f"{found.largest_error:.2g} over {found.tokens:,} tokens"
-            )
+        with heartbeat("proving that the folder answers as the model does"):
+            for name, found in proof.prove(trained, *arguments):
+                agreements[name] = found
+                log(
+                    f"{name}: {found.equal} of {found.answers} answers equal, {found.near_ties} "
+                    f"near ties, {found.different} others; log-probabilities differ by at most "
+                    f"{found.largest_error:.2g} over {found.tokens:,} tokens"
+                )
         write_card(config, folder, list(ggufs.values()), agreements)
         shutil.rmtree(partial / "merged", ignore_errors=True)
         for path in list(folder.iterdir()):
