@@ -310,7 +310,7 @@ def test_what_the_last_update_made_is_looked_at_too(corpus, tmp_path, capsys):
 
 
 COMMANDS = {
-    "no checkpoint": (1, {"model.checkpoint": "nowhere"}, [], "nowhere has no config.json"),
+    "no checkpoint": (1, {"model.checkpoint": "nowhere"}, [], "no such file or folder: nowhere"),
     "bad line": (1, {"data.path": "BAD"}, [], "bad.jsonl:2: field 'output' is missing"),
     "unknown flag": (2, {}, ["--wrokdir=x"], "Did you mean: workdir"),
     "no place": (2, {}, ["--workdir=s3://bucket/run"], "give a local folder or gs://BUCKET"),
