@@ -59,14 +59,18 @@ def placement(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
     return dict.fromkeys(("k", "v"), NamedSharding(mesh, spec))
 
 
-def copy_row(cache: Cache, source: jax.Array, target: jax.Array) -> Cache:
-    """The cache with one row overwritten by another."""
+def copy_row(cache: Cache, source: jax.Array, target: jax.Array, count: jax.Array) -> Cache:
+    """The cache with the first `count` positions of a row, in whole blocks, copied to another."""
+    L, _, K, _, H = cache["k"].shape
 
-    def copy(x: jax.Array) -> jax.Array:
-        row = jax.lax.dynamic_index_in_dim(x, source, axis=1)
-        return jax.lax.dynamic_update_index_in_dim(x, row, target, axis=1)
+    def copy(b: jax.Array, cache: Cache) -> Cache:
+        def block(x: jax.Array) -> jax.Array:
+            held = jax.lax.dynamic_slice(x, (0, source, 0, b * KEYS, 0), (L, 1, K, KEYS, H))
+            return jax.lax.dynamic_update_slice(x, held, (0, target, 0, b * KEYS, 0))
 
-    return {name: copy(x) for name, x in cache.items()}
+        return {name: block(x) for name, x in cache.items()}
+
+    return jax.lax.fori_loop(0, (count + KEYS - 1) // KEYS, copy, cache)
 
 
 def extend(
@@ -89,23 +93,20 @@ def extend(
     _, _, K, S, _ = cache["k"].shape
     T = new["k"].shape[1]
     starts_R = jnp.where(starts_R < 0, S - T, starts_R)
+    new = {name: x.swapaxes(1, 2).astype(cache[name].dtype) for name, x in new.items()}  # RKTH
+    if writing == "scatter":  # with all leading axes, or XLA would transpose the whole cache
+        rows, heads = rows_R[:, None, None], jnp.arange(K)[:, None]
+        at = (layer, rows, heads, starts_R[:, None, None] + jnp.arange(T))
+        return {name: cache[name].at[at].set(x) for name, x in new.items()}
 
-    def write(x: jax.Array, new_RKTH: jax.Array) -> jax.Array:
-        if writing == "scatter":  # with all leading axes, or XLA would transpose the whole cache
-            rows, heads = rows_R[:, None, None], jnp.arange(K)[:, None]
-            positions = starts_R[:, None, None] + jnp.arange(T)
-            return x.at[layer, rows, heads, positions].set(new_RKTH)
+    def write_row(r: int, cache: Cache) -> Cache:
+        at = (layer, rows_R[r], 0, starts_R[r], 0)
+        return {
+            name: jax.lax.dynamic_update_slice(x, new[name][r][None, None], at)
+            for name, x in cache.items()
+        }
 
-        def write_row(r: int, x: jax.Array) -> jax.Array:
-            at = (layer, rows_R[r], 0, starts_R[r], 0)
-            return jax.lax.dynamic_update_slice(x, new_RKTH[r][None, None], at)
-
-        return jax.lax.fori_loop(0, len(rows_R), write_row, x, unroll=writing == "rows")
-
-    return {
-        name: write(cache[name], values.swapaxes(1, 2).astype(cache[name].dtype))
-        for name, values in new.items()
-    }
+    return jax.lax.fori_loop(0, len(rows_R), write_row, cache, unroll=writing == "rows")
 
 
 def attend(

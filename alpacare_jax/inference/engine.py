@@ -1,7 +1,8 @@
 """Continuous batching: a fixed number of slots, each refilled as soon as its answer ends.
 
-Prompts are prefilled many at a time, in chunks between bursts of decode steps, so that running
-answers wait for one chunk at most; a prefix that a slot holds already is copied, not computed.
+Prompts are prefilled many at a time, in chunks. Answers under way decode a token with each chunk,
+which reads the weights for both (arXiv:2308.16369), and in bursts where no prompt waits. A prefix
+that a slot holds already is copied, not computed.
 
 No answer depends on its neighbours: rows never mix, and a sampled token depends on (seed, request,
 position) alone. Only rounding remains: with a different number of rows XLA may sum in a different
@@ -23,7 +24,7 @@ from alpacare_jax.inference import rows
 from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.programs import BURST, Programs
 from alpacare_jax.inference.requests import Answer, Progress, Request
-from alpacare_jax.inference.rows import PIECE, USUAL, Row, fit, logprobs_of
+from alpacare_jax.inference.rows import PIECE, USUAL, Piece, Row, fit, logprobs_of
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
@@ -80,12 +81,14 @@ class Engine:
             raise ValueError(f"burst must be at least 1 and at most {BURST}")
         programs = Programs(config, dtype, eos_ids, slots, max_length, mesh, rules)
         one_size = invariant or groups > 1
-        self._programs = Compiled(programs, slots, max_length, chunk, one_size, invariant)
+        self._programs = Compiled(
+            programs, slots, max_length, chunk, one_size, whole_chunks=invariant, apart=invariant
+        )
         self.chunk = self._programs.pieces[0] * PIECE
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Row] = {}  # slot -> row, in order of admission
-        self._decode_next = False  # without a further prefill
+        self._burst_next = False  # before a further chunk
         self.use(params)
 
     def use(self, params: Params) -> None:
@@ -123,23 +126,16 @@ class Engine:
         self._queue = collections.deque(r for r in self._queue if r.index != index)
         self._rows = {s: row for s, row in self._rows.items() if row.request.index != index}
 
-    def step(self, fill: bool = False) -> list[Progress]:
-        """Runs one chunk of prefill, if prompts wait, and one burst of decode steps.
+    def step(self) -> list[Progress]:
+        """Runs one program, and reports what it added to the answers.
 
-        First tokens are reported at once: the burst is then the next step's.
-
-        Args:
-          fill: fill all slots before the next burst. Answers wait for longer, but more are
-            generated at a time.
+        That is a chunk of the prompts that wait, with one decode step, or else a burst of them;
+        with `invariant` decode steps are apart from chunks, and bursts take turns with them.
         """
         self._admit()
-        found = [] if self._decode_next else self._prefill()
-        decoding = [row.decoding for row in self._rows.values()]
-        self._decode_next = bool(found) and any(decoding) and not fill
-        filling = not all(decoding) or (self._queue and len(self._rows) < self.slots)
-        if not (self._decode_next or (fill and filling)):
-            found += self._decode()
-        return found
+        pieces = [] if self._burst_next else self._next_pieces()
+        self._burst_next = self._invariant and bool(pieces)
+        return self._prefill(pieces) if pieces else self._decode()
 
     def run(
         self,
@@ -161,7 +157,7 @@ class Engine:
                 self.submit(request)
                 answers[request.index] = []
             while self.busy:
-                for progress in self.step(fill=True):
+                for progress in self.step():
                     ids, reason = answers[progress.index], progress.finish_reason
                     ids += progress.ids
                     if reason != "stop" and progress.ids and stop_early(ids):
@@ -174,8 +170,8 @@ class Engine:
                 self.cancel(index)
 
     def compile(self, say: Callable[[str], None]) -> None:
-        """Compiles every program for every number of rows; `say` hears of each."""
-        self._programs.compile_all(self.params, self._device_state(), say)
+        """Compiles every program and runs it once, before any request; `say` hears of each."""
+        self._state = self._programs.compile_all(self.params, self._device_state(), say)
 
     def trace(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         """Traces the prefill of a whole chunk, and BURST decode steps with all slots in use.
@@ -196,27 +192,36 @@ class Engine:
     def _update(self, name: str, *arguments: Any) -> None:
         self._state = self._programs(name, 0, self._device_state(), *arguments)
 
+    def _copy_row(self, source: int, target: int, count: int) -> None:
+        self._update("copy_row", *map(np.int32, (source, target, count)))
+
     def _device_state(self) -> Any:
         if self._state is None:
             self._state = self._programs.programs.empty()
         return self._state
 
-    def _prefill(self) -> list[Progress]:
-        """Prefills one chunk of the prompts that wait, in order of admission."""
-        pieces: list[tuple[int, int, Row]] = []  # (slot, start, row)
+    def _next_pieces(self) -> list[Piece]:
+        """The next chunk of the prompts that wait, in order of admission."""
+        pieces: list[Piece] = []
         most = self._programs.pieces[0]
         for slot, row in self._rows.items():
             if row.decoding or not (row.placed or self._place(slot, row)):
                 continue
             starts = range(row.prefilled, len(row.prompt), PIECE)
             pieces += [(slot, start, row) for start in starts[: most - len(pieces)]]
-        if not pieces:
-            return []
-        program, size = "prefill", fit(self._programs.pieces, len(pieces))
-        if any(row.request.prompt_logprobs for _, _, row in pieces):
-            program, size = "score", most
+        return pieces
+
+    def _prefill(self, pieces: Sequence[Piece]) -> list[Progress]:
+        """Prefills pieces of prompts, with a decode step of the answers under way."""
+        active = {} if self._invariant else self._decoding()
+        scores = any(row.request.prompt_logprobs for _, _, row in pieces)
+        size = max(self._programs.pieces) if scores else fit(self._programs.pieces, len(pieces))
         self._state, out = self._programs(
-            program, size, self.params, self._device_state(), rows.piece_arrays(pieces, size)
+            "score" if scores else "prefill",
+            size,
+            self.params,
+            self._device_state(),
+            *self._programs.chunk_arguments(pieces, size, active),
         )
         out, found = jax.device_get(out), []
         for i, (slot, start, row) in enumerate(pieces):
@@ -228,8 +233,10 @@ class Engine:
                 row.scored += logprobs_of(scored, count, row.request.logprobs or 0)
             if row.decoding:
                 first = {name: values[i : i + 1] for name, values in out["first"].items()}
-                ids = out["tokens"][i : i + 1].tolist() if row.limit else []
-                found.append(self._progress(slot, ids, first))
+                found.append(self._progress(slot, first, 1 if row.limit else 0))
+        for slot in active:
+            new = {name: values[slot : slot + 1] for name, values in out["next"].items()}
+            found.append(self._progress(slot, new, 1))
         return found
 
     def _place(self, slot: int, row: Row) -> bool:
@@ -248,7 +255,7 @@ class Engine:
             return False
         if held:
             if source != slot:
-                self._update("copy_row", np.int32(source), np.int32(slot))
+                self._copy_row(source, slot, held)
             row.prefilled = held
             self._held[slot] = row.prompt[:held]
         if row.sampling.adjusts:
@@ -257,10 +264,14 @@ class Engine:
         row.placed = True
         return True
 
+    def _decoding(self) -> dict[int, Row]:
+        """The answers that are past their prompt, by slot."""
+        return {slot: row for slot, row in self._rows.items() if row.decoding}
+
     def _decode(self) -> list[Progress]:
-        """Runs a burst of decode steps for the answers that are past their prompt."""
+        """Runs a burst of decode steps."""
         self._compact()
-        active = {slot: row for slot, row in self._rows.items() if row.decoding}
+        active = self._decoding()
         if not active:
             return []
         size = fit(self._programs.rows, max(active) + 1)
@@ -269,16 +280,16 @@ class Engine:
         self._state, out = self._programs(
             "decode", size, self.params, self._device_state(), *arguments
         )
-        out, found = jax.device_get(out), []
-        for slot in active:
-            count = out["count"][slot]
-            scores = {name: out[name][slot, :count] for name in ("logprob", "top_ids", "top")}
-            found.append(self._progress(slot, out["tokens"][slot, :count].tolist(), scores))
-        return found
+        out = jax.device_get(out)
+        counts = out.pop("count")
+        return [
+            self._progress(slot, {name: values[slot] for name, values in out.items()}, counts[slot])
+            for slot in active
+        ]
 
-    def _progress(self, slot: int, ids: list[int], scores: dict[str, np.ndarray]) -> Progress:
-        """Adds ids to a row, frees its slot at the end, and reports both."""
-        row = self._rows[slot]
+    def _progress(self, slot: int, new: dict[str, np.ndarray], count: int) -> Progress:
+        """Adds the first `count` new tokens to a row, frees its slot at the end; reports both."""
+        row, ids = self._rows[slot], new["tokens"][:count].tolist()
         row.ids += ids
         written = [] if self._invariant else row.ids[:-1]  # decoded keys are rounded otherwise
         self._held[slot] = np.concatenate([row.prompt, written]).astype(np.int64)
@@ -286,11 +297,11 @@ class Engine:
         reason = "stop" if stopped else "length" if len(row.ids) == row.limit else None
         if reason:
             del self._rows[slot]
-        new, eos = (ids[:-1], ids[-1]) if stopped else (ids, None)
+        added, eos = (ids[:-1], ids[-1]) if stopped else (ids, None)
         asked = row.request.logprobs
-        logprobs = [] if asked is None else logprobs_of(scores, len(ids), asked)
+        logprobs = [] if asked is None else logprobs_of(new, count, asked)
         prompt = row.scored if row.request.prompt_logprobs and len(row.ids) == len(ids) else None
-        return Progress(row.request.index, new, logprobs, prompt, reason, eos)
+        return Progress(row.request.index, added, logprobs, prompt, reason, eos)
 
     def _compact(self) -> None:
         """Moves rows to lower slots where fewer rows then decode; no request waits by then."""
@@ -300,6 +311,6 @@ class Engine:
         free = (slot for slot in range(size) if slot not in self._rows)
         for source in [slot for slot in self._rows if slot >= size]:
             target = next(free)
-            self._update("copy_row", np.int32(source), np.int32(target))
+            self._copy_row(source, target, len(self._held[source]))
             self._held[target] = self._held[source]
             self._rows = {target if s == source else s: row for s, row in self._rows.items()}

@@ -1,4 +1,4 @@
-"""The compiled programs of an engine: a chunk of prefill, a burst of decode steps.
+"""The compiled programs of an engine: a chunk of prefill with a decode step, a burst of such steps.
 
 The device keeps the cache and, of rows that adjust their logits, counts of tokens and biases:
 
@@ -9,7 +9,7 @@ Everything else is a few numbers a row, which the host sends with every call.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,9 @@ DECODE = "decode"
 """Name scope of the loop over decode steps in compiled programs; `plan` searches for it."""
 
 State = dict[str, jax.Array]
+
+Group = tuple[jax.Array, jax.Array, jax.Array | None]
+"""Tokens [R, T] that continue rows of the cache: with `starts_R` and `rows_R` of `cache.attend`."""
 
 
 class Programs:
@@ -76,10 +79,10 @@ class Programs:
             return jax.jit(function, donate_argnums=int(has_params), **placing)
 
         self.jitted = {
-            "prefill": jit(functools.partial(self._prefill, False), 1, True),
-            "score": jit(functools.partial(self._prefill, True), 1, True),
+            "prefill": jit(functools.partial(self._prefill, False), 2, True),
+            "score": jit(functools.partial(self._prefill, True), 2, True),
             "decode": jit(self._decode, 3, True),
-            "copy_row": jit(_copy_row, 2, False),
+            "copy_row": jit(_copy_row, 3, False),
             "set_row": jit(_set_row, 3, False),
         }
 
@@ -96,9 +99,11 @@ class Programs:
         }
 
     def _prefill(
-        self, scores: bool, params: Params, state: State, pieces: Rows
+        self, scores: bool, params: Params, state: State, pieces: Rows, rows: Rows | None
     ) -> tuple[State, dict[str, Any]]:
-        """Runs pieces of prompts; returns the first token after each.
+        """Runs pieces of prompts, and one decode step: both read the weights once.
+
+        Returns the first token after each piece, and the next of each row.
 
         Args:
           scores: return log-probabilities of all `targets`, too.
@@ -109,24 +114,26 @@ class Programs:
             slot [P]                     the row that is prefilled
             ends [P]                     whether the prompt ends here
             logprobs [P]                 whether they are asked for
+          rows: as of `_decode`; None: no decode step.
         """
         model = Llama(params, self.config, self.dtype)
-        hidden_PTD, state = self._extend(
-            model, state, pieces["tokens"], pieces["start"], pieces["slot"]
-        )
-        last = jnp.maximum(pieces["count"] - 1, 0)
-        logits_PV = model.logits(hidden_PTD[jnp.arange(len(last)), last])
-        following, slots = pieces["start"] + pieces["count"], pieces["slot"]
-        counts, bias = state["counts"][slots], state["bias"][slots]
-        tokens = sample(logits_PV, following, counts, bias, pieces)
-        state = _count(state, slots, tokens, pieces["ends"] & pieces["adjusts"])
-
-        first = _if_any(pieces["logprobs"], lambda: _scores(logits_PV, tokens))
-        out = {"tokens": tokens, "first": first}
+        groups = [(pieces["tokens"], pieces["start"], pieces["slot"])]
+        if rows is not None:
+            groups.append(_next(rows["tokens"], rows["positions"], rows["active"]))
+        hidden, state = self._extend(model, state, *groups)
+        P = len(pieces["tokens"])
+        last_PD = hidden[0][jnp.arange(P), jnp.maximum(pieces["count"] - 1, 0)]
+        logits = model.logits(jnp.concatenate([last_PD, *(h_RTD[:, 0] for h_RTD in hidden[1:])]))
+        following = pieces["start"] + pieces["count"]
+        state, first = _draw(state, logits[:P], pieces, pieces["slot"], following, pieces["ends"])
+        out = {"first": first}
+        if rows is not None:
+            following = rows["positions"] + 1
+            state, out["next"] = _draw(state, logits[P:], rows, None, following, rows["active"])
         if scores:
             out["scored"] = jax.lax.map(
                 lambda piece: _scores(model.logits(piece[0]), piece[1]),
-                (hidden_PTD, pieces["targets"]),
+                (hidden[0], pieces["targets"]),
             )
         return state, out
 
@@ -144,31 +151,28 @@ class Programs:
         """
         model = Llama(params, self.config, self.dtype)
         R = len(rows["tokens"])
-        own = jnp.arange(R)
 
         def step(carry):
             i, state, tokens, positions, active, out = carry
-            at = jnp.where(active, positions, -1)
-            hidden, state = self._extend(model, state, tokens[:, None], at, None)
-            logits = model.logits(hidden[:, 0])
-            token = sample(logits, positions + 1, state["counts"][:R], state["bias"][:R], rows)
-            state = _count(state, own, token, active & rows["adjusts"])
-            scores = _if_any(rows["logprobs"] & active, lambda: _scores(logits, token))
-            new = scores | {"tokens": token}
+            (hidden_RTD,), state = self._extend(model, state, _next(tokens, positions, active))
+            logits = model.logits(hidden_RTD[:, 0])
+            state, new = _draw(state, logits, rows, None, positions + 1, active)
             out = {
                 **{name: out[name].at[:, i].set(values) for name, values in new.items()},
                 "count": out["count"] + active,
             }
-            active &= ~jnp.isin(token, jnp.array(self.eos_ids, jnp.int32))
+            active &= ~jnp.isin(new["tokens"], jnp.array(self.eos_ids, jnp.int32))
             active &= out["count"] < rows["left"]
-            return i + 1, state, token, positions + 1, active, out
+            return i + 1, state, new["tokens"], positions + 1, active, out
 
         def unfinished(carry):
             i, active = carry[0], jnp.sum(carry[4])
             return (i < burst) & (active > 0) & ((i == 0) | (active >= full))
 
         shapes = jax.eval_shape(
-            lambda: {"tokens": rows["tokens"], **_scores(jnp.zeros((R, MAX_LOGPROBS)), own)}
+            lambda: (
+                _scores(jnp.zeros((R, MAX_LOGPROBS)), rows["tokens"]) | {"tokens": rows["tokens"]}
+            )
         )
         out = {name: jnp.zeros((R, BURST, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
         out["count"] = jnp.zeros(R, jnp.int32)
@@ -187,25 +191,68 @@ class Programs:
             messages.log(f"decoding attends by XLA's operations: the kernel of GPUs {fault}")
         return not fault
 
-    def _extend(self, model: Llama, state: State, tokens_RT, starts_R, rows_R):
-        """Hidden states [R, T, D] of tokens that continue rows; arguments as of `cache.attend`."""
-        written_R = jnp.arange(len(tokens_RT)) if rows_R is None else rows_R
+    def _extend(self, model: Llama, state: State, *groups: Group) -> tuple[list[jax.Array], State]:
+        """Hidden states [R, T, D] of each group, and the state with their keys and values."""
+        shapes = [tokens_RT.shape for tokens_RT, *_ in groups]
+        own = [jnp.arange(len(tokens)) if rows is None else rows for tokens, _, rows in groups]
 
-        def attend(layer, q, k, v, held):
-            held = cache.extend(held, layer, written_R, starts_R, self._writing, k=k, v=v)
+        def split(x_M: jax.Array) -> list[jax.Array]:
+            parts = jnp.split(x_M, np.cumsum([R * T for R, T in shapes])[:-1])
+            return [x.reshape(*RT, *x.shape[1:]) for x, RT in zip(parts, shapes, strict=True)]
+
+        def join(parts: Iterable[jax.Array]) -> jax.Array:
+            return jnp.concatenate([x_RT.reshape(-1, *x_RT.shape[2:]) for x_RT in parts])
+
+        def attend(layer, q_MNH, k_MKH, v_MKH, held):
+            each = list(zip(groups, own, *map(split, (q_MNH, k_MKH, v_MKH)), strict=True))
+            for (_, starts, _), rows, _, k, v in each:
+                held = cache.extend(held, layer, rows, starts, self._writing, k=k, v=v)
             if self._ragged:
-                return self._ragged(q, held["k"], held["v"], layer, written_R, starts_R), held
-            return cache.attend(q, held, layer, rows_R, starts_R, self._keys), held
+                k, v = held["k"], held["v"]
+                out = [self._ragged(q, k, v, layer, r, starts) for (_, starts, _), r, q, *_ in each]
+            else:
+                out = [
+                    cache.attend(q, held, layer, rows, starts, self._keys)
+                    for (_, starts, rows), _, q, *_ in each
+                ]
+            return join(out), held
 
         kept = {name: state[name] for name in ("k", "v")}
-        positions_RT = jnp.maximum(starts_R, 0)[:, None] + jnp.arange(tokens_RT.shape[1])
-        hidden_RTD, kept = model.extend(tokens_RT, positions_RT, kept, attend)
-        return hidden_RTD, state | kept
+        positions = [
+            jnp.maximum(starts, 0)[:, None] + jnp.arange(T)
+            for (_, starts, _), (_, T) in zip(groups, shapes, strict=True)
+        ]
+        tokens_M = join(tokens for tokens, *_ in groups)
+        hidden_MD, kept = model.extend(tokens_M, join(positions), kept, attend)
+        return split(hidden_MD), state | kept
 
 
-def _count(state: State, rows: jax.Array, tokens: jax.Array, counted: jax.Array) -> State:
-    """The state with a token of each row counted where `counted`."""
-    return state | {"counts": state["counts"].at[rows, tokens].add(counted)}
+def _next(tokens_R: jax.Array, positions_R: jax.Array, active_R: jax.Array) -> Group:
+    """The group of the first rows, one token each, where they are active."""
+    return tokens_R[:, None], jnp.where(active_R, positions_R, -1), None
+
+
+def _draw(
+    state: State,
+    logits_RV: jax.Array,
+    settings: Rows,
+    rows_R: jax.Array | None,
+    positions_R: jax.Array,
+    wanted_R: jax.Array,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state with the tokens drawn at these positions counted where they are wanted; the tokens,
+    and their scores where they are asked for.
+
+    Args:
+      rows_R: of the state; None: its first R.
+    """
+    R = len(logits_RV)
+    rows, at = (slice(R), jnp.arange(R)) if rows_R is None else (rows_R, rows_R)
+    tokens = sample(logits_RV, positions_R, state["counts"][rows], state["bias"][rows], settings)
+    counted = state["counts"].at[at, tokens].add(wanted_R & settings["adjusts"])
+    asked = settings["logprobs"] & wanted_R
+    scores = _if_any(asked, lambda: _scores(logits_RV, tokens))
+    return state | {"counts": counted}, scores | {"tokens": tokens}
 
 
 def _scores(logits: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:
@@ -222,11 +269,11 @@ def _if_any(wanted: jax.Array, compute):
     return jax.lax.cond(jnp.any(wanted), compute, lambda: zeros)
 
 
-def _copy_row(state: State, source: jax.Array, target: jax.Array) -> State:
-    """The state with one row of the cache, its counts and bias overwritten by another's."""
+def _copy_row(state: State, source: jax.Array, target: jax.Array, count: jax.Array) -> State:
+    """The state with one row's first keys and values, counts and bias overwritten by another's."""
     kept = {name: state[name] for name in ("k", "v")}
     copied = {name: state[name].at[target].set(state[name][source]) for name in ("counts", "bias")}
-    return state | cache.copy_row(kept, source, target) | copied
+    return state | cache.copy_row(kept, source, target, count) | copied
 
 
 def _set_row(state: State, slot: jax.Array, counts_V: jax.Array, bias_V: jax.Array) -> State:

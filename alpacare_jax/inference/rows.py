@@ -38,8 +38,15 @@ class Row:
         return self.prefilled == len(self.prompt)
 
 
-def piece_arrays(pieces: Sequence[tuple[int, int, Row]], size: int) -> Rows:
-    """The argument `pieces` of `Programs`: (slot, start, row) of each.
+Piece = tuple[int, int, Row]
+"""Slot, position of the first token, and row of a piece of a prompt."""
+
+BLANK = Row(Request(0, [0], 2), USUAL, np.zeros(1, np.int64), limit=2, prefilled=1, ids=[0])
+"""A row for a program that is run for nothing."""
+
+
+def piece_arrays(pieces: Sequence[Piece], size: int) -> Rows:
+    """The argument `pieces` of `Programs`.
 
     The first is repeated up to `size`, but ends its prompt once: the token after it is counted.
     """

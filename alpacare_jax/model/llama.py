@@ -36,7 +36,7 @@ Rope = tuple[jax.Array, jax.Array]
 """Cosines and sines of the rotation angles, float32 [B, T, 1, H/2] each."""
 
 AttendCached = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-"""(layer number, q_RTNH, k_RTKH, v_RTKH of new tokens, cache) -> o_RTNH, cache with them."""
+"""(layer number, q_MNH, k_MKH, v_MKH of new tokens, cache) -> o_MNH, cache with them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,10 +256,13 @@ class Llama(nnx.Module):
         return layer
 
     def extend(
-        self, tokens_RT: jax.Array, positions_RT: jax.Array, cache: Any, attend: AttendCached
+        self, tokens_M: jax.Array, positions_M: jax.Array, cache: Any, attend: AttendCached
     ) -> tuple[jax.Array, Any]:
-        """Continues rows whose earlier keys are in a cache: hidden states [R, T, D], the cache."""
-        rope = rope_angles(self.config, positions_RT)
+        """Continues rows whose earlier keys are in a cache: hidden states [M, D], the cache.
+
+        Which row a token belongs to is known to `attend` alone.
+        """
+        rope = rope_angles(self.config, positions_M[None])
 
         @jax.jit  # traced once for a list of layers
         def layer(carry, params, number):
@@ -267,14 +270,14 @@ class Llama(nnx.Module):
 
             def attend_cached(q, k, v):
                 nonlocal cache
-                out, cache = attend(number, q, k, v, cache)
-                return out
+                out_MNH, cache = attend(number, q[0], k[0], v[0], cache)
+                return out_MNH[None]
 
             # The cache is carried, not scanned over, so that XLA updates it in place.
             x_MD = Block(params, self.config)(x_MD, rope, attend_cached)
             return x_MD, cache
 
-        carry = self._embed(tokens_RT), cache
+        carry = self._embed(tokens_M), cache
         if isinstance(self.layers, list):
             for number, params in enumerate(self.layers):
                 carry = layer(carry, params, jnp.int32(number))
@@ -282,7 +285,7 @@ class Llama(nnx.Module):
             scanned = self.layers, jnp.arange(self.config.num_hidden_layers)
             carry, _ = jax.lax.scan(lambda carry, each: (layer(carry, *each), None), carry, scanned)
         x_MD, cache = carry
-        return self._final_norm(x_MD).reshape(*tokens_RT.shape, -1), cache
+        return self._final_norm(x_MD), cache
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         embedded_MD = self.embed_tokens[...][tokens.reshape(-1)].astype(self.dtype)

@@ -89,7 +89,7 @@ def ours(
         for index, prompt in enumerate(prompts):
             engine.submit(Request(index, prompt, max_new_tokens, logprobs=TOP))
         while engine.busy:
-            for progress in engine.step(fill=True):
+            for progress in engine.step():
                 end = [] if progress.eos_id is None else [progress.eos_id]
                 ids[progress.index] += [*progress.ids, *end]
                 top[progress.index] += [dict(scores.top) for scores in progress.logprobs]

@@ -205,17 +205,35 @@ def calls(monkeypatch) -> list[tuple]:
     return made
 
 
-def test_running_answers_wait_for_one_chunk_at_most(weights, calls):
+def test_running_answers_go_on_while_prompts_are_prefilled(weights, calls):
+    engine = make_engine(weights, slots=3, chunk=PIECE)
+    short, *long = [Request(i, [3 + i] * n, 40) for i, n in enumerate((4, 50, 50))]
+    alone = ids_of(finish(engine, [short])[0])
+    calls.clear()
+    engine.submit(short)
+    reported = engine.step()
+    for request in long:
+        engine.submit(request)
+    while 2 not in {p.index for p in reported}:
+        before = len(reported)
+        reported += engine.step()
+        assert [p.index for p in reported[before:]].count(short.index) == 1, "a token a chunk"
+    assert [name for name, *_ in calls] == ["prefill"] * 5, "two chunks for each of the two"
+    while engine.busy:
+        reported += engine.step()
+    assert ids_of([p for p in reported if p.index == short.index]) == alone
+
+
+def test_bursts_and_chunks_take_turns_where_they_are_apart(weights, calls):
     engine = make_engine(weights, slots=3, invariant=True, chunk=PIECE, burst=2)
     short, *long = [Request(i, [3 + i] * n, 40) for i, n in enumerate((4, 50, 50))]
     engine.submit(short)
-    assert [p.ids for p in engine.step()] and [name for name, *_ in calls] == ["prefill"]
+    assert [p.ids for p in engine.step()]
     for request in long:
         engine.submit(request)
     reported = []
     while 2 not in {p.index for p in reported}:
         reported += engine.step()
-    # Two chunks for each of the two; a burst after every one, but first tokens do not wait for it.
     assert [name for name, *_ in calls] == [*["prefill", "decode"] * 4, "prefill"]
     assert [p.index for p in reported].count(short.index) == 4, "every burst adds to it"
 
@@ -227,7 +245,7 @@ def test_a_prefix_that_a_slot_holds_is_not_computed_again(weights, calls):
     apart = {r.index: finish(make_engine(weights, slots=2), [r])[r.index] for r in requests}
     calls.clear()
     together = finish(engine, requests)
-    prefilled = [pieces["start"].tolist() for name, *_, pieces in calls if name == "prefill"]
+    prefilled = [pieces["start"].tolist() for name, *_, pieces, _ in calls if name == "prefill"]
     starts = [start for starts in prefilled for start in set(starts)]
     assert starts.count(0) == 1, "the second waits for the first, the third finds it"
     assert {i: ids_of(each) for i, each in together.items()} == {

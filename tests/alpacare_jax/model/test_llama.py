@@ -372,13 +372,15 @@ def extend(weights, tokens, starts, held, *, config, writing):
     rows = jnp.arange(len(tokens))
     positions = starts[:, None] + jnp.arange(tokens.shape[1])
 
-    def attend(layer, q, k, v, held):
+    def attend(layer, *qkv):
+        *qkv, held = qkv
+        q, k, v = (x.reshape(*tokens.shape, *x.shape[1:]) for x in qkv)
         held = cache.extend(held, layer, rows, starts, writing, k=k, v=v)
-        return cache.attend(q, held, layer, rows, starts, 32), held
+        return cache.attend(q, held, layer, rows, starts, 32).reshape(qkv[0].shape), held
 
     model = Llama(weights, config)
-    hidden, held = model.extend(tokens, positions, held, attend)
-    return model.logits(hidden), held
+    hidden, held = model.extend(tokens.reshape(-1), positions.reshape(-1), held, attend)
+    return model.logits(hidden).reshape(*tokens.shape, -1), held
 
 
 @pytest.mark.parametrize("shape", ["llama3_rope", "biases"])
