@@ -88,7 +88,7 @@ def attention_forms(interpret: bool) -> dict[str, Callable[..., Any]]:
         return jax.nn.dot_product_attention(q, k, v, **options)
 
     def blocks(q, held, layer, rows, starts):
-        return cache.attend(q, held, layer, None, starts, cache.KEYS)
+        return cache.attend(q, held, layer, None, starts, cache.access("gpu", False))
 
     forms = {
         f"ragged keys={keys} warps={warps} stages={stages}": ragged(keys, warps, stages)

@@ -6,6 +6,7 @@ A head's keys lie one after the other, as products read them. New keys are writt
 attends, so pieces of one prompt may be rows of one call.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
@@ -27,18 +28,33 @@ BLOCKS = "cache_blocks"
 """Name scope of the loop over blocks in compiled programs; `plan` searches for it."""
 
 Cache = dict[str, jax.Array]
-Writing = Literal["scatter", "rows", "loop"]
-"""How `extend` writes the rows of a layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How the rows of a layer are written and read.
+
+    Attributes:
+      keys: those of a block, which divide the cache's positions.
+      by: `index`, with one operation for all rows, which GPUs and rows on several devices need; or
+        `row`, with one for each, because a gather on TPUs makes XLA copy the whole cache into
+        another layout. `loop` writes rows in a loop, which CPUs run as fast and compile faster.
+    """
+
+    keys: int
+    by: Literal["index", "row", "loop"]
+
+
+def access(platform: str, spread: bool) -> Access:
+    """What suits devices of this platform, where rows are `spread` over several or are not."""
+    if platform == "cpu":
+        return Access(KEYS_ON_CPU, "index" if spread else "loop")
+    return Access(KEYS, "index" if spread or platform in ("gpu", "cuda") else "row")
 
 
 def capacity(length: int) -> int:
     """Positions of a cache for rows of this length: whole blocks."""
     return -(-length // KEYS) * KEYS
-
-
-def block_keys(platform: str) -> int:
-    """Keys of a block on devices of this platform."""
-    return KEYS_ON_CPU if platform == "cpu" else KEYS
 
 
 def empty(config: LlamaConfig, rows: int, length: int, dtype: DTypeLike) -> Cache:
@@ -78,23 +94,18 @@ def extend(
     layer: jax.Array,
     rows_R: jax.Array,
     starts_R: jax.Array,
-    writing: Writing,
+    access: Access,
     **new: jax.Array,
 ) -> Cache:
     """The cache with new `k` and `v` [R, T, K, H] of one layer, at `starts_R` in each row.
 
     A row of negative start is written at the end of the cache, which no request reaches.
-
-    Args:
-      writing: `scatter`, with one operation, which GPUs and rows on several devices need; `rows`,
-        an operation a row; or `loop`, the same in a loop, which CPUs run as fast and compile
-        several times faster.
     """
     _, _, K, S, _ = cache["k"].shape
     T = new["k"].shape[1]
     starts_R = jnp.where(starts_R < 0, S - T, starts_R)
     new = {name: x.swapaxes(1, 2).astype(cache[name].dtype) for name, x in new.items()}  # RKTH
-    if writing == "scatter":  # with all leading axes, or XLA would transpose the whole cache
+    if access.by == "index":  # with all leading axes, or XLA would transpose the whole cache
         rows, heads = rows_R[:, None, None], jnp.arange(K)[:, None]
         at = (layer, rows, heads, starts_R[:, None, None] + jnp.arange(T))
         return {name: cache[name].at[at].set(x) for name, x in new.items()}
@@ -106,7 +117,7 @@ def extend(
             for name, x in cache.items()
         }
 
-    return jax.lax.fori_loop(0, len(rows_R), write_row, cache, unroll=writing == "rows")
+    return jax.lax.fori_loop(0, len(rows_R), write_row, cache, unroll=access.by == "row")
 
 
 def attend(
@@ -115,7 +126,7 @@ def attend(
     layer: jax.Array,
     rows_R: jax.Array | None,
     starts_R: jax.Array,
-    keys: int,
+    access: Access,
 ) -> jax.Array:
     """softmax(q k / sqrt(H)) v over the keys up to each query's own position, [R, T, N, H].
 
@@ -125,25 +136,27 @@ def attend(
     Args:
       rows_R: the cache's row of each of q; None: its first R, which are read without a gather.
       starts_R: position of the first query of each row; negative: its result has no meaning.
-      keys: those of a block, which divide the cache's positions.
     """
     R, T, N, H = q_RTNH.shape
-    K = cache["k"].shape[2]
+    K, keys = cache["k"].shape[2], access.keys
     G = N // K
     q_RKQH = (q_RTNH * H**-0.5).reshape(R, T, K, G, H).transpose(0, 2, 3, 1, 4)
     q_RKQH = q_RKQH.reshape(R, K, G * T, H)
     positions_RT = jnp.where(starts_R[:, None] < 0, 0, starts_R[:, None] + jnp.arange(T))
     last_RQ = jnp.tile(positions_RT, G)
 
+    def of_row(x: jax.Array, row: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(x, (layer, row, 0, start, 0), (1, 1, K, keys, H))
+
     def block_of(x: jax.Array, start: jax.Array) -> jax.Array:
         if rows_R is None:
-            # As it is stored, or XLA for GPUs would transpose the whole cache for these products.
             block = jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, R, K, keys, H))
-            return with_layout_constraint(block, Layout(tuple(range(block.ndim))))[0]
-        take = jax.vmap(
-            lambda row: jax.lax.dynamic_slice(x, (layer, row, 0, start, 0), (1, 1, K, keys, H))
-        )
-        return take(rows_R)[:, 0, 0]
+        elif access.by == "index":
+            return jax.vmap(lambda row: of_row(x, row, start))(rows_R)[:, 0, 0]
+        else:
+            block = jnp.concatenate([of_row(x, row, start) for row in rows_R], axis=1)
+        # As it is stored, or XLA for GPUs would transpose the whole cache for these products.
+        return with_layout_constraint(block, Layout(tuple(range(block.ndim))))[0]
 
     def step(b: jax.Array, carry):
         most, total, out = carry

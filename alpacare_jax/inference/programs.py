@@ -66,10 +66,8 @@ class Programs:
         self.platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
         on_gpu = self.platform in ("gpu", "cuda")
         self._ragged = self._ragged if on_gpu and self._trusts_kernel() else None
-        self._keys = cache.block_keys(self.platform)
-        spread = mesh and sharding.batch_groups(mesh) > 1
-        alone = "loop" if self.platform == "cpu" else "rows"
-        self._writing: cache.Writing = "scatter" if on_gpu or spread else alone
+        spread = mesh is not None and sharding.batch_groups(mesh) > 1
+        self._access = cache.access(self.platform, spread)
         self.empty = jax.jit(functools.partial(self._empty, rows, length), out_shardings=placed)
 
         def jit(function: Callable, arguments: int, has_params: bool) -> Any:
@@ -206,13 +204,13 @@ class Programs:
         def attend(layer, q_MNH, k_MKH, v_MKH, held):
             each = list(zip(groups, own, *map(split, (q_MNH, k_MKH, v_MKH)), strict=True))
             for (_, starts, _), rows, _, k, v in each:
-                held = cache.extend(held, layer, rows, starts, self._writing, k=k, v=v)
+                held = cache.extend(held, layer, rows, starts, self._access, k=k, v=v)
             if self._ragged:
                 k, v = held["k"], held["v"]
                 out = [self._ragged(q, k, v, layer, r, starts) for (_, starts, _), r, q, *_ in each]
             else:
                 out = [
-                    cache.attend(q, held, layer, rows, starts, self._keys)
+                    cache.attend(q, held, layer, rows, starts, self._access)
                     for (_, starts, rows), _, q, *_ in each
                 ]
             return join(out), held

@@ -148,7 +148,8 @@ def _fault(
     shapes = (2, tokens, heads, head_dim), *[(1, 2, key_heads, 256, head_dim)] * 2
     q, k, v = (jax.random.normal(key, s, dtype) for key, s in zip(keys, shapes, strict=True))
     layer, rows, starts = jnp.int32(0), jnp.arange(2), jnp.array([70, 200])
-    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, cache.KEYS).astype(jnp.float32)
+    access = cache.access("gpu", spread=False)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, access).astype(jnp.float32)
     try:
         got = jax.jit(run)(q, k, v, layer, rows, starts).astype(jnp.float32)
     except Exception as error:  # noqa: BLE001 - whatever Triton and its compiler raise

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alpacare_jax.checkpoints.frozen import FrozenBase
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference.cache import BLOCKS, Cache, block_keys
+from alpacare_jax.inference.cache import BLOCKS, Cache, access
 from alpacare_jax.inference.engine import Engine
 from alpacare_jax.inference.programs import BURST, DECODE
 from alpacare_jax.inference.ragged_attention import KERNEL, KERNEL_KEYS
@@ -144,7 +144,7 @@ def make_plan(
             program,
             topology,
             mesh,
-            loop_trips(keys, block_keys(mesh.devices.flat[0].platform)),
+            loop_trips(keys, access(mesh.devices.flat[0].platform, spread=False).keys),
             num_sharing,
             steps,
             kernel_bytes(program.out_info[0], rows, keys, mesh),

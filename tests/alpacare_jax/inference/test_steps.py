@@ -328,6 +328,8 @@ def test_every_program_is_compiled_at_start(engine, monkeypatch):
 
 # The kernel of GPUs, emulated
 
+ACCESS = cache.Access(128, "index")
+
 
 @pytest.mark.parametrize(("T", "K", "G"), [(1, 2, 2), (8, 2, 1)])
 def test_ragged_attention_is_attention(T, K, G):
@@ -335,7 +337,7 @@ def test_ragged_attention_is_attention(T, K, G):
     k, v = (jnp.asarray(draw.normal(size=(L, B, K, S, H)), jnp.float32) for _ in "kv")
     q = jnp.asarray(draw.normal(size=(R, T, K * G, H)), jnp.float32)
     rows, starts, layer = jnp.array([3, 0, 4]), jnp.array([70, 0, 200]), jnp.int32(1)
-    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, cache.KEYS)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, ACCESS)
     past = np.arange(S) >= np.asarray(starts + T)[:, None]  # what must not be read
     spoilt = np.array(k)
     for row, hidden in zip(rows.tolist(), past, strict=True):
@@ -359,7 +361,7 @@ def test_ragged_attention_on_a_mesh_is_attention(T):
     assert spread["k"].sharding.shard_shape(k.shape) == (L, B // 2, K // 2, S, H)
     attend = jax.jit(ragged_attention.on_mesh(mesh, RULES["kv_heads"], interpret=True))
     got = attend(q, spread["k"], spread["v"], layer, rows, starts)
-    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, cache.KEYS)
+    want = cache.attend(q, {"k": k, "v": v}, layer, rows, starts, ACCESS)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

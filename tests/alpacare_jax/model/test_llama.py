@@ -366,8 +366,8 @@ def test_bfloat16_is_near_float32():
     assert model.hidden(tokens, *plain(tokens)).dtype == jnp.bfloat16
 
 
-@functools.partial(jit, static_argnames=("config", "writing"))
-def extend(weights, tokens, starts, held, *, config, writing):
+@functools.partial(jit, static_argnames=("config", "access"))
+def extend(weights, tokens, starts, held, *, config, access):
     """Logits of all tokens, and the cache with them; row = row of the cache."""
     rows = jnp.arange(len(tokens))
     positions = starts[:, None] + jnp.arange(tokens.shape[1])
@@ -375,8 +375,8 @@ def extend(weights, tokens, starts, held, *, config, writing):
     def attend(layer, *qkv):
         *qkv, held = qkv
         q, k, v = (x.reshape(*tokens.shape, *x.shape[1:]) for x in qkv)
-        held = cache.extend(held, layer, rows, starts, writing, k=k, v=v)
-        return cache.attend(q, held, layer, rows, starts, 32).reshape(qkv[0].shape), held
+        held = cache.extend(held, layer, rows, starts, access, k=k, v=v)
+        return cache.attend(q, held, layer, rows, starts, access).reshape(qkv[0].shape), held
 
     model = Llama(weights, config)
     hidden, held = model.extend(tokens.reshape(-1), positions.reshape(-1), held, attend)
@@ -384,8 +384,8 @@ def extend(weights, tokens, starts, held, *, config, writing):
 
 
 @pytest.mark.parametrize("shape", ["llama3_rope", "biases"])
-@pytest.mark.parametrize("writing", ["scatter", "rows", "loop"])
-def test_cached_decoding_equals_recomputation(shape, writing):
+@pytest.mark.parametrize("by", ["index", "row", "loop"])
+def test_cached_decoding_equals_recomputation(shape, by):
     config = make_config(shape)
     weights, tokens = random_weights(config), random_tokens(config, 3, 110)
     lengths, steps, rows = np.array([90, 3, 61]), 12, np.arange(3)
@@ -397,13 +397,15 @@ def test_cached_decoding_equals_recomputation(shape, writing):
     held = {name: jnp.full_like(x, 99.0) for name, x in empty.items()}  # must not be seen
     for start in (0, 48):  # in two pieces
         ids = tokens[:, start : start + 48]
-        logits, held = extend(weights, ids, np.full(3, start), held, config=config, writing=writing)
+        logits, held = extend(
+            weights, ids, np.full(3, start), held, config=config, access=cache.Access(32, by)
+        )
         error = np.abs(np.asarray(logits) - expected[:, start : start + 48])
         seen = np.arange(start, start + 48) < lengths[:, None]  # the rest is overwritten
         assert error[seen].max() <= TOLERANCE
     for at in (lengths + i for i in range(steps)):
         ids = tokens[rows, at][:, None]
-        logits, held = extend(weights, ids, at, held, config=config, writing=writing)
+        logits, held = extend(weights, ids, at, held, config=config, access=cache.Access(32, by))
         assert np.abs(logits[:, 0] - expected[rows, at]).max() <= TOLERANCE
         assert (np.argmax(logits[:, 0], -1) == expected[rows, at].argmax(-1)).all()
 
