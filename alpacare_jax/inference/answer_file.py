@@ -123,6 +123,7 @@ class PartialOutput:
         is_array = self.output.suffix == ".json"
         text = provenance.json_text(records) if is_array else "".join(map(jsonl.line, records))
         reasons = collections.Counter(record["finish_reason"] for record in records)
+        empty = sum(not record["output"] for record in records) - reasons[TOO_LONG]
         end = {
             "finish_reasons": reasons,
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -132,8 +133,8 @@ class PartialOutput:
         provenance.write_text(self.output, text)
         self.path.unlink()
         print(
-            f"{self.output}: {len(records)} answers, {reasons['length']} of them never stopped "
-            f"(truncated at the length limit), {reasons[TOO_LONG]} empty because the prompt is "
-            "too long",
+            f"{self.output}: {len(records):,} answers; {reasons['length']:,} of them were "
+            f"truncated at the length limit, {empty:,} are empty because the model ended them at "
+            f"once, {reasons[TOO_LONG]:,} because the prompt is too long",
             file=sys.stderr,
         )

@@ -26,7 +26,7 @@ class Sizes:
     least_rows: int  # of a decode step
 
 
-ON_CPU, ON_ACCELERATOR = Sizes(256, 2, 1), Sizes(512, 4, 16)
+ON_CPU, ON_ACCELERATOR = Sizes(256, 1, 1), Sizes(512, 4, 16)
 """An accelerator computes a few rows as fast as one."""
 
 CPU_OPTIONS = {"xla_backend_optimization_level": 1}

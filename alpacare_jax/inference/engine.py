@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import rows
+from alpacare_jax.inference import cache, rows
 from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.programs import BURST, Programs
 from alpacare_jax.inference.requests import Answer, Progress, Request
@@ -28,7 +28,6 @@ from alpacare_jax.inference.rows import PIECE, USUAL, Piece, Row, fit, logprobs_
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model.config import LlamaConfig
 from alpacare_jax.model.llama import Params
-from common.sections import UsageError
 
 
 class Engine:
@@ -107,18 +106,8 @@ class Engine:
         Raises:
           ValueError: its prompt leaves no room within `max_length`, or its ids are not the model's.
         """
-        n = len(request.prompt)
-        if n + (request.max_new_tokens > 0) > self.max_length:
-            raise UsageError(
-                f"prompt {request.index} is {n:,} tokens, which leaves no room within max_length "
-                f"{self.max_length:,}; raise it or shorten the prompt"
-            )
-        named = [*request.prompt, *(request.sampling or self.sampling).logit_bias]
-        if not 0 <= min(named) <= max(named) < self.config.vocab_size:
-            raise UsageError(
-                f"request {request.index} names a token id outside 0 to "
-                f"{self.config.vocab_size - 1:,}"
-            )
+        adjusted = (request.sampling or self.sampling).logit_bias
+        request.require_possible(self.max_length, self.config.vocab_size, adjusted)
         self._queue.append(request)
 
     def cancel(self, index: int) -> None:
@@ -174,7 +163,7 @@ class Engine:
         self._state = self._programs.compile_all(self.params, self._device_state(), say)
 
     def trace(self) -> tuple[jax.stages.Traced, jax.stages.Traced]:
-        """Traces the prefill of a whole chunk, and BURST decode steps with all slots in use.
+        """Traces the prefill of a whole chunk, alone, and a burst with all slots in use.
 
         Nothing is allocated: `params` may be abstract.
         """
@@ -201,15 +190,15 @@ class Engine:
         return self._state
 
     def _next_pieces(self) -> list[Piece]:
-        """The next chunk of the prompts that wait, in order of admission."""
+        """The next chunk of the prompts that wait, in order; it fills a program's size."""
         pieces: list[Piece] = []
-        most = self._programs.pieces[0]
+        sizes, last = self._programs.pieces, cache.capacity(self.max_length) - PIECE
         for slot, row in self._rows.items():
             if row.decoding or not (row.placed or self._place(slot, row)):
                 continue
             starts = range(row.prefilled, len(row.prompt), PIECE)
-            pieces += [(slot, start, row) for start in starts[: most - len(pieces)]]
-        return pieces
+            pieces += [(slot, min(start, last), row) for start in starts]
+        return pieces[: rows.fill(sizes, len(pieces))]
 
     def _prefill(self, pieces: Sequence[Piece]) -> list[Progress]:
         """Prefills pieces of prompts, with a decode step of the answers under way."""
@@ -228,30 +217,27 @@ class Engine:
             row.prefilled = min(start + PIECE, len(row.prompt))
             self._held[slot] = row.prompt[: row.prefilled]
             if row.request.prompt_logprobs:
-                scored = {name: values[i] for name, values in out["scored"].items()}
                 count = min(row.prefilled, len(row.prompt) - 1) - start
+                scored = rows.of_row(out["scored"], i)
                 row.scored += logprobs_of(scored, count, row.request.logprobs or 0)
             if row.decoding:
-                first = {name: values[i : i + 1] for name, values in out["first"].items()}
-                found.append(self._progress(slot, first, 1 if row.limit else 0))
-        for slot in active:
-            new = {name: values[slot : slot + 1] for name, values in out["next"].items()}
-            found.append(self._progress(slot, new, 1))
-        return found
+                found.append(self._progress(slot, rows.of_row(out["first"], i), min(1, row.limit)))
+        return found + [self._progress(slot, rows.of_row(out["next"], slot), 1) for slot in active]
 
     def _place(self, slot: int, row: Row) -> bool:
         """Prepares a slot for its row: copies what another slot holds of the prompt.
 
-        False if that is still being computed.
+        False if a piece more of that is still being computed.
         """
         held = computed = 0
         source = slot
         if not row.request.prompt_logprobs:  # which need the whole prompt
             before = itertools.takewhile(lambda other: other != slot, self._rows)
             pending = [self._rows[other] for other in before if not self._rows[other].decoding]
-            computed, _ = rows.longest_prefix(row, [other.prompt for other in pending])
-            held, source = rows.longest_prefix(row, self._held)
-        if computed > held:
+            unit = PIECE if self._invariant else 1  # else another rounding
+            computed, _ = rows.longest_prefix(row, [other.prompt for other in pending], unit)
+            held, source = rows.longest_prefix(row, self._held, unit)
+        if computed - held >= PIECE:
             return False
         if held:
             if source != slot:
@@ -282,15 +268,12 @@ class Engine:
         )
         out = jax.device_get(out)
         counts = out.pop("count")
-        return [
-            self._progress(slot, {name: values[slot] for name, values in out.items()}, counts[slot])
-            for slot in active
-        ]
+        return [self._progress(slot, rows.of_row(out, slot), counts[slot]) for slot in active]
 
     def _progress(self, slot: int, new: dict[str, np.ndarray], count: int) -> Progress:
         """Adds the first `count` new tokens to a row, frees its slot at the end; reports both."""
-        row, ids = self._rows[slot], new["tokens"][:count].tolist()
-        row.ids += ids
+        row = self._rows[slot]
+        ids = row.add(new, count)
         written = [] if self._invariant else row.ids[:-1]  # decoded keys are rounded otherwise
         self._held[slot] = np.concatenate([row.prompt, written]).astype(np.int64)
         stopped = bool(ids) and ids[-1] in self.eos_ids
@@ -311,6 +294,7 @@ class Engine:
         free = (slot for slot in range(size) if slot not in self._rows)
         for source in [slot for slot in self._rows if slot >= size]:
             target = next(free)
-            self._copy_row(source, target, len(self._held[source]))
+            row = self._rows[source]
+            self._copy_row(source, target, len(row.prompt) + len(row.ids))
             self._held[target] = self._held[source]
             self._rows = {target if s == source else s: row for s, row in self._rows.items()}

@@ -101,7 +101,7 @@ class Programs:
     ) -> tuple[State, dict[str, Any]]:
         """Runs pieces of prompts, and one decode step: both read the weights once.
 
-        Returns the first token after each piece, and the next of each row.
+        Returns [P, 1] the token after each piece, and [R, 1] the next of each row.
 
         Args:
           scores: return log-probabilities of all `targets`, too.
@@ -124,10 +124,11 @@ class Programs:
         logits = model.logits(jnp.concatenate([last_PD, *(h_RTD[:, 0] for h_RTD in hidden[1:])]))
         following = pieces["start"] + pieces["count"]
         state, first = _draw(state, logits[:P], pieces, pieces["slot"], following, pieces["ends"])
-        out = {"first": first}
+        out: dict[str, Any] = {"first": first}
         if rows is not None:
             following = rows["positions"] + 1
             state, out["next"] = _draw(state, logits[P:], rows, None, following, rows["active"])
+        out = jax.tree.map(lambda x: x[:, None], out)
         if scores:
             out["scored"] = jax.lax.map(
                 lambda piece: _scores(model.logits(piece[0]), piece[1]),
@@ -167,10 +168,9 @@ class Programs:
             i, active = carry[0], jnp.sum(carry[4])
             return (i < burst) & (active > 0) & ((i == 0) | (active >= full))
 
-        shapes = jax.eval_shape(
-            lambda: (
-                _scores(jnp.zeros((R, MAX_LOGPROBS)), rows["tokens"]) | {"tokens": rows["tokens"]}
-            )
+        _, shapes = jax.eval_shape(
+            lambda logits: _draw(state, logits, rows, None, rows["positions"], rows["active"]),
+            jax.ShapeDtypeStruct((R, self.config.vocab_size), jnp.float32),
         )
         out = {name: jnp.zeros((R, BURST, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
         out["count"] = jnp.zeros(R, jnp.int32)
@@ -239,7 +239,8 @@ def _draw(
     wanted_R: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
     """The state with the tokens drawn at these positions counted where they are wanted; the tokens,
-    and their scores where they are asked for.
+    whether the largest logits are finite, as they are not where any is NaN, and their scores where
+    they are asked for.
 
     Args:
       rows_R: of the state; None: its first R.
@@ -250,7 +251,8 @@ def _draw(
     counted = state["counts"].at[at, tokens].add(wanted_R & settings["adjusts"])
     asked = settings["logprobs"] & wanted_R
     scores = _if_any(asked, lambda: _scores(logits_RV, tokens))
-    return state | {"counts": counted}, scores | {"tokens": tokens}
+    finite = jnp.isfinite(jnp.max(logits_RV, axis=-1))
+    return state | {"counts": counted}, scores | {"tokens": tokens, "finite": finite}
 
 
 def _scores(logits: jax.Array, tokens: jax.Array) -> dict[str, jax.Array]:

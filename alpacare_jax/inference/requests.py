@@ -1,7 +1,7 @@
 """What an engine is asked and what it reports: requests, their progress, answers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from alpacare_jax.inference.sampling import Sampling
 from common.sections import UsageError
@@ -33,6 +33,23 @@ class Request:
             )
         if not 0 <= (self.logprobs or 0) <= MAX_LOGPROBS:
             raise UsageError(f"logprobs is {self.logprobs}; it must be from 0 to {MAX_LOGPROBS}")
+
+    def require_possible(self, max_length: int, vocabulary: int, adjusted: Iterable[int]) -> None:
+        """Raises UsageError if there is no room for an answer, or an id is not the model's.
+
+        Args:
+          adjusted: ids whose logits the request changes.
+        """
+        if len(self.prompt) + (self.max_new_tokens > 0) > max_length:
+            raise UsageError(
+                f"prompt {self.index} is {len(self.prompt):,} tokens, which leaves no room within "
+                f"max_length {max_length:,}; raise it or shorten the prompt"
+            )
+        named = [*self.prompt, *adjusted]
+        if not 0 <= min(named) <= max(named) < vocabulary:
+            raise UsageError(
+                f"request {self.index} names a token id outside 0 to {vocabulary - 1:,}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,10 @@ from alpacare_jax.inference.requests import Request, TokenLogprobs
 from alpacare_jax.inference.sampling import IN_PROMPT, Rows, Sampling, settings_of
 
 PIECE = 32
-"""Tokens of a prompt that are one row of a chunk; pieces begin at multiples of it."""
+"""Tokens of a prompt that are one row of a chunk."""
+
+LEAST_SHARED = 8
+"""Fewest tokens of another row that are copied: computing fewer takes no longer."""
 
 USUAL = Sampling()
 
@@ -36,6 +39,21 @@ class Row:
     def decoding(self) -> bool:
         """Whether its whole prompt is in the cache."""
         return self.prefilled == len(self.prompt)
+
+    def add(self, new: Mapping[str, np.ndarray], count: int) -> list[int]:
+        """Adds the first `count` of new tokens, and returns them.
+
+        Raises:
+          ValueError: their logits are not finite, so they mean nothing.
+        """
+        if not new["finite"][:count].all():
+            raise ValueError(
+                f"the logits of answer {self.request.index} are NaN or infinite: the weights are "
+                "damaged, or overflow in this dtype; convert them again, or compute in float32"
+            )
+        ids = new["tokens"][:count].tolist()
+        self.ids += ids
+        return ids
 
 
 Piece = tuple[int, int, Row]
@@ -98,6 +116,11 @@ def _blank(size: int, *names: str) -> Rows:
     return {name: np.zeros(size, np.int32) for name in names}
 
 
+def of_row(values: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+    """What a program returned of one row."""
+    return {name: each[row] for name, each in values.items()}
+
+
 def halves(most: int, least: int) -> list[int]:
     """`most`, its half and so on, down to `least`: what programs are compiled for."""
     sizes = [most]
@@ -111,19 +134,29 @@ def fit(sizes: Sequence[int], count: int) -> int:
     return min(size for size in sizes if size >= count)
 
 
-def longest_prefix(row: Row, held: Sequence[np.ndarray]) -> tuple[int, int]:
-    """(tokens in whole pieces, number) of the ids that begin with most of the row's prompt.
+def fill(sizes: Sequence[int], count: int) -> int:
+    """The largest of the sizes that so many fill, or the smallest of all."""
+    return max((size for size in sizes if size <= count), default=min(sizes))
 
-    The last token is never among them: the first new id follows from its computation.
+
+def longest_prefix(row: Row, held: Sequence[np.ndarray], unit: int) -> tuple[int, int]:
+    """(tokens, number) of the ids that begin with most of the row's prompt.
+
+    Fewer than LEAST_SHARED are none. The last token is never among them: the first new id follows
+    from its computation.
+
+    Args:
+      unit: the tokens are a multiple of it.
     """
 
     def common(ids: np.ndarray) -> int:
         n = min(len(row.prompt) - 1, len(ids))
         differ = np.flatnonzero(row.prompt[:n] != ids[:n])
-        return (int(differ[0]) if len(differ) else n) // PIECE * PIECE
+        return (int(differ[0]) if len(differ) else n) // unit * unit
 
     found = [(common(ids), i) for i, ids in enumerate(held)]
-    return max(found, key=lambda each: each[0], default=(0, 0))
+    count, number = max(found, key=lambda each: each[0], default=(0, 0))
+    return count if count >= LEAST_SHARED else 0, number
 
 
 def logprobs_of(scores: Mapping[str, np.ndarray], count: int, top: int) -> list[TokenLogprobs]:

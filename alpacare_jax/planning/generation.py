@@ -122,7 +122,8 @@ def make_plan(
 ) -> dict[str, Any]:
     """Compiles a chunk of prefill and a burst of decode steps; returns what answering needs.
 
-    A prefill is replicated over the axis `data`.
+    A prefill is replicated over the axis `data`. A decode step that a chunk takes along is counted
+    as one of its own, which is slower.
     """
     model_config = run_config.model.shape()
     mesh = sharding.make_mesh(run_config.sharding, topology.devices)

@@ -204,7 +204,7 @@ def test_the_output_holds_the_engines_answers_in_input_order(
     assert re.search(r"0/7 answers \| 0 tokens \| 0 tokens/s \| \d+s so far\n", said.err)
     assert "7/7 answers | " in said.err and "tokens/s | 0s left" in said.err
     truncated = reasons.count("length")
-    assert f"{output}: 7 answers, {truncated} of them never stopped (truncated at" in said.err
+    assert f"{output}: 7 answers; {truncated} of them were truncated at the length" in said.err
     counted = read(output.with_name("answers.json.run.json"))["finish_reasons"]
     assert counted == {"stop": 7 - truncated, "length": truncated}
 
@@ -740,7 +740,7 @@ def test_modes_of_the_command(model, records, tmp_path):
         paths = [f"--checkpoint={directory}", f"--input={records}", f"--output={tmp_path / name}"]
         done = command(*paths, "--generator=x", *arguments)
         assert done.returncode == 0, done.stderr
-        assert re.search(r"7 answers, \d+ of them never stopped", done.stderr)
+        assert re.search(r"7 answers; \d+ of them were truncated", done.stderr)
         return read(tmp_path / f"{name}.run.json")["config"]
 
     paper = settings("paper.json", "--mode=paper")

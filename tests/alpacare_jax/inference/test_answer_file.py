@@ -98,8 +98,10 @@ def test_finish_writes_input_order(tmp_path, suffix, capsys):
     partial = answer_file.PartialOutput(output, SETTINGS)
     for index in ORDER:
         partial.add(index, RECORDS[index])
-    records = [*RECORDS, {"output": "", "finish_reason": answer_file.TOO_LONG}]
-    partial.add(4, records[4])
+    ended = [{"output": "", "finish_reason": reason} for reason in (answer_file.TOO_LONG, "stop")]
+    records = [*RECORDS, *ended]
+    for index, record in enumerate(ended, start=4):
+        partial.add(index, record)
     partial.finish({"config": SETTINGS})
     text = output.read_text(encoding="utf-8")
     assert (
@@ -110,8 +112,8 @@ def test_finish_writes_input_order(tmp_path, suffix, capsys):
     assert json.loads(run_json.read_text())["sha256"] == provenance.sha256(output)
     assert provenance.is_finished(output, SETTINGS)
     assert capsys.readouterr().err == (
-        f"{output}: 5 answers, 2 of them never stopped (truncated at the length limit), 1 "
-        "empty because the prompt is too long\n"
+        f"{output}: 6 answers; 2 of them were truncated at the length limit, 1 are empty because "
+        "the model ended them at once, 1 because the prompt is too long\n"
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import scipy.special
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import cache, ragged_attention
+from alpacare_jax.inference import cache, ragged_attention, rows
 from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.requests import Progress, Request
 from alpacare_jax.inference.rows import PIECE
@@ -285,6 +285,15 @@ def test_an_invariant_engine_gives_the_same_bits_alone_and_among_others(weights)
     assert ids_of(alone) == ids_of(among) and bits[0] == bits[1] and bits[0]
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=3, top_p=0.9)])
+def test_weights_that_are_no_numbers_give_no_answers(engine, weights, sampling):
+    engine.use(weights | {"lm_head": weights["lm_head"].at[5].set(np.nan)})
+    with pytest.raises(ValueError, match="logits of answer 3 are NaN or infinite: the weights are"):
+        finish(engine, [Request(3, [4, 6], 2, sampling)])
+    engine.cancel(3)
+    engine.use(weights)
+
+
 @pytest.mark.parametrize("what", ["prompt", "bias"])
 def test_ids_must_be_the_models(engine, what):
     beyond = CONFIG.vocab_size
@@ -296,13 +305,20 @@ def test_ids_must_be_the_models(engine, what):
     assert not engine.busy
 
 
-def test_a_decode_step_copies_no_weights(weights):
+@pytest.mark.parametrize("program", ["prefill", "decode"])
+def test_programs_copy_neither_weights_nor_cache(weights, program):
     """What XLA for CPUs did once a step: slices out of the stack, transposes of o_proj."""
     apart = weights | {"layers": layers.unstack(jax.tree.map(jnp.copy, weights["layers"]))}
-    _, decode = make_engine(apart).trace()
+    programs = make_engine(apart)._programs
+    state = programs.programs.empty.eval_shape()
+    given = rows.burst_arrays({0: rows.BLANK}, 4), np.int32(1), np.int32(0)
+    if program == "prefill":
+        given = programs.chunk_arguments([], 2, {})
+        assert given[1] is not None, "with rows that decode"
+    compiled = programs.programs.jitted[program].lower(apart, state, *given).compile()
     made = re.findall(
-        r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast)[\w-]+\(",
-        decode.lower().compile().as_text(),
+        r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast)([\w-]+)\(",
+        compiled.as_text(),
     )
     assert made, "as XLA writes its programs"
     sizes, shapes = CONFIG.sizes, set()
@@ -310,7 +326,9 @@ def test_a_decode_step_copies_no_weights(weights):
         ends = [[sizes[axis] for axis in end] for end in axes]
         for shape in (itertools.chain(*ends), map(math.prod, ends)):  # as stored, and as a matrix
             shapes.add(",".join(map(str, shape)))
-    assert not shapes & set(made)
+    assert not shapes & {shape for shape, _ in made}
+    cached = ",".join(map(str, state["k"].shape))
+    assert ("copy", cached) not in made and ("transpose", cached) not in made
 
 
 def test_every_program_is_compiled_at_start(engine, monkeypatch):

@@ -196,4 +196,5 @@ def test_a_tpu_slice():
     # on the chip during a burst. Of the cache, what rows hold half-way: 512 of 768 positions.
     least = found["weight_bytes"] + cache * 512 / 768 - 2 * 2 * 32000 * 4096 / 16
     assert least < found["decode"]["hbm_traffic_bytes"] < 1.25 * least
+    assert found["prefill"]["temporary_bytes"] < cache / 20, "no copy of the cache"
     assert BURST > 1, "what a burst does once is shared by its steps"
