@@ -276,6 +276,23 @@ def test_a_long_answer_does_not_hold_up_the_others(cases):
     assert [*answers_of(engine, [long, *REQUESTS[2:5]], burst=1)][-1] == long.index
 
 
+@pytest.mark.parametrize("shared", [13, 57])
+def test_a_prefix_of_any_length_is_copied(cases, monkeypatch, shared):
+    """57 of 59 tokens: a piece that begins there would end behind the cache."""
+    engine, expected = cases(GREEDY, 2)
+    request, starts, call = REQUESTS[7], [], Compiled.__call__
+    other = [*request.prompt[:shared], (request.prompt[shared] + 1) % CONFIG.vocab_size]
+    answers_of(engine, [Request(99, other, 1)])
+
+    def record(self, name, size, *arguments):
+        starts.extend(arguments[2]["start"].tolist() if name == "prefill" else [])
+        return call(self, name, size, *arguments)
+
+    monkeypatch.setattr(Compiled, "__call__", record)
+    assert answers_of(engine, [request]) == {request.index: expected[request.index]}
+    assert min(starts) == min(shared, 56)
+
+
 RULES = common.sharding().rules.to_dict()
 
 
