@@ -178,6 +178,11 @@ class Engine:
             limit = min(request.max_new_tokens, self.max_length - len(prompt))
             self._rows[slot] = Row(request, request.sampling or self.sampling, prompt, limit)
 
+    def _run(self, name: str, size: int, *arguments: Any) -> dict[str, Any]:
+        """What a program of the model returns, besides the state."""
+        self._state, out = self._programs(name, size, self.params, self._device_state(), *arguments)
+        return jax.device_get(out)
+
     def _update(self, name: str, *arguments: Any) -> None:
         self._state = self._programs(name, 0, self._device_state(), *arguments)
 
@@ -190,7 +195,7 @@ class Engine:
         return self._state
 
     def _next_pieces(self) -> list[Piece]:
-        """The next chunk of the prompts that wait, in order; it fills a program's size."""
+        """The next chunk of the prompts that wait, in order; if it can, it fills a program."""
         pieces: list[Piece] = []
         sizes, last = self._programs.pieces, cache.capacity(self.max_length) - PIECE
         for slot, row in self._rows.items():
@@ -198,21 +203,17 @@ class Engine:
                 continue
             starts = range(row.prefilled, len(row.prompt), PIECE)
             pieces += [(slot, min(start, last), row) for start in starts]
-        return pieces[: rows.fill(sizes, len(pieces))]
+        if not any(row.request.prompt_logprobs for _, _, row in pieces[: sizes[0]]):
+            return pieces[: rows.fill(sizes, len(pieces))]
+        return pieces[: sizes[0]]  # the only size of `score`
 
     def _prefill(self, pieces: Sequence[Piece]) -> list[Progress]:
         """Prefills pieces of prompts, with a decode step of the answers under way."""
         active = {} if self._invariant else self._decoding()
         scores = any(row.request.prompt_logprobs for _, _, row in pieces)
-        size = max(self._programs.pieces) if scores else fit(self._programs.pieces, len(pieces))
-        self._state, out = self._programs(
-            "score" if scores else "prefill",
-            size,
-            self.params,
-            self._device_state(),
-            *self._programs.chunk_arguments(pieces, size, active),
-        )
-        out, found = jax.device_get(out), []
+        size = self._programs.pieces[0] if scores else fit(self._programs.pieces, len(pieces))
+        arguments = self._programs.chunk_arguments(pieces, size, active)
+        out, found = self._run("score" if scores else "prefill", size, *arguments), []
         for i, (slot, start, row) in enumerate(pieces):
             row.prefilled = min(start + PIECE, len(row.prompt))
             self._held[slot] = row.prompt[: row.prefilled]
@@ -262,11 +263,8 @@ class Engine:
             return []
         size = fit(self._programs.rows, max(active) + 1)
         full = np.int32(len(active) if self._queue else 0)
-        arguments = rows.burst_arrays(active, size), np.int32(self.burst), full
-        self._state, out = self._programs(
-            "decode", size, self.params, self._device_state(), *arguments
-        )
-        out = jax.device_get(out)
+        burst = rows.burst_arrays(active, size), np.int32(self.burst), full
+        out = self._run("decode", size, *burst)
         counts = out.pop("count")
         return [self._progress(slot, rows.of_row(out, slot), counts[slot]) for slot in active]
 

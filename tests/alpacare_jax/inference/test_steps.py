@@ -14,7 +14,7 @@ import pytest
 import scipy.special
 
 from alpacare_jax.distributed import sharding
-from alpacare_jax.inference import cache, ragged_attention, rows
+from alpacare_jax.inference import cache, compiled, ragged_attention, rows
 from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.requests import Progress, Request
 from alpacare_jax.inference.rows import PIECE
@@ -224,6 +224,19 @@ def test_running_answers_go_on_while_prompts_are_prefilled(weights, calls):
     assert ids_of([p for p in reported if p.index == short.index]) == alone
 
 
+def test_chunks_fill_their_programs(weights, calls, monkeypatch):
+    """Programs for 6, 3, 2 and 1 pieces; the one that scores is for 6."""
+    monkeypatch.setattr(compiled, "ON_CPU", compiled.Sizes(256, 1, 3))
+    engine = make_engine(weights, slots=3)
+    prompts = [[3 + i] * 50 for i in range(2)]
+    finish(engine, [Request(i, prompt, 1) for i, prompt in enumerate(prompts)])
+    assert [(name, size) for name, size, *_ in calls] == [("prefill", 3), ("prefill", 1)]
+    calls.clear()
+    scored = [Request(i, prompt, 0, prompt_logprobs=True) for i, prompt in enumerate(prompts)]
+    finish(engine, scored)
+    assert [(name, size) for name, size, *_ in calls] == [("score", 6)]
+
+
 def test_bursts_and_chunks_take_turns_where_they_are_apart(weights, calls):
     engine = make_engine(weights, slots=3, invariant=True, chunk=PIECE, burst=2)
     short, *long = [Request(i, [3 + i] * n, 40) for i, n in enumerate((4, 50, 50))]
@@ -315,10 +328,9 @@ def test_programs_copy_neither_weights_nor_cache(weights, program):
     if program == "prefill":
         given = programs.chunk_arguments([], 2, {})
         assert given[1] is not None, "with rows that decode"
-    compiled = programs.programs.jitted[program].lower(apart, state, *given).compile()
+    text = programs.programs.jitted[program].lower(apart, state, *given).compile().as_text()
     made = re.findall(
-        r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast)([\w-]+)\(",
-        compiled.as_text(),
+        r"= \w+\[([\d,]+)\]\S* (?!parameter|get-tuple-element|bitcast)([\w-]+)\(", text
     )
     assert made, "as XLA writes its programs"
     sizes, shapes = CONFIG.sizes, set()
