@@ -6,9 +6,9 @@
 a time, each with its own number of new tokens, 10 to 160, drawn once: an answer ends there on both
 sides, and EOS is ignored. Ours is `inference.engine.Engine`, which refills a slot as its answer
 ends. The peer is transformers' generate, left-padded, where a batch runs until its longest answer
-is done. Beside it run our engine with one slot, on the first 4 prompts, and with `invariant`, which
-computes all slots in every step. `first token`: how long a request waits while 15 answers are
-generated, and how long they wait for a prompt of many chunks.
+is done. Beside it run our engine with one slot, and with `invariant`, which computes all slots in
+every step. `first token`: how long a request waits while 15 answers are generated, and how long
+they wait for a prompt of many chunks.
 
 Targets: at least 1.5 x the tokens a second alone; in batches 2.5 x generate's and 4 x those of one
 slot. The first token is there after the burst of decode steps under way and one chunk of prefill.
@@ -42,9 +42,6 @@ CASES = {
 
 FIRST_TOKEN = "first token"
 """The case that measures waits, of ours only."""
-
-ALONE = 4
-"""Prompts that the engine with one slot answers: its speed is the same for all."""
 
 MARGIN = 1.15
 """What a measured wait may be of a burst and a chunk."""
@@ -102,9 +99,8 @@ def ours(folder: Path, slots: int = SLOTS, invariant: bool = False) -> Answerer:
 
     def answer(prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
         engine.use(engine.params)  # or prompts of the last round would not be computed again
-        most = ALONE if slots == 1 else len(prompts)
-        pairs = enumerate(zip(prompts[:most], limits, strict=False))
-        answers = engine.run([Request(i, prompt, limit) for i, (prompt, limit) in pairs])
+        pairs = enumerate(zip(prompts, limits, strict=True))
+        answers = engine.run([Request(i, *pair) for i, pair in pairs])
         return [answer.ids for answer in sorted(answers, key=lambda answer: answer.index)]
 
     return answer
@@ -218,7 +214,7 @@ def same_start(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def report_agreement(ours: race.Contender, other: race.Contender) -> None:
-    pairs = list(zip(ours.results[-1]["answers"], other.results[-1]["answers"], strict=False))
+    pairs = list(zip(ours.results[-1]["answers"], other.results[-1]["answers"], strict=True))
     whole = sum(a == b for a, b in pairs)
     share = sum(same_start(a, b) for a, b in pairs) / sum(len(a) for a, _ in pairs)
     print(
