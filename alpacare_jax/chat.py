@@ -88,6 +88,7 @@ class Conversation:
         with stopped.watch():
             while self.engine.busy and not (stream.stopped or stopped.now):
                 for progress in self.engine.step():
+                    progress.require_finite()
                     yield stream.feed(progress.ids)
         self.engine.cancel(self.asked)
         yield stream.close()

@@ -23,7 +23,7 @@ from alpacare_jax.distributed import sharding
 from alpacare_jax.inference import cache, rows
 from alpacare_jax.inference.compiled import Compiled
 from alpacare_jax.inference.programs import BURST, Programs
-from alpacare_jax.inference.requests import Answer, Progress, Request
+from alpacare_jax.inference.requests import NOT_FINITE, Answer, Progress, Request
 from alpacare_jax.inference.rows import PIECE, USUAL, Piece, Row, fit, logprobs_of
 from alpacare_jax.inference.sampling import Sampling
 from alpacare_jax.model.config import LlamaConfig
@@ -138,7 +138,7 @@ class Engine:
             them; True ends the answer, with finish_reason `stop`.
 
         Raises:
-          ValueError: as of `submit`, before anything is answered.
+          ValueError: as of `submit`, before anything is answered; or logits are not finite.
         """
         answers: dict[int, list[int]] = {}
         try:
@@ -147,6 +147,7 @@ class Engine:
                 answers[request.index] = []
             while self.busy:
                 for progress in self.step():
+                    progress.require_finite()
                     ids, reason = answers[progress.index], progress.finish_reason
                     ids += progress.ids
                     if reason != "stop" and progress.ids and stop_early(ids):
@@ -203,9 +204,8 @@ class Engine:
                 continue
             starts = range(row.prefilled, len(row.prompt), PIECE)
             pieces += [(slot, min(start, last), row) for start in starts]
-        if not any(row.request.prompt_logprobs for _, _, row in pieces[: sizes[0]]):
-            return pieces[: rows.fill(sizes, len(pieces))]
-        return pieces[: sizes[0]]  # the only size of `score`
+        scores = any(row.request.prompt_logprobs for _, _, row in pieces[: sizes[0]])
+        return pieces[: sizes[0] if scores else rows.fill(sizes, len(pieces))]
 
     def _prefill(self, pieces: Sequence[Piece]) -> list[Progress]:
         """Prefills pieces of prompts, with a decode step of the answers under way."""
@@ -263,15 +263,17 @@ class Engine:
             return []
         size = fit(self._programs.rows, max(active) + 1)
         full = np.int32(len(active) if self._queue else 0)
-        burst = rows.burst_arrays(active, size), np.int32(self.burst), full
-        out = self._run("decode", size, *burst)
+        out = self._run("decode", size, rows.burst_arrays(active, size), np.int32(self.burst), full)
         counts = out.pop("count")
         return [self._progress(slot, rows.of_row(out, slot), counts[slot]) for slot in active]
 
     def _progress(self, slot: int, new: dict[str, np.ndarray], count: int) -> Progress:
         """Adds the first `count` new tokens to a row, frees its slot at the end; reports both."""
-        row = self._rows[slot]
-        ids = row.add(new, count)
+        row, ids = self._rows[slot], new["tokens"][:count].tolist()
+        if not new["finite"][:count].all():
+            del self._rows[slot]
+            return Progress(row.request.index, [], [], None, NOT_FINITE)
+        row.ids += ids
         written = [] if self._invariant else row.ids[:-1]  # decoded keys are rounded otherwise
         self._held[slot] = np.concatenate([row.prompt, written]).astype(np.int64)
         stopped = bool(ids) and ids[-1] in self.eos_ids

@@ -10,6 +10,15 @@ MAX_LOGPROBS = 20
 """Most alternatives to a token whose log-probabilities a request may ask for."""
 
 
+NOT_FINITE = "not_finite"
+"""The finish reason of an answer whose logits are NaN or infinite."""
+
+NOT_FINITE_MESSAGE = (
+    "the model's logits are NaN or infinite: its weights are damaged, or overflow in this dtype; "
+    "convert them again, or compute in float32"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt to answer.
@@ -71,8 +80,13 @@ class Progress:
     ids: list[int]
     logprobs: list[TokenLogprobs]  # one for each id and for EOS, where asked for
     prompt_logprobs: list[TokenLogprobs | None] | None  # once; the first token has None
-    finish_reason: str | None  # `stop` (EOS) or `length`
+    finish_reason: str | None  # `stop` (EOS), `length` or NOT_FINITE
     eos_id: int | None = None  # the token that ended it, which is not among the ids
+
+    def require_finite(self) -> None:
+        """Raises ValueError if the answer ended because its logits mean nothing."""
+        if self.finish_reason == NOT_FINITE:
+            raise ValueError(f"answer {self.index}: {NOT_FINITE_MESSAGE}")
 
 
 @dataclasses.dataclass(frozen=True)

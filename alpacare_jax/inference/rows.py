@@ -40,21 +40,6 @@ class Row:
         """Whether its whole prompt is in the cache."""
         return self.prefilled == len(self.prompt)
 
-    def add(self, new: Mapping[str, np.ndarray], count: int) -> list[int]:
-        """Adds the first `count` of new tokens, and returns them.
-
-        Raises:
-          ValueError: their logits are not finite, so they mean nothing.
-        """
-        if not new["finite"][:count].all():
-            raise ValueError(
-                f"the logits of answer {self.request.index} are NaN or infinite: the weights are "
-                "damaged, or overflow in this dtype; convert them again, or compute in float32"
-            )
-        ids = new["tokens"][:count].tolist()
-        self.ids += ids
-        return ids
-
 
 Piece = tuple[int, int, Row]
 """Slot, position of the first token, and row of a piece of a prompt."""

@@ -90,6 +90,7 @@ def ours(
             engine.submit(Request(index, prompt, max_new_tokens, logprobs=TOP))
         while engine.busy:
             for progress in engine.step():
+                progress.require_finite()
                 end = [] if progress.eos_id is None else [progress.eos_id]
                 ids[progress.index] += [*progress.ids, *end]
                 top[progress.index] += [dict(scores.top) for scores in progress.logprobs]

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from alpacare_jax.inference.requests import NOT_FINITE, NOT_FINITE_MESSAGE
 from alpacare_jax.inference.requests import Request as EngineRequest
 from alpacare_jax.serving import fields, json_answers, protocol
 from alpacare_jax.serving.choice import AnswerChoice, Delta, ScoredToken
@@ -219,6 +220,8 @@ class Api:
                 number, progress = update
                 if number not in left:
                     continue  # what the engine had under way when a stop string ended it
+                if progress.finish_reason == NOT_FINITE:
+                    raise ApiError(500, NOT_FINITE_MESSAGE)
                 choice = work.choices[number]
                 feed, is_long = partial(choice.feed, progress), bool(progress.prompt_logprobs)
                 delta = await asyncio.to_thread(feed) if is_long else feed()

@@ -301,9 +301,11 @@ def test_an_invariant_engine_gives_the_same_bits_alone_and_among_others(weights)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=3, top_p=0.9)])
 def test_weights_that_are_no_numbers_give_no_answers(engine, weights, sampling):
     engine.use(weights | {"lm_head": weights["lm_head"].at[5].set(np.nan)})
-    with pytest.raises(ValueError, match="logits of answer 3 are NaN or infinite: the weights are"):
-        finish(engine, [Request(3, [4, 6], 2, sampling)])
-    engine.cancel(3)
+    request = Request(3, [4, 6], 2, sampling)
+    (progress,) = finish(engine, [request])[3]
+    assert (progress.ids, progress.finish_reason) == ([], "not_finite")
+    with pytest.raises(ValueError, match="answer 3: the model's logits are NaN or infinite: its"):
+        list(engine.run([request]))
     engine.use(weights)
 
 

@@ -363,18 +363,21 @@ def test_projections_may_have_8_bits(served, source):
     assert 0 < np.abs(np.subtract(*found)).max() < 0.3
 
 
-def test_logprobs_that_are_no_numbers_are_an_error(served, engine):
-    """JSON has no NaN; a client's parser would fail at it, or read what the model never said."""
-    asked = {"model": served.name, "prompt": "a", "max_tokens": 1, "logprobs": 0}
+def test_logits_that_are_no_numbers_are_an_error(served, engine):
+    """The answer would be one that the model never gave; other requests are answered."""
+    asked = {"model": served.name, "prompt": "a", "max_tokens": 1}
     sound = engine.params
     engine.use(jax.tree.map(lambda leaf: leaf * jnp.nan, sound))
     try:
         answer = served.post("/v1/completions", asked)
-        streamed = served.post("/v1/completions", asked | {"stream": True})
+        streamed = served.post("/v1/completions", asked | {"stream": True, "logprobs": 0})
+        scored = served.post("/v1/completions", asked | {"echo": True, "logprobs": 0})
     finally:
         engine.use(sound)
-    assert answer.status_code == 500 and "internal error" in answer.json()["error"]["message"]
-    assert "NaN" not in streamed.text and streamed.text.count("server_error") == 1
+    for failed in (answer, scored):
+        assert failed.status_code == 500 and "logits are NaN" in failed.json()["error"]["message"]
+    assert "logits are NaN" in streamed.text and streamed.text.count("server_error") == 1
+    assert served.post("/v1/completions", asked).status_code == 200
 
 
 def test_an_adapter_is_served_as_the_model_it_makes(model_directory, tiny, tmp_path):
