@@ -374,7 +374,7 @@ def test_sources_that_are_no_folder_say_what_to_give(source, tmp_path):
     cache.mkdir(parents=True)
     (cache / "config.json").write_text("{}")
     for folder, named in {
-        converted: "checkpoints of a model directory, which is converted already",
+        converted: "checkpoints is the weights of a model directory: it is converted already",
         source / "model.safetensors": "it is a file; give its folder",
         cache.parent.parent: f"give {cache}",
         "org/name": "hf download org/name --local-dir hf/name, then python -m alpacare_jax.convert",

@@ -315,8 +315,7 @@ def test_seeds_and_prompts_of_every_domain_load(arg):
 
 def test_a_small_judge_is_one_of_ours():
     config = sections.build(EvaluationConfig, build("evaluation", "small").to_dict())
-    name, _, file = config.judges.partition("=")
-    judge = Judge.load(f"{name}={REPOSITORY / file}")
+    judge = Judge.load(config.judges)
     assert "C" not in judge.request("I", "A", "B").user.split()
     law = Judge.load(f"explained={REPOSITORY}/configs/domains/law/judge.txt")
     assert law.name == "judge"
