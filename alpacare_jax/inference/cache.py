@@ -76,12 +76,16 @@ def placement(mesh: Mesh, rules: Mapping[str, str]) -> dict[str, NamedSharding]:
 
 
 def copy_row(cache: Cache, source: jax.Array, target: jax.Array, count: jax.Array) -> Cache:
-    """The cache with the first `count` positions of a row, in whole blocks, copied to another."""
+    """The cache with the first `count` positions of a row, in whole blocks, copied to another.
+
+    A negative source is a row of zeros.
+    """
     L, _, K, _, H = cache["k"].shape
 
     def copy(b: jax.Array, cache: Cache) -> Cache:
         def block(x: jax.Array) -> jax.Array:
             held = jax.lax.dynamic_slice(x, (0, source, 0, b * KEYS, 0), (L, 1, K, KEYS, H))
+            held = jnp.where(source < 0, 0, held)
             return jax.lax.dynamic_update_slice(x, held, (0, target, 0, b * KEYS, 0))
 
         return {name: block(x) for name, x in cache.items()}

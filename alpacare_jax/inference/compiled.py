@@ -38,8 +38,8 @@ class Compiled:
 
     Args:
       slots, max_length, chunk: see `Engine`.
-      all_rows, whole_chunks: the only size of a decode step is all slots, of a chunk its largest.
-      apart: no row decodes beside a chunk.
+      all_rows: the only size of a decode step is all slots.
+      invariant: the only size of a chunk is its largest, and no row decodes beside it.
     """
 
     def __init__(
@@ -49,14 +49,13 @@ class Compiled:
         max_length: int,
         chunk: int | None,
         all_rows: bool,
-        whole_chunks: bool,
-        apart: bool,
+        invariant: bool,
     ):
         usual = ON_CPU if programs.platform == "cpu" else ON_ACCELERATOR
         most = min(-(-(chunk or usual.chunk) // PIECE), slots * -(-max_length // PIECE))
         self.rows = halves(slots, slots if all_rows else usual.least_rows)
-        self.pieces = halves(most, most if whole_chunks else usual.least_pieces)
-        self.beside = 0 if apart else slots
+        self.pieces = halves(most, most if invariant else usual.least_pieces)
+        self.beside = 0 if invariant else slots
         self.programs, self._done = programs, dict[tuple[str, int], Any]()
 
     def chunk_arguments(

@@ -80,9 +80,7 @@ class Engine:
             raise ValueError(f"burst must be at least 1 and at most {BURST}")
         programs = Programs(config, dtype, eos_ids, slots, max_length, mesh, rules)
         one_size = invariant or groups > 1
-        self._programs = Compiled(
-            programs, slots, max_length, chunk, one_size, whole_chunks=invariant, apart=invariant
-        )
+        self._programs = Compiled(programs, slots, max_length, chunk, one_size, invariant)
         self.chunk = self._programs.pieces[0] * PIECE
         self._state: Any = None
         self._queue: collections.deque[Request] = collections.deque()
@@ -272,6 +270,8 @@ class Engine:
         row, ids = self._rows[slot], new["tokens"][:count].tolist()
         if not new["finite"][:count].all():
             del self._rows[slot]
+            self._held[slot] = np.zeros(0, np.int64)
+            self._copy_row(-1, slot, self.max_length)  # NaN times a weight of zero is NaN
             return Progress(row.request.index, [], [], None, NOT_FINITE)
         row.ids += ids
         written = [] if self._invariant else row.ids[:-1]  # decoded keys are rounded otherwise

@@ -299,14 +299,17 @@ def test_an_invariant_engine_gives_the_same_bits_alone_and_among_others(weights)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=3, top_p=0.9)])
-def test_weights_that_are_no_numbers_give_no_answers(engine, weights, sampling):
-    engine.use(weights | {"lm_head": weights["lm_head"].at[5].set(np.nan)})
-    request = Request(3, [4, 6], 2, sampling)
+def test_non_finite_logits_end_an_answer(engine, weights, sampling):
+    other = Request(4, [4, 6], 4, sampling)
+    want = ids_of(finish(engine, [other])[4])
+    engine.use(jax.tree.map(lambda leaf: leaf * jnp.nan, weights))
+    request = Request(3, [4, 6] * 25, 2, sampling)  # its keys are NaN, beyond those of `other`
     (progress,) = finish(engine, [request])[3]
     assert (progress.ids, progress.finish_reason) == ([], "not_finite")
     with pytest.raises(ValueError, match="answer 3: the model's logits are NaN or infinite: its"):
         list(engine.run([request]))
     engine.use(weights)
+    assert ids_of(finish(engine, [other])[4]) == want, "in the same slot"
 
 
 @pytest.mark.parametrize("what", ["prompt", "bias"])

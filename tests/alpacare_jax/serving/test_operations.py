@@ -363,7 +363,7 @@ def test_projections_may_have_8_bits(served, source):
     assert 0 < np.abs(np.subtract(*found)).max() < 0.3
 
 
-def test_logits_that_are_no_numbers_are_an_error(served, engine):
+def test_non_finite_logits_are_an_error(served, engine):
     """The answer would be one that the model never gave; other requests are answered."""
     asked = {"model": served.name, "prompt": "a", "max_tokens": 1}
     sound = engine.params
